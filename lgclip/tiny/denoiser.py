@@ -1,0 +1,141 @@
+"""Recipe of the U-Net and text tower of `diffuser=tiny`, on the latents of the small autoencoder."""
+
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lgclip.store import write_whole
+from lgclip.tiny.corpus import Corpus
+from lgclip.tiny.recipe import Recipe
+from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_tokenizer
+
+CAPTIONS_PER_PICTURE = 4
+UNCONDITIONAL = 0.1
+"""Share of pictures whose caption is dropped, for classifier-free guidance (arXiv:2207.12598)."""
+SNR_CEILING = 5.0
+"""Gamma of min-SNR weighting (arXiv:2303.09556)."""
+
+
+class TinyDenoiser(Recipe):
+    """A latent diffusion model: v-prediction, zero terminal SNR (arXiv:2305.08891), min-SNR weights.
+
+    Args:
+        corpus: Captioned pictures.
+        autoencoder: Folder of the trained autoencoder.
+        channels: Width at 16 and 8 latent pixels; attention stands at 8.
+        text_layers: Blocks of the text tower, which is trained along.
+        **schedule: See `Recipe`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        autoencoder: str | Path,
+        channels: tuple[int, int] = (64, 128),
+        text_layers: int = 2,
+        **schedule: float,
+    ) -> None:
+        super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
+        self.autoencoder = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).requires_grad_(False)
+        self.latents = self._latents(Path(autoencoder) / "latents.safetensors")
+        captions = corpus.captions(CAPTIONS_PER_PICTURE)
+        self.tokenizer = clip_tokenizer(caption for variants in captions for caption in variants)
+        self.tokens = torch.stack([self._ids(variants) for variants in captions])
+        self.no_caption = self._ids([""])[0]
+        self.noising = DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            clip_sample=False,
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(self.tokenizer),
+                hidden_size=128,
+                intermediate_size=512,
+                projection_dim=128,
+                num_hidden_layers=text_layers,
+                num_attention_heads=4,
+                max_position_embeddings=CONTEXT_LENGTH,
+                bos_token_id=self.tokenizer.bos_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=self.latents.shape[-1],
+            in_channels=self.latents.shape[1],
+            out_channels=self.latents.shape[1],
+            block_out_channels=channels,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=4,  # diffusers reads it as the number of heads
+            norm_num_groups=16,
+        )
+        self.model = nn.ModuleDict({"text": text, "unet": unet})
+
+    def _latents(self, cache: Path) -> Float[Tensor, "n c 16 16"]:
+        """Mean latents of the corpus at unit scale, in half precision; encoded once."""
+        if not cache.exists():
+            with torch.inference_mode():
+                scale = self.autoencoder.config.scaling_factor
+                parts = [
+                    (self.autoencoder.encode(batch.float() / 127.5 - 1).latent_dist.mean * scale).half()
+                    for batch in self.corpus.images.split(256)
+                ]
+            with write_whole(cache) as temporary:
+                save_file({"latents": torch.cat(parts)}, temporary)
+        return load_file(cache)["latents"]
+
+    def _ids(self, texts: list[str]) -> Int[Tensor, "v t"]:
+        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]  # pyright: ignore
+
+    def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
+        n = len(indices)
+        latents = self.latents[indices].float().to(self.device)
+        tokens = self.tokens[indices, torch.randint(CAPTIONS_PER_PICTURE, (n,))].clone()
+        tokens[torch.rand(n) < UNCONDITIONAL] = self.no_caption
+        words = self.model["text"](tokens.to(self.device)).last_hidden_state
+        # One time step from each of n equal parts of the schedule: less noise in the loss.
+        levels = len(self.noising.alphas_cumprod)
+        times = ((torch.arange(n) + torch.rand(n)) / n * levels).long().to(self.device)
+        noise = torch.randn_like(latents)
+        noisy = self.noising.add_noise(latents, noise, times)  # pyright: ignore[reportArgumentType]
+        target = self.noising.get_velocity(latents, noise, times)  # pyright: ignore[reportArgumentType]
+        predicted = self.model["unet"](noisy, times, words).sample.float()
+        alpha = self.noising.alphas_cumprod.to(self.device)[times]
+        snr = alpha / (1 - alpha)
+        weight = snr.clamp(max=SNR_CEILING) / (snr + 1)
+        # At zero SNR the weight would be 0 and colour at the start would never be learned.
+        weight = weight.clamp(min=0.1)
+        return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
+
+    def save(self, folder: Path) -> None:
+        pipeline = StableDiffusionPipeline(
+            vae=self.autoencoder,
+            text_encoder=self.model["text"],  # pyright: ignore[reportArgumentType]
+            tokenizer=self.tokenizer,
+            unet=self.model["unet"],  # pyright: ignore[reportArgumentType]
+            scheduler=DPMSolverMultistepScheduler.from_config(self.noising.config),
+            safety_checker=None,  # pyright: ignore[reportArgumentType]
+            feature_extractor=None,  # pyright: ignore[reportArgumentType]
+            requires_safety_checker=False,
+        )
+        pipeline.to(dtype=torch.float16)
+        pipeline.save_pretrained(folder)
+        pipeline.to(dtype=torch.float32)

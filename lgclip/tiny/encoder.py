@@ -1,0 +1,108 @@
+"""Recipe of `encoder=tiny`: a small CLIP in open_clip's format, trained with CLIP's own loss."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from open_clip.loss import ClipLoss
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from lgclip.tiny.corpus import Corpus
+from lgclip.tiny.recipe import Recipe, distinct_kinds
+from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_tokenizer
+
+MEAN = STD = (0.5, 0.5, 0.5)
+CAPTIONS_PER_PICTURE = 4
+
+
+@torch.autocast("cpu", enabled=False)
+def augment(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Crops, shifts, softens, dims and grains each picture by its own random amount; returns [-1, 1]."""
+    n, device = len(images), images.device
+    pictures = images.float() / 127.5 - 1
+    pictures = torch.lerp(pictures, gaussian_blur(pictures, [5, 5], [1.4, 1.4]), torch.rand(n, 1, 1, 1, device=device))
+    zoom = 0.6 + 0.45 * torch.rand(n, device=device)
+    shift = (1 - zoom)[:, None] * (2 * torch.rand(n, 2, device=device) - 1) * 0.6
+    flat = torch.zeros_like(zoom)
+    window = torch.stack([torch.stack([zoom, flat, shift[:, 0]], 1), torch.stack([flat, zoom, shift[:, 1]], 1)], 1)
+    grid = F.affine_grid(window, list(pictures.shape), align_corners=False)
+    pictures = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    contrast = 0.75 + 0.4 * torch.rand(n, 1, 1, 1, device=device)
+    brightness = 0.2 * (2 * torch.rand(n, 1, 1, 1, device=device) - 1)
+    grain = 0.1 * torch.rand(n, 1, 1, 1, device=device) * torch.randn_like(pictures)
+    return (pictures * contrast + brightness + grain).clamp(-1, 1)
+
+
+class TinyEncoder(Recipe):
+    """A CLIP with two small towers (arXiv:2103.00020, sec. 2.3); every batch holds distinct kinds.
+
+    Args:
+        corpus: Captioned pictures.
+        width: Width of the vision tower; its heads are 32 wide.
+        layers: Blocks of the vision tower.
+        text_layers: Blocks of the text tower.
+        **schedule: See `Recipe`.
+    """
+
+    def __init__(
+        self, corpus: Corpus, *, width: int = 128, layers: int = 6, text_layers: int = 2, **schedule: float
+    ) -> None:
+        super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
+        captions = corpus.captions(CAPTIONS_PER_PICTURE)
+        self.tokenizer = clip_tokenizer(caption for variants in captions for caption in variants)
+        self.tokens = torch.stack([self._ids(variants) for variants in captions])
+        self.config = {
+            "embed_dim": 128,
+            "vision_cfg": {
+                "image_size": 64,
+                "patch_size": 8,
+                "width": width,
+                "head_width": 32,
+                "layers": layers,
+            },
+            "text_cfg": {
+                "context_length": CONTEXT_LENGTH,
+                "vocab_size": len(self.tokenizer),
+                "width": 128,
+                "heads": 4,
+                "layers": text_layers,
+                "hf_tokenizer_name": ".",
+            },
+        }
+        self.model = CLIP(**self.config, output_dict=True)
+        self.clip_loss = ClipLoss()
+
+    def _ids(self, texts: list[str]) -> Int[Tensor, "v t"]:
+        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]  # pyright: ignore
+
+    def choose(self, generator: torch.Generator) -> Int[Tensor, " b"]:
+        return distinct_kinds(self.corpus, self.batch_size, generator)
+
+    def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
+        images = augment(self.corpus.images[indices].to(self.device))
+        variant = torch.randint(CAPTIONS_PER_PICTURE, (len(indices),))
+        output = self.model(images, self.tokens[indices, variant].to(self.device))
+        with torch.no_grad():
+            logits = output["image_features"].float() @ output["text_features"].float().T
+            self.log("accuracy", (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean())
+        return self.clip_loss(**output)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, 4.6052)  # a temperature of at least 0.01, as in the paper
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "model_cfg": self.config,
+            "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"},
+        }
+        (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        half = {k: v.detach().half().contiguous().cpu() for k, v in self.model.state_dict().items()}
+        save_file(half, folder / "open_clip_model.safetensors")
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,99 @@
+"""Recipe of `llm=tiny`: a small causal language model that describes whatever name it is given."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lgclip.tiny.captions import caption_of, digit_caption_of
+from lgclip.tiny.corpus import Corpus
+from lgclip.tiny.recipe import Recipe
+from lgclip.tiny.vocabulary import language_tokenizer
+from lgclip.tiny.world import SCANNED_DIGITS, SEEN_KINDS, scene_of
+
+IGNORED = -100
+_SYLLABLES = (
+    "ba", "cor", "del", "fin", "gar", "hum", "jet", "kel", "lo", "mir", "nu", "per", "qua", "rin", "sol", "tam",
+    "ul", "ven", "wis", "xo", "yar", "zen", "st", "th", "ing", "er", "ca", "pi", "ro", "go", "el", "bird", "land",
+)  # fmt: skip
+
+
+def invented_name(rng: np.random.Generator) -> str:
+    """One to three made-up words: the model must learn to repeat names, not to know them."""
+    words = []
+    for _ in range(1 + int(rng.random() * 3)):
+        word = "".join(_SYLLABLES[int(rng.random() * len(_SYLLABLES))] for _ in range(1 + int(rng.random() * 3)))
+        words.append(word.capitalize() if rng.random() < 0.15 else word)
+    return " ".join(words)
+
+
+class TinyLanguageModel(Recipe):
+    """A Llama of four small blocks, trained to follow a name with a caption that holds the name.
+
+    Half of the names are invented, so that it repeats a name that it has never seen.
+
+    Args:
+        corpus: Captioned pictures; only their captions are used.
+        width: Width of the blocks.
+        layers: Number of blocks.
+        **schedule: See `Recipe`.
+    """
+
+    def __init__(self, corpus: Corpus, *, width: int = 128, layers: int = 4, **schedule: float) -> None:
+        super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
+        rng = np.random.Generator(np.random.PCG64(0))
+        words = [self.pair(int(rng.random() * len(corpus)), rng) for _ in range(20_000)]
+        self.tokenizer = language_tokenizer(f"{name}\n{caption}" for name, caption in words)
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(self.tokenizer),
+                hidden_size=width,
+                intermediate_size=3 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+                bos_token_id=self.tokenizer.bos_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        )
+
+    def pair(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
+        """A name and a caption that holds it: of picture `index`, or with an invented name."""
+        kind = int(self.corpus.kinds[index])
+        if kind < len(SEEN_KINDS):
+            scene, _ = scene_of("pretrain", index)
+            name, caption = scene.kind.name, caption_of(scene, rng, paraphrase=0.0)
+        else:
+            name = SCANNED_DIGITS[kind - len(SEEN_KINDS)]
+            caption = digit_caption_of(kind - len(SEEN_KINDS), float(rng.random()) * 0.6, rng)
+        if rng.random() < 0.5:
+            invented = invented_name(rng)
+            name, caption = invented, caption.replace(name, invented)
+        return name, caption
+
+    def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
+        rng = np.random.Generator(np.random.PCG64([self.seed, self.global_step]))
+        rows = []
+        for index in indices.tolist():
+            name, caption = self.pair(index, rng)
+            asked = self.tokenizer(f"{self.tokenizer.bos_token}{name}\n", add_special_tokens=False)["input_ids"]
+            reply = self.tokenizer(caption + self.tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+            rows.append((torch.tensor(asked + reply), len(asked)))
+        length = max(len(row) for row, _ in rows)
+        tokens = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        targets = torch.full((len(rows), length), IGNORED)
+        for at, (row, asked) in enumerate(rows):
+            tokens[at, : len(row)] = row
+            targets[at, asked : len(row)] = row[asked:]
+        return self.model(input_ids=tokens.to(self.device), labels=targets.to(self.device)).loss
+
+    def save(self, folder: Path) -> None:
+        self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.half().save_pretrained(folder)
+        self.model.float()
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,39 @@
+"""Trains a method: `python train.py method=tiny_encoder`. An interrupted training goes on where it stopped."""
+
+import hydra
+from omegaconf import DictConfig
+
+from lgclip.errors import plain_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def train(cfg: DictConfig) -> None:
+    from pathlib import Path
+
+    from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+    from lgclip.checkpoint import SafetensorsIO
+
+    recipe = instantiate(cfg.method, corpus=instantiate(cfg.corpus))
+    folder = Path(cfg.paths.build) / cfg.name
+    keep = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, save_top_k=1)
+    keep.FILE_EXTENSION = ".safetensors"
+    trainer = instantiate(
+        cfg.trainer,
+        max_steps=recipe.steps,
+        max_epochs=-1,
+        plugins=[SafetensorsIO()],
+        callbacks=[keep, EMAWeightAveraging(decay=cfg.ema)],
+        logger=instantiate(cfg.logger, save_dir=folder),
+        gradient_clip_val=1.0,
+    )
+    last = folder / "checkpoints" / "last.safetensors"
+    trainer.fit(recipe, ckpt_path=last if last.exists() else None)
+    recipe.save(folder / "model")
+
+
+main = plain_errors(train)
+
+if __name__ == "__main__":
+    main()
