@@ -1,0 +1,50 @@
+"""The words every stage shares, and the legend of the shapes.
+
+Letters in shapes: b batch, c classes, k synthetic images of a class, n images, s scales (views of
+one image), d feature width, h and w pixels.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Prompt(NamedTuple):
+    """One sentence to draw a class from.
+
+    Attributes:
+        class_index: The class, by its place in the data set's list of names.
+        text: The sentence.
+        repeat: How often the same sentence came before in its class: 0 for the first.
+    """
+
+    class_index: int
+    text: str
+    repeat: int
+
+
+class ImageBatch(NamedTuple):
+    """Views of some images, ready for an encoder.
+
+    Attributes:
+        ids: Content keys of the images.
+        views: Preprocessed pixels.
+    """
+
+    ids: list[str]
+    views: Float[Tensor, "b s 3 h w"]
+
+
+class FeatureBatch(NamedTuple):
+    """Unit features of some images or sentences.
+
+    Attributes:
+        features: One unit vector a view.
+        labels: Class indices.
+        indices: Places in the stream that the features come from.
+    """
+
+    features: Float[Tensor, "b s d"]
+    labels: Int[Tensor, " b"]
+    indices: Int[Tensor, " b"]
