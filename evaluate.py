@@ -1,0 +1,52 @@
+"""Judges a label list: `python evaluate.py dataset=shapes encoder=tiny`. What is stored is not made again."""
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.errors import plain_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def evaluate(cfg: DictConfig) -> float:
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import instantiate
+
+    from lgclip.contact_sheet import sheet_of
+    from lgclip.features import encode
+    from lgclip.generation import draw
+    from lgclip.report import result_of, table, write_report
+    from lgclip.stages import StageBar, Stages
+    from lgclip.store import open_root
+    from lgclip.tracking import track
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    root = open_root(cfg.paths.store)
+    groups = ("dataset", "llm", "diffuser", "encoder", "scales")
+    dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
+    method = instantiate(cfg.method, scales=scales, has_text=encoder.has_text, _convert_="all")
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
+    with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True)) as tracker:
+        stages = Stages(trainer)
+        drawing = None
+        if method.needs_images:
+            counts = {name: cfg[name] for name in ("prompts_per_class", "images_per_prompt", "seed")}
+            drawing = draw(stages, dataset.class_names, writer, diffuser, root, **counts)
+        data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=cfg.workers)
+        trainer.test(method, datamodule=data, verbose=False)
+        if trainer.is_global_zero:
+            parts = {"llm": writer, "diffuser": diffuser} if drawing else {}
+            result = result_of(cfg, dataset, {**parts, "encoder": encoder, "scales": scales}, data, method, stages)
+            judged = method.results[result["method"]]
+            write_report(folder, result, judged, dataset.class_names)
+            sheet_of(folder / "prototypes.png", dataset, drawing, judged)
+            tracker.log(result, dataset, drawing, judged)
+            print(f"{table(result)}\n{folder}")
+    return float(method.top1)
+
+
+main = plain_errors(evaluate)
+
+if __name__ == "__main__":
+    main()

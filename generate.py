@@ -1,0 +1,34 @@
+"""Writes prompts and draws images: `python generate.py dataset=shapes`. What is stored is not made again."""
+
+import hydra
+from omegaconf import DictConfig
+
+from lgclip.errors import plain_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+def generate(cfg: DictConfig) -> None:
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import instantiate
+
+    from lgclip.generation import draw, write_list
+    from lgclip.stages import StageBar, Stages
+    from lgclip.store import open_root
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    root = open_root(cfg.paths.store)
+    dataset, writer, diffuser = (instantiate(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
+    counts = {name: cfg[name] for name in ("prompts_per_class", "images_per_prompt", "seed")}
+    drawing = draw(Stages(trainer), dataset.class_names, writer, diffuser, root, **counts)
+    if trainer.is_global_zero:
+        write_list(folder / "images.jsonl", drawing, dataset.class_names)
+        print(f"{len(drawing.ids)} images of {len(dataset.class_names)} classes, listed in {folder / 'images.jsonl'}")
+
+
+main = plain_errors(generate)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`lgclip`: what is not a run. The runs' own commands, `lgclip-evaluate` and its kin, start here too."""
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+
+def _script(name: str) -> None:
+    """Runs an entry script: the checkout's own, or the copy that a wheel carries."""
+    here = Path(__file__).resolve().parent
+    places = [here / "scripts" / f"{name}.py", here.parent / f"{name}.py"]
+    path = next(place for place in places if place.exists())
+    sys.argv[0] = str(path)
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def generate() -> None:
+    """Console command `lgclip-generate`."""
+    _script("generate")
+
+
+def train() -> None:
+    """Console command `lgclip-train`."""
+    _script("train")
+
+
+def evaluate() -> None:
+    """Console command `lgclip-evaluate`."""
+    _script("evaluate")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lgclip", description="Looks at what runs have left behind.")
+    parts = parser.add_subparsers(dest="part", required=True)
+    store = parts.add_parser("store", help="the stores of prompts, images and features")
+    actions = store.add_subparsers(dest="action", required=True)
+    features = actions.add_parser("features", help="write the features that a run's number came from")
+    features.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, with its result.json")
+    features.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console command `lgclip`.
+
+    Args:
+        argv: Arguments; None takes the process's own.
+
+    Returns:
+        Exit status.
+    """
+    args = _parser().parse_args(argv)
+    from lgclip.export import export_features
+
+    try:
+        print(export_features(args.run, args.out))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

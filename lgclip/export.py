@@ -1,0 +1,49 @@
+"""What a run's number came from, in files that need nothing of this package to be read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from lgclip.diffuser import image_prompts
+from lgclip.features import real_stream, synthetic_stream
+from lgclip.generation import Drawing, Writing
+from lgclip.store import PromptStore, open_root, write_whole
+
+
+def export_features(run: Path, out: Path) -> str:
+    """Writes a run's features: `real` (n, s, d), `real_labels` (n,), `synthetic` (c, k, s, d), float32.
+
+    Args:
+        run: A run's folder.
+        out: The .npz file to write.
+
+    Returns:
+        One line on what was written.
+
+    Raises:
+        ValueError: If the folder holds no finished run, or its store is not complete any more.
+    """
+    path = run / "result.json"
+    if not path.is_file():
+        raise ValueError(f"{run} holds no result.json: name the folder of a finished run")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    cfg = OmegaConf.create(result["config"])
+    root = open_root(cfg.paths.store)
+    groups = ("dataset", "llm", "diffuser", "encoder", "scales")
+    dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
+    real = real_stream(dataset, encoder, scales, root)
+    arrays = {"real": real.features().numpy(), "real_labels": np.array(real.labels, dtype=np.int64)}
+    if result["diffuser"]:
+        texts = Writing(writer, PromptStore(root), dataset.class_names, cfg.prompts_per_class, cfg.seed).texts()
+        drawing = Drawing(diffuser, root, image_prompts(texts, cfg.prompts_per_class, cfg.images_per_prompt), cfg.seed)
+        synthetic = synthetic_stream(drawing, encoder, scales, root)
+        # Drawn class by class, and every class has prompts_per_class * images_per_prompt images.
+        arrays["synthetic"] = synthetic.features().unflatten(0, (len(dataset.class_names), -1)).numpy()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with write_whole(out) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
+    return f"{out}: {shapes}"

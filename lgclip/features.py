@@ -1,0 +1,156 @@
+"""The encoding stage: every device encodes its share of what has no features yet."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from lightning import LightningModule
+
+from lgclip.batch import ImageBatch
+from lgclip.data import TEXT_VIEW, Stream, Streams
+from lgclip.datasets import Dataset
+from lgclip.encoder import Encoder, Towers
+from lgclip.generation import Drawing
+from lgclip.identity import key_of
+from lgclip.scales import Scales
+from lgclip.store import FeatureStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import Float
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from lgclip.stages import Stages
+
+
+class SharedViews:
+    """Crops an image at every scale and preprocesses each crop; decodes nothing twice.
+
+    Args:
+        encoder: Whose preprocessing to use; read when the first image comes.
+        scales: Which crops to take.
+    """
+
+    def __init__(self, encoder: Encoder, scales: Scales) -> None:
+        self._encoder, self._scales = encoder, scales
+        self._transform = None
+
+    def __call__(self, image: "Image", image_id: str) -> "Float[Tensor, 's 3 h w']":
+        if self._transform is None:
+            self._transform = self._encoder.transform()
+        return torch.stack([self._transform(crop) for crop in self._scales.crop(image, image_id)])
+
+
+class Encoding(LightningModule):
+    """Images and sentences to stored unit features.
+
+    Args:
+        encoder: Who encodes.
+        data: What to encode, and where the features go.
+    """
+
+    unit = "image"
+
+    def __init__(self, encoder: Encoder, data: Streams) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._data = data
+        self.towers: Towers | None = None
+
+    def missing(self) -> list[int]:
+        """Places of everything without features, stream after stream."""
+        return [at for stream in self._data.streams for at in stream.missing()]
+
+    def on_predict_start(self) -> None:
+        self.towers = self.encoder.load(self.device)
+
+    def on_predict_end(self) -> None:
+        self.towers = None
+
+    def predict_step(self, batch: ImageBatch | list[tuple[str, str]], batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert self.towers is not None
+        stream = self._data.streams[dataloader_idx]
+        if isinstance(batch, ImageBatch):
+            n, s = batch.views.shape[:2]
+            parts = [self.towers.images(part) for part in batch.views.flatten(0, 1).split(self.encoder.batch_size)]
+            stream.store.add(batch.ids, stream.views, torch.cat(parts).unflatten(0, (n, s)))
+        else:
+            ids, sentences = [name for name, _ in batch], [text for _, text in batch]
+            stream.store.add(ids, TEXT_VIEW, self.towers.texts(sentences)[:, None])
+
+
+def text_stream(dataset: Dataset, encoder: Encoder, root: "Path") -> Stream:
+    """The sentences of the text baseline: every template with every class name."""
+    pairs = [
+        (label, template.replace("{}", name))
+        for label, name in enumerate(dataset.class_names)
+        for template in dataset.templates
+    ]
+    return Stream(
+        name="text",
+        ids=[key_of({"sentence": sentence}) for _, sentence in pairs],
+        labels=[label for label, _ in pairs],
+        views=TEXT_VIEW,
+        store=FeatureStore(root, encoder.inputs(), {"source": "sentences"}),
+        load=lambda at: pairs[at][1],
+    )
+
+
+def synthetic_stream(drawing: Drawing, encoder: Encoder, scales: Scales, root: "Path") -> Stream:
+    """The drawn images."""
+    return Stream(
+        name="synthetic",
+        ids=drawing.ids,
+        labels=[prompt.class_index for prompt in drawing.prompts],
+        views=scales.views,
+        store=FeatureStore(root, encoder.inputs(), {"source": "synthetic", "images": drawing.store.key}),
+        load=drawing.image,
+    )
+
+
+def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: "Path") -> Stream:
+    """The images to judge."""
+    return Stream(
+        name="real",
+        ids=dataset.ids,
+        labels=dataset.labels,
+        views=scales.views,
+        store=FeatureStore(root, encoder.inputs(), dataset.source()),
+        load=dataset.image,
+    )
+
+
+def encode(
+    stages: "Stages",
+    dataset: Dataset,
+    encoder: Encoder,
+    scales: Scales,
+    root: "Path",
+    *,
+    drawing: Drawing | None,
+    workers: int,
+) -> Streams:
+    """Everything that is to be judged, and what it is judged by, to features.
+
+    Args:
+        stages: Runs the stage.
+        dataset: The images to judge.
+        encoder: Who encodes.
+        scales: Views of an image.
+        root: The store's folder.
+        drawing: The synthetic images; None if the method needs none.
+        workers: Processes that decode images.
+
+    Raises:
+        ValueError: If `workers` is negative.
+    """
+    if workers < 0:
+        raise ValueError(f"workers={workers}: it must be at least 0")
+    streams = [text_stream(dataset, encoder, root)] if encoder.has_text else []
+    if drawing is not None:
+        streams.append(synthetic_stream(drawing, encoder, scales, root))
+    streams.append(real_stream(dataset, encoder, scales, root))
+    data = Streams(streams, len(dataset.class_names), SharedViews(encoder, scales), encoder.batch_size, workers)
+    stages.complete("features", Encoding(encoder, data), sum(len(s.ids) for s in streams), data)
+    return data

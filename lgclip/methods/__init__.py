@@ -1,0 +1,1 @@
+"""How images are judged: one file a method."""

@@ -1,0 +1,162 @@
+"""What a run leaves behind: result.json, per_class.csv, predictions.csv, and a table for the eye."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.data import Streams
+from lgclip.datasets import Dataset
+from lgclip.identity import inputs_of
+from lgclip.methods.base import Classifier, Judged
+from lgclip.stages import Stages
+from lgclip.statistics import metrics, per_class
+from lgclip.store import write_whole
+
+RESULT_SCHEMA = 1
+"""Version of result.json: raised when a field changes its meaning."""
+
+_PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that lgclip is run from, `-dirty` if it was changed; None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip() if tracked.returncode == 0 else None
+
+
+def result_of(
+    config: DictConfig,
+    dataset: Dataset,
+    parts: Mapping[str, Any],
+    data: Streams,
+    method: Classifier,
+    stages: Stages,
+) -> dict[str, Any]:
+    """Content of result.json.
+
+    Args:
+        config: The run's config.
+        dataset: What was judged.
+        parts: The parts that took part, by config group.
+        data: The streams that were judged.
+        method: The method, after its test.
+        stages: What each stage did.
+
+    Raises:
+        ValueError: If not every image of the data set was judged once.
+    """
+    num_classes, n = len(dataset.class_names), len(dataset)
+    figures = {}
+    for name, judged in method.results.items():
+        if judged.index.tolist() != list(range(n)):
+            raise ValueError(f"{name}: {len(judged.index)} images were judged, the data set has {n}")
+        figures[name] = metrics(judged.label.numpy(), judged.rank.numpy(), num_classes)
+    first, *others = figures
+    made = {
+        group: {"choice": HydraConfig.get().runtime.choices.get(group), **inputs_of(p)} for group, p in parts.items()
+    }
+    return {
+        "schema": RESULT_SCHEMA,
+        "method": first,
+        "dataset": {"name": dataset.name, "split": dataset.split, "source": dataset.source()},
+        "n": n,
+        "num_classes": num_classes,
+        **{group: made.get(group) for group in ("encoder", "llm", "diffuser", "scales")},
+        "prompts_per_class": config.prompts_per_class if "diffuser" in parts else 0,
+        "images_per_prompt": config.images_per_prompt if "diffuser" in parts else 0,
+        "seed": config.seed,
+        "metrics": figures[first],
+        "beside": {name: figures[name] for name in others},
+        "baseline": figures.get("clip_text"),
+        "stages": [asdict(account) for account in stages.accounts],
+        "store": {stream.name: stream.store.key for stream in data.streams},
+        "config": OmegaConf.to_container(config, resolve=True),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with write_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def write_report(folder: Path, result: Mapping[str, Any], judged: Judged, class_names: Sequence[str]) -> None:
+    """Writes the three files of one run; result.json last, so that it stands for a finished run.
+
+    Args:
+        folder: The run's folder.
+        result: Content of result.json.
+        judged: The method's judgement of every image.
+        class_names: Name of each class.
+    """
+    columns = [column.tolist() for column in judged]
+    _write_csv(folder / "predictions.csv", ("index", "label", "prediction", "rank"), zip(*columns, strict=True))
+    mistaken = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
+    wrong = (judged.rank > 0).numpy()
+    np.add.at(mistaken, (judged.label.numpy()[wrong], judged.prediction.numpy()[wrong]), 1)
+    rows = []
+    for c, counts in enumerate(per_class(judged.label.numpy(), judged.rank.numpy(), len(class_names))):
+        other = int(mistaken[c].argmax())
+        rows.append((
+            c, class_names[c], counts["n"], counts["right"],
+            f"{counts['right'] / counts['n']:.6f}" if counts["n"] else "",
+            class_names[other] if mistaken[c, other] else "", int(mistaken[c, other]),
+        ))  # fmt: skip
+    header = ("class", "name", "n", "right", "accuracy", "most_taken_for", "times")
+    _write_csv(folder / "per_class.csv", header, rows)
+    with write_whole(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The short table at the end of a run."""
+    lines = [f"{'method':<10} {'n':>6} {'top-1':>7} {'95% interval':>15} {'top-5':>7} {'per class':>10}"]
+    for name, m in {result["method"]: result["metrics"], **result["beside"]}.items():
+        low, high = m["top1_ci95"]
+        interval = f"{100 * low:.1f} - {100 * high:.1f}"
+        lines.append(
+            f"{name:<10} {result['n']:>6} {100 * m['top1']:>6.1f}% {interval:>15} {100 * m['top5']:>6.1f}% "
+            f"{100 * m['mean_per_class']:>9.1f}%"
+        )
+    if result["baseline"] is None:
+        lines.append("clip_text: none, this encoder has no text tower")
+    data = result["dataset"]
+    lines.append(f"{data['name']}, {data['split']}: {result['num_classes']} classes, {result['n']} images")
+    for stage in result["stages"]:
+        lines.append(
+            f"{stage['stage']:<9} made {stage['made']:>6}, re-used {stage['reused']:>6}, {stage['seconds']:>6.1f} s"
+        )
+    return "\n".join(lines)
