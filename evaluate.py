@@ -17,15 +17,17 @@ def evaluate(cfg: DictConfig) -> float:
     from lgclip.features import encode
     from lgclip.generation import draw
     from lgclip.report import result_of, table, write_report
-    from lgclip.stages import StageBar, Stages
+    from lgclip.stages import StageBar, Stages, quiet
     from lgclip.store import open_root
     from lgclip.tracking import track
 
+    quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
     dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
-    method = instantiate(cfg.method, scales=scales, has_text=encoder.has_text, _convert_="all")
+    # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
+    method = instantiate(cfg.method, _partial_=True, _convert_="all")(scales=scales, has_text=encoder.has_text)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True)) as tracker:
         stages = Stages(trainer)

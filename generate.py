@@ -14,9 +14,10 @@ def generate(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from lgclip.generation import draw, write_list
-    from lgclip.stages import StageBar, Stages
+    from lgclip.stages import StageBar, Stages, quiet
     from lgclip.store import open_root
 
+    quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
     dataset, writer, diffuser = (instantiate(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))

@@ -14,7 +14,9 @@ def train(cfg: DictConfig) -> None:
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
     from lgclip.checkpoint import SafetensorsIO
+    from lgclip.stages import quiet
 
+    quiet()
     recipe = instantiate(cfg.method, corpus=instantiate(cfg.corpus))
     folder = Path(cfg.paths.build) / cfg.name
     keep = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, save_top_k=1)

@@ -115,7 +115,9 @@ class Streams(LightningDataModule):
                 loaders.append(DataLoader(sentences, batch_size=self._batch_size, collate_fn=list))
             else:
                 pictures = _Pictures(stream, places, self._views)
-                loaders.append(DataLoader(pictures, self._batch_size, collate_fn=_stack, num_workers=self._workers))
+                loaders.append(
+                    DataLoader(pictures, batch_size=self._batch_size, collate_fn=_stack, num_workers=self._workers)
+                )
         return loaders
 
     def test_dataloader(self) -> list[DataLoader[Any]]:

@@ -1,13 +1,24 @@
 """Runs a stage if something is missing, shows its progress, and keeps account of it."""
 
+import logging
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
+
+
+def quiet() -> None:
+    """Silences what Lightning says of itself; what a stage does is shown by its bar."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Its own call of a deprecated name, of no use to whoever reads the run's output.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # Workers are a config value here, and small sets are faster without.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 
 @dataclass(frozen=True)
