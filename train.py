@@ -20,7 +20,7 @@ def train(cfg: DictConfig) -> None:
     recipe = instantiate(cfg.method, corpus=instantiate(cfg.corpus))
     folder = Path(cfg.paths.build) / cfg.name
     keep = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, save_top_k=1)
-    keep.FILE_EXTENSION = ".safetensors"
+    keep.FILE_EXTENSION = ".safetensors"  # pyright: ignore[reportAttributeAccessIssue]
     trainer = instantiate(
         cfg.trainer,
         max_steps=recipe.steps,

@@ -64,7 +64,7 @@ class Diffuser:
     def load(self, device: "torch.device") -> Brush:
         """The pipeline on `device`."""
         import torch
-        from diffusers import AutoPipelineForText2Image
+        from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.utils import logging as diffusers_logging
 
         diffusers_logging.disable_progress_bar()

@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
@@ -52,6 +52,6 @@ def _message(error: BaseException) -> str:
     return text
 
 
-def _did_you_mean(wanted: str, known: list[str], prefix: str = "") -> str:
+def _did_you_mean(wanted: str, known: Sequence[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
     return f"\nDid you mean '{prefix + '.' if prefix else ''}{close[0]}'?" if close else ""

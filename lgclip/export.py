@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
@@ -30,7 +31,7 @@ def export_features(run: Path, out: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{run} holds no result.json: name the folder of a finished run")
     result = json.loads(path.read_text(encoding="utf-8"))
-    cfg = OmegaConf.create(result["config"])
+    cfg: Any = OmegaConf.create(result["config"])
     root = open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
     dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)

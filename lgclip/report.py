@@ -122,7 +122,7 @@ def write_report(folder: Path, result: Mapping[str, Any], judged: Judged, class_
         judged: The method's judgement of every image.
         class_names: Name of each class.
     """
-    columns = [column.tolist() for column in judged]
+    columns = [column.tolist() for column in (judged.index, judged.label, judged.prediction, judged.rank)]
     _write_csv(folder / "predictions.csv", ("index", "label", "prediction", "rank"), zip(*columns, strict=True))
     mistaken = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
     wrong = (judged.rank > 0).numpy()

@@ -67,7 +67,13 @@ class StageBar(ProgressBar):
         )
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         ids = getattr(batch, "ids", batch)
         self._bar.update(len(ids) if isinstance(ids, list) else 1)

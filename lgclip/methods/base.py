@@ -1,7 +1,7 @@
 """What every method shares: scores in, a judgement of each image out."""
 
 from abc import ABC
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,8 @@ from torchmetrics.utilities import dim_zero_cat
 from lgclip.batch import FeatureBatch
 
 
-class Judged(NamedTuple):
+@dataclass(frozen=True)
+class Judged:
     """One row an image, in the data set's order.
 
     Attributes:

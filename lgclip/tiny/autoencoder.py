@@ -1,6 +1,7 @@
 """Recipe of the VAE of `diffuser=tiny`: 64x64x3 pictures to 16x16x8 latents and back."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,8 @@ class TinyAutoencoder(Recipe):
         **schedule: float,
     ) -> None:
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
-        self.model = AutoencoderKL(
-            block_out_channels=channels,
+        self.model: Any = AutoencoderKL(
+            block_out_channels=channels,  # pyright: ignore[reportArgumentType]
             down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
             up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
             latent_channels=latent_channels,

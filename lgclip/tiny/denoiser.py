@@ -1,6 +1,7 @@
 """Recipe of the U-Net and text tower of `diffuser=tiny`, on the latents of the small autoencoder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -46,10 +47,12 @@ class TinyDenoiser(Recipe):
         **schedule: float,
     ) -> None:
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
-        self.autoencoder = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).requires_grad_(False)
+        self.autoencoder: Any = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).requires_grad_(
+            False
+        )
         self.latents = self._latents(Path(autoencoder) / "latents.safetensors")
         captions = corpus.captions(CAPTIONS_PER_PICTURE)
-        self.tokenizer = clip_tokenizer(caption for variants in captions for caption in variants)
+        self.tokenizer: Any = clip_tokenizer(caption for variants in captions for caption in variants)
         self.tokens = torch.stack([self._ids(variants) for variants in captions])
         self.no_caption = self._ids([""])[0]
         self.noising = DDPMScheduler(
@@ -61,7 +64,7 @@ class TinyDenoiser(Recipe):
             timestep_spacing="trailing",
             clip_sample=False,
         )
-        text = CLIPTextModel(
+        text: Any = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(self.tokenizer),
                 hidden_size=128,
@@ -75,7 +78,7 @@ class TinyDenoiser(Recipe):
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         )
-        unet = UNet2DConditionModel(
+        unet: Any = UNet2DConditionModel(
             sample_size=self.latents.shape[-1],
             in_channels=self.latents.shape[1],
             out_channels=self.latents.shape[1],
@@ -126,12 +129,13 @@ class TinyDenoiser(Recipe):
         return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
 
     def save(self, folder: Path) -> None:
+        scheduler: Any = DPMSolverMultistepScheduler.from_config(self.noising.config)
         pipeline = StableDiffusionPipeline(
             vae=self.autoencoder,
             text_encoder=self.model["text"],  # pyright: ignore[reportArgumentType]
             tokenizer=self.tokenizer,
             unet=self.model["unet"],  # pyright: ignore[reportArgumentType]
-            scheduler=DPMSolverMultistepScheduler.from_config(self.noising.config),
+            scheduler=scheduler,
             safety_checker=None,  # pyright: ignore[reportArgumentType]
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,

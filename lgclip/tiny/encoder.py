@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class TinyEncoder(Recipe):
     ) -> None:
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
         captions = corpus.captions(CAPTIONS_PER_PICTURE)
-        self.tokenizer = clip_tokenizer(caption for variants in captions for caption in variants)
+        self.tokenizer: Any = clip_tokenizer(caption for variants in captions for caption in variants)
         self.tokens = torch.stack([self._ids(variants) for variants in captions])
         self.config = {
             "embed_dim": 128,
@@ -92,7 +93,7 @@ class TinyEncoder(Recipe):
             self.log("accuracy", (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean())
         return self.clip_loss(**output)
 
-    def on_train_batch_end(self, *_: object) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, 4.6052)  # a temperature of at least 0.01, as in the paper
 

@@ -1,6 +1,7 @@
 """Recipe of `llm=tiny`: a small causal language model that describes whatever name it is given."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class TinyLanguageModel(Recipe):
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
         rng = np.random.Generator(np.random.PCG64(0))
         words = [self.pair(int(rng.random() * len(corpus)), rng) for _ in range(20_000)]
-        self.tokenizer = language_tokenizer(f"{name}\n{caption}" for name, caption in words)
+        self.tokenizer: Any = language_tokenizer(f"{name}\n{caption}" for name, caption in words)
         self.model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(self.tokenizer),

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -68,7 +69,7 @@ class Recipe(LightningModule, ABC):
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(
             [p for p in self.parameters() if p.requires_grad],
             lr=self.lr,

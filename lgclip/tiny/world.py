@@ -6,7 +6,7 @@ pair, are held out: they are the zero-shot classes and no small model is trained
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -244,7 +244,7 @@ def scanned_digits(*, pretrain: bool) -> tuple[UInt8[np.ndarray, "n 64 64 3"], U
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    scans = load_digits()
+    scans: Any = load_digits()
     half = slice(0, 898) if pretrain else slice(898, None)
     grey = (scans.images[half] / 16 * 255 + 0.5).astype(np.uint8)
     large = [Image.fromarray(g).resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB") for g in grey]
