@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,15 @@ def weights_of(model: str) -> str:
     folder = local_folder(model)
     if folder is None:
         return model
+    stats = ((path, path.stat()) for path in sorted(p for p in folder.rglob("*") if p.is_file()))
+    return _content(folder, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _content(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash of a folder's files; read again when a size or a time has changed."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path, _, _ in files:
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

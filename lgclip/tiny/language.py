@@ -32,7 +32,7 @@ def invented_name(rng: np.random.Generator) -> str:
 
 
 class TinyLanguageModel(Recipe):
-    """A Llama of four small blocks, trained to follow a name with a caption that holds the name.
+    """A Llama of three small blocks, trained to follow a name with a caption that holds the name.
 
     Half of the names are invented, so that it repeats a name that it has never seen.
 
@@ -43,7 +43,7 @@ class TinyLanguageModel(Recipe):
         **schedule: See `Recipe`.
     """
 
-    def __init__(self, corpus: Corpus, *, width: int = 128, layers: int = 4, **schedule: float) -> None:
+    def __init__(self, corpus: Corpus, *, width: int = 128, layers: int = 3, **schedule: float) -> None:
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
         rng = np.random.Generator(np.random.PCG64(0))
         words = [self.pair(int(rng.random() * len(corpus)), rng) for _ in range(20_000)]

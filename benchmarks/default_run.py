@@ -1,0 +1,69 @@
+"""What the default run costs: `python benchmarks/default_run.py`, in a few minutes on two cores.
+
+Prints seconds and peak memory of the first run and of the same run again, beside what their bare
+imports cost; the seconds of a sweep's cached cell; and `--help` beside a bare Hydra app. Results of
+the runs are compared for equality before anything is printed.
+"""
+
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+IMPORTS = (
+    "import lgclip.features, lgclip.generation, lgclip.report, lgclip.contact_sheet, lgclip.tracking, "
+    "lgclip.methods.zero_shot, lgclip.stages"
+)
+BARE_APP = """
+import hydra
+@hydra.main(version_base="1.3", config_path={conf!r}, config_name="evaluate")
+def app(cfg): pass
+app()
+"""
+
+
+def run(*command: str) -> tuple[float, float]:
+    """Seconds and peak memory (GB, of the largest child so far) of a command."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+
+
+def metrics(folder: Path) -> dict[str, object]:
+    """Metrics of a run."""
+    return json.loads((folder / "result.json").read_text())["metrics"]
+
+
+def main() -> None:
+    """Measures and prints."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        store = f"paths.store={work / 'store'}"
+        first, memory = run("evaluate.py", store, f"hydra.run.dir={work / 'first'}")
+        again = [run("evaluate.py", store, f"hydra.run.dir={work / f'again-{i}'}")[0] for i in range(3)]
+        if any(metrics(work / "first") != metrics(work / f"again-{i}") for i in range(3)):
+            raise SystemExit("the same command gave another result")
+        imports = [run("-c", IMPORTS)[0] for _ in range(3)]
+        sweep = work / "sweep"
+        for _ in range(2):  # the second time, every cell is cached
+            run("evaluate.py", "-m", store, f"hydra.sweep.dir={sweep}")
+        stamps = sorted((sweep / str(job) / "result.json").stat().st_mtime for job in range(8))
+        cells = [b - a for a, b in itertools.pairwise(stamps)]
+        app = work / "app.py"
+        app.write_text(BARE_APP.format(conf=str(ROOT / "conf")))
+        bare = statistics.median(run(str(app), "--help")[0] for _ in range(5))
+        helped = statistics.median(run("evaluate.py", "--help")[0] for _ in range(5))
+    print(f"first run         {first:6.1f} s, peak memory {memory:.2f} GB")
+    print(f"the same again    {statistics.median(again):6.1f} s; its imports alone {statistics.median(imports):.1f} s")
+    print(f"cached cell       {statistics.median(cells):6.2f} s, the slowest {max(cells):.2f} s")
+    print(f"--help            {helped:6.2f} s, {helped / bare:.2f} x a bare Hydra app")
+
+
+if __name__ == "__main__":
+    main()
