@@ -17,6 +17,7 @@ def _flatten(value: object, at: str, tensors: dict[str, Tensor]) -> object:
     """JSON for `value`, its tensors moved to `tensors`; keys that are numbers stay numbers."""
     if isinstance(value, Tensor):
         # Tied weights share memory, which safetensors refuses: every name gets its own copy.
+        at = f"{len(tensors)}{at}"  # numbered, so that no two names can be equal
         tensors[at] = value.detach().cpu().clone().contiguous()
         return {"tensor": at}
     if isinstance(value, Mapping):

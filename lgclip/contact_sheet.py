@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,9 +9,6 @@ from lgclip.datasets import Dataset
 from lgclip.generation import Drawing
 from lgclip.methods.base import Judged
 from lgclip.store import write_whole
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
 
 TILE = 64
 """Side of a small picture, in pixels."""
@@ -23,13 +19,13 @@ MAX_IMAGES = 10
 _PAPER, _TEXT, _FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
 
 
-def _square(picture: "Picture") -> "Picture":
+def _square(picture: Image.Image) -> Image.Image:
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side)).resize((TILE, TILE), Image.Resampling.BICUBIC)
 
 
-def _fit(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -40,8 +36,8 @@ def _fit(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width:
 def contact_sheet(
     path: Path,
     class_names: Sequence[str],
-    synthetic: Sequence[Sequence["Picture"]],
-    real: Sequence["Picture"],
+    synthetic: Sequence[Sequence[Image.Image]],
+    real: Sequence[Image.Image],
     notes: Sequence[str],
 ) -> None:
     """Writes the sheet: a row a class, first a real image, then the synthetic ones.
@@ -85,7 +81,7 @@ def sheet_of(path: Path, dataset: Dataset, drawing: Drawing | None, judged: Judg
         judged: The judgement of every real image.
     """
     shown = range(min(MAX_CLASSES, len(dataset.class_names)))
-    synthetic: list[list[Picture]] = [[] for _ in shown]
+    synthetic: list[list[Image.Image]] = [[] for _ in shown]
     for at, prompt in enumerate(drawing.prompts if drawing else ()):
         if prompt.class_index in shown and len(synthetic[prompt.class_index]) < MAX_IMAGES:
             assert drawing is not None

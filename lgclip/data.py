@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from lightning import LightningDataModule
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lgclip.batch import FeatureBatch, ImageBatch
 from lgclip.store import FeatureStore
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from PIL.Image import Image
-    from torch import Tensor
 
 TEXT_VIEW = ("text",)
 """The only view of a sentence."""
@@ -41,13 +39,13 @@ class Stream:
     labels: Sequence[int]
     views: Sequence[str]
     store: FeatureStore
-    load: "Callable[[int], Image | str]"
+    load: Callable[[int], Image.Image | str]
 
     def missing(self) -> list[int]:
         """Places of the things whose features are not there."""
         return self.store.missing(self.ids, self.views)
 
-    def features(self) -> "Float[Tensor, 'n s d']":
+    def features(self) -> Float[Tensor, "n s d"]:
         """The features of all things, in order."""
         return self.store.take(self.ids, self.views)
 
@@ -55,7 +53,7 @@ class Stream:
 class Views(Protocol):
     """An image and its id to the views that stand for it, ready for the encoder."""
 
-    def __call__(self, image: "Image", image_id: str) -> "Float[Tensor, 's 3 h w']": ...
+    def __call__(self, image: Image.Image, image_id: str) -> Float[Tensor, "s 3 h w"]: ...
 
 
 class _Pictures(Dataset[Any]):
@@ -65,14 +63,14 @@ class _Pictures(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, at: int) -> "tuple[str, Float[Tensor, 's 3 h w']]":
+    def __getitem__(self, at: int) -> tuple[str, Float[Tensor, "s 3 h w"]]:
         place = self._places[at]
         image, name = self._stream.load(place), self._stream.ids[place]
         assert not isinstance(image, str)
         return name, self._views(image, name)
 
 
-def _stack(items: "list[tuple[str, Float[Tensor, 's 3 h w']]]") -> ImageBatch:
+def _stack(items: list[tuple[str, Float[Tensor, "s 3 h w"]]]) -> ImageBatch:
     return ImageBatch([name for name, _ in items], torch.stack([views for _, views in items]))
 
 

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lgclip.identity import SCHEMA, key_of
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -40,7 +39,7 @@ class Dataset(ABC):
         """Content key of each image."""
 
     @abstractmethod
-    def image(self, index: int) -> "Image":
+    def image(self, index: int) -> Image.Image:
         """The image at `index`, decoded to RGB.
 
         Raises:
@@ -71,9 +70,7 @@ class Shapes(Dataset):
     def ids(self) -> tuple[str, ...]:
         return tuple(key_of({"shapes": index, "schema": SCHEMA}) for index in range(len(self)))
 
-    def image(self, index: int) -> "Image":
-        from PIL import Image
-
+    def image(self, index: int) -> Image.Image:
         from lgclip.tiny.world import image_of
 
         return Image.fromarray(image_of("test", index))
@@ -103,9 +100,7 @@ class Digits(Dataset):
     def ids(self) -> tuple[str, ...]:
         return tuple(key_of({"digits": index, "schema": SCHEMA}) for index in range(len(self)))
 
-    def image(self, index: int) -> "Image":
-        from PIL import Image
-
+    def image(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index])
 
     def source(self) -> dict[str, object]:
@@ -152,13 +147,14 @@ class Folder(Dataset):
         stats = [(path, path.stat()) for path in self.paths]
         return tuple(key_of({"file": str(path), "size": s.st_size, "changed": s.st_mtime_ns}) for path, s in stats)
 
-    def image(self, index: int) -> "Image":
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
+    def image(self, index: int) -> Image.Image:
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+                    image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+                return image.convert("RGB")
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} cannot be read as an image ({error}); mend it or move it away") from error
 
@@ -173,7 +169,10 @@ def _names(folders: Sequence[Path], file: str | None) -> tuple[str, ...]:
         path = Path(file).expanduser()
         if not path.is_file():
             raise ValueError(f"dataset.names={file}: no such file; it should hold one class name a line")
-        names = path.read_text(encoding="utf-8").splitlines()
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"dataset.names={file} is not text in UTF-8 ({error})") from error
         while names and not names[-1].strip():
             names.pop()
         if len(names) != len(folders):

@@ -3,21 +3,20 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
 
 from lgclip.batch import Prompt
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, WEIGHTS, inputs_of, key_of, local_folder
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from jaxtyping import UInt8
 
 
 class Brush(Protocol):
     """A diffuser that is ready to draw, its pipeline in memory."""
 
-    def __call__(self, prompts: Sequence[Prompt], seed: int) -> "UInt8[np.ndarray, 'b h w 3']":
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> UInt8[np.ndarray, "b h w 3"]:
         """One image a prompt."""
         ...
 
@@ -53,7 +52,7 @@ class Diffuser:
                 raise ValueError(f"diffuser.{name}={getattr(self, name)}: it must be at least 1")
         if self.size < 8 or self.size % 8:
             raise ValueError(f"diffuser.size={self.size}: it must be a multiple of 8 pixels")
-        if self.guidance < 0:
+        if not self.guidance >= 0:
             raise ValueError(f"diffuser.guidance={self.guidance}: it must be at least 0")
         local_folder(self.model)
 
@@ -61,9 +60,8 @@ class Diffuser:
         """Everything that an image depends on besides its prompt and its noise."""
         return {"diffuser": inputs_of(self), "schema": SCHEMA}
 
-    def load(self, device: "torch.device") -> Brush:
+    def load(self, device: torch.device) -> Brush:
         """The pipeline on `device`."""
-        import torch
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.utils import logging as diffusers_logging
 
@@ -71,11 +69,11 @@ class Diffuser:
         pipeline: Any = AutoPipelineForText2Image.from_pretrained(
             local_folder(self.model) or self.model,
             revision=self.revision,
-            torch_dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+            dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
         ).to(device)
         pipeline.set_progress_bar_config(disable=True)
 
-        def draw(prompts: Sequence[Prompt], seed: int) -> "UInt8[np.ndarray, 'b h w 3']":
+        def draw(prompts: Sequence[Prompt], seed: int) -> UInt8[np.ndarray, "b h w 3"]:
             noises = [torch.Generator().manual_seed(noise_seed(prompt, seed)) for prompt in prompts]
             with torch.inference_mode():
                 drawn = pipeline(

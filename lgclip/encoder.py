@@ -4,31 +4,30 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, WEIGHTS, inputs_of, local_folder
-
-if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float
-    from PIL.Image import Image
-    from torch import Tensor
 
 
 class Transform(Protocol):
     """An image to the pixels that a tower reads."""
 
-    def __call__(self, image: "Image") -> "Float[Tensor, '3 h w']": ...
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]: ...
 
 
 class Towers(Protocol):
     """An encoder that is ready to encode, its weights in memory."""
 
-    def images(self, pixels: "Float[Tensor, 'b 3 h w']") -> "Float[Tensor, 'b d']":
+    def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit features of preprocessed images, in fp32."""
         ...
 
-    def texts(self, sentences: Sequence[str]) -> "Float[Tensor, 'b d']":
+    def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit features of sentences, in fp32."""
         ...
 
@@ -44,7 +43,7 @@ class Encoder(ABC):
         """The preprocessing that the vision tower was trained with."""
 
     @abstractmethod
-    def load(self, device: "torch.device") -> Towers:
+    def load(self, device: torch.device) -> Towers:
         """The towers on `device`."""
 
     @abstractmethod
@@ -100,7 +99,7 @@ class OpenClip(Encoder):
         transform: Any = image_transform_v2(PreprocessCfg(**{"size": size, **chosen}), is_train=False)
         return transform
 
-    def load(self, device: "torch.device") -> Towers:
+    def load(self, device: torch.device) -> Towers:
         import open_clip
 
         model = open_clip.create_model(self._name, self.pretrained, precision="fp32", device=device)
@@ -108,17 +107,13 @@ class OpenClip(Encoder):
 
 
 class _OpenClipTowers:
-    def __init__(self, model: Any, tokenizer: Any, device: "torch.device") -> None:
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self._model, self._tokenizer, self._device = model, tokenizer, device
 
-    def images(self, pixels: "Float[Tensor, 'b 3 h w']") -> "Float[Tensor, 'b d']":
-        import torch
-
+    def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             return self._model.encode_image(pixels.to(self._device), normalize=True).float()
 
-    def texts(self, sentences: Sequence[str]) -> "Float[Tensor, 'b d']":
-        import torch
-
+    def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             return self._model.encode_text(self._tokenizer(list(sentences)).to(self._device), normalize=True).float()

@@ -39,7 +39,8 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
 def _message(error: BaseException) -> str:
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError | OSError):
         return str(error.__cause__)
-    text = str(error)
+    # A loader's worker process wraps the message in its own stack trace.
+    text = re.sub(r"^Caught \w+ in DataLoader .*\n[\w.]*(?:Error|Exception): ", "", str(error), flags=re.DOTALL)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         wanted = error.missing_cfg_file.rsplit("/", 1)[-1]
         return text + _did_you_mean(wanted, error.options or [])

@@ -1,9 +1,12 @@
 """The encoding stage: every device encodes its share of what has no features yet."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from lightning import LightningModule
+from PIL import Image
+from torch import Tensor
 
 from lgclip.batch import ImageBatch
 from lgclip.data import TEXT_VIEW, Stream, Streams
@@ -12,16 +15,8 @@ from lgclip.encoder import Encoder, Towers
 from lgclip.generation import Drawing
 from lgclip.identity import key_of
 from lgclip.scales import Scales
+from lgclip.stages import Stages
 from lgclip.store import FeatureStore
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from jaxtyping import Float
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from lgclip.stages import Stages
 
 
 class SharedViews:
@@ -36,7 +31,7 @@ class SharedViews:
         self._encoder, self._scales = encoder, scales
         self._transform = None
 
-    def __call__(self, image: "Image", image_id: str) -> "Float[Tensor, 's 3 h w']":
+    def __call__(self, image: Image.Image, image_id: str) -> Float[Tensor, "s 3 h w"]:
         if self._transform is None:
             self._transform = self._encoder.transform()
         return torch.stack([self._transform(crop) for crop in self._scales.crop(image, image_id)])
@@ -80,7 +75,7 @@ class Encoding(LightningModule):
             stream.store.add(ids, TEXT_VIEW, self.towers.texts(sentences)[:, None])
 
 
-def text_stream(dataset: Dataset, encoder: Encoder, root: "Path") -> Stream:
+def text_stream(dataset: Dataset, encoder: Encoder, root: Path) -> Stream:
     """The sentences of the text baseline: every template with every class name."""
     pairs = [
         (label, template.replace("{}", name))
@@ -97,7 +92,7 @@ def text_stream(dataset: Dataset, encoder: Encoder, root: "Path") -> Stream:
     )
 
 
-def synthetic_stream(drawing: Drawing, encoder: Encoder, scales: Scales, root: "Path") -> Stream:
+def synthetic_stream(drawing: Drawing, encoder: Encoder, scales: Scales, root: Path) -> Stream:
     """The drawn images."""
     return Stream(
         name="synthetic",
@@ -109,7 +104,7 @@ def synthetic_stream(drawing: Drawing, encoder: Encoder, scales: Scales, root: "
     )
 
 
-def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: "Path") -> Stream:
+def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: Path) -> Stream:
     """The images to judge."""
     return Stream(
         name="real",
@@ -122,11 +117,11 @@ def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: "Path"
 
 
 def encode(
-    stages: "Stages",
+    stages: Stages,
     dataset: Dataset,
     encoder: Encoder,
     scales: Scales,
-    root: "Path",
+    root: Path,
     *,
     drawing: Drawing | None,
     workers: int,

@@ -2,22 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from lgclip.batch import Prompt
 from lgclip.diffuser import Brush, Diffuser, image_id, image_prompts
 from lgclip.prompts import Pen, PromptWriter
+from lgclip.stages import Stages
 from lgclip.store import ImageStore, PromptStore, write_whole
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from PIL.Image import Image
-
-    from lgclip.stages import Stages
 
 
 class Writing(LightningModule):
@@ -81,7 +77,7 @@ class Drawing(LightningModule):
 
     unit = "image"
 
-    def __init__(self, diffuser: Diffuser, root: "Path", prompts: Sequence[Prompt], seed: int) -> None:
+    def __init__(self, diffuser: Diffuser, root: Path, prompts: Sequence[Prompt], seed: int) -> None:
         super().__init__()
         self.diffuser, self.prompts, self.run_seed = diffuser, list(prompts), seed
         self.store = ImageStore(root, diffuser.inputs())
@@ -92,10 +88,8 @@ class Drawing(LightningModule):
         """Places of the images that are not there."""
         return [at for at, name in enumerate(self.ids) if not self.store.path(name).exists()]
 
-    def image(self, at: int) -> "Image":
+    def image(self, at: int) -> Image.Image:
         """The image at a place, from the store."""
-        from PIL import Image
-
         with Image.open(self.store.path(self.ids[at])) as image:
             return image.convert("RGB")
 
@@ -119,11 +113,11 @@ class Drawing(LightningModule):
 
 
 def draw(
-    stages: "Stages",
+    stages: Stages,
     class_names: Sequence[str],
     writer: PromptWriter,
     diffuser: Diffuser,
-    root: "Path",
+    root: Path,
     *,
     prompts_per_class: int,
     images_per_prompt: int,
@@ -154,7 +148,7 @@ def draw(
     return drawing
 
 
-def write_list(path: "Path", drawing: Drawing, class_names: Sequence[str]) -> None:
+def write_list(path: Path, drawing: Drawing, class_names: Sequence[str]) -> None:
     """Writes one JSON line an image: class, name, prompt, repeat and the file it lies in."""
     lines = [
         json.dumps(

@@ -5,12 +5,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
 
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, WEIGHTS, inputs_of, local_folder
-
-if TYPE_CHECKING:
-    import torch
 
 
 class PromptError(ValueError):
@@ -29,7 +28,7 @@ class PromptWriter(ABC):
     """How prompts come to be: a light description, hashed into keys; `load` brings its model."""
 
     @abstractmethod
-    def load(self, device: "torch.device") -> Pen:
+    def load(self, device: torch.device) -> Pen:
         """The writer with its model on `device`."""
 
     def inputs(self, class_index: int, class_name: str, seed: int) -> dict[str, object]:
@@ -63,7 +62,7 @@ class Templates(PromptWriter):
             if "{}" not in template:
                 raise ValueError(f"llm.templates: {template!r} has no {{}} for the class name")
 
-    def load(self, device: "torch.device") -> Pen:
+    def load(self, device: torch.device) -> Pen:
         def write(class_index: int, class_name: str, count: int, seed: int) -> list[str]:
             return [self.templates[i % len(self.templates)].replace("{}", class_name) for i in range(count)]
 
@@ -100,7 +99,7 @@ class LocalLLM(PromptWriter):
     def __post_init__(self) -> None:
         if "{name}" not in self.instruction:
             raise ValueError(f"llm.instruction={self.instruction!r}: it has no {{name}} for the class name")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"llm.temperature={self.temperature}: it must be above 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"llm.top_p={self.top_p}: it must be in (0, 1]")
@@ -109,8 +108,7 @@ class LocalLLM(PromptWriter):
                 raise ValueError(f"llm.{name}={getattr(self, name)}: it must be at least 1")
         local_folder(self.model)
 
-    def load(self, device: "torch.device") -> Pen:
-        import torch
+    def load(self, device: torch.device) -> Pen:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         place = local_folder(self.model) or self.model

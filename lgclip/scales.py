@@ -4,12 +4,10 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from PIL.Image import Image
-    from torch import Tensor
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,11 @@ class Scales:
         """Name of each view, the same in every run: the key of its features."""
         return tuple(f"square-{fraction:.6f}" for fraction in self.fractions)
 
-    def crop(self, image: "Image", image_id: str) -> "list[Image]":
+    def crop(self, image: Image.Image, image_id: str) -> list[Image.Image]:
         """The views of one image, not yet resized."""
         return [self._one(image, image_id, f, v) for f, v in zip(self.fractions, self.views, strict=True)]
 
-    def _one(self, image: "Image", image_id: str, fraction: float, view: str) -> "Image":
+    def _one(self, image: Image.Image, image_id: str, fraction: float, view: str) -> Image.Image:
         if fraction == 1:
             return image
         side = max(1, round(math.sqrt(fraction) * min(image.size)))
@@ -65,7 +63,7 @@ class Scales:
         )
         return image.crop((left, top, left + side, top + side))
 
-    def fuse(self, features: "Float[Tensor, 'b s d']") -> "Float[Tensor, 'b d']":
+    def fuse(self, features: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
         """The weighted sum of unit views, at unit length again."""
         import torch
 

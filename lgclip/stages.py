@@ -17,6 +17,8 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Its own call of a deprecated name, of no use to whoever reads the run's output.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # Said of training; the recipes' batches depend on the step alone, so a resume needs no loader's state.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
     # Workers are a config value here, and small sets are faster without.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 

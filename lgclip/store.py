@@ -15,14 +15,17 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile, mkstemp
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
 
 from lgclip.identity import SCHEMA, key_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from jaxtyping import Float, UInt8
 
 log = logging.getLogger(__name__)
 
@@ -114,11 +117,8 @@ class ImageStore:
         """Where an image lies, or will lie."""
         return self._folder / image_id[:2] / f"{image_id}.png"
 
-    def put(self, image_id: str, pixels: "UInt8[np.ndarray, 'h w 3']", made_from: Mapping[str, object]) -> None:
+    def put(self, image_id: str, pixels: UInt8[np.ndarray, "h w 3"], made_from: Mapping[str, object]) -> None:
         """Writes one image as PNG, with what it was made from in its text."""
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
-
         if not (self._folder / "inputs.json").exists():
             _write_json(self._folder / "inputs.json", self._inputs)
         about = PngInfo()
@@ -164,16 +164,13 @@ class FeatureStore:
         self.refresh()
         return [at for at, thing in enumerate(ids) if any((thing, view) not in self._place for view in views)]
 
-    def add(self, ids: Sequence[str], views: Sequence[str], features: "Float[torch.Tensor, 'n s d']") -> None:
+    def add(self, ids: Sequence[str], views: Sequence[str], features: Float[torch.Tensor, "n s d"]) -> None:
         """Stores one batch.
 
         Raises:
             StoreError: If a feature is not finite or not of unit length: a NaN prototype would
                 silently win every comparison.
         """
-        import torch
-        from safetensors.torch import save_file
-
         norms = features.norm(dim=-1)
         good = ((norms - 1).abs() < 1e-3).all(dim=1)  # False for NaN too
         if not good.all():
@@ -187,35 +184,33 @@ class FeatureStore:
             tensor = features.detach().to("cpu", torch.float32).contiguous()
             save_file({"features": tensor}, temporary, metadata={"lgclip": json.dumps(header)})
 
-    def take(self, ids: Sequence[str], views: Sequence[str]) -> "Float[torch.Tensor, 'n s d']":
+    def take(self, ids: Sequence[str], views: Sequence[str]) -> Float[torch.Tensor, "n s d"]:
         """Features of things that are all there.
 
         Raises:
             StoreError: If one is not.
         """
-        import torch
-
+        if not ids or not views:
+            raise StoreError("no features were asked for")
         gone = self.missing(ids, views)
         if gone:
             raise StoreError(f"{len(gone)} of {len(ids)} features are not in the store, first {ids[gone[0]]!r}")
         places = torch.tensor([[self._place[thing, view] for view in views] for thing in ids])
         out: torch.Tensor | None = None
         for chunk in places[..., 0].unique().tolist():
-            features = _chunk_features(self._chunks[chunk])
+            path = self._chunks[chunk]
+            features = _chunk_features(path, path.stat().st_mtime_ns)
             if out is None:
                 out = torch.empty(len(ids), len(views), features.shape[-1])
             here = places[..., 0] == chunk
             out[here] = features[places[..., 1][here], places[..., 2][here]]
-        if out is None:
-            raise StoreError("no features were asked for")
+        assert out is not None
         return out
 
 
 @lru_cache(maxsize=4096)
-def _chunk_header(path: Path, changed: int) -> dict[str, list[str]] | None:
+def _chunk_header(path: Path, changed: int) -> dict[str, Any] | None:
     """Ids and views of a chunk; None, with a warning, for a damaged one, which is then made again."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["lgclip"])
@@ -228,7 +223,6 @@ def _chunk_header(path: Path, changed: int) -> dict[str, list[str]] | None:
 
 
 @lru_cache(maxsize=256)
-def _chunk_features(path: Path) -> "Float[torch.Tensor, 'n s d']":
-    from safetensors.torch import load_file
-
-    return load_file(path)["features"]
+def _chunk_features(path: Path, changed: int) -> Float[torch.Tensor, "n s d"]:
+    # Read, not mapped: a mapped file that is cut short kills the process.
+    return load(path.read_bytes())["features"]

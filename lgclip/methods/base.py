@@ -53,10 +53,10 @@ class Judgement(Metric):
         rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
         self.rows.append(torch.stack([indices, labels, scores.argmax(dim=1), rank], dim=1))
 
-    def compute(self) -> Judged:
-        """All rows, ordered by place."""
+    def compute(self) -> Int[Tensor, "n 4"]:
+        """Index, label, prediction and rank of every image, in the order of the indices."""
         rows = dim_zero_cat(self.rows)
-        return Judged(*rows[rows[:, 0].argsort()].unbind(dim=1))
+        return rows[rows[:, 0].argsort()]
 
 
 class Classifier(LightningModule, ABC):
@@ -88,5 +88,5 @@ class Classifier(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         for name, judgement in self.judgements.items():
             assert isinstance(judgement, Judgement)
-            self.results[name] = judgement.compute()
+            self.results[name] = Judged(*judgement.compute().cpu().unbind(dim=1))
             judgement.reset()

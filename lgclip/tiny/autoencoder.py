@@ -65,7 +65,7 @@ class TinyAutoencoder(Recipe):
     def save(self, folder: Path) -> None:
         # Stable Diffusion's convention (arXiv:2112.10752, app. G): latents of unit variance.
         with torch.no_grad():
-            sample = self.corpus.images[:: len(self.corpus) // 2048].to(self.device).float() / 127.5 - 1
+            sample = self.corpus.images[:: max(1, len(self.corpus) // 2048)].to(self.device).float() / 127.5 - 1
             deviation = torch.cat([self.model.encode(x).latent_dist.mean for x in sample.split(128)]).std().item()
         self.model.register_to_config(scaling_factor=1 / deviation)
         self.model.half().save_pretrained(folder)

@@ -53,7 +53,7 @@ def ceilings(build: Path) -> dict[str, float]:
         "text": top1(towers.texts([f"a photo of a {name}." for name in names]), judged),
         "real images": top1(normalize(features(shown).mean(dim=1), dim=-1), judged),
     }
-    vae: Any = AutoencoderKL.from_pretrained(build / "tiny_autoencoder" / "model", torch_dtype=torch.float32)
+    vae: Any = AutoencoderKL.from_pretrained(build / "tiny_autoencoder" / "model", dtype=torch.float32)
     with torch.inference_mode():
         pixels = torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 127.5 - 1
         again = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)

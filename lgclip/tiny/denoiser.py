@@ -47,9 +47,7 @@ class TinyDenoiser(Recipe):
         **schedule: float,
     ) -> None:
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
-        self.autoencoder: Any = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).requires_grad_(
-            False
-        )
+        self.autoencoder: Any = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32).requires_grad_(False)
         self.latents = self._latents(Path(autoencoder) / "latents.safetensors")
         captions = corpus.captions(CAPTIONS_PER_PICTURE)
         self.tokenizer: Any = clip_tokenizer(caption for variants in captions for caption in variants)
@@ -62,6 +60,7 @@ class TinyDenoiser(Recipe):
             prediction_type="v_prediction",
             rescale_betas_zero_snr=True,
             timestep_spacing="trailing",
+            steps_offset=1,
             clip_sample=False,
         )
         text: Any = CLIPTextModel(

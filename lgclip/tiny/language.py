@@ -22,13 +22,18 @@ _SYLLABLES = (
 )  # fmt: skip
 
 
+_LETTERS = "abcdefghijklmnopqrstuvwxyz" * 4 + "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-'/.&éüñłß猫🎈"
+
+
 def invented_name(rng: np.random.Generator) -> str:
     """One to three made-up words: the model must learn to repeat names, not to know them."""
-    words = []
-    for _ in range(1 + int(rng.random() * 3)):
-        word = "".join(_SYLLABLES[int(rng.random() * len(_SYLLABLES))] for _ in range(1 + int(rng.random() * 3)))
-        words.append(word.capitalize() if rng.random() < 0.15 else word)
-    return " ".join(words)
+
+    def draw(parts: str | tuple[str, ...], most: int) -> str:
+        return "".join(parts[int(rng.random() * len(parts))] for _ in range(1 + int(rng.random() * most)))
+
+    spelled = rng.random() < 0.5
+    words = [draw(_LETTERS, 10) if spelled else draw(_SYLLABLES, 3) for _ in range(1 + int(rng.random() * 3))]
+    return " ".join(word.capitalize() if rng.random() < 0.15 else word for word in words)
 
 
 class TinyLanguageModel(Recipe):

@@ -54,7 +54,7 @@ class Recipe(LightningModule, ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes the trained model in the format of the library that will load it."""
+        """Writes the trained model, in half precision, in the format of the library that will load it."""
 
     def choose(self, generator: torch.Generator) -> Int[Tensor, " b"]:
         """The step's pictures, drawn at random with replacement."""

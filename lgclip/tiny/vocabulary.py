@@ -46,7 +46,8 @@ def clip_tokenizer(captions: Iterable[str], merges: int = 500) -> CLIPTokenizer:
     )
 
 
-CHAT_TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] }}\n"
+# The line break stands inside the braces: Jinja drops one at the end of a template.
+CHAT_TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] + '\\n' }}"
 """The small model is told the class name alone; larger ones read a whole instruction."""
 
 

@@ -68,8 +68,8 @@ def _kinds() -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
         for p, pattern in enumerate(PATTERNS):
             for c, colour in enumerate(colours):
                 kind = Kind(shape, colour, pattern)
-                # 3 is prime to 8: each shape loses three different colours, each colour
-                # is lost by three or four shapes.
+                # 3 and 5 are prime to 8: each shape loses three different colours, each colour
+                # is lost by three to five shapes.
                 (held_out if c == (3 * s + 5 * p) % len(colours) else seen).append(kind)
     return tuple(seen), tuple(held_out)
 
