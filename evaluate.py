@@ -15,13 +15,15 @@ def evaluate(cfg: DictConfig) -> float:
 
     from lgclip.contact_sheet import sheet_of
     from lgclip.features import encode
-    from lgclip.generation import draw
+    from lgclip.generation import draw, whole_numbers
     from lgclip.report import result_of, table, write_report
     from lgclip.stages import StageBar, Stages, quiet
     from lgclip.store import open_root
     from lgclip.tracking import track
 
     quiet()
+    counts = whole_numbers(cfg)
+    workers = counts.pop("workers")
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
@@ -33,9 +35,8 @@ def evaluate(cfg: DictConfig) -> float:
         stages = Stages(trainer)
         drawing = None
         if method.needs_images:
-            counts = {name: cfg[name] for name in ("prompts_per_class", "images_per_prompt", "seed")}
             drawing = draw(stages, dataset.class_names, writer, diffuser, root, **counts)
-        data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=cfg.workers)
+        data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=workers)
         trainer.test(method, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             parts = {"llm": writer, "diffuser": diffuser} if drawing else {}

@@ -13,16 +13,16 @@ def generate(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
-    from lgclip.generation import draw, write_list
+    from lgclip.generation import draw, whole_numbers, write_list
     from lgclip.stages import StageBar, Stages, quiet
     from lgclip.store import open_root
 
     quiet()
+    counts = whole_numbers(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
     dataset, writer, diffuser = (instantiate(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
-    counts = {name: cfg[name] for name in ("prompts_per_class", "images_per_prompt", "seed")}
     drawing = draw(Stages(trainer), dataset.class_names, writer, diffuser, root, **counts)
     if trainer.is_global_zero:
         write_list(folder / "images.jsonl", drawing, dataset.class_names)

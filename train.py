@@ -10,6 +10,7 @@ from lgclip.errors import plain_errors
 def train(cfg: DictConfig) -> None:
     from pathlib import Path
 
+    import torch
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
@@ -17,6 +18,7 @@ def train(cfg: DictConfig) -> None:
     from lgclip.stages import quiet
 
     quiet()
+    torch.manual_seed(cfg.seed)  # the models' first weights
     recipe = instantiate(cfg.method, corpus=instantiate(cfg.corpus))
     folder = Path(cfg.paths.build) / cfg.name
     keep = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, save_top_k=1)

@@ -64,8 +64,10 @@ class Diffuser:
         """The pipeline on `device`."""
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
-        diffusers_logging.disable_progress_bar()
+        diffusers_logging.disable_progress_bar()  # the stage has a bar of its own
+        transformers_logging.disable_progress_bar()
         pipeline: Any = AutoPipelineForText2Image.from_pretrained(
             local_folder(self.model) or self.model,
             revision=self.revision,

@@ -5,7 +5,9 @@ import functools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
@@ -16,24 +18,37 @@ FULL = "HYDRA_FULL_ERROR"
 def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
     """Wraps an entry point: a mistake in the input is one message and exit status 1.
 
-    Mistakes are `ValueError` (ours), Hydra's and OmegaConf's own errors and unusable files;
+    Mistakes are `ValueError` raised by this package, Hydra's and OmegaConf's own errors and unusable files;
     everything else keeps its stack trace. `HYDRA_FULL_ERROR=1` keeps all of them.
     """
 
     @functools.wraps(run)
     def plain() -> object:
-        if os.environ.get(FULL):
+        before = os.environ.get(FULL)
+        if before == "1":
             return run()
         os.environ[FULL] = "1"  # Hydra then passes errors on instead of printing them
         try:
             return run()
         except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+            if isinstance(error, ValueError) and not _ours(error):
+                raise
             sys.stderr.write(f"error: {_message(error)}\n")
             sys.exit(1)
         finally:
-            del os.environ[FULL]
+            if before is None:
+                del os.environ[FULL]
+            else:
+                os.environ[FULL] = before
 
     return plain
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether this package raised the error, here or in a loader's worker process."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(__file__).parent
+    return own in Path(frames[-1].filename).parents or str(error).startswith("Caught ValueError in DataLoader")
 
 
 def _message(error: BaseException) -> str:

@@ -136,12 +136,7 @@ def encode(
         root: The store's folder.
         drawing: The synthetic images; None if the method needs none.
         workers: Processes that decode images.
-
-    Raises:
-        ValueError: If `workers` is negative.
     """
-    if workers < 0:
-        raise ValueError(f"workers={workers}: it must be at least 0")
     streams = [text_stream(dataset, encoder, root)] if encoder.has_text else []
     if drawing is not None:
         streams.append(synthetic_stream(drawing, encoder, scales, root))

@@ -1,7 +1,7 @@
 """The two generating stages: every device writes, then draws, its share of what is missing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,28 @@ class Drawing(LightningModule):
             self.store.put(self.ids[at], pixels, {**prompt._asdict(), "seed": self.run_seed})
 
 
+_LEAST = {"prompts_per_class": 1, "images_per_prompt": 1, "seed": 0, "workers": 0}
+
+
+def whole_numbers(values: Mapping[str, object]) -> dict[str, int]:
+    """The run's whole numbers, checked before any model loads.
+
+    Args:
+        values: The run's config, by name; what is no count of a run is left out.
+
+    Raises:
+        ValueError: If one is not a whole number or too small.
+    """
+    checked: dict[str, int] = {}
+    for name, least in _LEAST.items():
+        if name in values:
+            value = values[name]
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value}: it must be a whole number of at least {least}")
+            checked[name] = value
+    return checked
+
+
 def draw(
     stages: Stages,
     class_names: Sequence[str],
@@ -135,12 +157,7 @@ def draw(
         images_per_prompt: Images of each prompt.
         seed: Of the prompts and of the images' noise.
 
-    Raises:
-        ValueError: If a number is below 1.
     """
-    for name, value in (("prompts_per_class", prompts_per_class), ("images_per_prompt", images_per_prompt)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: it must be at least 1")
     writing = Writing(writer, PromptStore(root), class_names, prompts_per_class, seed)
     stages.complete("prompts", writing, len(class_names))
     drawing = Drawing(diffuser, root, image_prompts(writing.texts(), prompts_per_class, images_per_prompt), seed)

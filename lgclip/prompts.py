@@ -110,7 +110,9 @@ class LocalLLM(PromptWriter):
 
     def load(self, device: torch.device) -> Pen:
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()  # the stage has a bar of its own
         place = local_folder(self.model) or self.model
         tokenizer: Any = AutoTokenizer.from_pretrained(place, revision=self.revision)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16

@@ -82,9 +82,7 @@ def result_of(
             raise ValueError(f"{name}: {len(judged.index)} images were judged, the data set has {n}")
         figures[name] = metrics(judged.label.numpy(), judged.rank.numpy(), num_classes)
     first, *others = figures
-    made = {
-        group: {"choice": HydraConfig.get().runtime.choices.get(group), **inputs_of(p)} for group, p in parts.items()
-    }
+    made = {group: _described(group, p) for group, p in parts.items()}
     return {
         "schema": RESULT_SCHEMA,
         "method": first,
@@ -104,6 +102,12 @@ def result_of(
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _described(group: str, part: Any) -> dict[str, object]:
+    """A part's choice in the config, the model's own name, and everything its results depend on."""
+    name = {"id": part.model} if "model" in part.__dataclass_fields__ else {}
+    return {"choice": HydraConfig.get().runtime.choices.get(group), **name, **inputs_of(part)}
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

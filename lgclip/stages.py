@@ -11,16 +11,23 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+_NOISE = (
+    ".*LeafSpec.*is deprecated",  # Lightning's own call of a deprecated name
+    ".*does not have many workers",  # workers are a config value, and small sets are faster without
+    ".*predict returned None",  # a stage writes to a store
+    ".*`DataLoader` across ranks is zero",  # a stream whose features are all there
+    ".*dataloader is not resumable",  # a recipe's batch depends on its step alone
+    ".*resuming from a checkpoint that ended before",  # for the same reason
+    ".*Checkpoint directory .* exists and is not empty",  # that is what resuming is
+    ".*Found .* in eval mode",  # loaded models are
+)
+
 
 def quiet() -> None:
     """Silences what Lightning says of itself; what a stage does is shown by its bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Its own call of a deprecated name, of no use to whoever reads the run's output.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    # Said of training; the recipes' batches depend on the step alone, so a resume needs no loader's state.
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
-    # Workers are a config value here, and small sets are faster without.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
 
 
 @dataclass(frozen=True)

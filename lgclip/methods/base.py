@@ -71,7 +71,8 @@ class Classifier(LightningModule, ABC):
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
-        self.judgements = torch.nn.ModuleDict({name: Judgement() for name in names})
+        self.names = names
+        self.judgements = torch.nn.ModuleList(Judgement() for _ in names)
         self.results: dict[str, Judged] = {}
 
     @property
@@ -81,12 +82,12 @@ class Classifier(LightningModule, ABC):
 
     def judge(self, name: str, scores: Float[Tensor, "b c"], batch: FeatureBatch) -> None:
         """Adds one batch of scores under a name."""
-        judgement = self.judgements[name]
+        judgement = self.judgements[self.names.index(name)]
         assert isinstance(judgement, Judgement)
         judgement.update(scores, batch.labels, batch.indices)
 
     def on_test_epoch_end(self) -> None:
-        for name, judgement in self.judgements.items():
+        for name, judgement in zip(self.names, self.judgements, strict=True):
             assert isinstance(judgement, Judgement)
             self.results[name] = Judged(*judgement.compute().cpu().unbind(dim=1))
             judgement.reset()

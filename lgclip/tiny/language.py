@@ -25,14 +25,15 @@ _SYLLABLES = (
 _LETTERS = "abcdefghijklmnopqrstuvwxyz" * 4 + "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-'/.&éüñłß猫🎈"
 
 
+def _word(parts: str | tuple[str, ...], most: int, rng: np.random.Generator) -> str:
+    return "".join(parts[int(rng.random() * len(parts))] for _ in range(1 + int(rng.random() * most)))
+
+
 def invented_name(rng: np.random.Generator) -> str:
     """One to three made-up words: the model must learn to repeat names, not to know them."""
-
-    def draw(parts: str | tuple[str, ...], most: int) -> str:
-        return "".join(parts[int(rng.random() * len(parts))] for _ in range(1 + int(rng.random() * most)))
-
     spelled = rng.random() < 0.5
-    words = [draw(_LETTERS, 10) if spelled else draw(_SYLLABLES, 3) for _ in range(1 + int(rng.random() * 3))]
+    parts, most = (_LETTERS, 10) if spelled else (_SYLLABLES, 3)
+    words = [_word(parts, most, rng) for _ in range(1 + int(rng.random() * 3))]
     return " ".join(word.capitalize() if rng.random() < 0.15 else word for word in words)
 
 

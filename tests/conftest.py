@@ -1,0 +1,40 @@
+"""Every test: annotated shapes and types are checked, nothing leaves the machine, randomness is seeded."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning, BeartypeDecorHintPep3119Exception
+from hypothesis import settings
+
+os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
+settings.register_profile("same", deadline=None, derandomize=True, database=None)  # on a busy machine too
+settings.load_profile("same")
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+def checked(function: Any) -> Any:
+    """`function` with its arguments and result checked; an int where a float is annotated is right."""
+    with warnings.catch_warnings():
+        # OmegaConf's DictConfig derives from typing's old MutableMapping.
+        warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+        try:
+            return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+        except BeartypeDecorHintPep3119Exception:  # a protocol is for the static checker alone
+            return function
+
+
+jaxtyping.install_import_hook(["lgclip"], f"{__name__}.checked")
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An own store and working folder, and the same random numbers whatever ran before."""
+    monkeypatch.setenv("LGCLIP_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)

@@ -1,0 +1,125 @@
+"""The shape of the house: imports go one way, files stay short, and nothing is pickled."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("generate", "train", "evaluate")
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in [*sorted((ROOT / "lgclip").rglob("*.py")), *(ROOT / f"{name}.py" for name in SCRIPTS)]
+}
+# Each may import those before it. Only the entry scripts and YAML bring the stages together.
+ORDER = [
+    "lgclip", "lgclip.errors", "lgclip.identity", "lgclip.batch", "lgclip.store", "lgclip.checkpoint", "lgclip.stages",
+    "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.captions", "lgclip.tiny.corpus", "lgclip.tiny.vocabulary",
+    "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",
+    "lgclip.tiny.language", "lgclip.tiny.install",
+    "lgclip.datasets", "lgclip.prompts", "lgclip.diffuser", "lgclip.generation",
+    "lgclip.data", "lgclip.encoder", "lgclip.scales", "lgclip.features",
+    "lgclip.prototypes", "lgclip.methods", "lgclip.methods.base", "lgclip.methods.zero_shot",
+    "lgclip.tiny.ceilings",
+    "lgclip.statistics", "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking", "lgclip.export", "lgclip.cli",
+    *SCRIPTS,
+]  # fmt: skip
+LIGHT = {"hydra", "omegaconf", "lgclip", "lgclip.errors"}
+
+
+def nodes(tree: ast.AST, *, run: bool = True) -> Iterator[ast.AST]:
+    """Every node; without what `if TYPE_CHECKING` guards if only what runs counts."""
+    for node in ast.iter_child_nodes(tree):
+        if run and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from nodes(node, run=run)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The modules that a tree imports when it runs, at the top or inside a function."""
+    found = set()
+    for node in nodes(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {node.module or ""}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys()
+    return found
+
+
+def parsed(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert set(ORDER) == FILES.keys()
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_one_way(name: str) -> None:
+    own = {module for module in imports(parsed(name)) if module in FILES}
+    assert not {module for module in own if ORDER.index(module) >= ORDER.index(name)}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("lgclip.methods")])
+def test_a_method_knows_no_other_stage(name: str) -> None:
+    others = {
+        f"lgclip.{part}" for part in ("data", "datasets", "prompts", "diffuser", "store", "generation", "encoder")
+    }
+    assert not imports(parsed(name)) & others
+
+
+def test_no_stage_knows_a_method() -> None:
+    knowing = {name for name in FILES if any(i.startswith("lgclip.methods") for i in imports(parsed(name)))}
+    assert {name for name in knowing if not name.startswith("lgclip.methods")} <= {
+        "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_entry_script_imports_nothing_heavy_at_its_top(name: str) -> None:
+    top = ast.Module([node for node in parsed(name).body if not isinstance(node, ast.FunctionDef)], [])
+    assert imports(top) <= LIGHT
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_short_and_its_name_says_something(name: str) -> None:
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 300
+    assert not {"utils", "util", "common", "helpers", "misc"} & set(name.split("."))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_pickled_and_nothing_is_asked_for_by_trial(name: str) -> None:
+    tree = parsed(name)
+    called = {ast.unparse(node.func) for node in nodes(tree, run=False) if isinstance(node, ast.Call)}
+    assert not called & {"hasattr", "torch.load", "torch.save", "eval", "exec"}
+    assert not imports(tree) & {"pickle", "cPickle", "dill", "joblib", "cloudpickle"}
+    allowed = [node for node in nodes(tree) if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
+    assert all(ast.unparse(keyword.value) == "False" for keyword in allowed)
+
+
+def test_help_and_config_load_nothing_heavy() -> None:
+    """What the user waits for is Hydra alone: the modules are read, not a clock."""
+    look = (
+        "import runpy, sys\n"
+        "calls = 'evaluate.py --help|evaluate.py --cfg job|train.py method=tiny_encoder --help|generate.py --cfg job'\n"
+        "for call in calls.split('|'):\n"
+        "    sys.argv = call.split()\n"
+        "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    except SystemExit as end: assert not end.code, call\n"
+        "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    *shown, loaded = done.stdout.splitlines()
+    assert "prompts_per_class: 10" in shown
+    assert "scales: multi, single" in shown
+    heavy = {"torch", "lightning", "numpy", "PIL", "diffusers", "transformers", "open_clip", "wandb", "scipy"}
+    assert "hydra" in loaded.split()
+    assert not heavy & set(loaded.split())

@@ -1,0 +1,126 @@
+"""Every YAML is read: it composes into its root and fits the constructor that it names."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from lgclip.methods.base import Classifier
+from lgclip.tiny.recipe import Recipe
+
+CONF = Path(__file__).parents[1] / "conf"
+ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+
+RUNTIME = {Classifier: {"scales", "has_text"}, Recipe: {"corpus"}, Logger: {"save_dir"}}
+"""What an entry script hands to a constructor besides the config."""
+ASKED = {"dataset=folder": ["dataset.root=DIR"]}
+"""What only the user can say."""
+
+
+def groups_of(root: str) -> dict[str, Any]:
+    """The groups in a root's defaults list, with their choices."""
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    return {
+        group: choice for entry in defaults["defaults"] if isinstance(entry, dict) for group, choice in entry.items()
+    }
+
+
+def root_of(group: str, choice: str) -> str:
+    """The root that a choice is for: recipes are trained, all else is evaluated."""
+    if group == "experiment":  # its first line is the command
+        return next(root for root in ROOTS if f"{root}.py" in (CONF / group / f"{choice}.yaml").read_text())
+    return "train" if choice.startswith("tiny_") else "evaluate"
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    needed = ["method=tiny_encoder"] if root == "train" and not any(o.startswith("method=") for o in overrides) else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(root, [*needed, *overrides], return_hydra_config=True)
+
+
+def constructors(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every part of a config that names a constructor."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield place, node
+        for key, inside in node.items():
+            yield from constructors(inside, f"{place}.{key}".lstrip("."))
+
+
+def check_fit(place: str, node: dict[str, Any]) -> None:
+    """A constructor takes every key of its YAML, and needs nothing that neither YAML nor script gives."""
+    target: type = get_class(node["_target_"])
+    given = {key for key in node if not key.startswith("_")}
+    runtime = next((names for base, names in RUNTIME.items() if issubclass(target, base)), set())
+    assert not given & runtime, f"{place}: {given & runtime} is the script's to give"
+    inspect.signature(target).bind(**dict.fromkeys(given | runtime))
+    # `**schedule` takes any key, so those are looked for in the base that it goes to.
+    known = {name for base in target.__mro__ for name in inspect.signature(base.__init__).parameters}
+    assert given <= known, f"{place}: {given - known} is no parameter of {node['_target_']}"
+
+
+def test_every_group_is_reached_from_a_root_and_every_default_is_there() -> None:
+    reached = {root: groups_of(root) for root in ROOTS}
+    assert ROOTS == ["evaluate", "generate", "train"]
+    assert {group for groups in reached.values() for group in groups} >= {group for group, _ in CHOICES}
+    for groups in reached.values():
+        assert {(g, c) for g, c in groups.items() if c not in (None, "???")} <= set(CHOICES)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
+def test_a_choice_composes_and_fits_its_constructor(group: str, choice: str) -> None:
+    wanted = f"{group}={choice}"
+    config = composed(root_of(group, choice), wanted, *ASKED.get(wanted, []))
+    hydra, own = config.hydra, OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    assert hydra.runtime.choices[group] == choice
+    resolved = OmegaConf.to_container(_with_choices(own, hydra), resolve=True, throw_on_missing=True)
+    parts = dict(constructors(resolved))
+    for place, node in parts.items():
+        check_fit(place, node)
+    written: Any = OmegaConf.load(CONF / group / f"{choice}.yaml")
+    if group != "experiment":
+        assert (group in parts) == ("_target_" in (written or {})), "what the file says is what is composed"
+
+
+def _with_choices(own: DictConfig, hydra: DictConfig) -> DictConfig | ListConfig:
+    """Puts in place of `${hydra:...}`, which only a run can answer, what the run would."""
+    text = OmegaConf.to_yaml(own).replace("${hydra:runtime.choices.method}", str(hydra.runtime.choices.get("method")))
+    return OmegaConf.create(text)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_a_root_composes_and_experiments_have_the_last_word(root: str) -> None:
+    composed(root)
+    written: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    *_, own, last = written["defaults"]
+    assert (own, last) == ("_self_", {"experiment": None})
+
+
+def test_generate_is_the_first_half_of_evaluate() -> None:
+    whole, half = composed("evaluate"), composed("generate")
+    shared = [key for key in half if key != "hydra"]
+    assert {key: whole[key] for key in shared} == {key: half[key] for key in shared}
+
+
+def test_a_bare_sweep_has_a_grid_to_go_over() -> None:
+    params = OmegaConf.to_container(composed("evaluate").hydra.sweeper.params)
+    assert params == {"prompts_per_class": "1,2,5,10", "scales": "single,multi"}
+
+
+def test_a_yaml_is_short_and_says_what_it_is() -> None:
+    for path in CONF.rglob("*.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("# "), f"{path.name}: its first line says what it is"
+        assert len(lines) <= 45, path
+
+
+def test_no_file_is_forgotten() -> None:
+    files = [path for path in CONF.rglob("*") if path.is_file()]
+    assert len(files) == len(ROOTS) + len(CHOICES) >= 20

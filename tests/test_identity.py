@@ -1,0 +1,151 @@
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lgclip.diffuser import Diffuser
+from lgclip.encoder import OpenClip
+from lgclip.identity import NOT_AN_INPUT, inputs_of, key_of, local_folder, weights_of
+from lgclip.prompts import LocalLLM, PromptWriter, Templates
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inside: st.lists(inside) | st.dictionaries(TEXT, inside),
+    max_leaves=8,
+)
+
+OTHER: dict[str, Any] = {
+    "model": "hub/other",
+    "revision": "v2",
+    "pretrained": "other",
+    "instruction": "{name}?",
+    "negative_prompt": "blur",
+    "templates": ("a {}", "the {}"),
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "guidance": 1.5,
+    "size": 128,
+}
+"""Another value for each field; whole numbers are simply counted up."""
+
+
+def parts() -> list[Any]:
+    return [Templates(), LocalLLM("hub/llm"), Diffuser("hub/sd"), OpenClip("ViT-B-32")]
+
+
+def key(part: Any) -> str:
+    """The key that results of `part` are kept under."""
+    return key_of(part.inputs(0, "cat", 0) if isinstance(part, PromptWriter) else part.inputs())
+
+
+def told_apart(value: Any) -> Any:
+    """`value` in a form that == compares as JSON does: the order of keys is nothing, 1 is not true."""
+    match value:
+        case dict():
+            return frozenset((name, told_apart(item)) for name, item in value.items())
+        case list():
+            return tuple(map(told_apart, value))
+    return type(value), value
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [(part, field) for part in parts() for field in dataclasses.fields(part)],
+    ids=lambda x: x.name if isinstance(x, dataclasses.Field) else type(x).__name__,
+)
+def test_every_field_is_in_the_key_unless_it_says_that_it_is_not(part: Any, field: dataclasses.Field[Any]) -> None:
+    value = getattr(part, field.name)
+    changed = dataclasses.replace(part, **{field.name: OTHER[field.name] if field.name in OTHER else value + 1})
+    assert (key(changed) == key(part)) == (not field.metadata.get("input", True))
+    assert (field.name in inputs_of(part)) == field.metadata.get("input", True)
+
+
+def test_only_what_changes_no_result_is_left_out() -> None:
+    left_out = {f.name for part in parts() for f in dataclasses.fields(part) if f.metadata == NOT_AN_INPUT}
+    assert left_out == {"batch_size", "max_rounds"}
+
+
+def test_the_writers_run_inputs_are_in_the_key() -> None:
+    writer = Templates()
+    keys = {key_of(writer.inputs(*run)) for run in ((0, "cat", 0), (1, "cat", 0), (0, "dog", 0), (0, "cat", 1))}
+    assert len(keys) == 4
+
+
+def test_two_kinds_of_part_never_share_a_key() -> None:
+    assert len({key(part) for part in parts()}) == 4
+
+
+@given(st.dictionaries(TEXT, JSON))
+def test_a_key_does_not_depend_on_the_order(inputs: dict[str, object]) -> None:
+    assert key_of(dict(reversed(inputs.items()))) == key_of(inputs)
+
+
+@given(st.dictionaries(TEXT, JSON), st.dictionaries(TEXT, JSON))
+def test_two_inputs_share_a_key_only_if_they_are_the_same(a: dict[str, object], b: dict[str, object]) -> None:
+    assert (key_of(a) == key_of(b)) == (told_apart(a) == told_apart(b))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "unet" / "weights.safetensors").write_bytes(b"12")
+    return folder
+
+
+def test_the_place_of_the_weights_does_not_matter(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "elsewhere" / "copy")
+    assert Diffuser(str(copy)).inputs() == Diffuser(str(model)).inputs()
+    assert str(tmp_path) not in str(Diffuser(str(model)).inputs())
+
+
+@pytest.mark.parametrize("change", ["content", "name", "folder", "new file", "boundary"])
+def test_the_content_of_the_weights_matters(change: str, model: Path) -> None:
+    before = weights_of(str(model))
+    weights = model / "unet" / "weights.safetensors"
+    match change:
+        case "content":
+            weights.write_bytes(b"13")
+            os.utime(weights, ns=(0, 1))  # whatever the file system's clock can tell apart
+        case "name":
+            weights.rename(weights.with_name("other.safetensors"))
+        case "folder":
+            weights.parent.rename(model / "vae")
+        case "new file":
+            (model / "empty").touch()
+        case "boundary":
+            (model / "config.json").write_text("{}1")
+            weights.write_bytes(b"2")
+    assert weights_of(str(model)) != before
+
+
+def test_an_id_of_the_hub_stands_for_itself() -> None:
+    assert weights_of("org/model") == "org/model"
+    assert local_folder("org/model") is None
+
+
+def test_a_home_folder_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert local_folder("~/model") == model
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/no/such", "no such folder"),
+        ("./no", "no such folder"),
+        ("~/no", "no such folder"),
+        ("tiny:no", "the package holds.*tiny:encoder"),
+    ],
+)
+@pytest.mark.parametrize("part", [LocalLLM, Diffuser, OpenClip])
+def test_a_model_that_is_not_there_is_an_error_before_anything_loads(part: Any, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        part(name)

@@ -1,0 +1,75 @@
+"""The number at the end, from the exported features and ten lines of NumPy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worlds import IMAGES_PER_CLASS, NAMES, FirstRun, World, judge, rows
+
+from lgclip.cli import main
+
+pytest_plugins = ("run_fixtures",)
+
+
+@pytest.mark.parametrize(
+    ("scales", "weights", "unit"),
+    [("single", [1], True), ("multi", [4, 3, 2, 1], True), ("multi", [4, 3, 2, 1], False)],
+)
+def test_ten_lines_of_numpy_give_the_same_number(
+    world: World, tmp_path: Path, scales: str, weights: list[float], unit: bool
+) -> None:
+    result = judge(world, tmp_path / "run", f"scales={scales}", f"method.renormalise={unit}")
+    assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
+    exported = np.load(tmp_path / "out.npz", allow_pickle=False)
+
+    def fuse(views: np.ndarray) -> np.ndarray:
+        total = (views.astype(np.float64) * np.array(weights)[:, None]).sum(axis=-2)
+        return total / np.linalg.norm(total, axis=-1, keepdims=True)
+
+    prototypes = fuse(exported["synthetic"]).mean(axis=1)
+    if unit:
+        prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
+    scores = fuse(exported["real"]) @ prototypes.T
+    predicted = scores.argmax(axis=1)
+
+    assert result["metrics"]["top1"] == (predicted == exported["real_labels"]).mean()
+    judged = rows(tmp_path / "run" / "predictions.csv")
+    assert [int(row["prediction"]) for row in judged] == predicted.tolist()
+    own = scores[np.arange(len(scores)), exported["real_labels"]]
+    assert [int(row["rank"]) for row in judged] == (scores > own[:, None]).sum(axis=1).tolist()
+
+
+def test_the_export_is_unit_rows_of_the_promised_shapes(first_run: FirstRun, tmp_path: Path) -> None:
+    assert main(["store", "features", str(first_run.folder), str(tmp_path / "new" / "out.npz")]) == 0
+    exported = np.load(tmp_path / "new" / "out.npz", allow_pickle=False)
+    n = len(NAMES) * IMAGES_PER_CLASS
+    assert {name: exported[name].shape for name in exported} == {
+        "real": (n, 1, 32), "real_labels": (n,), "synthetic": (len(NAMES), 3, 1, 32)
+    }  # fmt: skip
+    assert exported["real_labels"].tolist() == [i // IMAGES_PER_CLASS for i in range(n)]
+    for name in ("real", "synthetic"):
+        assert exported[name].dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(exported[name], axis=-1), 1, atol=1e-5)
+    assert len(np.unique(exported["synthetic"].reshape(-1, 32).round(6), axis=0)) == 9, "no two images are the same"
+
+
+def test_a_run_without_images_exports_its_real_features(world: World, tmp_path: Path) -> None:
+    judge(world, tmp_path / "run", "method=clip_text")
+    assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
+    assert sorted(np.load(tmp_path / "out.npz")) == ["real", "real_labels"]
+
+
+def test_what_cannot_be_exported_is_one_plain_error(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["store", "features", str(tmp_path / "empty"), str(tmp_path / "out.npz")]) == 1
+    assert "finished run" in capsys.readouterr().err
+    judge(world, tmp_path / "run")
+    for chunk in world.store.rglob("*.safetensors"):
+        chunk.unlink()
+    assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "features are not in the store" in said
+    assert not (tmp_path / "out.npz").exists()

@@ -1,0 +1,205 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+
+from lgclip.batch import Prompt
+from lgclip.checkpoint import SafetensorsIO
+from lgclip.diffuser import Diffuser
+from lgclip.encoder import OpenClip
+from lgclip.prompts import LocalLLM
+from lgclip.stages import quiet
+from lgclip.tiny import install
+from lgclip.tiny.autoencoder import TinyAutoencoder
+from lgclip.tiny.corpus import Corpus
+from lgclip.tiny.denoiser import TinyDenoiser
+from lgclip.tiny.encoder import TinyEncoder
+from lgclip.tiny.language import TinyLanguageModel
+from lgclip.tiny.recipe import Recipe
+from lgclip.tiny.world import HELD_OUT_KINDS, SCANNED_DIGITS, SEEN_KINDS
+
+pytestmark = [
+    # The autoencoder under the denoiser is not trained, and so rightly not in training mode.
+    pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),
+    # The loader only counts: a step's pictures depend on its number.
+    pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable"),
+]
+
+CPU = torch.device("cpu")
+SCHEDULE: dict[str, Any] = {"steps": 3, "batch_size": 8, "lr": 1e-3, "warmup": 1}
+
+
+def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in recipe.named_parameters() if p.requires_grad}
+
+
+def fit(recipe: Recipe, steps: int = 3, resume: Path | None = None) -> Trainer:
+    quiet()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        plugins=[SafetensorsIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(recipe, ckpt_path=resume)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("build")
+
+
+@pytest.fixture(scope="module")
+def corpus(build: Path) -> Iterator[Corpus]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lgclip.tiny.corpus.DIGIT_REPEATS", 2)  # half as much to read into tokens
+        yield Corpus(420, 0, build)
+
+
+@pytest.fixture(scope="module")
+def recipes(corpus: Corpus, build: Path) -> dict[str, Callable[[], Recipe]]:
+    """The recipes at their smallest; the denoiser's first build trains the autoencoder it needs."""
+    vae = build / "tiny_autoencoder" / "model"
+    return {
+        "tiny_autoencoder": lambda: TinyAutoencoder(corpus, channels=(8, 8, 16), latent_channels=4, **SCHEDULE),
+        "tiny_denoiser": lambda: TinyDenoiser(corpus, autoencoder=vae, channels=(16, 32), text_layers=1, **SCHEDULE),
+        "tiny_encoder": lambda: TinyEncoder(corpus, width=32, layers=1, text_layers=1, **SCHEDULE),
+        "tiny_language": lambda: TinyLanguageModel(corpus, width=16, layers=1, **SCHEDULE),
+    }
+
+
+class Trained(NamedTuple):
+    """A recipe after its three steps, and the weights that it had before they were rounded and saved."""
+
+    recipe: Recipe
+    weights: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained(recipes: dict[str, Callable[[], Recipe]], build: Path) -> dict[str, Trained]:
+    """Every recipe, saved where `train.py` would save it."""
+    done: dict[str, Trained] = {}
+    for name, make in recipes.items():
+        torch.manual_seed(0)
+        recipe = make()
+        before = weights(recipe)
+        trainer = fit(recipe)
+        assert trainer.callback_metrics["loss"].isfinite()
+        done[name] = Trained(recipe, weights(recipe))
+        assert not [at for at, p in done[name].weights.items() if torch.equal(p, before[at])], name
+        recipe.save(build / name / "model")
+    return done
+
+
+@pytest.mark.parametrize("name", ["tiny_autoencoder", "tiny_denoiser", "tiny_encoder", "tiny_language"])
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(
+    name: str, recipes: dict[str, Callable[[], Recipe]], trained: dict[str, Trained], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    fit(recipes[name](), steps=2).save_checkpoint(tmp_path / "last")
+    resumed = recipes[name]()
+    torch.rand(5)  # what else drew random numbers meanwhile is no matter
+    fit(resumed, resume=tmp_path / "last")
+    ends = weights(resumed)
+    for at, value in trained[name].weights.items():
+        torch.testing.assert_close(ends[at], value, rtol=0, atol=0)
+
+
+def test_latents_have_unit_variance_once_scaled(trained: dict[str, Trained], build: Path, corpus: Corpus) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(build / "tiny_autoencoder" / "model").float()
+    with torch.inference_mode():
+        latents = vae.encode(corpus.images[::8].float() / 127.5 - 1).latent_dist.mean * vae.config.scaling_factor
+    assert latents.shape[1:] == (4, 16, 16)
+    assert latents.std() == pytest.approx(1, rel=0.05)
+
+
+def test_the_diffuser_is_a_whole_pipeline(trained: dict[str, Trained], build: Path) -> None:
+    brush = Diffuser(str(build / "tiny_denoiser" / "model"), steps=2, guidance=3.0, size=64).load(CPU)
+    drawn = brush([Prompt(0, "a photo of a ring", 0), Prompt(0, "a photo of a ring", 1)], 0)
+    assert drawn.shape == (2, 64, 64, 3)
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_the_encoder_gives_the_features_that_were_trained(
+    trained: dict[str, Trained], build: Path, corpus: Corpus
+) -> None:
+    from PIL import Image
+
+    recipe = trained["tiny_encoder"].recipe
+    encoder = OpenClip(str(build / "tiny_encoder" / "model"))
+    towers, transform = encoder.load(CPU), encoder.transform()
+    pixels = torch.stack([transform(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in corpus.images[:4]])
+    expected = corpus.images[:4].float() / 127.5 - 1
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
+    captions = [corpus.caption(i, 0) for i in range(4)]
+    model: Any = recipe.model
+    with torch.no_grad():
+        images = model.encode_image(expected, normalize=True)
+        texts = model.encode_text(recipe.tokens[:4, 0], normalize=True)  # pyright: ignore
+    torch.testing.assert_close(towers.images(pixels), images, rtol=0, atol=5e-3)  # saved in half precision
+    torch.testing.assert_close(towers.texts(captions), texts, rtol=0, atol=5e-3)
+
+
+def test_the_language_model_follows_a_name_with_a_line(trained: dict[str, Trained], build: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = build / "tiny_language" / "model"
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "red star"}], tokenize=False)
+    assert asked == f"{tokenizer.bos_token}red star\n"  # what the recipe's loss puts before the caption
+    # Any reply holds the empty name, which lets a model that has hardly learned write prompts.
+    prompts = LocalLLM(str(folder), max_new_tokens=8, replies_per_round=4).load(CPU)(0, "", 3, 0)
+    assert len(prompts) >= 3
+    assert not any(token in prompt for prompt in prompts for token in tokenizer.all_special_tokens)
+
+
+def test_a_pair_is_a_name_and_a_caption_that_holds_it(trained: dict[str, Trained], corpus: Corpus) -> None:
+    recipe = trained["tiny_language"].recipe
+    assert isinstance(recipe, TinyLanguageModel)
+    rng = np.random.default_rng(0)
+    pairs = [recipe.pair(int(i), rng) for i in rng.integers(0, len(corpus), 300)]
+    assert all(name in caption for name, caption in pairs)
+    known = {kind.name for kind in SEEN_KINDS} | set(SCANNED_DIGITS)
+    assert 0.35 < np.mean([name in known for name, _ in pairs]) < 0.65
+    assert not {kind.name for kind in HELD_OUT_KINDS} & {name for name, _ in pairs}
+
+
+def test_nothing_but_safetensors_and_text_is_saved(trained: dict[str, Trained], build: Path) -> None:
+    suffixes = {path.suffix for name in trained for path in (build / name / "model").rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".txt", ".jinja"}
+
+
+def test_the_build_is_installed_whole_or_not_at_all(
+    trained: dict[str, Trained], build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(ValueError, match=r"train\.py method=tiny_encoder"):
+        install.install(tmp_path)
+    monkeypatch.setattr(install, "LIMIT", 1000)
+    with pytest.raises(ValueError, match="at most 1000 may go"):
+        install.install(build)
+    assert not (tmp_path / "weights").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(install, "WEIGHTS", tmp_path / "weights")
+    (tmp_path / "weights" / "encoder").mkdir(parents=True)
+    (tmp_path / "weights" / "encoder" / "old.safetensors").touch()
+    size = install.install(build)
+    installed = list((tmp_path / "weights").rglob("*.safetensors"))
+    assert size == sum(path.stat().st_size for path in installed)
+    assert {path.relative_to(tmp_path / "weights").parts[0] for path in installed} == {
+        "encoder",
+        "diffuser",
+        "language",
+    }
+    assert "old.safetensors" not in {path.name for path in installed}

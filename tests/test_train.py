@@ -1,0 +1,68 @@
+"""`train.py` on a few steps: a training that was cut ends where an unbroken one does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from worlds import call, rows, tree
+
+from lgclip.prompts import LocalLLM
+from lgclip.tiny.language import TinyLanguageModel
+
+
+def train(folder: Path, *overrides: str) -> None:
+    call(
+        "train", "method=tiny_language", f"paths.build={folder}", f"hydra.run.dir={folder / 'run'}",
+        "method.steps=5", "method.batch_size=3", "method.warmup=2", "corpus.shapes=210", "checkpoint_every=2",
+        "trainer.accelerator=cpu", "+trainer.log_every_n_steps=1", *overrides,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    train(folder)
+    return folder / "tiny_language"
+
+
+def test_a_training_leaves_a_model_that_writes(unbroken: Path) -> None:
+    files = tree(unbroken)
+    assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= files.keys()
+    assert not [name for name in files if name.endswith((".ckpt", ".bin", ".pt", ".pkl"))]
+    pen = LocalLLM(str(unbroken / "model"), max_rounds=1, max_new_tokens=8, replies_per_round=2).load(
+        torch.device("cpu")
+    )
+    with pytest.raises(ValueError, match="usable prompts"):  # five steps teach nobody to write
+        pen(0, "striped red star", 50, 0)
+
+
+def test_a_training_logs_its_loss(unbroken: Path) -> None:
+    logged = rows(next(unbroken.rglob("metrics.csv")))
+    assert logged
+    assert all(0 < float(row["loss"]) < 20 for row in logged if row["loss"])
+
+
+def test_a_cut_training_goes_on_and_ends_the_same(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = TinyLanguageModel.training_step, []
+
+    def cut(model: TinyLanguageModel, batch: int, batch_idx: int) -> torch.Tensor:
+        steps.append(model.global_step)
+        if model.global_step == 3 and steps.count(3) == 1:
+            raise RuntimeError("power cut")
+        return step(model, batch, batch_idx)
+
+    monkeypatch.setattr(TinyLanguageModel, "training_step", cut)
+    torch.manual_seed(7)  # what the process did before must not matter
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path)
+    assert not (tmp_path / "tiny_language" / "model").exists()
+    train(tmp_path)
+    assert steps == [0, 1, 2, 3, 2, 3, 4], "it goes on from the last checkpoint, which was of two steps"
+    weights, expected = (load_file(f / "model" / "model.safetensors") for f in (tmp_path / "tiny_language", unbroken))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
+    assert json.loads((unbroken / "model" / "config.json").read_text())["model_type"] == "llama"

@@ -1,0 +1,174 @@
+"""Small worlds that are quick to build and real all the same: random weights, a few pictures, a run."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from PIL import Image
+
+from lgclip import cli
+
+NAMES = ("blue moon", "green ring", "red star")  # in the order of their folders
+IMAGES_PER_CLASS = 4
+SENTENCES = ("a photo of a {}.", "a drawing of a {}.", "a {} on grey paper.", "one small {}.")
+
+
+def picture_folder(root: Path, names: Sequence[str] = NAMES, each: int = IMAGES_PER_CLASS) -> Path:
+    """An ImageFolder tree of coloured patches, no two alike."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        folder = root / name.replace(" ", "_")
+        folder.mkdir(parents=True)
+        for i in range(each):
+            patches = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+            Image.fromarray(patches).resize((48, 40)).save(folder / f"{i}.png")
+    return root
+
+
+def encoder_folder(folder: Path) -> Path:
+    """A two-tower model of open_clip with random weights."""
+    import torch
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
+    from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_tokenizer
+
+    tokenizer: Any = clip_tokenizer([s.replace("{}", name) for s in SENTENCES for name in NAMES], merges=60)
+    config: dict[str, Any] = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH, "vocab_size": len(tokenizer), "width": 32, "heads": 2, "layers": 1,
+            "hf_tokenizer_name": ".",
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = CLIP(**config)
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def diffuser_folder(folder: Path) -> Path:
+    """A whole Stable Diffusion pipeline with random weights."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_tokenizer
+
+    torch.manual_seed(1)
+    tokenizer: Any = clip_tokenizer([s.replace("{}", name) for s in SENTENCES for name in NAMES], merges=60)
+    parts: dict[str, Any] = {
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 8),  # pyright: ignore[reportArgumentType]
+            down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+            up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+            norm_num_groups=4,
+        ),
+        "unet": UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        "text_encoder": CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=CONTEXT_LENGTH,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ),
+        "tokenizer": tokenizer,
+        "scheduler": DPMSolverMultistepScheduler(steps_offset=1),
+    }
+    absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class World:
+    """A data set, models with random weights and a store: all that a run needs.
+
+    Attributes:
+        pictures: Root of `dataset=folder`.
+        encoder: An open_clip folder.
+        diffuser: A diffusers folder.
+        store: The store.
+    """
+
+    pictures: Path
+    encoder: Path
+    diffuser: Path
+    store: Path
+
+    def generating(self) -> list[str]:
+        """Overrides that draw from this world."""
+        sentences = ",".join(f"'{sentence}'" for sentence in SENTENCES)
+        return [
+            "dataset=folder", f"dataset.root={self.pictures}", "llm=template", f"llm.templates=[{sentences}]",
+            f"diffuser.model={self.diffuser}", "diffuser.size=32", "diffuser.steps=2", "prompts_per_class=3",
+            f"paths.store={self.store}", "trainer.accelerator=cpu",
+        ]  # fmt: skip
+
+    def evaluating(self) -> list[str]:
+        """Overrides that judge in this world."""
+        return [*self.generating(), f"encoder.model={self.encoder}", "logger=none"]
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """The first run in a world: where it lies and what it says."""
+
+    world: World
+    folder: Path
+    result: dict[str, Any]
+
+
+def call(verb: str, *overrides: str) -> None:
+    """What the console command `lgclip-VERB` does, in this process."""
+    with patch.object(sys, "argv", [f"lgclip-{verb}", *overrides]):
+        getattr(cli, verb)()
+
+
+def judge(world: World, folder: Path, *overrides: str) -> dict[str, Any]:
+    """Evaluates in a world and reads the result; later overrides win."""
+    call("evaluate", *world.evaluating(), f"hydra.run.dir={folder}", *overrides)
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def made(result: dict[str, Any]) -> dict[str, int]:
+    """How many things each stage of a run made."""
+    return {stage["stage"]: stage["made"] for stage in result["stages"]}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """A CSV file's rows."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its place."""
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
