@@ -53,13 +53,12 @@ class StageBar(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._bar: Any = None
+        self._enabled = True
         self.title = ""
 
     def disable(self) -> None:
         """Lightning calls this on every device but the first."""
         self._enabled = False
-
-    _enabled = True
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loaders: Any = trainer.predict_dataloaders

@@ -21,7 +21,6 @@ MEAN = STD = (0.5, 0.5, 0.5)
 CAPTIONS_PER_PICTURE = 4
 
 
-@torch.autocast("cpu", enabled=False)
 def augment(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """Crops, shifts, softens, dims and grains each picture by its own random amount; returns [-1, 1]."""
     n, device = len(images), images.device
@@ -85,7 +84,8 @@ class TinyEncoder(Recipe):
         return distinct_kinds(self.corpus, self.batch_size, generator)
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
-        images = augment(self.corpus.images[indices].to(self.device))
+        with torch.autocast(self.device.type, enabled=False):  # crops and blurs stay in fp32
+            images = augment(self.corpus.images[indices].to(self.device))
         variant = torch.randint(CAPTIONS_PER_PICTURE, (len(indices),))
         output = self.model(images, self.tokens[indices, variant].to(self.device))
         with torch.no_grad():
