@@ -1,5 +1,6 @@
 """Data sets to judge on: images, labels, class names and the split, all keyed by class index."""
 
+import logging
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -11,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lgclip.identity import SCHEMA, key_of
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -127,7 +130,12 @@ class Folder(Dataset):
         self.root = Path(root).expanduser().absolute()
         if not self.root.is_dir():
             raise ValueError(f"dataset.root={root}: no such folder; it should hold one folder of images a class")
-        folders = sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        inside = sorted(path for path in self.root.iterdir() if path.is_dir())
+        folders = [path for path in inside if not path.name.startswith(".")]
+        if len(folders) < len(inside):
+            log.warning(
+                "%s: hidden folders are no classes: %s", root, ", ".join(str(p) for p in inside if p not in folders)
+            )
         if not folders:
             raise ValueError(f"dataset.root={root}: no folder in it; it should hold one folder of images a class")
         self.name = self.root.name
