@@ -1,12 +1,10 @@
-"""Where the small models lose accuracy: `python -m lgclip.tiny.ceilings [BUILD_DIR]`.
+"""Where the small models of the package lose accuracy: `python -m lgclip.tiny.ceilings`.
 
 Prototypes are made of ten real test images of each held-out class, of the same ten after the
 autoencoder, and of ten drawn ones; the other thirty real images are judged. The first two look at
 real images of the classes, so they are ceilings to measure against, not results.
 """
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch.nn.functional import normalize
 
 from lgclip.diffuser import Diffuser, image_prompts
 from lgclip.encoder import OpenClip
+from lgclip.tiny.install import WEIGHTS
 from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, image_of
 
 SHOTS = 10
@@ -31,13 +30,9 @@ def top1(prototypes: Float[Tensor, "c d"], features: Float[Tensor, "c n d"]) -> 
     return right.float().mean().item()
 
 
-def ceilings(build: Path) -> dict[str, float]:
-    """Top-1 on the thirty held-out classes with prototypes of each kind.
-
-    Args:
-        build: The folder that `train.py` wrote to.
-    """
-    encoder = OpenClip(str(build / "tiny_encoder" / "model"))
+def ceilings() -> dict[str, float]:
+    """Top-1 on the thirty held-out classes with prototypes of each kind."""
+    encoder = OpenClip("tiny:encoder")
     towers, transform = encoder.load(CPU), encoder.transform()
 
     def features(images: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "c k d"]:
@@ -53,21 +48,19 @@ def ceilings(build: Path) -> dict[str, float]:
         "text": top1(towers.texts([f"a photo of a {name}." for name in names]), judged),
         "real images": top1(normalize(features(shown).mean(dim=1), dim=-1), judged),
     }
-    vae: Any = AutoencoderKL.from_pretrained(build / "tiny_autoencoder" / "model", dtype=torch.float32)
+    vae: Any = AutoencoderKL.from_pretrained(WEIGHTS / "diffuser" / "vae", dtype=torch.float32)
     with torch.inference_mode():
         pixels = torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 127.5 - 1
         again = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
     rebuilt = ((again + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     found["reconstructions"] = top1(normalize(features(rebuilt).mean(dim=1), dim=-1), judged)
-    pipeline = build / "tiny_denoiser" / "model"
-    if pipeline.is_dir():
-        brush = Diffuser(str(pipeline), steps=10, guidance=3.0, size=64).load(CPU)
-        prompts = image_prompts([[f"a photo of a {name}."] for name in names], 1, SHOTS)
-        drawn = np.concatenate([brush(prompts[at : at + 30], 0) for at in range(0, len(prompts), 30)])
-        found["drawn images"] = top1(normalize(features(drawn).mean(dim=1), dim=-1), judged)
+    brush = Diffuser("tiny:diffuser", steps=10, guidance=3.0, size=64).load(CPU)
+    prompts = image_prompts([[f"a photo of a {name}."] for name in names], 1, SHOTS)
+    drawn = np.concatenate([brush(prompts[at : at + 30], 0) for at in range(0, len(prompts), 30)])
+    found["drawn images"] = top1(normalize(features(drawn).mean(dim=1), dim=-1), judged)
     return found
 
 
 if __name__ == "__main__":
-    for kind, share in ceilings(Path(sys.argv[1] if len(sys.argv) > 1 else ".tiny-build")).items():
+    for kind, share in ceilings().items():
         print(f"prototypes of {kind:<16} {100 * share:5.1f}%")

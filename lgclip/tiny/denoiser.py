@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lgclip.store import write_whole
 from lgclip.tiny.corpus import Corpus
 from lgclip.tiny.recipe import Recipe
-from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_tokenizer
+from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_ids, clip_tokenizer
 
 CAPTIONS_PER_PICTURE = 4
 UNCONDITIONAL = 0.1
@@ -51,8 +51,8 @@ class TinyDenoiser(Recipe):
         self.latents = self._latents(Path(autoencoder) / "latents.safetensors")
         captions = corpus.captions(CAPTIONS_PER_PICTURE)
         self.tokenizer: Any = clip_tokenizer(caption for variants in captions for caption in variants)
-        self.tokens = torch.stack([self._ids(variants) for variants in captions])
-        self.no_caption = self._ids([""])[0]
+        self.tokens = clip_ids(self.tokenizer, captions)
+        self.no_caption = clip_ids(self.tokenizer, [[""]])[0, 0]
         self.noising = DDPMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -103,9 +103,6 @@ class TinyDenoiser(Recipe):
             with write_whole(cache) as temporary:
                 save_file({"latents": torch.cat(parts)}, temporary)
         return load_file(cache)["latents"]
-
-    def _ids(self, texts: list[str]) -> Int[Tensor, "v t"]:
-        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]  # pyright: ignore
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
         n = len(indices)

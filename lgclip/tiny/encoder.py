@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from lgclip.tiny.corpus import Corpus
 from lgclip.tiny.recipe import Recipe, distinct_kinds
-from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_tokenizer
+from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_ids, clip_tokenizer
 
 MEAN = STD = (0.5, 0.5, 0.5)
 CAPTIONS_PER_PICTURE = 4
@@ -55,7 +55,7 @@ class TinyEncoder(Recipe):
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
         captions = corpus.captions(CAPTIONS_PER_PICTURE)
         self.tokenizer: Any = clip_tokenizer(caption for variants in captions for caption in variants)
-        self.tokens = torch.stack([self._ids(variants) for variants in captions])
+        self.tokens = clip_ids(self.tokenizer, captions)
         self.config = {
             "embed_dim": 128,
             "vision_cfg": {
@@ -76,9 +76,6 @@ class TinyEncoder(Recipe):
         }
         self.model = CLIP(**self.config, output_dict=True)
         self.clip_loss = ClipLoss()
-
-    def _ids(self, texts: list[str]) -> Int[Tensor, "v t"]:
-        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]  # pyright: ignore
 
     def choose(self, generator: torch.Generator) -> Int[Tensor, " b"]:
         return distinct_kinds(self.corpus, self.batch_size, generator)

@@ -1,10 +1,13 @@
 """The tokenizers of the small models, learned from the captions alone, in the hub's formats."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import torch
+from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 CONTEXT_LENGTH = 32
@@ -44,6 +47,12 @@ def clip_tokenizer(captions: Iterable[str], merges: int = 500) -> CLIPTokenizer:
         merges=learned,  # pyright: ignore[reportArgumentType]  pairs, not lines, whatever its annotation says
         model_max_length=CONTEXT_LENGTH,
     )
+
+
+def clip_ids(tokenizer: CLIPTokenizer, texts: Sequence[Sequence[str]]) -> Int[Tensor, "n v t"]:
+    """Token ids of `v` texts of each of `n` pictures, padded or cut to the context length."""
+    rows = [tokenizer(list(variants), padding="max_length", truncation=True)["input_ids"] for variants in texts]
+    return torch.tensor(rows)
 
 
 # The line break stands inside the braces: Jinja drops one at the end of a template.
