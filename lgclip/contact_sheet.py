@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lgclip.datasets import Dataset
-from lgclip.generation import Drawing
+from lgclip.datasets.base import Dataset
+from lgclip.drawing import Drawing
 from lgclip.methods.base import Judged
 from lgclip.store import write_whole
 

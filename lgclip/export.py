@@ -8,10 +8,11 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from lgclip.diffuser import image_prompts
+from lgclip.diffuser.base import image_prompts
+from lgclip.drawing import Drawing
 from lgclip.features import real_stream, synthetic_stream
-from lgclip.generation import Drawing, Writing
 from lgclip.store import PromptStore, open_root, write_whole
+from lgclip.writing import Writing
 
 
 def export_features(run: Path, out: Path) -> str:

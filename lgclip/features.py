@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lgclip.batch import ImageBatch
 from lgclip.data import TEXT_VIEW, Stream, Streams
-from lgclip.datasets import Dataset
-from lgclip.encoder import Encoder, Towers
-from lgclip.generation import Drawing
+from lgclip.datasets.base import Dataset
+from lgclip.drawing import Drawing
+from lgclip.encoder.base import Encoder, Towers
 from lgclip.identity import key_of
 from lgclip.scales import Scales
 from lgclip.stages import Stages

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lgclip.data import Streams
-from lgclip.datasets import Dataset
+from lgclip.datasets.base import Dataset
 from lgclip.identity import inputs_of
 from lgclip.methods.base import Classifier, Judged
 from lgclip.stages import Stages

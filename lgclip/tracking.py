@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
-from lgclip.datasets import Dataset
-from lgclip.generation import Drawing
+from lgclip.datasets.base import Dataset
+from lgclip.drawing import Drawing
 from lgclip.methods.base import Judged
 
 MAX_CLASSES = 200

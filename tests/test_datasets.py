@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lgclip.datasets import Dataset, Digits, Folder, Shapes, checked_names
+from lgclip.datasets.base import Dataset, checked_names
+from lgclip.datasets.folder import Folder
+from lgclip.datasets.small import Digits, Shapes
 from lgclip.tiny.world import HELD_OUT_KINDS, image_of, scanned_digits
 
 RED = (200, 30, 10)

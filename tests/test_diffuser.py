@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from worlds import diffuser_folder
 
 from lgclip.batch import Prompt
-from lgclip.diffuser import Brush, Diffuser, image_id, image_prompts, noise_seed
+from lgclip.diffuser.base import Brush, image_id, image_prompts, noise_seed
+from lgclip.diffuser.pipeline import Diffuser
 
 CPU = torch.device("cpu")
 RING = Prompt(0, "a photo of a green ring.", 0)

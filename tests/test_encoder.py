@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from worlds import encoder_folder
 
-from lgclip.encoder import OpenClip, Towers
+from lgclip.encoder.base import Towers
+from lgclip.encoder.open_clip import OpenClip
 
 CPU = torch.device("cpu")
 SENTENCES = ["a photo of a red star.", "", "🦙 " * 100, "a photo of a red star."]

@@ -9,11 +9,11 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from worlds import World, call, judge, picture_folder
 
-from lgclip.diffuser import Diffuser
-from lgclip.encoder import OpenClip
+from lgclip.diffuser.pipeline import Diffuser
+from lgclip.encoder.open_clip import OpenClip
 from lgclip.errors import plain_errors
 from lgclip.generation import whole_numbers
-from lgclip.prompts import Templates
+from lgclip.prompts.template import Templates
 from lgclip.store import ImageStore
 
 pytest_plugins = ("run_fixtures",)

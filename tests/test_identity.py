@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgclip.diffuser import Diffuser
-from lgclip.encoder import OpenClip
+from lgclip.diffuser.pipeline import Diffuser
+from lgclip.encoder.open_clip import OpenClip
 from lgclip.identity import NOT_AN_INPUT, inputs_of, key_of, local_folder, weights_of
-from lgclip.prompts import LocalLLM, PromptWriter, Templates
+from lgclip.prompts.base import PromptWriter
+from lgclip.prompts.local import LocalLLM
+from lgclip.prompts.template import Templates
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from worlds import IMAGES_PER_CLASS, NAMES, SENTENCES, FirstRun, World, call, judge, made, rows, tree
 
-from lgclip.diffuser import Diffuser
-from lgclip.encoder import OpenClip
-from lgclip.prompts import Templates
+from lgclip.diffuser.pipeline import Diffuser
+from lgclip.encoder.open_clip import OpenClip
+from lgclip.prompts.template import Templates
 from lgclip.store import ImageStore
 
 pytest_plugins = ("run_fixtures",)

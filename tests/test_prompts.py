@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lgclip.prompts import LocalLLM, PromptError, Templates, usable_lines
+from lgclip.prompts.base import PromptError
+from lgclip.prompts.local import LocalLLM
+from lgclip.prompts.replies import usable_lines
+from lgclip.prompts.template import Templates
 from lgclip.tiny.vocabulary import language_tokenizer
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from lightning import Trainer
 
 from lgclip.batch import Prompt
 from lgclip.checkpoint import SafetensorsIO
-from lgclip.diffuser import Diffuser
-from lgclip.encoder import OpenClip
-from lgclip.prompts import LocalLLM
+from lgclip.diffuser.pipeline import Diffuser
+from lgclip.encoder.open_clip import OpenClip
+from lgclip.prompts.local import LocalLLM
 from lgclip.stages import quiet
 from lgclip.tiny import install
 from lgclip.tiny.autoencoder import TinyAutoencoder

@@ -16,7 +16,7 @@ from worlds import IMAGES_PER_CLASS, NAMES, FirstRun, rows
 from lgclip import contact_sheet
 from lgclip.contact_sheet import GAP, MAX_CLASSES, MAX_IMAGES, NAME_WIDTH, TILE
 from lgclip.data import Streams
-from lgclip.datasets import Dataset
+from lgclip.datasets.base import Dataset
 from lgclip.identity import weights_of
 from lgclip.methods.base import Classifier, Judged
 from lgclip.report import git_commit, result_of, table

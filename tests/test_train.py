@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from worlds import call, rows, tree
 
-from lgclip.prompts import LocalLLM
+from lgclip.prompts.local import LocalLLM
 from lgclip.tiny.language import TinyLanguageModel
 
 

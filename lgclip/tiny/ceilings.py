@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgclip.diffuser import Diffuser, image_prompts
-from lgclip.encoder import OpenClip
+from lgclip.diffuser.base import image_prompts
+from lgclip.diffuser.pipeline import Diffuser
+from lgclip.encoder.open_clip import OpenClip
 from lgclip.tiny.install import WEIGHTS
 from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, image_of
 

@@ -1,54 +1,16 @@
-"""Images, and for the text baseline sentences, to unit vectors."""
+"""Models of open_clip."""
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
+from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, WEIGHTS, inputs_of, local_folder
-
-
-class Transform(Protocol):
-    """An image to the pixels that a tower reads."""
-
-    def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]: ...
-
-
-class Towers(Protocol):
-    """An encoder that is ready to encode, its weights in memory."""
-
-    def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit features of preprocessed images, in fp32."""
-        ...
-
-    def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Unit features of sentences, in fp32."""
-        ...
-
-
-class Encoder(ABC):
-    """Which towers encode: a light description, hashed into keys; `load` brings the weights."""
-
-    has_text: bool
-    batch_size: int
-
-    @abstractmethod
-    def transform(self) -> Transform:
-        """The preprocessing that the vision tower was trained with."""
-
-    @abstractmethod
-    def load(self, device: torch.device) -> Towers:
-        """The towers on `device`."""
-
-    @abstractmethod
-    def inputs(self) -> dict[str, object]:
-        """Everything that a feature depends on besides its image."""
 
 
 @dataclass(frozen=True)

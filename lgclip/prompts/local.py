@@ -1,72 +1,14 @@
-"""Writers of prompts: class name in, sentences to draw it from out."""
+"""Prompts by a chat model on this machine."""
 
 import hashlib
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from lgclip.identity import NOT_AN_INPUT, SCHEMA, WEIGHTS, inputs_of, local_folder
-
-
-class PromptError(ValueError):
-    """A writer could not give enough usable prompts."""
-
-
-class Pen(Protocol):
-    """A writer that is ready to write, its model in memory."""
-
-    def __call__(self, class_index: int, class_name: str, count: int, seed: int) -> list[str]:
-        """At least `count` prompts of one class; asked for more, it gives the same ones first."""
-        ...
-
-
-class PromptWriter(ABC):
-    """How prompts come to be: a light description, hashed into keys; `load` brings its model."""
-
-    @abstractmethod
-    def load(self, device: torch.device) -> Pen:
-        """The writer with its model on `device`."""
-
-    def inputs(self, class_index: int, class_name: str, seed: int) -> dict[str, object]:
-        """Everything that the prompts of one class depend on."""
-        return {
-            "writer": inputs_of(self),
-            "class": class_name,
-            "class_index": class_index,
-            "seed": seed,
-            "schema": SCHEMA,
-        }
-
-
-@dataclass(frozen=True)
-class Templates(PromptWriter):
-    """Fixed sentences with the class name in them; more prompts than sentences repeat them in turn.
-
-    Args:
-        templates: Sentences; `{}` is the class name.
-
-    Raises:
-        ValueError: If there is no sentence, or one without `{}`.
-    """
-
-    templates: Sequence[str] = ("a photo of a {}.",)
-
-    def __post_init__(self) -> None:
-        if not self.templates:
-            raise ValueError("llm.templates=[]: give at least one sentence with {} in it")
-        for template in self.templates:
-            if "{}" not in template:
-                raise ValueError(f"llm.templates: {template!r} has no {{}} for the class name")
-
-    def load(self, device: torch.device) -> Pen:
-        def write(class_index: int, class_name: str, count: int, seed: int) -> list[str]:
-            return [self.templates[i % len(self.templates)].replace("{}", class_name) for i in range(count)]
-
-        return write
+from lgclip.identity import NOT_AN_INPUT, WEIGHTS, local_folder
+from lgclip.prompts.base import Pen, PromptError, PromptWriter
+from lgclip.prompts.replies import usable_lines
 
 
 @dataclass(frozen=True)
@@ -158,13 +100,3 @@ class LocalLLM(PromptWriter):
 def _seed_of(seed: int, class_index: int, class_name: str, turn: int) -> int:
     digest = hashlib.sha256(f"{seed}/{class_index}/{class_name}/{turn}".encode()).digest()
     return int.from_bytes(digest[:6])
-
-
-_NUMBERING = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])\s*")
-
-
-def usable_lines(reply: str, class_name: str) -> list[str]:
-    """The lines of a reply that are prompts: numbering taken off, the class name in them."""
-    lines = (" ".join(_NUMBERING.sub("", line).strip().strip("\"'").split()) for line in reply.splitlines())
-    wanted = class_name.casefold()
-    return [line for line in lines if wanted in line.casefold()]

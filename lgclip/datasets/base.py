@@ -1,0 +1,71 @@
+"""Data sets to judge on: images, labels, class names and the split, all keyed by class index."""
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+
+from PIL import Image
+
+
+class Dataset(ABC):
+    """Labelled images of named classes.
+
+    Attributes:
+        name: The data set's name, as shown in results.
+        split: Which of its images these are.
+        class_names: Name of each class; only shown and written into prompts, never looked up.
+        labels: Class index of each image.
+        ids: Content key of each image.
+        templates: Sentences for the text baseline; `{}` is the class name.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    labels: tuple[int, ...]
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    @cached_property
+    @abstractmethod
+    def ids(self) -> tuple[str, ...]:
+        """Content key of each image."""
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The image at `index`, decoded to RGB.
+
+        Raises:
+            ValueError: If it cannot be decoded.
+        """
+
+    @abstractmethod
+    def source(self) -> dict[str, object]:
+        """What these images are, for the key of their features."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as they go into prompts: one line each, no control characters, none twice.
+
+    Raises:
+        ValueError: If a name is empty, or two names differ in nothing but case and spaces.
+    """
+    clean = []
+    for index, name in enumerate(names):
+        text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in unicodedata.normalize("NFC", name))
+        text = " ".join(text.split())
+        if not text:
+            raise ValueError(f"class {index} has an empty name: {name!r}")
+        clean.append(text)
+    seen = Counter(name.casefold() for name in clean)
+    for name in clean:
+        if seen[name.casefold()] > 1:
+            places = [i for i, other in enumerate(clean) if other.casefold() == name.casefold()]
+            raise ValueError(
+                f"classes {places} are all named {name!r}: give each a name of its own in dataset.names=FILE"
+            )
+    return tuple(clean)

@@ -1,0 +1,94 @@
+"""A folder of the user's own images."""
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lgclip.datasets.base import Dataset, checked_names
+from lgclip.identity import SCHEMA, key_of
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Folder(Dataset):
+    """A folder of the user's own images, one folder a class.
+
+    Args:
+        root: The folder; each folder inside it is a class, in the order of their names.
+        names: A text file with one class name a line, in the order of the folders; None takes the
+            folders' names, with `_` read as a space.
+
+    Raises:
+        ValueError: If the folder is missing or empty, a class has no image, the names do not fit
+            the folders, or two classes have one name.
+    """
+
+    name = "folder"
+    split = "all"
+
+    def __init__(self, root: str, names: str | None = None) -> None:
+        self.root = Path(root).expanduser().absolute()
+        if not self.root.is_dir():
+            raise ValueError(f"dataset.root={root}: no such folder; it should hold one folder of images a class")
+        inside = sorted(path for path in self.root.iterdir() if path.is_dir())
+        folders = [path for path in inside if not path.name.startswith(".")]
+        if len(folders) < len(inside):
+            log.warning(
+                "%s: hidden folders are no classes: %s", root, ", ".join(str(p) for p in inside if p not in folders)
+            )
+        if not folders:
+            raise ValueError(f"dataset.root={root}: no folder in it; it should hold one folder of images a class")
+        self.name = self.root.name
+        self.class_names = _names(folders, names)
+        self.paths: list[Path] = []
+        labels: list[int] = []
+        for label, folder in enumerate(folders):
+            images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not images:
+                raise ValueError(f"class {label} has no image: {folder} holds no file named {'|'.join(IMAGE_SUFFIXES)}")
+            self.paths += images
+            labels += [label] * len(images)
+        self.labels = tuple(labels)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        stats = [(path, path.stat()) for path in self.paths]
+        return tuple(key_of({"file": str(path), "size": s.st_size, "changed": s.st_mtime_ns}) for path, s in stats)
+
+    def image(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+                    image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} cannot be read as an image ({error}); mend it or move it away") from error
+
+    def source(self) -> dict[str, object]:
+        return {"folder": str(self.root), "schema": SCHEMA}
+
+
+def _names(folders: Sequence[Path], file: str | None) -> tuple[str, ...]:
+    if file is None:
+        names = [folder.name.replace("_", " ") for folder in folders]
+    else:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise ValueError(f"dataset.names={file}: no such file; it should hold one class name a line")
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"dataset.names={file} is not text in UTF-8 ({error})") from error
+        while names and not names[-1].strip():
+            names.pop()
+        if len(names) != len(folders):
+            raise ValueError(f"dataset.names={file} holds {len(names)} names for {len(folders)} folders")
+    return checked_names(names)

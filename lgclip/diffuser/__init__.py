@@ -1,0 +1,1 @@
+"""Where synthetic images come from."""

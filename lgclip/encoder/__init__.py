@@ -1,0 +1,1 @@
+"""Vision encoders, with or without a text tower."""

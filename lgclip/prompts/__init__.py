@@ -1,0 +1,1 @@
+"""Writers of prompts: one file a kind."""
