@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig) -> float:
         stages = Stages(trainer)
         drawing = None
         if method.needs_images:
-            drawing = draw(stages, dataset.class_names, writer, diffuser, root, **counts)
+            drawing = draw(stages, dataset.subjects, writer, diffuser, root, **counts)
         data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=workers)
         trainer.test(method, datamodule=data, verbose=False)
         if trainer.is_global_zero:

@@ -23,7 +23,7 @@ def generate(cfg: DictConfig) -> None:
     root = open_root(cfg.paths.store)
     dataset, writer, diffuser = (instantiate(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
-    drawing = draw(Stages(trainer), dataset.class_names, writer, diffuser, root, **counts)
+    drawing = draw(Stages(trainer), dataset.subjects, writer, diffuser, root, **counts)
     if trainer.is_global_zero:
         write_list(folder / "images.jsonl", drawing, dataset.class_names)
         print(f"{len(drawing.ids)} images of {len(dataset.class_names)} classes, listed in {folder / 'images.jsonl'}")

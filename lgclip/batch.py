@@ -10,6 +10,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class Subject(NamedTuple):
+    """A class as it is told to a writer of prompts.
+
+    Attributes:
+        class_index: Its place in the data set's list of names.
+        name: Its name.
+        context: What kind of thing it is, such as "a type of bird"; empty if nothing is said.
+    """
+
+    class_index: int
+    name: str
+    context: str = ""
+
+
 class Prompt(NamedTuple):
     """One sentence to draw a class from.
 

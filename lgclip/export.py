@@ -39,7 +39,7 @@ def export_features(run: Path, out: Path) -> str:
     real = real_stream(dataset, encoder, scales, root)
     arrays = {"real": real.features().numpy(), "real_labels": np.array(real.labels, dtype=np.int64)}
     if result["diffuser"]:
-        texts = Writing(writer, PromptStore(root), dataset.class_names, cfg.prompts_per_class, cfg.seed).texts()
+        texts = Writing(writer, PromptStore(root), dataset.subjects, cfg.prompts_per_class, cfg.seed).texts()
         drawing = Drawing(diffuser, root, image_prompts(texts, cfg.prompts_per_class, cfg.images_per_prompt), cfg.seed)
         synthetic = synthetic_stream(drawing, encoder, scales, root)
         # Drawn class by class, and every class has prompts_per_class * images_per_prompt images.

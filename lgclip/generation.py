@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lgclip.batch import Subject
 from lgclip.diffuser.base import image_prompts
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.drawing import Drawing
@@ -36,7 +37,7 @@ def whole_numbers(values: Mapping[str, object]) -> dict[str, int]:
 
 def draw(
     stages: Stages,
-    class_names: Sequence[str],
+    subjects: Sequence[Subject],
     writer: PromptWriter,
     diffuser: Diffuser,
     root: Path,
@@ -49,7 +50,7 @@ def draw(
 
     Args:
         stages: Runs the stages.
-        class_names: The classes.
+        subjects: The classes.
         writer: Who writes.
         diffuser: Who draws.
         root: The store's folder.
@@ -58,8 +59,8 @@ def draw(
         seed: Of the prompts and of the images' noise.
 
     """
-    writing = Writing(writer, PromptStore(root), class_names, prompts_per_class, seed)
-    stages.complete("prompts", writing, len(class_names))
+    writing = Writing(writer, PromptStore(root), subjects, prompts_per_class, seed)
+    stages.complete("prompts", writing, len(subjects))
     drawing = Drawing(diffuser, root, image_prompts(writing.texts(), prompts_per_class, images_per_prompt), seed)
     stages.complete("images", drawing, len(drawing.ids))
     return drawing

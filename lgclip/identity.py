@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lgclip.hub import commit_of
+
 SCHEMA = 1
 """Version of what the stages write: raised when the same inputs give another result."""
 
@@ -18,7 +20,8 @@ NOT_AN_INPUT = {"input": False}
 """Metadata of a dataclass field that does not change the result, such as a batch size."""
 
 WEIGHTS = {"weights": True}
-"""Metadata of a dataclass field that names a model: its weights count, not its place."""
+"""Metadata of a dataclass field that names a model: its weights count, not its place. A field
+`revision` beside it is the hub's, `NOT_AN_INPUT` itself, since the commit that it stands for is."""
 
 
 def key_of(inputs: Mapping[str, object]) -> str:
@@ -51,11 +54,11 @@ def local_folder(model: str) -> Path | None:
     return None
 
 
-def weights_of(model: str) -> str:
-    """What stands for a model's weights in a key: a local folder's content hash, else the id itself."""
+def weights_of(model: str, revision: str | None = None) -> str:
+    """What stands for a model's weights in a key: a local folder's content hash, or the hub's id and commit."""
     folder = local_folder(model)
     if folder is None:
-        return model
+        return f"{model}@{commit_of(model, revision)}"
     stats = ((path, path.stat()) for path in sorted(p for p in folder.rglob("*") if p.is_file()))
     return _content(folder, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
 
@@ -80,5 +83,7 @@ def inputs_of(part: Any) -> dict[str, object]:
     for field in fields(part):
         if field.metadata.get("input", True):
             value = getattr(part, field.name)
-            found[field.name] = weights_of(value) if field.metadata.get("weights") else value
+            if field.metadata.get("weights") and value is not None:
+                value = weights_of(value, getattr(part, "revision", None))
+            found[field.name] = value
     return found

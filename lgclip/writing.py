@@ -6,6 +6,7 @@ from typing import Any
 from lightning import LightningModule
 from torch.utils.data import DataLoader
 
+from lgclip.batch import Subject
 from lgclip.prompts.base import Pen, PromptWriter
 from lgclip.store import PromptStore
 
@@ -16,7 +17,7 @@ class Writing(LightningModule):
     Args:
         writer: Who writes.
         store: Where the prompts are kept.
-        class_names: The classes.
+        subjects: The classes.
         count: Prompts wanted for each.
         seed: The run's seed.
     """
@@ -24,19 +25,19 @@ class Writing(LightningModule):
     unit = "class"
 
     def __init__(
-        self, writer: PromptWriter, store: PromptStore, class_names: Sequence[str], count: int, seed: int
+        self, writer: PromptWriter, store: PromptStore, subjects: Sequence[Subject], count: int, seed: int
     ) -> None:
         super().__init__()
         self.writer, self.store, self.count, self.run_seed = writer, store, count, seed
-        self.class_names = list(class_names)
+        self.subjects = list(subjects)
         self.pen: Pen | None = None
 
     def _inputs(self, class_index: int) -> dict[str, object]:
-        return self.writer.inputs(class_index, self.class_names[class_index], self.run_seed)
+        return self.writer.inputs(self.subjects[class_index], self.run_seed)
 
     def texts(self) -> list[list[str]]:
         """What is written so far, by class; at most `count` of each."""
-        return [self.store.get(self._inputs(c))[: self.count] for c in range(len(self.class_names))]
+        return [self.store.get(self._inputs(c))[: self.count] for c in range(len(self.subjects))]
 
     def missing(self) -> list[int]:
         """Classes with fewer prompts than wanted."""
@@ -49,11 +50,11 @@ class Writing(LightningModule):
         self.pen = None
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        share = range(self.trainer.global_rank, len(self.class_names), self.trainer.world_size)
+        share = range(self.trainer.global_rank, len(self.subjects), self.trainer.world_size)
         todo = set(self.missing())
         return DataLoader([c for c in share if c in todo], batch_size=None)  # pyright: ignore[reportArgumentType]
 
     def predict_step(self, batch: int, batch_idx: int) -> None:
         assert self.pen is not None
-        texts = self.pen(batch, self.class_names[batch], self.count, self.run_seed)
+        texts = self.pen(self.subjects[batch], self.count, self.run_seed)
         self.store.put(self._inputs(batch), texts)

@@ -16,11 +16,13 @@ FILES = {
 }
 # Each may import those before it. Only the entry scripts and YAML bring the stages together.
 ORDER = [
-    "lgclip", "lgclip.errors", "lgclip.identity", "lgclip.batch", "lgclip.store", "lgclip.checkpoint", "lgclip.stages",
+    "lgclip", "lgclip.errors", "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.store", "lgclip.checkpoint",
+    "lgclip.stages",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.captions", "lgclip.tiny.corpus", "lgclip.tiny.vocabulary",
     "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",
     "lgclip.tiny.language", "lgclip.tiny.install",
-    "lgclip.datasets", "lgclip.datasets.base", "lgclip.datasets.small", "lgclip.datasets.folder",
+    "lgclip.datasets", "lgclip.datasets.base", "lgclip.datasets.files", "lgclip.datasets.small",
+    "lgclip.datasets.folder",
     "lgclip.prompts", "lgclip.prompts.base", "lgclip.prompts.replies", "lgclip.prompts.template",
     "lgclip.prompts.local",
     "lgclip.writing",

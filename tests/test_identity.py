@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import HUB_COMMIT, put_in_hub_cache
 
+from lgclip.batch import Subject
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.encoder.open_clip import OpenClip
+from lgclip.hub import commit_of
 from lgclip.identity import NOT_AN_INPUT, inputs_of, key_of, local_folder, weights_of
 from lgclip.prompts.base import PromptWriter
 from lgclip.prompts.local import LocalLLM
@@ -24,7 +28,7 @@ JSON = st.recursive(
 
 OTHER: dict[str, Any] = {
     "model": "hub/other",
-    "revision": "v2",
+    "revision": HUB_COMMIT,
     "pretrained": "other",
     "instruction": "{name}?",
     "negative_prompt": "blur",
@@ -38,12 +42,21 @@ OTHER: dict[str, Any] = {
 
 
 def parts() -> list[Any]:
-    return [Templates(), LocalLLM("hub/llm"), Diffuser("hub/sd"), OpenClip("ViT-B-32")]
+    return [Templates(), LocalLLM("hub/llm"), Diffuser("hub/sd"), OpenClip("tiny:encoder")]
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub's cache that has heard of some models."""
+    commit_of.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for repo in ("hub/llm", "hub/sd", "hub/other"):
+        put_in_hub_cache(tmp_path / "hub", repo)
 
 
 def key(part: Any) -> str:
     """The key that results of `part` are kept under."""
-    return key_of(part.inputs(0, "cat", 0) if isinstance(part, PromptWriter) else part.inputs())
+    return key_of(part.inputs(Subject(0, "cat"), 0) if isinstance(part, PromptWriter) else part.inputs())
 
 
 def told_apart(value: Any) -> Any:
@@ -70,13 +83,14 @@ def test_every_field_is_in_the_key_unless_it_says_that_it_is_not(part: Any, fiel
 
 def test_only_what_changes_no_result_is_left_out() -> None:
     left_out = {f.name for part in parts() for f in dataclasses.fields(part) if f.metadata == NOT_AN_INPUT}
-    assert left_out == {"batch_size", "max_rounds"}
+    assert left_out == {"batch_size", "max_rounds", "revision"}
 
 
 def test_the_writers_run_inputs_are_in_the_key() -> None:
     writer = Templates()
-    keys = {key_of(writer.inputs(*run)) for run in ((0, "cat", 0), (1, "cat", 0), (0, "dog", 0), (0, "cat", 1))}
-    assert len(keys) == 4
+    runs = ((0, "cat", "", 0), (1, "cat", "", 0), (0, "dog", "", 0), (0, "cat", "", 1), (0, "cat", "a pet", 0))
+    keys = {key_of(writer.inputs(Subject(c, name, context), seed)) for c, name, context, seed in runs}
+    assert len(keys) == 5
 
 
 def test_two_kinds_of_part_never_share_a_key() -> None:
@@ -128,9 +142,10 @@ def test_the_content_of_the_weights_matters(change: str, model: Path) -> None:
     assert weights_of(str(model)) != before
 
 
-def test_an_id_of_the_hub_stands_for_itself() -> None:
-    assert weights_of("org/model") == "org/model"
-    assert local_folder("org/model") is None
+def test_an_id_of_the_hub_stands_for_its_commit() -> None:
+    assert weights_of("hub/llm") == f"hub/llm@{HUB_COMMIT}"
+    assert weights_of("hub/llm", "f" * 40) == f"hub/llm@{'f' * 40}"
+    assert inputs_of(LocalLLM("hub/llm", revision="f" * 40)) != inputs_of(LocalLLM("hub/llm"))
 
 
 def test_a_home_folder_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

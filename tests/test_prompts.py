@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lgclip.batch import Subject
 from lgclip.prompts.base import PromptError
 from lgclip.prompts.local import LocalLLM
 from lgclip.prompts.replies import usable_lines
@@ -28,7 +29,7 @@ def test_templates_without_a_place_for_the_name_are_refused(templates: Sequence[
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_templates_take_turns_and_hold_any_name_as_it_is(name: str) -> None:
-    prompts = Templates(("a {}.", "the {}!")).load(CPU)(0, name, 5, 0)
+    prompts = Templates(("a {}.", "the {}!")).load(CPU)(Subject(0, name), 5, 0)
     assert prompts == [f"a {name}.", f"the {name}!", f"a {name}.", f"the {name}!", f"a {name}."]
 
 
@@ -107,7 +108,7 @@ def writer(folder: Path, **settings: Any) -> LocalLLM:
 
 def test_more_prompts_continue_fewer(folder: Path) -> None:
     pen = writer(folder).load(CPU)
-    few, many = pen(0, "", 2, 0), pen(0, "", 8, 0)
+    few, many = pen(Subject(0, ""), 2, 0), pen(Subject(0, ""), 8, 0)
     assert len(few) >= 2
     assert len(many) >= 8
     assert len(set(many)) == len(many)
@@ -116,24 +117,24 @@ def test_more_prompts_continue_fewer(folder: Path) -> None:
 
 def test_prompts_depend_on_class_name_and_seed_alone(folder: Path) -> None:
     pen = writer(folder).load(CPU)
-    first = pen(0, "", 3, 0)
+    first = pen(Subject(0, ""), 3, 0)
     torch.rand(5)  # what else drew random numbers meanwhile is no matter
-    assert writer(folder).load(CPU)(0, "", 3, 0) == first
-    assert pen(1, "", 3, 0) != first
-    assert pen(0, "", 3, 1) != first
+    assert writer(folder).load(CPU)(Subject(0, ""), 3, 0) == first
+    assert pen(Subject(1, ""), 3, 0) != first
+    assert pen(Subject(0, ""), 3, 1) != first
 
 
 def test_writing_leaves_the_random_state_alone(folder: Path) -> None:
     pen = writer(folder).load(CPU)
     before = torch.get_rng_state()
-    pen(0, "", 1, 0)
+    pen(Subject(0, ""), 1, 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.01}, {"top_p": 0.001}, {"max_new_tokens": 1}])
 def test_the_sampling_settings_reach_the_model(settings: dict[str, Any], folder: Path) -> None:
     def replies(**changed: Any) -> list[str]:
-        return writer(folder, replies_per_round=16, max_rounds=1, **changed).load(CPU)(0, "", 1, 0)
+        return writer(folder, replies_per_round=16, max_rounds=1, **changed).load(CPU)(Subject(0, ""), 1, 0)
 
     # Sure of itself, or short of words, the model repeats itself.
     assert len(replies(**settings)) < len(replies())
@@ -142,7 +143,7 @@ def test_the_sampling_settings_reach_the_model(settings: dict[str, Any], folder:
 def test_too_few_prompts_are_an_error_that_names_the_class(folder: Path) -> None:
     pen = writer(folder, max_rounds=2).load(CPU)
     with pytest.raises(PromptError, match=r"class 4 \('axolotl'\).* 0 usable prompts of 3 in 2 rounds"):
-        pen(4, "axolotl", 3, 0)
+        pen(Subject(4, "axolotl"), 3, 0)
 
 
 def test_the_model_is_asked_for_the_name_in_the_instruction(folder: Path) -> None:

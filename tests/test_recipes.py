@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from lgclip.batch import Prompt
+from lgclip.batch import Prompt, Subject
 from lgclip.checkpoint import SafetensorsIO
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.encoder.open_clip import OpenClip
@@ -159,7 +159,7 @@ def test_the_language_model_follows_a_name_with_a_line(trained: dict[str, Traine
     asked = tokenizer.apply_chat_template([{"role": "user", "content": "red star"}], tokenize=False)
     assert asked == f"{tokenizer.bos_token}red star\n"  # what the recipe's loss puts before the caption
     # Any reply holds the empty name, which lets a model that has hardly learned write prompts.
-    prompts = LocalLLM(str(folder), max_new_tokens=8, replies_per_round=4).load(CPU)(0, "", 3, 0)
+    prompts = LocalLLM(str(folder), max_new_tokens=8, replies_per_round=4).load(CPU)(Subject(0, ""), 3, 0)
     assert len(prompts) >= 3
     assert not any(token in prompt for prompt in prompts for token in tokenizer.all_special_tokens)
 

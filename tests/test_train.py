@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from worlds import call, rows, tree
 
+from lgclip.batch import Subject
 from lgclip.prompts.local import LocalLLM
 from lgclip.tiny.language import TinyLanguageModel
 
@@ -35,7 +36,7 @@ def test_a_training_leaves_a_model_that_writes(unbroken: Path) -> None:
         torch.device("cpu")
     )
     with pytest.raises(ValueError, match="usable prompts"):  # five steps teach nobody to write
-        pen(0, "striped red star", 50, 0)
+        pen(Subject(0, "striped red star"), 50, 0)
 
 
 def test_a_training_logs_its_loss(unbroken: Path) -> None:

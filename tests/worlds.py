@@ -18,6 +18,18 @@ NAMES = ("blue moon", "green ring", "red star")  # in the order of their folders
 IMAGES_PER_CLASS = 4
 SENTENCES = ("a photo of a {}.", "a drawing of a {}.", "a {} on grey paper.", "one small {}.")
 
+HUB_COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def put_in_hub_cache(cache: Path, repo: str, revision: str = "main", kind: str = "model") -> Path:
+    """An empty snapshot of a repository where the hub's client would have put it; returns its folder."""
+    folder = cache / f"{kind}s--{repo.replace('/', '--')}"
+    snapshot = folder / "snapshots" / HUB_COMMIT
+    (folder / "refs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (folder / "refs" / revision).write_text(HUB_COMMIT)
+    return snapshot
+
 
 def picture_folder(root: Path, names: Sequence[str] = NAMES, each: int = IMAGES_PER_CLASS) -> Path:
     """An ImageFolder tree of coloured patches, no two alike."""

@@ -8,6 +8,8 @@ from functools import cached_property
 
 from PIL import Image
 
+from lgclip.batch import Subject
+
 
 class Dataset(ABC):
     """Labelled images of named classes.
@@ -19,6 +21,7 @@ class Dataset(ABC):
         labels: Class index of each image.
         ids: Content key of each image.
         templates: Sentences for the text baseline; `{}` is the class name.
+        context: What kind of things the classes are, such as "a type of bird"; empty if nothing is said.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Dataset(ABC):
     class_names: tuple[str, ...]
     labels: tuple[int, ...]
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    context: str = ""
 
     @cached_property
     @abstractmethod
@@ -44,15 +48,25 @@ class Dataset(ABC):
     def source(self) -> dict[str, object]:
         """What these images are, for the key of their features."""
 
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The classes as they are told to a writer of prompts."""
+        return tuple(Subject(index, name, self.context) for index, name in enumerate(self.class_names))
+
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as they go into prompts: one line each, no control characters, none twice.
+def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ...]:
+    """Class names as they go into prompts: one line each, no control characters.
+
+    Args:
+        names: One name a class.
+        unique: Whether no two may be the same but for case and spaces. ImageNet's usual list has two
+            "missile" and two "sunglasses", which stay 1000 classes.
 
     Raises:
-        ValueError: If a name is empty, or two names differ in nothing but case and spaces.
+        ValueError: If a name is empty, or stands there twice where it may not.
     """
     clean = []
     for index, name in enumerate(names):
@@ -61,7 +75,7 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
         if not text:
             raise ValueError(f"class {index} has an empty name: {name!r}")
         clean.append(text)
-    seen = Counter(name.casefold() for name in clean)
+    seen = Counter(name.casefold() for name in clean if unique)
     for name in clean:
         if seen[name.casefold()] > 1:
             places = [i for i, other in enumerate(clean) if other.casefold() == name.casefold()]

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from lgclip.datasets.base import Dataset, checked_names
+from lgclip.datasets.files import IMAGE_SUFFIXES, read_image
 from lgclip.identity import SCHEMA, key_of
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class Folder(Dataset):
@@ -62,15 +60,7 @@ class Folder(Dataset):
         return tuple(key_of({"file": str(path), "size": s.st_size, "changed": s.st_mtime_ns}) for path, s in stats)
 
     def image(self, index: int) -> Image.Image:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-                    image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} cannot be read as an image ({error}); mend it or move it away") from error
+        return read_image(self.paths[index])
 
     def source(self) -> dict[str, object]:
         return {"folder": str(self.root), "schema": SCHEMA}

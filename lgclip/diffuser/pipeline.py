@@ -31,7 +31,7 @@ class Diffuser:
     """
 
     model: str = field(metadata=WEIGHTS)
-    revision: str | None = None
+    revision: str | None = field(default=None, metadata=NOT_AN_INPUT)
     steps: int = 50
     guidance: float = 7.5
     size: int = 512

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 
+from lgclip.batch import Subject
 from lgclip.identity import SCHEMA, inputs_of
 
 
@@ -15,7 +16,7 @@ class PromptError(ValueError):
 class Pen(Protocol):
     """A writer that is ready to write, its model in memory."""
 
-    def __call__(self, class_index: int, class_name: str, count: int, seed: int) -> list[str]:
+    def __call__(self, subject: Subject, count: int, seed: int) -> list[str]:
         """At least `count` prompts of one class; asked for more, it gives the same ones first."""
         ...
 
@@ -27,12 +28,13 @@ class PromptWriter(ABC):
     def load(self, device: torch.device) -> Pen:
         """The writer with its model on `device`."""
 
-    def inputs(self, class_index: int, class_name: str, seed: int) -> dict[str, object]:
+    def inputs(self, subject: Subject, seed: int) -> dict[str, object]:
         """Everything that the prompts of one class depend on."""
         return {
             "writer": inputs_of(self),
-            "class": class_name,
-            "class_index": class_index,
+            "class": subject.name,
+            "class_index": subject.class_index,
+            "context": subject.context,
             "seed": seed,
             "schema": SCHEMA,
         }

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lgclip.batch import Subject
 from lgclip.identity import NOT_AN_INPUT, WEIGHTS, local_folder
 from lgclip.prompts.base import Pen, PromptError, PromptWriter
 from lgclip.prompts.replies import usable_lines
@@ -30,7 +31,7 @@ class LocalLLM(PromptWriter):
     """
 
     model: str = field(metadata=WEIGHTS)
-    revision: str | None = None
+    revision: str | None = field(default=None, metadata=NOT_AN_INPUT)
     instruction: str = "{name}"
     temperature: float = 1.0
     top_p: float = 1.0
@@ -79,8 +80,8 @@ class LocalLLM(PromptWriter):
                 )
             return tokenizer.batch_decode(tokens[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
 
-        def write(class_index: int, class_name: str, count: int, seed: int) -> list[str]:
-            return self._write(replies, class_index, class_name, count, seed)
+        def write(subject: Subject, count: int, seed: int) -> list[str]:
+            return self._write(replies, subject.class_index, subject.name, count, seed)
 
         return write
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lgclip.batch import Subject
 from lgclip.prompts.base import Pen, PromptWriter
 
 
@@ -29,7 +30,7 @@ class Templates(PromptWriter):
                 raise ValueError(f"llm.templates: {template!r} has no {{}} for the class name")
 
     def load(self, device: torch.device) -> Pen:
-        def write(class_index: int, class_name: str, count: int, seed: int) -> list[str]:
-            return [self.templates[i % len(self.templates)].replace("{}", class_name) for i in range(count)]
+        def write(subject: Subject, count: int, seed: int) -> list[str]:
+            return [self.templates[i % len(self.templates)].replace("{}", subject.name) for i in range(count)]
 
         return write
