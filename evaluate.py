@@ -29,7 +29,8 @@ def evaluate(cfg: DictConfig) -> float:
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
     dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
     # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
-    method = instantiate(cfg.method, _partial_=True, _convert_="all")(scales=scales, has_text=encoder.has_text)
+    ways = {group: instantiate(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
+    method = instantiate(cfg.method, _partial_=True, _convert_="all")(**ways, scales=scales, has_text=encoder.has_text)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True)) as tracker:
         stages = Stages(trainer)

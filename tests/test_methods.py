@@ -12,17 +12,25 @@ from hypothesis.extra import numpy as hnp
 from torch.nn.functional import normalize
 
 from lgclip.batch import FeatureBatch
+from lgclip.calibration import LeaveOneOut
 from lgclip.methods.base import Judgement
 from lgclip.methods.zero_shot import ZeroShot
-from lgclip.scales import Scales
+from lgclip.rules import Mean
+from lgclip.scales import SquareCrops
+from lgclip.selection import ByText, First
 
 CLASSES, WIDTH, VIEWS = 5, 16, 3
-SCALES = Scales((1.0, 0.5, 0.25), (3.0, 2.0, 1.0))
+SCALES = SquareCrops((1.0, 0.5, 0.25), (3.0, 2.0, 1.0))
+
+
+def zero_shot(name: str, text_weight: float, beside: dict[str, float] | None = None, **options: Any) -> ZeroShot:
+    options = {"prototype": Mean(), "selection": First(), "scales": SCALES, "has_text": True, **options}
+    return ZeroShot(name, text_weight, beside, **options)
 
 
 def judgement(scores: np.ndarray, labels: np.ndarray, parts: int = 1) -> Any:
     """What the method base does with a judgement, over some batches that come in any order."""
-    method = ZeroShot("lgclip", 0.0, scales=Scales(), has_text=False)
+    method = zero_shot("lgclip", 0.0, has_text=False)
     for part in np.array_split(np.arange(len(labels))[::-1].copy(), parts):
         indices = torch.from_numpy(part)
         batch = FeatureBatch(torch.empty(len(part), 1, 1), torch.from_numpy(labels[part]), indices)
@@ -61,7 +69,7 @@ STREAMS = {"text": stream(0, 2 * CLASSES, 1), "synthetic": stream(1, 4 * CLASSES
 
 def after_test(text_weight: float, names: tuple[str, ...] = tuple(STREAMS), **options: Any) -> ZeroShot:
     """A method after the test loop, without a trainer: its streams in order."""
-    method = ZeroShot("own", text_weight, scales=SCALES, has_text="text" in names, **options)
+    method = zero_shot("own", text_weight, has_text="text" in names, **options)
     streams = [SimpleNamespace(name=name) for name in names]
     data = SimpleNamespace(num_classes=CLASSES, width=WIDTH, streams=streams)
     method._trainer = SimpleNamespace(datamodule=data)  # pyright: ignore[reportAttributeAccessIssue]
@@ -86,12 +94,12 @@ def means(rows: np.ndarray, labels: torch.Tensor, unit: bool) -> np.ndarray:
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_a_text_weight_is_the_weight_of_the_text_score(weight: float, unit: bool) -> None:
     """Fusing prototypes is fusing scores: arXiv:2512.17160, sec. 3."""
-    text = means(STREAMS["text"].features[:, 0].double().numpy(), STREAMS["text"].labels, unit)
+    text = means(STREAMS["text"].features[:, 0].double().numpy(), STREAMS["text"].labels, True)
     image = means(fused(STREAMS["synthetic"]), STREAMS["synthetic"].labels, unit)
     real = fused(STREAMS["real"])
     scores = weight * real @ text.T + (1 - weight) * real @ image.T
     names = ("text", "real") if weight == 1 else tuple(STREAMS)
-    judged = after_test(weight, names, renormalise=unit).results["own"]
+    judged = after_test(weight, names, prototype=Mean(unit)).results["own"]
     assert judged.prediction.tolist() == scores.argmax(axis=1).tolist()
     own = scores[np.arange(len(scores)), judged.label.numpy()]
     assert judged.rank.tolist() == (scores > own[:, None]).sum(axis=1).tolist()
@@ -129,18 +137,34 @@ def test_what_needs_text_or_images_that_are_not_there_is_left_out(
     text_weight: float, has_text: bool, kept: list[str], needs_images: bool
 ) -> None:
     beside = {"text": 1.0, "mix": 0.5, "image": 0.0}
-    method = ZeroShot("own", text_weight, beside, scales=SCALES, has_text=has_text)
-    assert list(method.weights) == kept
+    method = zero_shot("own", text_weight, beside, has_text=has_text)
+    assert list(method.given) == kept
     assert method.needs_images is needs_images
 
 
 @pytest.mark.parametrize("weights", [(-0.1, {}), (1.1, {}), (float("nan"), {}), (0.0, {"own too": 2.0})])
 def test_a_weight_out_of_range_is_refused(weights: tuple[float, dict[str, float]]) -> None:
     with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
-        ZeroShot("own", *weights, scales=SCALES, has_text=True)
+        zero_shot("own", *weights)
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_a_method_of_sentences_needs_a_text_tower(weight: float) -> None:
     with pytest.raises(ValueError, match="text tower"):
-        ZeroShot("own", weight, scales=SCALES, has_text=False)
+        zero_shot("own", weight, has_text=False)
+
+
+def test_choosing_images_by_text_needs_a_text_tower() -> None:
+    with pytest.raises(ValueError, match="selection=text needs a text tower"):
+        zero_shot("own", 0.0, selection=ByText(2), has_text=False)
+    zero_shot("own", 0.0, selection=ByText(), has_text=False)  # all images stay: nothing is chosen
+
+
+def test_what_was_used_is_told() -> None:
+    told = after_test(0.5, beside={"text": 1.0}, calibration=LeaveOneOut(text_weights=[0.2])).choices
+    assert list(told) == ["own", "text"]
+    assert told["own"]["prototype"] == {"part": "Mean", "renormalise": True}
+    assert told["own"]["text_weight"] in (0.5, 0.2)
+    assert isinstance(told["own"]["leave_one_out"], float)
+    assert told["text"]["leave_one_out"] is None, "sentences alone have nothing to choose"
+    assert after_test(0.0).choices["own"]["leave_one_out"] is None

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
-from lgclip.scales import Scales
+from lgclip.scales import WHOLE, RandomResizedCrops, SquareCrops, View
 
-HALF = Scales((0.25,), (1,))
+HALF = SquareCrops((0.25,), (1,))
 
 
 def addresses(width: int, height: int) -> Image.Image:
@@ -18,8 +19,8 @@ def addresses(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8))
 
 
-def corner(crop: Image.Image) -> tuple[int, int]:
-    left, top, _ = np.asarray(crop)[0, 0]
+def corner(crop: View | Image.Image) -> tuple[int, int]:
+    left, top, _ = np.asarray(crop.image if isinstance(crop, View) else crop)[0, 0]
     return int(left), int(top)
 
 
@@ -42,7 +43,7 @@ def corner(crop: Image.Image) -> tuple[int, int]:
 )
 def test_scales_out_of_range_are_refused(fractions: list[float], weights: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Scales(fractions, weights)
+        SquareCrops(fractions, weights)
 
 
 @given(
@@ -53,7 +54,8 @@ def test_scales_out_of_range_are_refused(fractions: list[float], weights: list[f
 def test_a_crop_is_a_square_of_the_right_area_inside_the_image(
     size: tuple[int, int], fraction: float, name: str
 ) -> None:
-    (crop,) = Scales((fraction,), (1,)).crop(addresses(*size), name.encode("utf-8", "replace").decode())
+    ((crop, squash),) = SquareCrops((fraction,), (1,)).crop(addresses(*size), name.encode("utf-8", "replace").decode())
+    assert squash
     side = crop.size[0]
     assert crop.size == (side, side)
     assert side == 1 or abs(side - math.sqrt(fraction) * min(size)) <= 0.5
@@ -66,8 +68,8 @@ def test_a_crop_is_a_square_of_the_right_area_inside_the_image(
 
 def test_a_crop_depends_on_the_id_and_the_fraction_alone() -> None:
     image = addresses(100, 80)
-    alone = [Scales((f,), (1,)).crop(image, "id")[0] for f in (0.5, 0.25)]
-    together = Scales((0.25, 1.0, 0.5), (3, 2, 1)).crop(image, "id")
+    alone = [SquareCrops((f,), (1,)).crop(image, "id")[0] for f in (0.5, 0.25)]
+    together = SquareCrops((0.25, 1.0, 0.5), (3, 2, 1)).crop(image, "id")
     assert [corner(together[2]), corner(together[0])] == [corner(crop) for crop in alone]
     assert corner(HALF.crop(image, "id")[0]) != corner(HALF.crop(image, "other")[0])
     assert corner(alone[0]) != corner(alone[1])
@@ -80,12 +82,12 @@ def test_crops_reach_every_place() -> None:
 
 def test_the_fraction_1_is_the_whole_image_whatever_its_proportions() -> None:
     image = addresses(9, 4)
-    assert Scales().crop(image, "id") == [image]
+    assert SquareCrops().crop(image, "id") == [(image, False)]
 
 
 def test_views_are_named_by_their_fraction_alone() -> None:
-    assert Scales((1.0, 0.5), (1, 3)).views == Scales([1, 0.5], [9, 0.5]).views
-    assert len(set(Scales((1.0, 0.5, 0.501), (1, 1, 1)).views)) == 3
+    assert SquareCrops((1.0, 0.5), (1, 3)).views == SquareCrops([1, 0.5], [9, 0.5]).views
+    assert len(set(SquareCrops((1.0, 0.5, 0.501), (1, 1, 1)).views)) == 3
 
 
 @given(
@@ -95,7 +97,72 @@ def test_views_are_named_by_their_fraction_alone() -> None:
 )
 def test_fuse_is_the_normalised_weighted_mean(weights: list[float], unit: float, seed: int) -> None:
     features = np.random.default_rng(seed).normal(size=(3, len(weights), 4)).astype(np.float32)
-    scales = Scales([(i + 1) / len(weights) for i in range(len(weights))], [w * unit for w in weights])
+    scales = SquareCrops([(i + 1) / len(weights) for i in range(len(weights))], [w * unit for w in weights])
     mean = sum(w * features[:, i] for i, w in enumerate(weights)) / sum(weights)
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     np.testing.assert_allclose(scales.fuse(torch.from_numpy(features)), expected, atol=2e-4)
+
+
+def test_a_random_resized_crop_is_torchvisions() -> None:
+    """Area and shape as asked for, inside the image, and spread as the reference spreads them."""
+    image = addresses(120, 90)
+    crops = [RandomResizedCrops((0.3,), (1,)).crop(image, str(i))[0] for i in range(300)]
+    assert all(crop.squash for crop in crops)
+    areas = np.array([crop.image.width * crop.image.height for crop in crops]) / (120 * 90)
+    shapes = np.array([crop.image.width / crop.image.height for crop in crops])
+    assert np.abs(areas - 0.3).max() < 0.01
+    assert shapes.min() > 0.74
+    assert shapes.max() < 1.35
+    torch.manual_seed(0)
+    reference = [RandomResizedCrop.get_params(torch.empty(3, 90, 120), [0.3, 0.3], [3 / 4, 4 / 3]) for _ in range(300)]
+    widths, tops = np.array([p[3] for p in reference]), np.array([p[0] for p in reference])
+    assert abs(np.mean([crop.image.width for crop in crops]) - widths.mean()) < 2
+    assert abs(np.mean([corner(crop)[1] for crop in crops]) - tops.mean()) < 4
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "expected"),
+    [
+        ((80, 80), 1.0, (0, 0, 80, 80)),  # no jittered shape of the whole area fits a square: taken whole
+        ((80, 60), 1.0, (0, 0, 80, 60)),
+        ((90, 60), 1.0, (5, 0, 80, 60)),  # 3:2 is too wide: its central 4:3
+        ((60, 90), 1.0, (0, 5, 60, 80)),
+        ((90, 60), 0.9, (5, 0, 80, 60)),
+    ],
+)
+def test_at_full_area_the_central_crop_is_left(
+    size: tuple[int, int], fraction: float, expected: tuple[int, int, int, int]
+) -> None:
+    """REFERENCE of the release: at s=10 a square or 4:3 image is squashed whole, a 3:2 one cut to 4:3."""
+    left, top, width, height = expected
+    (view,) = RandomResizedCrops((fraction,), (1,)).crop(addresses(*size), "id")
+    assert view.squash
+    assert view.image.size == (width, height)
+    assert corner(view) == (left, top)
+
+
+def test_a_random_resized_crop_depends_on_the_id_and_the_view_alone() -> None:
+    image, before = addresses(100, 80), torch.get_rng_state()
+    alone = RandomResizedCrops((0.25,), (1,)).crop(image, "id")[0].image
+    together = RandomResizedCrops((0.5, 0.25), (1, 1)).crop(image, "id")[1].image
+    assert alone.tobytes() == together.tobytes()
+    assert alone.tobytes() != RandomResizedCrops((0.25,), (1,)).crop(image, "other")[0].image.tobytes()
+    assert torch.equal(torch.get_rng_state(), before), "the random state of others is left alone"
+
+
+def test_views_of_other_kinds_never_share_a_name() -> None:
+    kinds = [
+        SquareCrops((1.0, 0.5), (1, 1)), RandomResizedCrops((1.0, 0.5), (1, 1)),
+        RandomResizedCrops((1.0, 0.5), (1, 1), (1.0, 1.0)),
+    ]  # fmt: skip
+    names = [name for kind in kinds for name in kind.views]
+    assert len(set(names)) == len(names)
+    whole = RandomResizedCrops((1.0, 0.5), (1, 1), whole=True)
+    assert whole.views[0] == SquareCrops().views[0] == WHOLE
+    assert whole.crop(addresses(9, 4), "id")[0] == (addresses(9, 4), False)
+
+
+@pytest.mark.parametrize("aspect", [(), (1.0,), (0.0, 1.0), (2.0, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_an_aspect_out_of_range_is_refused(aspect: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"scales\.aspect"):
+        RandomResizedCrops((0.5,), (1,), aspect)

@@ -67,6 +67,7 @@ class Classifier(LightningModule, ABC):
 
     Attributes:
         results: After the test, the judgement of every image under each name.
+        choices: After the test, what each name stands for, in plain values.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -74,6 +75,7 @@ class Classifier(LightningModule, ABC):
         self.names = names
         self.judgements = torch.nn.ModuleList(Judgement() for _ in names)
         self.results: dict[str, Judged] = {}
+        self.choices: dict[str, dict[str, object]] = {}
 
     @property
     def top1(self) -> float:

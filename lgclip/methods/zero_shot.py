@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lgclip.batch import FeatureBatch
+from lgclip.calibration import Choice, LeaveOneOut
 from lgclip.methods.base import Classifier
-from lgclip.prototypes import Prototypes
+from lgclip.prototypes import Gathered
+from lgclip.rules import Rule, Scorer
 from lgclip.scales import Scales
+from lgclip.selection import Selection
 
 
 class ZeroShot(Classifier):
@@ -22,7 +22,9 @@ class ZeroShot(Classifier):
         text_weight: Share of the text prototype, 0 to 1.
         beside: Other text weights, by name, judged in the same pass; left out are those that need
             text or images that are not there.
-        renormalise: See `Prototypes`.
+        prototype: Score of a class from its images.
+        selection: Which images stand for a class.
+        calibration: Chooses the free parameters on synthetic images; None leaves them as they are.
         scales: Adds up the views of an image.
         has_text: Whether there is a text stream.
 
@@ -35,8 +37,10 @@ class ZeroShot(Classifier):
         name: str,
         text_weight: float,
         beside: Mapping[str, float] | None = None,
-        renormalise: bool = True,
         *,
+        prototype: Rule,
+        selection: Selection,
+        calibration: LeaveOneOut | None = None,
         scales: Scales,
         has_text: bool,
     ) -> None:
@@ -46,39 +50,46 @@ class ZeroShot(Classifier):
                 raise ValueError(f"text weight of {who} is {weight}: it must be in [0, 1]")
         if text_weight > 0 and not has_text:
             raise ValueError(f"method {name} needs a text tower, which this encoder does not have; use method=lgclip")
+        if text_weight < 1 and selection.needs_text and selection.keep is not None and not has_text:
+            raise ValueError("selection=text needs a text tower, which this encoder lacks; use selection=medoid")
         if text_weight == 1:  # then no image was drawn
             weights = {who: weight for who, weight in weights.items() if weight == 1}
         if not has_text:
             weights = {who: weight for who, weight in weights.items() if weight == 0}
         super().__init__(list(weights))
-        self.weights = weights
-        self.scales = scales
-        self.renormalise = renormalise
+        self.given = {who: Choice(prototype, selection, weight) for who, weight in weights.items()}
+        self.calibration = calibration
+        self.scales, self.has_text = scales, has_text
         self.needs_images = text_weight < 1
+        self._scorers: dict[str, Scorer] = {}
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self.text = Prototypes(data.num_classes, data.width, renormalise=self.renormalise)
-        self.image = Prototypes(data.num_classes, data.width, renormalise=self.renormalise)
+        self.text = Gathered(data.num_classes, data.width)
+        self.image = Gathered(data.num_classes, data.width)
 
-    def prototypes(self, text_weight: float) -> Float[Tensor, "c d"]:
-        """Prototypes at one text weight."""
-        if text_weight == 0:
-            return self.image.compute()
-        if text_weight == 1:
-            return self.text.compute()
-        return text_weight * self.text.compute() + (1 - text_weight) * self.image.compute()
+    def _fit(self) -> None:
+        text = self.text.support().means(renormalise=True) if self.has_text else None
+        images = self.image.support() if self.needs_images else None
+        for name, choice in self.given.items():
+            used, loo = choice, None
+            if self.calibration is not None and images is not None and choice.text_weight < 1:
+                used, loo = self.calibration.choose(choice, images, text)
+            self._scorers[name] = used.fit(images, text)
+            self.choices[name] = {**used.described(), "leave_one_out": loo}
 
     def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         stream = self.trainer.datamodule.streams[dataloader_idx].name  # pyright: ignore[reportAttributeAccessIssue]
         match stream:
             case "text":
-                self.text.update(batch.features[:, 0], batch.labels)
+                self.text.update(batch.features[:, 0], batch.labels, batch.indices)
             case "synthetic":
-                self.image.update(self.scales.fuse(batch.features), batch.labels)
+                self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
             case "real":
+                if not self._scorers:  # every device has a first batch of real images
+                    self._fit()
                 features = self.scales.fuse(batch.features)
-                for name, weight in self.weights.items():
-                    self.judge(name, features @ self.prototypes(weight).T, batch)
+                for name, score in self._scorers.items():
+                    self.judge(name, score(features), batch)
             case _:
                 raise AssertionError(stream)
