@@ -86,13 +86,15 @@ def result_of(
     return {
         "schema": RESULT_SCHEMA,
         "method": first,
-        "dataset": {"name": dataset.name, "split": dataset.split, "source": dataset.source()},
+        "dataset": _judged_on(dataset),
         "n": n,
         "num_classes": num_classes,
         **{group: made.get(group) for group in ("encoder", "llm", "diffuser", "scales")},
         "prompts_per_class": config.prompts_per_class if "diffuser" in parts else 0,
         "images_per_prompt": config.images_per_prompt if "diffuser" in parts else 0,
         "seed": config.seed,
+        "protocol": HydraConfig.get().runtime.choices.get("protocol"),
+        "judged_by": dict(method.choices),
         "metrics": figures[first],
         "beside": {name: figures[name] for name in others},
         "baseline": figures.get("clip_text"),
@@ -102,6 +104,12 @@ def result_of(
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _judged_on(dataset: Dataset) -> dict[str, object]:
+    """Split and names decide a figure as much as the method does, so every result says them."""
+    shown = {name: getattr(dataset, name) for name in ("name", "split", "names", "context")}
+    return {**shown, "templates": list(dataset.templates), "source": dataset.source()}
 
 
 def _described(group: str, part: Any) -> dict[str, object]:

@@ -16,20 +16,31 @@ from lgclip.tiny.recipe import Recipe
 
 CONF = Path(__file__).parents[1] / "conf"
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml"))
-CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+CHOICES = sorted(
+    (group, path.relative_to(CONF / group).with_suffix("").as_posix())
+    for group in (folder.name for folder in CONF.iterdir() if folder.is_dir())
+    for path in (CONF / group).rglob("*.yaml")
+)
+WHOLE_RUN = {"experiment", "protocol"}
+"""Groups whose files set values of the whole run, not of one constructor."""
 
-RUNTIME = {Classifier: {"scales", "has_text"}, Recipe: {"corpus"}, Logger: {"save_dir"}}
+RUNTIME = {
+    Classifier: {"prototype", "selection", "calibration", "scales", "has_text"},
+    Recipe: {"corpus"},
+    Logger: {"save_dir"},
+}
 """What an entry script hands to a constructor besides the config."""
 ASKED = {"dataset=folder": ["dataset.root=DIR"]}
 """What only the user can say."""
 
 
 def groups_of(root: str) -> dict[str, Any]:
-    """The groups in a root's defaults list, with their choices."""
-    defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
-    return {
-        group: choice for entry in defaults["defaults"] if isinstance(entry, dict) for group, choice in entry.items()
-    }
+    """The groups in a root's defaults list, with their choices; those of the root that it takes over too."""
+    written: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    found: dict[str, Any] = {}
+    for entry in written["defaults"]:
+        found |= entry if isinstance(entry, dict) else groups_of(entry) if entry in ROOTS else {}
+    return found
 
 
 def root_of(group: str, choice: str) -> str:
@@ -85,7 +96,7 @@ def test_a_choice_composes_and_fits_its_constructor(group: str, choice: str) -> 
     for place, node in parts.items():
         check_fit(place, node)
     written: Any = OmegaConf.load(CONF / group / f"{choice}.yaml")
-    if group != "experiment":
+    if group not in WHOLE_RUN:
         assert (group in parts) == ("_target_" in (written or {})), "what the file says is what is composed"
 
 
@@ -99,14 +110,31 @@ def _with_choices(own: DictConfig, hydra: DictConfig) -> DictConfig | ListConfig
 def test_a_root_composes_and_experiments_have_the_last_word(root: str) -> None:
     composed(root)
     written: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
-    *_, own, last = written["defaults"]
-    assert (own, last) == ("_self_", {"experiment": None})
+    after = written["defaults"][written["defaults"].index("_self_") + 1 :]
+    wanted = {
+        "evaluate": [{"protocol": "clean"}, {"experiment": None}],
+        "train": [{"experiment": None}],
+        "generate": [],
+    }
+    assert after == wanted[root], "what stands before `_self_` is silently overruled by the root"
 
 
-def test_generate_is_the_first_half_of_evaluate() -> None:
-    whole, half = composed("evaluate"), composed("generate")
-    shared = [key for key in half if key != "hydra"]
-    assert {key: whole[key] for key in shared} == {key: half[key] for key in shared}
+@pytest.mark.parametrize("overrides", [[], ["protocol=official_code", "seed=3"]])
+def test_generate_takes_what_evaluate_takes(overrides: list[str]) -> None:
+    whole, half = composed("evaluate", *overrides), composed("generate", *overrides)
+    assert half.keys() == whole.keys()
+    assert {key: whole[key] for key in whole if key != "hydra"} == {key: half[key] for key in half if key != "hydra"}
+
+
+def test_a_protocol_sets_values_and_the_command_line_has_the_last_word() -> None:
+    clean, official = composed("evaluate"), composed("evaluate", "protocol=official_code")
+    assert (clean.prompts_per_class, clean.images_per_prompt, clean.noise) == (10, 1, "image")
+    assert (official.prompts_per_class, official.images_per_prompt, official.noise) == (1, 10, "repeat")
+    assert (clean.prototype.renormalise, official.prototype.renormalise) == (True, False)
+    assert official.scales.weights == list(range(1, 11))
+    mine = composed("evaluate", "protocol=official_code", "prompts_per_class=3", "scales=single", "prototype=knn")
+    assert (mine.prompts_per_class, mine.images_per_prompt, mine.scales.fractions) == (3, 10, [1.0])
+    assert mine.prototype._target_.endswith("WeightedKNN")
 
 
 def test_a_bare_sweep_has_a_grid_to_go_over() -> None:
@@ -117,6 +145,7 @@ def test_a_bare_sweep_has_a_grid_to_go_over() -> None:
 def test_a_yaml_is_short_and_says_what_it_is() -> None:
     for path in CONF.rglob("*.yaml"):
         lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines[1:] if lines[0] == "# @package _global_" else lines  # Hydra wants that first
         assert lines[0].startswith("# "), f"{path.name}: its first line says what it is"
         assert len(lines) <= 45, path
 

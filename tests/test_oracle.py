@@ -12,13 +12,23 @@ pytest_plugins = ("run_fixtures",)
 
 
 @pytest.mark.parametrize(
-    ("scales", "weights", "unit"),
-    [("single", [1], True), ("multi", [4, 3, 2, 1], True), ("multi", [4, 3, 2, 1], False)],
+    ("overrides", "weights", "unit"),
+    [
+        (["scales=single"], [1], True),
+        (["scales=multi"], [4, 3, 2, 1], True),
+        (["scales=multi", "prototype=mean_similarity"], [4, 3, 2, 1], False),
+        (["scales=ten"], [10, 9, 8, 7, 6, 5, 4, 3, 2, 1], True),
+        # The release: sum over s = 1..10 of s/55 times the unit view at s/10; a mean that is not normalised again.
+        (["protocol=official_code", "images_per_prompt=2"], [s / 55 for s in range(1, 11)], False),
+        # The text: weight (N + 1 - n) / (1 + ... + N) for n = 1..N, N = 10.
+        (["protocol=paper", "images_per_prompt=2"], [(10 + 1 - n) / 55 for n in range(1, 11)], False),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) and isinstance(value[0], str) else "",
 )
 def test_ten_lines_of_numpy_give_the_same_number(
-    world: World, tmp_path: Path, scales: str, weights: list[float], unit: bool
+    world: World, tmp_path: Path, overrides: list[str], weights: list[float], unit: bool
 ) -> None:
-    result = judge(world, tmp_path / "run", f"scales={scales}", f"method.renormalise={unit}")
+    result = judge(world, tmp_path / "run", *overrides)
     assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
     exported = np.load(tmp_path / "out.npz", allow_pickle=False)
 

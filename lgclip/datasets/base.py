@@ -17,6 +17,7 @@ class Dataset(ABC):
     Attributes:
         name: The data set's name, as shown in results.
         split: Which of its images these are.
+        names: Which list the class names are from.
         class_names: Name of each class; only shown and written into prompts, never looked up.
         labels: Class index of each image.
         ids: Content key of each image.
@@ -26,6 +27,7 @@ class Dataset(ABC):
 
     name: str
     split: str
+    names: str = "own"
     class_names: tuple[str, ...]
     labels: tuple[int, ...]
     templates: tuple[str, ...] = ("a photo of a {}.",)
