@@ -7,7 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-OFFLINE = "without a network the embedded models work: encoder=tiny, diffuser=tiny, llm=tiny"
+OFFLINE = {
+    "model": "without a network the embedded models work: encoder=tiny, diffuser=tiny, llm=tiny",
+    "dataset": "without a network give a local copy, dataset.root=DIR, or judge dataset=shapes",
+}
+"""What works without the hub, by kind of repository."""
 
 
 class HubError(ValueError):
@@ -32,7 +36,7 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
     """
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    with hub_errors(repo):
+    with hub_errors(repo, kind):
         from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.file_download import repo_folder_name
@@ -50,12 +54,31 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
         return commit
 
 
+def cached(repo: str, revision: str | None = None, kind: str = "model") -> bool:
+    """Whether the hub's cache on this machine has files of a repository at a revision; asks no network.
+
+    Args:
+        repo: `owner/name`.
+        revision: Branch, tag or commit; None is `main`.
+        kind: `model` or `dataset`.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+    ref = folder / "refs" / (revision or "main")
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision or "main"
+    snapshot = folder / "snapshots" / commit
+    return snapshot.is_dir() and any(snapshot.iterdir())
+
+
 @contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
-    """Turns what the hub's clients raise into one line that names the model and the way out.
+def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
+    """Turns what the hub's clients raise into one line that names the repository and the way out.
 
     Args:
         repo: The model or data set that is loaded inside.
+        kind: `model` or `dataset`.
 
     Raises:
         HubError: In place of a refusal, an absence or a lack of network. Other errors pass.
@@ -67,7 +90,7 @@ def hub_errors(repo: str) -> Iterator[None]:
     except (OSError, errors.HFValidationError) as error:
         chain = list(_chain(error))
         statuses = {link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)}
-        page = f"https://huggingface.co/{repo}"
+        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
         if any(isinstance(link, errors.GatedRepoError) for link in chain) or 403 in statuses:
             said = f"it is gated: accept the licence at {page} and log in with `hf auth login` (or set HF_TOKEN)"
         elif any(isinstance(link, errors.RevisionNotFoundError) for link in chain):
@@ -77,10 +100,10 @@ def hub_errors(repo: str) -> Iterator[None]:
         elif any(isinstance(link, errors.HFValidationError) for link in chain):
             said = "neither a folder here nor a name of the hub (owner/name)"
         elif any(_is_network(link) for link in chain):
-            said = f"the hub cannot be reached and there is no copy in its cache; {OFFLINE}"
+            said = f"the hub cannot be reached and there is no copy in its cache; {OFFLINE[kind]}"
         else:
             raise
-        raise HubError(f"model {repo!r}: {said}") from error
+        raise HubError(f"{kind} {repo!r}: {said}") from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

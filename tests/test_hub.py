@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 from worlds import HUB_COMMIT, put_in_hub_cache
 
-from lgclip.hub import HubError, commit_of, hub_errors
+from lgclip.hub import HubError, cached, commit_of, hub_errors
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +90,18 @@ def test_without_a_network_the_cached_copy_counts(tmp_path: Path, monkeypatch: p
         commit_of("owner/name")
     put_in_hub_cache(tmp_path, "owner/name")
     assert commit_of("owner/name") == HUB_COMMIT
+
+
+def test_a_copy_in_the_cache_is_seen_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert not cached("owner/name")
+    snapshot = put_in_hub_cache(tmp_path, "owner/name")
+    assert not cached("owner/name"), "a folder without a file is no copy"
+    (snapshot / "config.json").write_text("{}")
+    assert cached("owner/name")
+    assert cached("owner/name", HUB_COMMIT)
+    assert not cached("owner/name", "v2")
+    assert not cached("owner/name", kind="dataset")
 
 
 def test_what_is_no_name_of_the_hub_is_said_to_be_none() -> None:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,11 @@ class ImageFiles(Dataset):
     ) -> None:
         self.name, self.root, self.files, self.labels = name, root, tuple(files), tuple(labels)
         self.class_names, self.split, self.names, self.context = tuple(class_names), split, names, context
-        self.templates = tuple(templates or (f"a photo of a {{}}, {context}." if context else "a photo of a {}.",))
+        self.templates = sentences(context, templates)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
+        # Where a file lies, its size and its time: hashing 50,000 images at each start would cost minutes.
         stats = ((file, (self.root / file).stat()) for file in self.files)
         return tuple(key_of({"file": file, "size": s.st_size, "changed": s.st_mtime_ns}) for file, s in stats)
 
@@ -64,20 +66,40 @@ class ImageFiles(Dataset):
         return {"dataset": self.name, "schema": SCHEMA}
 
 
-def read_image(path: Path) -> Image.Image:
+def sentences(context: str, templates: Sequence[str] | None) -> tuple[str, ...]:
+    """The text baseline's templates; CLIP's single one if none are given.
+
+    Raises:
+        ValueError: If one has no place for the class name.
+    """
+    if templates is None:
+        return (f"a photo of a {{}}, {context}." if context else "a photo of a {}.",)
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"dataset.templates: {template!r} has no {{}} for the class name")
+    if not templates:
+        raise ValueError("dataset.templates=[]: give one sentence at least, with {} for the class name")
+    return tuple(templates)
+
+
+def read_image(file: Path | BytesIO, where: str | None = None) -> Image.Image:
     """An image file decoded to RGB: turned as its EXIF says, 16-bit greys brought to 8 bits.
+
+    Args:
+        file: The file, or what is in it.
+        where: Where it is, for the error; None is its path.
 
     Raises:
         ValueError: If it cannot be decoded.
     """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
                 image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); mend it or move it away") from error
+        raise ValueError(f"{where or file} cannot be read as an image ({error}); mend it or move it away") from error
 
 
 def root_folder(dataset: str, root: str | os.PathLike[str] | None, inside: Sequence[str], hint: str) -> Path:
@@ -99,6 +121,17 @@ def root_folder(dataset: str, root: str | os.PathLike[str] | None, inside: Seque
     return folder
 
 
+def folders_in(root: Path, folder: str) -> list[str]:
+    """Names of the folders inside one, sorted; hidden ones are passed over."""
+    return sorted(path.name for path in (root / folder).iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def images_below(root: Path, folder: str) -> list[str]:
+    """The images in one folder, sorted, by their place under `root`; hidden files are passed over."""
+    inside = (path.name for path in (root / folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [f"{folder}/{name}" for name in sorted(inside) if not name.startswith(".")]
+
+
 def named(dataset: str, choice: str, found: Sequence[str]) -> tuple[str, ...]:
     """The class names of a data set, by the list that is asked for.
 
@@ -106,25 +139,43 @@ def named(dataset: str, choice: str, found: Sequence[str]) -> tuple[str, ...]:
         dataset: The data set's name.
         choice: `folder` for the names that the data set's own files give, the name of a list that the
             package holds, or the path of a text file with one name a line.
-        found: The names that the data set's own files give, by class index.
+        found: The names that the data set's own files give, by class index; empty where they give none.
 
     Raises:
         ValueError: If there is no such list or it does not fit.
     """
+    lists = sorted(file.name.split(".")[1] for file in CLASSNAMES.glob(f"{dataset}.*.txt"))
+    ways = " or ".join([*(["folder"] if all(found) else []), *lists])
     if choice == "folder":
+        if not all(found):
+            raise ValueError(f"dataset.names=folder: the files of {dataset} name not every class; choose {ways}")
         return checked_names([name.replace("_", " ") for name in found], unique=False)
     shipped = CLASSNAMES / f"{dataset}.{choice}.txt"
     path = shipped if shipped.is_file() else Path(choice).expanduser()
     if not path.is_file():
-        known = ["folder", *sorted(file.name.split(".")[1] for file in CLASSNAMES.glob(f"{dataset}.*.txt"))]
-        raise ValueError(f"dataset.names={choice}: choose {' or '.join(known)}, or a text file with one name a line")
+        raise ValueError(f"dataset.names={choice}: choose {ways}, or a text file with one name a line")
+    return checked_names(names_in(path, choice, len(found)), unique=False)
+
+
+def names_in(path: Path, choice: str, classes: int, what: str = "classes") -> list[str]:
+    """The class names in a text file, one a line.
+
+    Args:
+        path: The file.
+        choice: How the user called it.
+        classes: How many names it must hold.
+        what: What they are names of.
+
+    Raises:
+        ValueError: If it is no text or holds another number of names.
+    """
     try:
         names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"dataset.names={choice} is not text in UTF-8 ({error})") from error
-    if len(names) != len(found):
-        raise ValueError(f"dataset.names={choice} holds {len(names)} names for {len(found)} classes")
-    return checked_names(names, unique=False)
+    if len(names) != classes:
+        raise ValueError(f"dataset.names={choice} holds {len(names)} names for {classes} {what}")
+    return names
 
 
 def check_counts(dataset: str, labels: Sequence[int], classes: int, images: int | None, hint: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from lgclip.datasets.base import Dataset, checked_names
-from lgclip.datasets.files import IMAGE_SUFFIXES, read_image
+from lgclip.datasets.files import IMAGE_SUFFIXES, names_in, read_image
 from lgclip.identity import SCHEMA, key_of
 
 log = logging.getLogger(__name__)
@@ -68,17 +68,8 @@ class Folder(Dataset):
 
 def _names(folders: Sequence[Path], file: str | None) -> tuple[str, ...]:
     if file is None:
-        names = [folder.name.replace("_", " ") for folder in folders]
-    else:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise ValueError(f"dataset.names={file}: no such file; it should hold one class name a line")
-        try:
-            names = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"dataset.names={file} is not text in UTF-8 ({error})") from error
-        while names and not names[-1].strip():
-            names.pop()
-        if len(names) != len(folders):
-            raise ValueError(f"dataset.names={file} holds {len(names)} names for {len(folders)} folders")
-    return checked_names(names)
+        return checked_names([folder.name.replace("_", " ") for folder in folders])
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"dataset.names={file}: no such file; it should hold one class name a line")
+    return checked_names(names_in(path, file, len(folders), "folders"))

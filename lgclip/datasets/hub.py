@@ -1,0 +1,177 @@
+"""Image data sets of the Hugging Face Hub that are kept as parquet files."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lgclip.datasets.base import Dataset
+from lgclip.datasets.files import named, sentences
+from lgclip.datasets.parquet import Rows
+from lgclip.datasets.shards import Card, shards_of
+from lgclip.hub import commit_of, hub_errors
+from lgclip.identity import SCHEMA, key_of
+
+
+class HubImages(Dataset):
+    """A data set of the hub, or a local folder in the hub's layout, whose images are in parquet files.
+
+    An image's key is its row in its file, with the commit of the repository (or the local file's size
+    and time of change), so nothing is read for it.
+
+    Args:
+        repo: `owner/name` on the hub, such as `timm/resisc45`; its terms are on its page. Files of the one
+            split are downloaded into the hub's cache; without a network those in the cache are taken.
+        root: A local folder instead, with files such as `data/test-00000-of-00001.parquet`.
+        revision: Branch, tag or commit; `refs/convert/parquet` (with `config`) is the hub's own conversion
+            of data sets that are kept otherwise. The commit that it stands for is recorded.
+        config: The configuration; None for the only one, or the default.
+        split: The split, as the data set names it.
+        image_column: Column of the images: bytes, or a struct with a field `bytes`.
+        label_column: Column of the labels: numbers of classes, or their names.
+        names: `folder` for the names that the data set's own files give, or a text file with one name a line.
+        context: What kind of things the classes are.
+        templates: Sentences for the text baseline.
+        counts: Whether the number of images must be the one that the data set's card states, if it does.
+
+    Raises:
+        ValueError: If a file, the split, a column or a name is missing; the message says which there are.
+    """
+
+    def __init__(
+        self,
+        repo: str | None = None,
+        root: str | None = None,
+        revision: str = "main",
+        config: str | None = None,
+        split: str = "test",
+        image_column: str = "image",
+        label_column: str = "label",
+        names: str = "folder",
+        context: str = "",
+        templates: Sequence[str] | None = None,
+        counts: bool = True,
+    ) -> None:
+        if (repo is None) == (root is None):
+            raise ValueError("dataset=hub: say either dataset.repo=OWNER/NAME or dataset.root=DIR")
+        self.commit = commit_of(repo, revision, kind="dataset") if repo else None
+        if repo and self.commit:
+            self.name, self.root, config, shards, card = repo, *_from_hub(repo, self.commit, config, split)
+        else:
+            self.root = Path(str(root)).expanduser().absolute()
+            self.name = self.root.name
+            config, shards, card = _from_folder(self.root, config, split)
+        self.rows = Rows([self.root / shard for shard in shards])
+        self.image_column = image_column
+        _check_columns(self.rows, image_column, label_column)
+        stated = card.images(split)
+        if counts and stated is not None and stated != self.rows.total:
+            raise ValueError(
+                f"dataset={self.name}: {self.rows.total} rows in split {split}, its card states {stated}; get its "
+                "files again, or set dataset.counts=false"
+            )
+        labels, found = _labels(self.rows, label_column, card, names)
+        self.labels = tuple(labels)
+        self.names = names
+        self.class_names = named("hub", names, found)
+        self.context = context
+        self.templates = sentences(context, templates)
+        self.split = f"{split}; configuration {config}"
+        if self.commit:
+            self.split += f"; revision {revision}" + (f" = {self.commit}" if revision != self.commit else "")
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        stamps: dict[Path, dict[str, int]] = {file: {} for file in self.rows.files}  # a commit's files never change
+        if not self.commit:
+            stats = {file: file.stat() for file in self.rows.files}
+            stamps = {file: {"size": s.st_size, "changed": s.st_mtime_ns} for file, s in stats.items()}
+        places = {file: file.relative_to(self.root).as_posix() for file in self.rows.files}
+        return tuple(key_of({"file": places[file], "row": row, **stamps[file]}) for file, row in self.rows.places())
+
+    def image(self, index: int) -> Image.Image:
+        return self.rows.image(self.image_column, index)
+
+    def source(self) -> dict[str, object]:
+        origin = {"repo": self.name, "commit": self.commit} if self.commit else {"folder": self.name}
+        return {"dataset": "hub", **origin, "column": self.image_column, "schema": SCHEMA}
+
+
+def _from_hub(repo: str, commit: str, config: str | None, split: str) -> tuple[Path, str, list[str], Card]:
+    """Downloads the files of a split; returns the snapshot's folder, the configuration, the files and the card."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    with hub_errors(repo, "dataset"):
+        told = snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=["README.md"])
+        try:
+            where = repo
+            files = HfApi().list_repo_files(repo, repo_type="dataset", revision=commit)
+        except OSError:  # no network: what an earlier download has left
+            files, where = _files_in(Path(told)), f"{repo} (what the hub's cache has of it)"
+        card = Card.read(Path(told) / "README.md", config)
+        config, shards = shards_of(files, card, split, where)
+        wanted = [escape(shard) for shard in shards]
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=wanted))
+    return folder, config, shards, card
+
+
+def _from_folder(root: Path, config: str | None, split: str) -> tuple[str, list[str], Card]:
+    if not root.is_dir():
+        raise ValueError(f"dataset.root={root}: no such folder; it should hold data/{split}-00000-of-00001.parquet ...")
+    card = Card.read(root / "README.md", config)
+    return *shards_of(_files_in(root), card, split, str(root)), card
+
+
+def _files_in(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _check_columns(rows: Rows, image_column: str, label_column: str) -> None:
+    for value, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in rows.columns:
+            raise ValueError(f"dataset.{value}={column}: the columns are {', '.join(rows.columns)}")
+    if not rows.holds_images(image_column):
+        those = [column for column in rows.columns if rows.holds_images(column)]
+        raise ValueError(
+            f"dataset.image_column={image_column} holds {rows.columns[image_column]}, no images; "
+            f"columns that may: {', '.join(those) or 'none'}"
+        )
+
+
+def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int], Sequence[str]]:
+    """Class index of each row, and the names that the data set's own files give."""
+    values = rows.values(column)
+    unlabelled = [row for row, value in enumerate(values) if value is None or value == -1]
+    if unlabelled:
+        raise ValueError(
+            f"dataset.label_column={column}: {len(unlabelled)} rows have no label, such as row {unlabelled[0]}"
+        )
+    if not values:
+        raise ValueError(f"dataset.label_column={column}: the split has no rows")
+    if all(isinstance(value, str) for value in values):
+        found = sorted(set(values))
+        places = {name: index for index, name in enumerate(found)}
+        return [places[value] for value in values], found
+    if not all(isinstance(value, int) for value in values):
+        raise ValueError(
+            f"dataset.label_column={column} holds {rows.columns[column]}, neither numbers nor names of classes"
+        )
+    stated = _class_label(rows.features.get(column)) or card.class_names(column)
+    if not stated and names == "folder":
+        raise ValueError(
+            f"dataset.label_column={column}: neither the files nor the card name its {max(values) + 1} classes; "
+            "give dataset.names=FILE with one name a line"
+        )
+    found = stated or [str(index) for index in range(max(values) + 1)]
+    wrong = [value for value in values if not 0 <= value < len(found)]
+    if wrong:
+        raise ValueError(f"dataset.label_column={column}: class {wrong[0]} is none of the {len(found)} that are named")
+    return [int(value) for value in values], found
+
+
+def _class_label(feature: Mapping[str, Any] | None) -> list[str]:
+    """Names of a `ClassLabel` feature; empty if it is none."""
+    return list(feature["names"]) if feature and feature.get("_type") == "ClassLabel" else []
