@@ -1,5 +1,6 @@
 """Streams of real images, synthetic images and sentences, first as pixels, then as features."""
 
+import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,7 +32,8 @@ class Stream:
         labels: Class index of each thing.
         views: Which views of each are wanted.
         store: Where their features are kept.
-        load: The thing at a place: an RGB image, or a sentence.
+        load: The thing at a place: an RGB image, or a sentence. What loads images goes to worker
+            processes, so it can be pickled: it keeps no file open.
     """
 
     name: str
@@ -57,21 +59,36 @@ class Views(Protocol):
 
 
 class _Pictures(Dataset[Any]):
+    """What a worker process needs of a stream, and no more: it is sent to each."""
+
     def __init__(self, stream: Stream, places: Sequence[int], views: Views) -> None:
-        self._stream, self._places, self._views = stream, places, views
+        self._load, self._views = stream.load, views
+        self._places = [(place, stream.ids[place]) for place in places]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, at: int) -> tuple[str, Float[Tensor, "s 3 h w"]]:
-        place = self._places[at]
-        image, name = self._stream.load(place), self._stream.ids[place]
+        place, name = self._places[at]
+        image = self._load(place)
         assert not isinstance(image, str)
         return name, self._views(image, name)
 
 
 def _stack(items: list[tuple[str, Float[Tensor, "s 3 h w"]]]) -> ImageBatch:
     return ImageBatch([name for name, _ in items], torch.stack([views for _, views in items]))
+
+
+def _start_method() -> str:
+    """How worker processes start: never by forking this one.
+
+    It has threads of its own by then (tokenizers, writers, CUDA), and a fork of a process with
+    threads can wait for ever for a lock that one of them held. A fork server has none.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lgclip.data"])  # torch is imported once
+    return "forkserver"
 
 
 class Streams(LightningDataModule):
@@ -81,7 +98,7 @@ class Streams(LightningDataModule):
         streams: In the order in which they are encoded and judged.
         num_classes: Number of classes.
         views: Makes the views of an image.
-        batch_size: Images, or sentences, encoded at once.
+        batch_size: Views, or sentences, encoded at once.
         workers: Processes that decode images; 0 decodes in this one.
     """
 
@@ -112,11 +129,27 @@ class Streams(LightningDataModule):
                 sentences: Any = [(stream.ids[at], stream.load(at)) for at in places]
                 loaders.append(DataLoader(sentences, batch_size=self._batch_size, collate_fn=list))
             else:
-                pictures = _Pictures(stream, places, self._views)
-                loaders.append(
-                    DataLoader(pictures, batch_size=self._batch_size, collate_fn=_stack, num_workers=self._workers)
-                )
+                loaders.append(self._image_loader(stream, places))
         return loaders
+
+    def _image_loader(self, stream: Stream, places: Sequence[int]) -> DataLoader[Any]:
+        """Images with all their views, about `batch_size` views a batch.
+
+        A batch is passed on through shared memory, and every worker has two ready, so its size must
+        not grow with the number of views. A loader is gone through once: its workers end with it
+        (none are persistent), so that two streams' workers are never there at the same time.
+        """
+        assert self.trainer is not None
+        images = max(1, self._batch_size // len(stream.views))
+        workers = min(self._workers, -(-len(places) // images))  # none without work
+        return DataLoader(
+            _Pictures(stream, places, self._views),
+            batch_size=images,
+            collate_fn=_stack,
+            num_workers=workers,
+            multiprocessing_context=_start_method() if workers else None,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader a stream of `FeatureBatch`es; at least one batch a rank, if need be of no rows."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 FULL = "HYDRA_FULL_ERROR"
 
@@ -57,8 +57,12 @@ def _message(error: BaseException) -> str:
     # A loader's worker process wraps the message in its own stack trace.
     text = re.sub(r"^Caught \w+ in DataLoader .*\n[\w.]*(?:Error|Exception): ", "", str(error), flags=re.DOTALL)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        wanted = error.missing_cfg_file.rsplit("/", 1)[-1]
-        return text + _did_you_mean(wanted, error.options or [])
+        group, _, wanted = error.missing_cfg_file.rpartition("/")
+        if not group or not error.options:
+            return text
+        return f"no {group}={wanted}: choose {', '.join(error.options)}" + _did_you_mean(wanted, error.options)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: add {error.full_key}=... to the command"
     unknown = re.search(r"Could not override '([^']+)'", text)
     cause = error.__cause__
     if unknown and isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:

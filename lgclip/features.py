@@ -11,8 +11,8 @@ from torch import Tensor
 from lgclip.batch import ImageBatch
 from lgclip.data import TEXT_VIEW, Stream, Streams
 from lgclip.datasets.base import Dataset
-from lgclip.drawing import Drawing
-from lgclip.encoder.base import Encoder, Towers
+from lgclip.diffuser.base import Pictures
+from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.identity import key_of
 from lgclip.scales import Scales
 from lgclip.stages import Stages
@@ -29,12 +29,12 @@ class SharedViews:
 
     def __init__(self, encoder: Encoder, scales: Scales) -> None:
         self._encoder, self._scales = encoder, scales
-        self._transform = None
+        self._transforms: dict[bool, Transform] = {}
 
     def __call__(self, image: Image.Image, image_id: str) -> Float[Tensor, "s 3 h w"]:
-        if self._transform is None:
-            self._transform = self._encoder.transform()
-        return torch.stack([self._transform(crop) for crop in self._scales.crop(image, image_id)])
+        if not self._transforms:
+            self._transforms = {squash: self._encoder.transform(squash=squash) for squash in (False, True)}
+        return torch.stack([self._transforms[view.squash](view.image) for view in self._scales.crop(image, image_id)])
 
 
 class Encoding(LightningModule):
@@ -52,6 +52,7 @@ class Encoding(LightningModule):
         self.encoder = encoder
         self._data = data
         self.towers: Towers | None = None
+        self._waiting: dict[int, list[tuple[list[str], Float[Tensor, "n s d"]]]] = {}
 
     def missing(self) -> list[int]:
         """Places of everything without features, stream after stream."""
@@ -60,19 +61,32 @@ class Encoding(LightningModule):
     def on_predict_start(self) -> None:
         self.towers = self.encoder.load(self.device)
 
+    def on_predict_epoch_end(self) -> None:
+        for place in list(self._waiting):
+            self._store(place)
+
     def on_predict_end(self) -> None:
         self.towers = None
 
     def predict_step(self, batch: ImageBatch | list[tuple[str, str]], batch_idx: int, dataloader_idx: int = 0) -> None:
         assert self.towers is not None
-        stream = self._data.streams[dataloader_idx]
         if isinstance(batch, ImageBatch):
             n, s = batch.views.shape[:2]
             parts = [self.towers.images(part) for part in batch.views.flatten(0, 1).split(self.encoder.batch_size)]
-            stream.store.add(batch.ids, stream.views, torch.cat(parts).unflatten(0, (n, s)))
+            ids, features = batch.ids, torch.cat(parts).unflatten(0, (n, s))
         else:
-            ids, sentences = [name for name, _ in batch], [text for _, text in batch]
-            stream.store.add(ids, TEXT_VIEW, self.towers.texts(sentences)[:, None])
+            ids = [name for name, _ in batch]
+            features = self.towers.texts([text for _, text in batch])[:, None]
+        waiting = self._waiting.setdefault(dataloader_idx, [])
+        waiting.append((ids, features.cpu()))
+        if sum(len(names) for names, _ in waiting) >= self.encoder.batch_size:
+            self._store(dataloader_idx)
+
+    def _store(self, place: int) -> None:
+        """Writes what waits of one stream as one file: a batch of few images with many views is too small for one."""
+        waiting, stream = self._waiting.pop(place), self._data.streams[place]
+        ids = [name for names, _ in waiting for name in names]
+        stream.store.add(ids, stream.views, torch.cat([features for _, features in waiting]))
 
 
 def text_stream(dataset: Dataset, encoder: Encoder, root: Path) -> Stream:
@@ -92,14 +106,14 @@ def text_stream(dataset: Dataset, encoder: Encoder, root: Path) -> Stream:
     )
 
 
-def synthetic_stream(drawing: Drawing, encoder: Encoder, scales: Scales, root: Path) -> Stream:
+def synthetic_stream(drawing: Pictures, encoder: Encoder, scales: Scales, root: Path) -> Stream:
     """The drawn images."""
     return Stream(
         name="synthetic",
         ids=drawing.ids,
         labels=[prompt.class_index for prompt in drawing.prompts],
         views=scales.views,
-        store=FeatureStore(root, encoder.inputs(), {"source": "synthetic", "images": drawing.store.key}),
+        store=FeatureStore(root, encoder.inputs(), {"source": "synthetic", "images": drawing.key}),
         load=drawing.image,
     )
 
@@ -123,7 +137,7 @@ def encode(
     scales: Scales,
     root: Path,
     *,
-    drawing: Drawing | None,
+    drawing: Pictures | None,
     workers: int,
 ) -> Streams:
     """Everything that is to be judged, and what it is judged by, to features.

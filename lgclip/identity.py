@@ -23,6 +23,9 @@ WEIGHTS = {"weights": True}
 """Metadata of a dataclass field that names a model: its weights count, not its place. A field
 `revision` beside it is the hub's, `NOT_AN_INPUT` itself, since the commit that it stands for is."""
 
+STANDS_FOR = "stands_for"
+"""Metadata key of a field whose value is not the input itself; under it a function from the part to what is."""
+
 
 def key_of(inputs: Mapping[str, object]) -> str:
     """32 hexadecimal digits that stand for `inputs`, whatever the order of its keys."""
@@ -83,7 +86,9 @@ def inputs_of(part: Any) -> dict[str, object]:
     for field in fields(part):
         if field.metadata.get("input", True):
             value = getattr(part, field.name)
-            if field.metadata.get("weights") and value is not None:
+            if STANDS_FOR in field.metadata:
+                value = field.metadata[STANDS_FOR](part)
+            elif field.metadata.get("weights") and value is not None:
                 value = weights_of(value, getattr(part, "revision", None))
             found[field.name] = value
     return found

@@ -78,7 +78,7 @@ class Gathered(Metric):
 
     def compute(self) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
         """Features and labels, none if none were added."""
-        if not self.indices:
+        if isinstance(self.indices, list) and not self.indices:  # joined over devices it is a tensor
             return torch.zeros(0, self.width), torch.zeros(0, dtype=torch.long)
         order = dim_zero_cat(self.indices).argsort()
         return dim_zero_cat(self.features)[order], dim_zero_cat(self.labels)[order]

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,22 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from worlds import encoder_folder
+from safetensors.torch import load_file, save_file
+from worlds import HUB_COMMIT, encoder_folder
 
 from lgclip.encoder.base import Towers
 from lgclip.encoder.open_clip import OpenClip
+from lgclip.encoder.precision import decided
+from lgclip.identity import inputs_of, key_of
 
 CPU = torch.device("cpu")
 SENTENCES = ["a photo of a red star.", "", "🦙 " * 100, "a photo of a red star."]
+
+
+@pytest.fixture(autouse=True)
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is fp32, on a machine with a GPU too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def towers(folder: Path) -> Towers:
-    return OpenClip(str(folder)).load(CPU)
+    return OpenClip(str(folder), precision="fp32").load(CPU)
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -61,7 +72,7 @@ def test_the_preprocessing_is_open_clip_s_own(
 @pytest.mark.parametrize(
     ("model", "tag", "mean", "std"),
     [
-        ("ViT-B-32", "openai", open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        ("ViT-B-32-quickgelu", "openai", open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
         ("ViT-B-16-SigLIP", "webli", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ],
 )
@@ -98,10 +109,6 @@ def test_a_feature_does_not_depend_on_its_batch(towers: Towers) -> None:
 
 
 def test_weights_in_half_precision_encode_in_single(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     half = shutil.copytree(folder, tmp_path / "half")
     weights = half / "open_clip_model.safetensors"
     save_file({k: v.half() for k, v in load_file(weights).items()}, weights)
@@ -115,6 +122,99 @@ def test_no_gradient_is_kept(towers: Towers) -> None:
     assert not towers.texts(["a"]).requires_grad
 
 
-def test_a_folder_without_a_model_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises((ValueError, OSError), match=r"open_clip_config\.json"):
+def test_a_folder_without_a_model_is_an_error_that_names_the_file(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no open_clip_config\.json in it"):
         OpenClip(str(tmp_path)).transform()
+    shutil.copy(folder / "open_clip_config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"no weights in it; expected open_clip_model\.safetensors"):
+        OpenClip(str(tmp_path)).load(CPU)
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    with pytest.raises(ValueError, match="has no model_cfg with a vision_cfg"):
+        OpenClip(str(tmp_path)).transform()
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"open_clip_config\.json is damaged"):
+        OpenClip(str(tmp_path)).transform()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
+@pytest.mark.parametrize("size", [(33, 47), (640, 480), (32, 32), (700, 9)])
+def test_a_crop_is_squashed_straight_to_the_input_pixel_by_pixel(
+    mode: str, size: tuple[int, int], folder: Path
+) -> None:
+    image = picture(*size).convert(mode).convert("RGB")
+    grey = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC), np.float32) / 255
+    expected = (grey - np.array(open_clip.OPENAI_DATASET_MEAN, np.float32)) / np.array(
+        open_clip.OPENAI_DATASET_STD, np.float32
+    )
+    found = OpenClip(str(folder)).transform(squash=True)(image)
+    np.testing.assert_allclose(found.permute(1, 2, 0), expected, atol=1e-6)
+
+
+def test_squashing_keeps_interpolation_and_normalisation() -> None:
+    image = picture(301, 211)
+    for model, tag in (
+        ("MobileCLIP2-S4", "dfndr2b"),
+        ("ViT-B-16-SigLIP", "webli"),
+        ("ViT-L-14-336-quickgelu", "openai"),
+    ):
+        listed: Any = open_clip.get_model_config(model)
+        config, size = open_clip.get_pretrained_cfg(model, tag), listed["vision_cfg"]["image_size"]
+        way = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[config["interpolation"]]
+        grey = np.asarray(image.resize((size, size), way), np.float32) / 255
+        expected = (grey - np.float32(config["mean"])) / np.float32(config["std"])
+        found = OpenClip(model, tag).transform(squash=True)(image)
+        np.testing.assert_allclose(found.permute(1, 2, 0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_is_near_and_of_unit_length_in_fp32(precision: str, folder: Path, towers: Towers) -> None:
+    pixels = torch.randn(4, 3, 32, 32)
+    low = OpenClip(str(folder), precision=precision).load(CPU)
+    for found, exact in ((low.images(pixels), towers.images(pixels)), (low.texts(SENTENCES), towers.texts(SENTENCES))):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(4), atol=1e-6, rtol=0)  # bf16 would be off by 1e-3
+        assert (found * exact).sum(dim=1).min() > 0.999
+        assert not torch.equal(found, exact)
+
+
+def test_weights_stay_in_fp32_whatever_the_precision(folder: Path) -> None:
+    model: Any = OpenClip(str(folder), precision="bf16").load(CPU)._model  # pyright: ignore[reportAttributeAccessIssue]
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_precision_is_in_the_key_and_auto_is_what_the_machine_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(precision: str) -> str:
+        return key_of(OpenClip(str(folder), precision=precision).inputs())
+
+    assert len({key("fp32"), key("bf16"), key("fp16")}) == 3
+    assert key("auto") == key("fp32")
+    auto = OpenClip(str(folder))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert key("auto") == key("bf16")
+    assert auto.on(CPU).precision == "fp32", "a run on the CPU of a machine with a GPU"
+    assert auto.on(torch.device("cuda", 0)).precision == "bf16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert decided("auto") == "fp32", "a GPU that only emulates bf16"
+    with pytest.raises(ValueError, match=r"encoder\.precision=int8: choose auto, fp32, bf16, fp16"):
+        OpenClip(str(folder), precision="int8")
+
+
+def test_every_field_is_in_the_key_unless_it_says_that_it_is_not(folder: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copy(folder / "open_clip_model.safetensors", tmp_path / "a.safetensors")
+    other = tmp_path / "b.safetensors"
+    save_file({"x": torch.zeros(1)}, other)
+    part = OpenClip("ViT-B-32-quickgelu", "openai", checkpoint=str(checkpoint))
+    changes: dict[str, Any] = {
+        "model": "ViT-B-16-quickgelu", "pretrained": "metaclip_400m", "revision": HUB_COMMIT, "checkpoint": str(other),
+        "allow_pickle": True, "precision": "bf16", "batch_size": 1,
+    }  # fmt: skip
+    assert set(changes) == {field.name for field in dataclasses.fields(part)}
+    for field in dataclasses.fields(part):
+        changed = dataclasses.replace(part, **{field.name: changes[field.name]})
+        assert (key_of(changed.inputs()) == key_of(part.inputs())) == (not field.metadata.get("input", True)), (
+            field.name
+        )
+        assert (field.name in inputs_of(part)) == field.metadata.get("input", True)

@@ -47,8 +47,8 @@ def refused(fresh_world: World, capsys: pytest.CaptureFixture[str], tmp_path: Pa
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("dataset=shpes", ["dataset/shpes", "digits", "folder", "shapes", "Did you mean 'shapes'?"]),
-        ("encoder=tny", ["encoder/tny", "Did you mean 'tiny'?"]),
+        ("dataset=shpes", ["no dataset=shpes", "digits", "folder", "shapes", "Did you mean 'shapes'?"]),
+        ("encoder=tny", ["no encoder=tny", "Did you mean 'tiny'?"]),
         ("method=lgclp", ["clip_text", "fusion", "Did you mean 'lgclip'?"]),
         ("scales=mult", ["multi", "single", "Did you mean 'multi'?"]),
         ("prompt_per_class=5", ["prompt_per_class", "Did you mean 'prompts_per_class'?"]),
@@ -56,7 +56,7 @@ def refused(fresh_world: World, capsys: pytest.CaptureFixture[str], tmp_path: Pa
         ("sed=1", ["sed", "Did you mean 'seed'?"]),
         ("+diffuser.unknown=1", ["unknown"]),
         ("prompts_per_class", ["prompts_per_class"]),
-        ("dataset.root=???", ["Missing mandatory value: dataset.root"]),
+        ("dataset.root=???", ["dataset.root has no value: add dataset.root=..."]),
     ],
 )
 def test_a_name_that_is_not_there_is_answered_with_those_that_are(

@@ -17,6 +17,7 @@ from lgclip.hub import commit_of
 from lgclip.identity import NOT_AN_INPUT, inputs_of, key_of, local_folder, weights_of
 from lgclip.prompts.base import PromptWriter
 from lgclip.prompts.local import LocalLLM
+from lgclip.prompts.server import ServerLLM
 from lgclip.prompts.template import Templates
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -29,20 +30,44 @@ JSON = st.recursive(
 OTHER: dict[str, Any] = {
     "model": "hub/other",
     "revision": HUB_COMMIT,
-    "pretrained": "other",
     "instruction": "{name}?",
+    "system": "be brief",
+    "again": "not {have}",
+    "must_name": False,
+    "exact_name": True,
+    "allow_fallback": True,
+    "thinking": True,
+    "structured": False,
+    "base_url": "http://localhost:1/v1",
+    "api_key_env": "OTHER_KEY",
+    "extra": {"top_k": 5},
     "negative_prompt": "blur",
     "templates": ("a {}", "the {}"),
     "temperature": 0.5,
     "top_p": 0.5,
     "guidance": 1.5,
     "size": 128,
+    "variant": "fp16",
+    "steps": 7,
+    "options": {"eta": 1.0},
+    "precision": "fp16",
+    "scheduler": "DDIMScheduler",
+    "scheduler_options": {"beta_end": 0.01},
+    "lora": "hub/other",
+    "lora_revision": HUB_COMMIT,
+    "noise": "repeat",
+    "tiling": True,
+    "slicing": True,
+    "channels_last": True,
+    "compile": True,
+    "offload": "model",
 }
 """Another value for each field; whole numbers are simply counted up."""
 
 
 def parts() -> list[Any]:
-    return [Templates(), LocalLLM("hub/llm"), Diffuser("hub/sd"), OpenClip("tiny:encoder")]
+    diffuser = Diffuser("hub/sd", scheduler="EulerDiscreteScheduler")
+    return [Templates(), LocalLLM("hub/llm"), ServerLLM("some-model"), diffuser]
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +108,11 @@ def test_every_field_is_in_the_key_unless_it_says_that_it_is_not(part: Any, fiel
 
 def test_only_what_changes_no_result_is_left_out() -> None:
     left_out = {f.name for part in parts() for f in dataclasses.fields(part) if f.metadata == NOT_AN_INPUT}
-    assert left_out == {"batch_size", "max_rounds", "revision"}
+    # How long a server is waited for, and what stands in for prompts that no model gave: see Writing.
+    servers = {"api_key_env", "concurrency", "timeout_s", "deadline_s", "backoff_s", "allow_fallback"}
+    # Where and how a pipeline computes, and how often it may try: another attempt has a key of its own.
+    drawing = {"lora_revision", "retries", "slicing", "channels_last", "compile", "offload"}
+    assert left_out == {"batch_size", "max_rounds", "revision"} | servers | drawing
 
 
 def test_the_writers_run_inputs_are_in_the_key() -> None:
@@ -94,7 +123,7 @@ def test_the_writers_run_inputs_are_in_the_key() -> None:
 
 
 def test_two_kinds_of_part_never_share_a_key() -> None:
-    assert len({key(part) for part in parts()}) == 4
+    assert len({key(part) for part in parts()}) == len(parts())
 
 
 @given(st.dictionaries(TEXT, JSON))

@@ -11,8 +11,8 @@ from PIL import Image
 
 from lgclip.datasets import cifar10, cub, dtd, eurosat, fgvc_aircraft, flowers102, food101, imagenette, pets
 from lgclip.datasets.tree import Archive, chosen
-from tests.fixture_trees import KINDS, TREES, forest, opened, picture
-from tests.worlds import World, encoder_folder, judge
+from fixture_trees import KINDS, TREES, forest, opened, picture
+from worlds import World, encoder_folder, judge
 
 MODULES = {
     "cub": cub, "eurosat": eurosat, "flowers102": flowers102, "food101": food101, "pets": pets, "dtd": dtd,

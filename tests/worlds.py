@@ -164,9 +164,10 @@ def call(verb: str, *overrides: str) -> None:
         getattr(cli, verb)()
 
 
-def judge(world: World, folder: Path, *overrides: str) -> dict[str, Any]:
-    """Evaluates in a world and reads the result; later overrides win."""
-    call("evaluate", *world.evaluating(), f"hydra.run.dir={folder}", *overrides)
+def judge(world: World | Sequence[str], folder: Path, *overrides: str) -> dict[str, Any]:
+    """Evaluates in a world, or as some overrides say, and reads the result; later overrides win."""
+    given = world.evaluating() if isinstance(world, World) else world
+    call("evaluate", *given, f"hydra.run.dir={folder}", *overrides)
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 

@@ -32,11 +32,21 @@ class Encoder(ABC):
     """Which towers encode: a light description, hashed into keys; `load` brings the weights."""
 
     has_text: bool
+    precision: str
     batch_size: int
 
     @abstractmethod
-    def transform(self) -> Transform:
-        """The preprocessing that the vision tower was trained with."""
+    def on(self, device: torch.device) -> "Encoder":
+        """This encoder with what it leaves to the device decided, so that its key tells what is computed."""
+
+    @abstractmethod
+    def transform(self, *, squash: bool = False) -> Transform:
+        """The preprocessing that the vision tower was trained with.
+
+        Args:
+            squash: Resize both sides straight to the input size, without a crop: for an image that
+                is a crop already. Interpolation and normalisation stay the tower's own.
+        """
 
     @abstractmethod
     def load(self, device: torch.device) -> Towers:

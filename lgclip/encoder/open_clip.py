@@ -1,81 +1,167 @@
-"""Models of open_clip."""
+"""Models of open_clip: both towers, by name and tag, from a folder, or from the hub."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.identity import NOT_AN_INPUT, SCHEMA, WEIGHTS, inputs_of, local_folder
+from lgclip.encoder.catalogue import LAYOUT, Named
+from lgclip.encoder.files import HUB, checkpoint_content, hub_tokenizer
+from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.sources import Folder, Repository, Source
+from lgclip.hub import HubError, commit_of, hub_errors
+from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of, local_folder, weights_of
 
 
 @dataclass(frozen=True)
 class OpenClip(Encoder):
-    """A model of open_clip with both towers, in fp32.
+    """A model of open_clip with both towers.
 
     Args:
-        model: `tiny:NAME`, a folder with an open_clip_config.json, or the name of an architecture.
-        pretrained: Tag of the architecture's weights; None for a folder, which brings its own.
+        model: `tiny:NAME`, a folder with an open_clip_config.json, `hf-hub:OWNER/NAME`, or the name of
+            an architecture.
+        pretrained: Tag of the architecture's weights. None for a folder or a repository, which bring
+            their own. Beside a checkpoint it says how that was trained: activation and preprocessing.
+        revision: Branch, tag or commit of the hub repository that the weights are in; None is `main`.
+        checkpoint: Weights of the named architecture on this machine, in place of the tag's.
+        allow_pickle: Whether weights may be a pickle. It is read as weights only, and runs no code.
+        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
         batch_size: Views encoded at once.
 
     Raises:
-        ValueError: If the batch size is below 1 or `model` names a folder that is not there.
+        ValueError: If a value is out of range, names a folder, architecture, tag or file that is not
+            there, or the weights were trained with another activation than the architecture's.
     """
 
     has_text = True
 
-    model: str = field(metadata=WEIGHTS)
+    model: str = field(metadata={STANDS_FOR: lambda part: part.stands_for()})
     pretrained: str | None = None
+    revision: str | None = field(default=None, metadata=NOT_AN_INPUT)
+    checkpoint: str | None = field(
+        default=None, metadata={STANDS_FOR: lambda part: checkpoint_content(part.checkpoint)}
+    )
+    allow_pickle: bool = field(default=False, metadata=NOT_AN_INPUT)
+    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
     batch_size: int = field(default=128, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"encoder.batch_size={self.batch_size}: it must be at least 1")
-        local_folder(self.model)
-
-    def inputs(self) -> dict[str, object]:
-        return {"encoder": inputs_of(self), "schema": SCHEMA}
+        check_precision(self.precision)
+        source = self._source
+        if isinstance(source, Named):
+            source.check(self.allow_pickle)
+        elif self.pretrained is not None or self.checkpoint is not None:
+            raise ValueError(
+                f"encoder.model={self.model} brings its own weights: "
+                "encoder.pretrained and encoder.checkpoint are for a named architecture, leave them null"
+            )
 
     @property
-    def _name(self) -> str:
+    def _source(self) -> Source:
         folder = local_folder(self.model)
-        return self.model if folder is None else f"local-dir:{folder}"
+        if folder is not None:
+            return Folder(folder, LAYOUT)
+        if self.model.startswith(HUB):
+            return Repository(self.model.removeprefix(HUB), self.revision, LAYOUT)
+        return Named(self.model, self.pretrained, self.revision, self.checkpoint)
 
-    def transform(self) -> Transform:
-        from open_clip import get_model_config, get_pretrained_cfg
+    def on(self, device: torch.device) -> "OpenClip":
+        return replace(self, precision=decided(self.precision, device))
+
+    def inputs(self) -> dict[str, object]:
+        # The package's own list may change; a folder or a repository holds its preprocessing itself.
+        listed = {"preprocessing": self._preprocessing()} if isinstance(self._source, Named) else {}
+        return {"encoder": inputs_of(self), **listed, "schema": SCHEMA}
+
+    def stands_for(self) -> str | dict[str, str]:
+        """What stands for the model in a key: a folder's content, or names and the hub's commits."""
+        source = self._source
+        found = source.stands_for()
+        if isinstance(source, Folder):
+            return found
+        found = {"repository": found} if isinstance(found, str) else found
+        text = self._config("model_cfg")["text_cfg"]
+        names = {part: text.get(part) for part in ("hf_tokenizer_name", "hf_model_name")}
+        return found | {part: weights_of(name) for part, name in names.items() if name}
+
+    def _config(self, section: str) -> dict[str, Any]:
+        found = self._source.config()
+        if "vision_cfg" not in found.get("model_cfg", {}):
+            raise ValueError(f"encoder.model={self.model}: its {LAYOUT.config} has no model_cfg with a vision_cfg")
+        return found.get(section, {})
+
+    def _preprocessing(self) -> dict[str, Any]:
+        """Arguments of open_clip's evaluation transform. The size is the tower's own, as it is there."""
+        from open_clip.transform import PreprocessCfg
+
+        known = PreprocessCfg.__dataclass_fields__
+        chosen = {name: value for name, value in self._config("preprocess_cfg").items() if name in known}
+        return chosen | {"size": self._config("model_cfg")["vision_cfg"].get("image_size", 224)}
+
+    def transform(self, *, squash: bool = False) -> Transform:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        folder = local_folder(self.model)
-        if folder is None:
-            found = get_pretrained_cfg(self.model, self.pretrained or "")
-            size = (get_model_config(self.model) or {})["vision_cfg"]["image_size"]
-        else:
-            config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-            found, size = config.get("preprocess_cfg", {}), config["model_cfg"]["vision_cfg"]["image_size"]
-        known = PreprocessCfg.__dataclass_fields__
-        chosen = {name: value for name, value in found.items() if name in known}
-        transform: Any = image_transform_v2(PreprocessCfg(**{"size": size, **chosen}), is_train=False)
+        chosen = self._preprocessing()
+        if squash:
+            chosen["resize_mode"] = "squash"
+        transform: Any = image_transform_v2(PreprocessCfg(**chosen), is_train=False)
         return transform
 
     def load(self, device: torch.device) -> Towers:
+        return _OpenClipTowers(self._model().to(device).eval(), self._tokenizer(), device, decided(self.precision))
+
+    def _model(self) -> Any:
+        """The model on the CPU, in fp32."""
         import open_clip
 
-        model = open_clip.create_model(self._name, self.pretrained, precision="fp32", device=device)
-        return _OpenClipTowers(model.eval(), open_clip.get_tokenizer(self._name), device)
+        file = self._source.weights(self.allow_pickle)
+        text_tower = self._config("model_cfg")["text_cfg"].get("hf_model_name")  # its config alone is read
+        named = isinstance(self._source, Named)
+        place = (self.model, str(file)) if named else (f"local-dir:{file.parent}", None)
+        try:
+            with hub_errors(text_tower or self.model):
+                return open_clip.create_model(*place, precision="fp32", weights_only=True)
+        except HubError:
+            raise
+        except Exception as error:  # a file that does not fit fails in as many ways as there are architectures
+            said = str(error).partition("\n")[0]
+            raise ValueError(f"encoder.model={self.model} cannot be built from {file}: {said}") from error
+
+    def _tokenizer(self) -> Any:
+        """The text tower's tokenizer, at the commit that is in the key."""
+        from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+        config = self._config("model_cfg")["text_cfg"]
+        options = {"context_length": config.get("context_length", 77), **config.get("tokenizer_kwargs", {})}
+        name = config.get("hf_tokenizer_name")
+        if not name:
+            return SimpleTokenizer(**options)
+        if config.get("tokenizer_mode"):
+            options["tokenizer_mode"] = config["tokenizer_mode"]
+        source = self._source
+        place = source.path if isinstance(source, Folder) else hub_tokenizer(name, commit_of(name))
+        return HFTokenizer(str(place), **options)
 
 
 class _OpenClipTowers:
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
-        self._model, self._tokenizer, self._device = model, tokenizer, device
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device, precision: str) -> None:
+        self._model, self._tokenizer, self._device, self._precision = model, tokenizer, device, precision
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        with torch.inference_mode():
-            return self._model.encode_image(pixels.to(self._device), normalize=True).float()
+        return self._unit(self._model.encode_image, pixels)
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
+        return self._unit(self._model.encode_text, self._tokenizer(list(sentences)))
+
+    def _unit(self, encode: Any, given: Tensor) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
-            return self._model.encode_text(self._tokenizer(list(sentences)).to(self._device), normalize=True).float()
+            with arithmetic(self._precision, self._device):
+                features = encode(given.to(self._device))
+            return F.normalize(features.float(), dim=-1)

@@ -33,7 +33,7 @@ def top1(prototypes: Float[Tensor, "c d"], features: Float[Tensor, "c n d"]) -> 
 
 def ceilings() -> dict[str, float]:
     """Top-1 on the thirty held-out classes with prototypes of each kind."""
-    encoder = OpenClip("tiny:encoder")
+    encoder = OpenClip("tiny:encoder", precision="fp32")
     towers, transform = encoder.load(CPU), encoder.transform()
 
     def features(images: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "c k d"]:

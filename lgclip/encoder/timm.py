@@ -1,0 +1,240 @@
+"""Vision towers of timm, most of them trained without any text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from lgclip.encoder.base import Encoder, Towers, Transform
+from lgclip.encoder.files import HUB, checkpoint_content, checkpoint_file, did_you_mean, hub_file
+from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.sources import Folder, Layout, Repository, Source
+from lgclip.hub import commit_of
+from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of, local_folder, weights_of
+
+_SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
+LAYOUT = Layout(config="config.json", weights=(_SAFE, _PICKLE), weights_here=(_SAFE, _PICKLE))
+
+
+@dataclass(frozen=True)
+class Timm(Encoder):
+    """A vision tower of timm, by its pooled features; it has no text tower.
+
+    Args:
+        model: `ARCHITECTURE.TAG` or `ARCHITECTURE` as in timm's list, a folder with a config.json in
+            timm's layout, or `hf-hub:OWNER/NAME`.
+        pooling: How the features of the patches become one: `token` is the class token, `avg` the mean
+            of the patches, others are timm's. None is the model's own.
+        image_size: Height and width of the input in pixels; position embeddings are resampled to it.
+            None is the model's own.
+        revision: Branch, tag or commit of the hub repository that the weights are in; None is `main`.
+        checkpoint: Weights of the named architecture on this machine, in place of the hub's.
+        allow_pickle: Whether weights may be a pickle. It is read as weights only, and runs no code.
+        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
+        batch_size: Views encoded at once.
+
+    Raises:
+        ValueError: If a value is out of range or names a folder, model or file that is not there.
+    """
+
+    has_text = False
+
+    model: str = field(metadata={STANDS_FOR: lambda part: part.stands_for()})
+    pooling: str | None = None
+    image_size: int | None = None
+    revision: str | None = field(default=None, metadata=NOT_AN_INPUT)
+    checkpoint: str | None = field(
+        default=None, metadata={STANDS_FOR: lambda part: checkpoint_content(part.checkpoint)}
+    )
+    allow_pickle: bool = field(default=False, metadata=NOT_AN_INPUT)
+    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
+    batch_size: int = field(default=128, metadata=NOT_AN_INPUT)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"encoder.batch_size={self.batch_size}: it must be at least 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"encoder.image_size={self.image_size}: it must be at least 1 pixel, or null")
+        if self.pooling is not None and not self.pooling:
+            raise ValueError("encoder.pooling='': name one, such as token or avg, or give null")
+        check_precision(self.precision)
+        source = self._source
+        if isinstance(source, Named):
+            source.check(self.allow_pickle)
+        elif self.checkpoint is not None:
+            raise ValueError(
+                f"encoder.model={self.model} brings its own weights: "
+                "encoder.checkpoint is for a named architecture, leave it null"
+            )
+
+    @property
+    def _source(self) -> Source:
+        folder = local_folder(self.model)
+        if folder is not None:
+            return Folder(folder, LAYOUT)
+        if self.model.startswith(HUB):
+            return Repository(self.model.removeprefix(HUB), self.revision, LAYOUT)
+        return Named(self.model, self.revision, self.checkpoint)
+
+    def on(self, device: torch.device) -> "Timm":
+        return replace(self, precision=decided(self.precision, device))
+
+    def inputs(self) -> dict[str, object]:
+        # The package's own list may change; a folder or a repository holds its preprocessing itself.
+        listed = {"preprocessing": self._preprocessing()} if isinstance(self._source, Named) else {}
+        return {"encoder": inputs_of(self), **listed, "schema": SCHEMA}
+
+    def stands_for(self) -> str | dict[str, str]:
+        """What stands for the model in a key: a folder's content, or names and the hub's commit."""
+        return self._source.stands_for()
+
+    def _described(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Architecture, timm's config of its weights, and arguments of its constructor."""
+        from timm.models import PretrainedCfg
+
+        found = self._source.config()
+        if "architecture" not in found:
+            raise ValueError(f"encoder.model={self.model}: its {LAYOUT.config} names no architecture of timm")
+        weights = found.get("pretrained_cfg", found)  # older files keep all of it at the top
+        known = {name: value for name, value in weights.items() if name in PretrainedCfg.__dataclass_fields__}
+        options = dict(found.get("model_args") or {})
+        if "img_size" in options:  # then the tower was built for another size than its architecture's
+            size = options["img_size"]
+            known["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)
+        return found["architecture"], known, options
+
+    def _preprocessing(self) -> dict[str, Any]:
+        """Arguments of timm's evaluation transform."""
+        from timm.data.config import resolve_data_config
+
+        size = None if self.image_size is None else {"input_size": (3, self.image_size, self.image_size)}
+        return resolve_data_config(size, pretrained_cfg=self._described()[1])
+
+    def transform(self, *, squash: bool = False) -> Transform:
+        from timm.data.transforms_factory import create_transform
+
+        chosen = self._preprocessing() | ({"crop_mode": "squash", "crop_pct": 1.0} if squash else {})
+        transform: Any = create_transform(**chosen, is_training=False)
+        return transform
+
+    def load(self, device: torch.device) -> Towers:
+        return _TimmTower(self._model().to(device).eval(), device, decided(self.precision))
+
+    def _model(self) -> Any:
+        """The model on the CPU, in fp32, every weight of it from the file."""
+        import timm
+        from timm.models import load_state_dict
+
+        file = self._source.weights(self.allow_pickle)
+        name, weights, options = self._described()
+        if self.image_size is not None and weights.get("fixed_input_size"):
+            options["img_size"] = self.image_size
+        try:
+            state = load_state_dict(str(file), weights_only=True)
+            # With a classifier as large as the file's timm loads strictly. Where they differ, it
+            # would pass over whatever else is missing.
+            classes = _classes(state, weights.get("classifier"))
+            here = {"state_dict": state, "file": None, "source": None, "num_classes": classes, "label_offset": None}
+            options["num_classes"] = classes
+            model: Any = timm.create_model(name, pretrained=True, pretrained_cfg=weights | here, **options)
+            if self.pooling is not None:
+                model.reset_classifier(0, self.pooling)
+        except Exception as error:  # what does not fit fails in as many ways as timm has architectures
+            said = str(error).partition("\n")[0]
+            asked = f"pooling={self.pooling} image_size={self.image_size}"
+            raise ValueError(f"encoder.model={self.model} cannot be built from {file.name}, {asked}: {said}") from error
+        model.pretrained_cfg = model.default_cfg = {}  # they hold the weights a second time
+        return model
+
+
+def _classes(state: dict[str, Any], classifier: str | Sequence[str] | None) -> int:
+    """How many classes the classifier in some weights tells apart; 0 if there is none."""
+    name = classifier if isinstance(classifier, str) or classifier is None else classifier[0]
+    weight = state.get(f"{name}.weight")
+    return 0 if weight is None else len(weight)
+
+
+@dataclass(frozen=True)
+class Named(Source):
+    """An architecture of timm with the weights of its tag, or of a checkpoint.
+
+    Attributes:
+        model: `ARCHITECTURE.TAG`; without a tag it is timm's default.
+        revision: Branch, tag or commit of the hub repository that the weights are in.
+        checkpoint: Weights on this machine, in place of the hub's.
+    """
+
+    model: str
+    revision: str | None = None
+    checkpoint: str | None = None
+
+    def check(self, allow_pickle: bool) -> None:
+        """Refuses what cannot be loaded, before anything is.
+
+        Raises:
+            ValueError: If timm knows no such name, or there are no weights for it.
+        """
+        import timm
+        from timm.models import get_pretrained_cfg, is_model
+
+        name, _, tag = self.model.partition(".")
+        if not is_model(name):
+            raise ValueError(
+                f"encoder.model={self.model}: timm has no such architecture{did_you_mean(name, timm.list_models())}; "
+                f"or give a folder, or {HUB}OWNER/NAME"
+            )
+        known = timm.list_pretrained(f"{name}.*")
+        if tag and self.model not in known:
+            raise ValueError(
+                f"encoder.model={self.model}: {name} has no such weights{did_you_mean(self.model, known)}; "
+                f"it has {', '.join(known) or 'none, so give encoder.checkpoint=FILE'}"
+            )
+        if self.checkpoint is not None:
+            checkpoint_file(self.checkpoint, allow_pickle)
+            return
+        found = get_pretrained_cfg(self.model)
+        if found is None or not found.hf_hub_id:
+            where = f"download {found.url} and give" if found is not None and found.url else "give"
+            raise ValueError(
+                f"encoder.model={self.model}: its weights are not on the hub; {where} encoder.checkpoint=FILE"
+            )
+
+    def config(self) -> dict[str, Any]:
+        from timm.models import get_pretrained_cfg
+
+        found = get_pretrained_cfg(self.model)
+        weights = {} if found is None else found.to_dict(remove_source=self.checkpoint is not None)
+        return {"architecture": self.model.partition(".")[0], "pretrained_cfg": weights}
+
+    def weights(self, allow_pickle: bool) -> Path:
+        if self.checkpoint is not None:
+            return checkpoint_file(self.checkpoint, allow_pickle)
+        found = self.config()["pretrained_cfg"]
+        repo, own = found["hf_hub_id"], found.get("hf_hub_filename")
+        return hub_file(repo, commit_of(repo, self.revision), (own,) if own else LAYOUT.weights, allow_pickle)
+
+    def stands_for(self) -> dict[str, str]:
+        found = {"architecture": self.model}
+        if self.checkpoint is None:
+            found["weights"] = weights_of(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)
+        return found
+
+
+class _TimmTower:
+    def __init__(self, model: Any, device: torch.device, precision: str) -> None:
+        self._model, self._device, self._precision = model, device, precision
+
+    def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        with torch.inference_mode():
+            with arithmetic(self._precision, self._device):
+                patches = self._model.forward_features(pixels.to(self._device))
+                features = self._model.forward_head(patches, pre_logits=True)
+            return F.normalize(features.float(), dim=-1)
+
+    def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
+        raise ValueError("this encoder has no text tower")
