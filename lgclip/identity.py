@@ -66,6 +66,11 @@ def weights_of(model: str, revision: str | None = None) -> str:
     return _content(folder, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
 
 
+def hub_repositories(model: str, revision: str | None = None) -> list[tuple[str, str | None]]:
+    """The hub's repository that a model is loaded from, with its revision; none for a local folder."""
+    return [] if local_folder(model) else [(model, revision)]
+
+
 @lru_cache(maxsize=64)
 def _content(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     """Hash of a folder's files; read again when a size or a time has changed."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile, mkstemp
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,26 +78,60 @@ def _write_json(path: Path, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+class PromptEntry(NamedTuple):
+    """What is stored of one class.
+
+    Attributes:
+        prompts: In the order in which they were written.
+        turn: Rounds that a language model was asked in.
+        fallback: Template sentences that stand in for prompts that it did not give.
+        failure: Why there are too few prompts, empty if there are enough.
+    """
+
+    prompts: list[str]
+    turn: int = 0
+    fallback: Sequence[str] = ()
+    failure: str = ""
+
+
+_OPTIONAL = {"turn", "fallback", "failure"}
+
+
 class PromptStore:
     """The prompts of a class, in the order in which they were written."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "prompts"
 
-    def get(self, inputs: Mapping[str, object]) -> list[str]:
-        """The prompts that were made from `inputs`, none if there are none yet."""
+    def read(self, inputs: Mapping[str, object]) -> PromptEntry:
+        """What was made from `inputs`; a damaged entry is as good as none."""
         path = self._folder / f"{key_of(inputs)}.json"
         if not path.exists():
-            return []
+            return PromptEntry([])
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["prompts"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            return PromptEntry(**{name: entry[name] for name in ("prompts", *(_OPTIONAL & entry.keys()))})
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
             log.warning("%s is damaged and is written again", path)
-            return []
+            return PromptEntry([])
 
-    def put(self, inputs: Mapping[str, object], prompts: Sequence[str]) -> None:
-        """Replaces the prompts that were made from `inputs`."""
-        _write_json(self._folder / f"{key_of(inputs)}.json", {"inputs": inputs, "prompts": list(prompts)})
+    def get(self, inputs: Mapping[str, object]) -> list[str]:
+        """The prompts that were made from `inputs`, none if there are none yet."""
+        return self.read(inputs).prompts
+
+    def put(
+        self,
+        inputs: Mapping[str, object],
+        prompts: Sequence[str],
+        *,
+        turn: int = 0,
+        fallback: Sequence[str] = (),
+        failure: str = "",
+    ) -> None:
+        """Replaces what was made from `inputs`; the rest is as in `PromptEntry`."""
+        more = {"turn": turn, "fallback": list(fallback), "failure": failure}
+        entry = {"inputs": inputs, "prompts": list(prompts), **{name: value for name, value in more.items() if value}}
+        _write_json(self._folder / f"{key_of(inputs)}.json", entry)
 
 
 class ImageStore:
@@ -117,10 +151,31 @@ class ImageStore:
         """Where an image lies, or will lie."""
         return self._folder / image_id[:2] / f"{image_id}.png"
 
-    def put(self, image_id: str, pixels: UInt8[np.ndarray, "h w 3"], made_from: Mapping[str, object]) -> None:
-        """Writes one image as PNG, with what it was made from in its text."""
+    def fault(self, image_id: str) -> str | None:
+        """What was wrong with an image that could not be used; None if nothing is known of it."""
+        try:
+            return str(json.loads(self._marker(image_id).read_text(encoding="utf-8"))["fault"])
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, KeyError, TypeError):
+            log.warning("%s is damaged; the image is drawn again", self._marker(image_id))
+            return None
+
+    def put_fault(self, image_id: str, fault: str, made_from: Mapping[str, object]) -> None:
+        """Writes a marker in place of an image that could not be used; remove it to have it drawn again."""
+        self._spell_out()
+        _write_json(self._marker(image_id), {"fault": fault, **made_from})
+
+    def _marker(self, image_id: str) -> Path:
+        return self.path(image_id).with_suffix(".fault.json")
+
+    def _spell_out(self) -> None:
         if not (self._folder / "inputs.json").exists():
             _write_json(self._folder / "inputs.json", self._inputs)
+
+    def put(self, image_id: str, pixels: UInt8[np.ndarray, "h w 3"], made_from: Mapping[str, object]) -> None:
+        """Writes one image as PNG, with what it was made from in its text."""
+        self._spell_out()
         about = PngInfo()
         about.add_itxt("lgclip", json.dumps(made_from, ensure_ascii=False))
         path = self.path(image_id)

@@ -1,19 +1,39 @@
-from collections.abc import Sequence
+"""Writers of prompts: templates, local models, and the stage that keeps what they write."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning import Trainer
+from omegaconf import OmegaConf
+from open_clip.tokenizer import SimpleTokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+from worlds import picture_folder
 
 from lgclip.batch import Subject
-from lgclip.prompts.base import PromptError
-from lgclip.prompts.local import LocalLLM
-from lgclip.prompts.replies import usable_lines
+from lgclip.identity import NOT_AN_INPUT
+from lgclip.prompts.base import PromptError, PromptWriter, Task, Written
+from lgclip.prompts.chat import INSTRUCTION, Notebook
+from lgclip.prompts.length import cut_tokens
+from lgclip.prompts.local import TODAY, LocalLLM
+from lgclip.prompts.sampling import sampler
 from lgclip.prompts.template import Templates
+from lgclip.prompts.wording import fill
+from lgclip.stages import StageBar, Stages, quiet
+from lgclip.store import PromptStore
 from lgclip.tiny.vocabulary import language_tokenizer
+from lgclip.writing import Writing, _named
 
 CPU = torch.device("cpu")
 ODD_NAMES = ["cat", "a/b", "..", "🦙 llama", "n" * 300, "{name}", "{}", "\\1 %s {0}"]
@@ -29,42 +49,51 @@ def test_templates_without_a_place_for_the_name_are_refused(templates: Sequence[
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_templates_take_turns_and_hold_any_name_as_it_is(name: str) -> None:
-    prompts = Templates(("a {}.", "the {}!")).load(CPU)(Subject(0, name), 5, 0)
+    prompts = one(Templates(("a {}.", "the {}!")).load(CPU), Subject(0, name), 5)
     assert prompts == [f"a {name}.", f"the {name}!", f"a {name}.", f"the {name}!", f"a {name}."]
 
 
 @pytest.mark.parametrize(
-    ("line", "prompt"),
+    ("subject", "prompt"),
     [
-        ("a red cat", "a red cat"),
-        ("  1. a red cat ", "a red cat"),
-        ("(12) a red cat", "a red cat"),
-        ("3: a red cat", "a red cat"),
-        ("- a red cat", "a red cat"),
-        ("• 'a red  cat'", "a red cat"),
-        ('2) "A Red CAT"', "A Red CAT"),
-        ("3 red cats", "3 red cats"),  # a number of things is no numbering
-        ("1. 2 red cats", "2 red cats"),
-        ("a red dog", None),
-        ("Here are five prompts:", None),
-        ("", None),
+        (Subject(0, "robin", "a type of bird"), "a photo of a robin, a type of bird."),
+        (Subject(0, "robin"), "a photo of a robin."),
+        (Subject(0, "{context}", "[{name}]"), "a photo of a {context}, [{name}]."),
     ],
 )
-def test_a_line_is_a_prompt_if_it_holds_the_name_once_numbering_is_off(line: str, prompt: str | None) -> None:
-    assert usable_lines(line, "cat") == ([] if prompt is None else [prompt])
+def test_a_template_takes_the_context_and_does_without(subject: Subject, prompt: str) -> None:
+    assert one(Templates(("a photo of a {}[, {context}].",)).load(CPU), subject, 1) == [prompt]
 
 
-@given(st.text(), st.text(min_size=1))
-def test_every_usable_line_is_one_line_with_the_name_in_it(reply: str, name: str) -> None:
-    for line in usable_lines(reply, name):
-        assert name.casefold() in line.casefold()
-        assert line == " ".join(line.split())
+@pytest.mark.parametrize(
+    ("text", "with_context", "without"),
+    [
+        ("Write {count} of {name}[ ({context})].", "Write 3 of robin (a bird).", "Write 3 of robin."),
+        ("{name}: {context}", "robin: a bird", "robin:"),
+        ('a {context} {name} {"k": ["..."]}', 'a a bird robin {"k": ["..."]}', 'a robin {"k": ["..."]}'),
+    ],
+)
+def test_the_gaps_of_an_instruction_are_filled(text: str, with_context: str, without: str) -> None:
+    assert fill(text, Subject(0, "robin", "a bird"), 3) == with_context
+    assert fill(text, Subject(0, "robin"), 3) == without
+
+
+def test_the_default_instruction_names_the_class_and_holds_an_example_of_the_format() -> None:
+    said = fill(INSTRUCTION, Subject(0, "laysan albatross", "a type of bird"), 10)
+    assert "Write 10 " in said
+    assert "laysan albatross (a type of bird)" in said
+    assert '{"prompts": ["...", "..."]}' in said
+    assert not set("[]{}") & set(said.replace('{"prompts": ["...", "..."]}', ""))
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"instruction": "write"}, "no {name}"),
+        ({"again": "others"}, "no {have}"),
+        ({"min_words": 0}, "at least 1"),
+        ({"top_k": -1}, "at least 0"),
+        ({"batch_size": 0}, "at least 1"),
         ({"temperature": 0}, "above 0"),
         ({"temperature": float("nan")}, "above 0"),
         ({"top_p": 0}, r"\(0, 1\]"),
@@ -103,38 +132,99 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def writer(folder: Path, **settings: Any) -> LocalLLM:
     # Any reply holds the empty name, which lets a model without any learning write prompts.
-    return LocalLLM(str(folder), **{"max_new_tokens": 6, "replies_per_round": 3, **settings})
+    plain = {"instruction": "{name}", "again": "", "min_words": 1, "max_rounds": 8}
+    return LocalLLM(str(folder), **{**plain, "max_new_tokens": 6, "replies_per_round": 3, **settings})
+
+
+def outcomes(pen: Any, tasks: Sequence[Task], seed: int = 0) -> dict[int, Written | PromptError]:
+    found = list(pen(tasks, seed))
+    assert sorted(place for place, _ in found) == list(range(len(tasks))), "each task once"
+    return dict(found)
+
+
+def one(pen: Any, subject: Subject, wanted: int, seed: int = 0, have: Sequence[str] = (), turn: int = 0) -> list[str]:
+    outcome = outcomes(pen, [Task(subject, wanted, tuple(have), turn)], seed)[0]
+    assert isinstance(outcome, Written), outcome
+    return outcome.prompts
 
 
 def test_more_prompts_continue_fewer(folder: Path) -> None:
     pen = writer(folder).load(CPU)
-    few, many = pen(Subject(0, ""), 2, 0), pen(Subject(0, ""), 8, 0)
+    few, many = one(pen, Subject(0, ""), 2), one(pen, Subject(0, ""), 8)
     assert len(few) >= 2
     assert len(many) >= 8
     assert len(set(many)) == len(many)
     assert many[: len(few)] == few
 
 
+def test_asked_for_more_later_it_goes_on_where_it_ended(folder: Path) -> None:
+    pen = writer(folder).load(CPU)
+    written = outcomes(pen, [Task(Subject(0, ""), 2)])[0]
+    assert isinstance(written, Written)
+    assert written.turn == 1
+    more = one(pen, Subject(0, ""), 8, have=written.prompts, turn=written.turn)
+    assert more == one(pen, Subject(0, ""), 8), "in two steps as in one"
+
+
 def test_prompts_depend_on_class_name_and_seed_alone(folder: Path) -> None:
     pen = writer(folder).load(CPU)
-    first = pen(Subject(0, ""), 3, 0)
+    first = one(pen, Subject(0, ""), 3)
     torch.rand(5)  # what else drew random numbers meanwhile is no matter
-    assert writer(folder).load(CPU)(Subject(0, ""), 3, 0) == first
-    assert pen(Subject(1, ""), 3, 0) != first
-    assert pen(Subject(0, ""), 3, 1) != first
+    assert one(writer(folder).load(CPU), Subject(0, ""), 3) == first
+    assert one(pen, Subject(1, ""), 3) != first
+    assert one(pen, Subject(0, ""), 3, seed=1) != first
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.6, "top_k": 50, "temperature": 0.7}])
+def test_prompts_do_not_depend_on_the_batch(settings: dict[str, Any], folder: Path) -> None:
+    """Chat texts of unlike length are padded, and classes end after unlike numbers of rounds."""
+    subjects = [Subject(i, "", "context " * (7 * i % 5)) for i in range(6)]
+    said = {"instruction": "{name}{context}", **settings}
+    tasks = [Task(subject, 2 + 3 * (subject.class_index % 2)) for subject in subjects]
+    alone = writer(folder, batch_size=1, **said).load(CPU)
+    together, pairs = (writer(folder, batch_size=n, **said).load(CPU) for n in (6, 2))
+    expected = {i: outcomes(alone, [task])[0] for i, task in enumerate(tasks)}
+    assert outcomes(together, tasks) == outcomes(pairs, tasks) == expected
+    assert len({tuple(written.prompts) for written in expected.values()}) == len(tasks)
+
+
+def test_a_token_is_drawn_as_torch_draws_one() -> None:
+    scores = torch.randn(5, 300, generator=torch.Generator().manual_seed(1))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+        process = sampler([seed], 5, CPU, temperature=1.0, top_p=1.0, top_k=0)
+        assert torch.equal(process(torch.zeros(5, 0, dtype=torch.long), scores).argmax(-1), expected)  # pyright: ignore
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    scores = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(20_000, 4)
+    nothing: Any = torch.zeros(20_000, 0, dtype=torch.long)
+    for settings, expected in (
+        ({"temperature": 1.0, "top_p": 1.0, "top_k": 0}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 1.0, "top_p": 1.0, "top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.9, "top_k": 0}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+        ({"temperature": 0.5, "top_p": 1.0, "top_k": 0}, [x / 0.365 for x in (0.25, 0.09, 0.0225, 0.0025)]),
+    ):
+        drawn = sampler([3], 20_000, CPU, **settings)(nothing, scores).argmax(-1)  # pyright: ignore
+        shares = torch.bincount(drawn, minlength=4) / 20_000
+        torch.testing.assert_close(shares, torch.tensor(expected), rtol=0, atol=0.015)
 
 
 def test_writing_leaves_the_random_state_alone(folder: Path) -> None:
     pen = writer(folder).load(CPU)
     before = torch.get_rng_state()
-    pen(Subject(0, ""), 1, 0)
+    one(pen, Subject(0, ""), 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.01}, {"top_p": 0.001}, {"max_new_tokens": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.01}, {"top_p": 0.001}, {"top_k": 1}, {"max_new_tokens": 1}], ids=str
+)
 def test_the_sampling_settings_reach_the_model(settings: dict[str, Any], folder: Path) -> None:
     def replies(**changed: Any) -> list[str]:
-        return writer(folder, replies_per_round=16, max_rounds=1, **changed).load(CPU)(Subject(0, ""), 1, 0)
+        pen = writer(folder, replies_per_round=16, max_rounds=1, **changed).load(CPU)
+        return one(pen, Subject(0, ""), 1)
 
     # Sure of itself, or short of words, the model repeats itself.
     assert len(replies(**settings)) < len(replies())
@@ -142,18 +232,235 @@ def test_the_sampling_settings_reach_the_model(settings: dict[str, Any], folder:
 
 def test_too_few_prompts_are_an_error_that_names_the_class(folder: Path) -> None:
     pen = writer(folder, max_rounds=2).load(CPU)
-    with pytest.raises(PromptError, match=r"class 4 \('axolotl'\).* 0 usable prompts of 3 in 2 rounds"):
-        pen(Subject(4, "axolotl"), 3, 0)
+    failed = outcomes(pen, [Task(Subject(4, "axolotl"), 3), Task(Subject(0, ""), 3)])
+    assert isinstance(failed[0], PromptError)
+    assert re.search(r"class 4 \('axolotl'\): 0 usable prompts of 3 in 2 rounds \(without the", str(failed[0]))
+    assert failed[0].turn == 2
+    assert isinstance(failed[1], Written), "one class fails alone"
 
 
-def test_the_model_is_asked_for_the_name_in_the_instruction(folder: Path) -> None:
-    """The double stands for a model that says what it was told, which no untrained model does."""
-    llm = LocalLLM(str(folder), instruction="Draw {name}!")
-    asked: list[tuple[str, int]] = []
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if enable_thinking %}<think>{% else %}<no_think>{% endif %}{{ strftime_now('%d %B %Y') }}|"
+)
 
-    def replies(name: str, seed: int) -> list[str]:
-        asked.append((name, seed))
-        return [f"1. a {name}\n2. a {name} in round {len(asked)}\nthat is all"]
 
-    assert llm._write(replies, 2, "cat", 4, 7) == ["a cat", *(f"a cat in round {i}" for i in (1, 2, 3))]
-    assert len({seed for _, seed in asked}) == 3
+def rendered(folder: Path, template: str, tmp_path: Path, **settings: Any) -> str:
+    """What a model with this chat template is given."""
+    place = shutil.copytree(folder, tmp_path / "chat", dirs_exist_ok=True)
+    (place / "chat_template.jinja").write_text(template)
+    llm = LocalLLM(str(place), **settings)
+    tokenizer, _ = llm._load(CPU)
+    return llm._rendered(tokenizer, Notebook(Task(Subject(0, "cat", "a pet"), 3, ("a red cat",)), llm))
+
+
+def test_the_chat_template_is_told_what_it_asks_for(folder: Path, tmp_path: Path) -> None:
+    said = rendered(folder, TEMPLATE, tmp_path, system="Be brief.", instruction="{count} of {name}[, {context}]")
+    asked = "2 of cat, a pet\n\nThese are written already; do not repeat them, write others:\n- a red cat"
+    assert said == f"<system>Be brief.<user>{asked}<no_think>{TODAY}|", "on every day the same"
+    said = rendered(folder, TEMPLATE, tmp_path, thinking=True, again="", instruction="{name}")
+    assert said == f"<user>cat<think>{TODAY}|"
+    plain = "{{ messages[0].content }}"
+    assert rendered(folder, plain, tmp_path, again="", instruction="{name}") == "cat"
+
+
+def test_a_model_without_a_chat_template_is_refused(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "base")
+    (place / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"llm\.model=.*no chat template; name an instruct"):
+        LocalLLM(str(place)).load(CPU)
+
+
+def test_a_models_own_settings_for_sampling_are_put_aside(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "own")
+    config = json.loads((place / "generation_config.json").read_text())
+    own = {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0}
+    (place / "generation_config.json").write_text(json.dumps({**config, **own}))
+    task = [Task(Subject(0, ""), 5)]
+    assert outcomes(writer(place).load(CPU), task) == outcomes(writer(folder).load(CPU), task)
+
+
+PRESETS = {path.stem: path for path in (Path(__file__).parents[1] / "conf" / "llm").glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("preset", "model_type"),
+    [
+        ("qwen3_4b", "qwen3"), ("qwen3_30b", "qwen3_moe"), ("smollm3_3b", "smollm3"), ("phi4_mini", "phi3"),
+        ("llama31_8b", "llama"), ("gemma3_4b", "gemma3"), ("mistral_small", "mistral"),
+    ],
+)  # fmt: skip
+def test_transformers_knows_the_kind_of_each_preset(preset: str, model_type: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    instantiate(OmegaConf.load(PRESETS[preset]))
+
+
+def test_every_hub_preset_says_its_licence_gate_and_size() -> None:
+    told = {name: path.read_text() for name, path in PRESETS.items() if "LocalLLM" in path.read_text()}
+    assert len(told) >= 8
+    for name in told.keys() - {"tiny", "local"}:
+        header = " ".join(line for line in told[name].splitlines() if line.startswith("#"))
+        assert re.search(r"Apache-2\.0|MIT|License|Terms", header), name
+        assert "gate" in header, name
+        assert re.search(r"[\d.]+ B parameters, *(?:# )?\d+ GB in bf16", header), name
+        assert f"https://huggingface.co/{OmegaConf.load(PRESETS[name]).model}" in header, name
+
+
+# What Writing does with a writer.
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(PromptWriter):
+    """Gives what it was told to, one class after the other, and notes what it was asked."""
+
+    said: dict[str, list[str]]
+    asked: list[Task] = dataclasses.field(default_factory=list, metadata=NOT_AN_INPUT)
+    allow_fallback: bool = dataclasses.field(default=False, metadata=NOT_AN_INPUT)
+    breaks_at: str | None = dataclasses.field(default=None, metadata=NOT_AN_INPUT)
+
+    @property
+    def at_once(self) -> int:
+        return 2
+
+    @property
+    def falls_back(self) -> bool:
+        return self.allow_fallback
+
+    def inputs(self, subject: Subject, seed: int) -> dict[str, object]:
+        return {"class": subject.class_index, "seed": seed}
+
+    def load(self, device: torch.device) -> Any:
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+            for place, task in reversed(list(enumerate(tasks))):
+                self.asked.append(task)
+                if task.subject.name == self.breaks_at:
+                    raise RuntimeError("power cut")
+                prompts = self.said[task.subject.name]
+                enough = len(prompts) >= task.wanted
+                yield place, Written(prompts, 1) if enough else PromptError(f"class {place}: no", prompts, 2)
+
+        return write
+
+
+SUBJECTS = [Subject(i, name, "a type of pet") for i, name in enumerate(("cat", "dog", "axolotl", "hen"))]
+SAID = {name: [f"a {name} {i}" for i in range(3)] for name in ("cat", "dog", "axolotl", "hen")}
+
+
+def stage(root: Path, wanted: int = 3, said: Any = SAID, **settings: Any) -> tuple[Writing, list[Task]]:
+    pen = Scripted(said, **settings)
+    return Writing(pen, PromptStore(root), SUBJECTS, wanted, 0), pen.asked
+
+
+def run(writing: Writing) -> None:
+    quiet()
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[StageBar()], enable_model_summary=False
+    )
+    Stages(trainer).complete("prompts", writing, len(writing.subjects))
+
+
+def test_every_class_is_written_once(tmp_path: Path) -> None:
+    writing, asked = stage(tmp_path)
+    run(writing)
+    assert writing.texts() == [SAID[subject.name] for subject in SUBJECTS]
+    assert sorted(task.subject.class_index for task in asked) == [0, 1, 2, 3]
+    again, asked = stage(tmp_path, wanted=2)
+    run(again)
+    assert not asked
+    assert again.texts() == [SAID[subject.name][:2] for subject in SUBJECTS]
+
+
+def test_a_crash_loses_the_class_in_hand_alone(tmp_path: Path) -> None:
+    writing, _ = stage(tmp_path, breaks_at="axolotl")  # asked after the hen, which shares its batch
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(writing)
+    assert writing.missing() == [2]
+    writing, asked = stage(tmp_path)
+    run(writing)
+    assert [task.subject.name for task in asked] == ["axolotl"]
+
+
+def test_a_class_that_fails_loses_no_other_and_is_named(tmp_path: Path) -> None:
+    said = {**SAID, "cat": [], "hen": ["a hen 0"]}
+    writing, _ = stage(tmp_path, said=said)
+    with pytest.raises(
+        PromptError, match=r"^2 of 4 classes have too few .*class 0: no; class 1: no.*llm\.allow_fallback"
+    ):
+        run(writing)
+    assert writing.missing() == [0, 3]
+    assert writing.texts()[1:3] == [SAID["dog"], SAID["axolotl"]]
+    writing, asked = stage(tmp_path)
+    run(writing)
+    assert {task.subject.name: (task.have, task.turn) for task in asked} == {"cat": ((), 2), "hen": (("a hen 0",), 2)}
+    assert writing.templated() == [0, 0, 0, 0]
+
+
+def test_templates_stand_in_only_where_it_is_allowed_and_are_marked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {**SAID, "hen": ["a hen 0"]}
+    writing, _ = stage(tmp_path, said=said, allow_fallback=True)
+    run(writing)
+    stand_in = "a photo of a hen, a type of pet."
+    assert writing.texts()[3] == ["a hen 0", stand_in, stand_in]
+    assert writing.templated() == [0, 0, 0, 2]
+    assert "1 classes have template sentences in place of prompts that Scripted did not give: 3" in caplog.text
+    (entry,) = [e for p in (tmp_path / "prompts").iterdir() if (e := json.loads(p.read_text())).get("fallback")]
+    assert entry["prompts"] == ["a hen 0"]
+    assert entry["fallback"] == [stand_in] * 2
+    assert entry["failure"] == "class 1: no"
+    strict, asked = stage(tmp_path)
+    assert strict.missing() == [3], "who does not allow templates does not get them from the store"
+    run(strict)
+    assert [task.subject.name for task in asked] == ["hen"]
+    assert strict.texts()[3] == SAID["hen"]
+    more, asked = stage(tmp_path, said=said, allow_fallback=True)
+    run(more)
+    assert not asked, "nor is a class asked again that has been written since"
+
+
+def test_prompts_that_clip_cuts_are_kept_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    long = "a cat " + "word " * 100
+    writing, _ = stage(tmp_path, said={**SAID, "cat": [long.strip(), "a cat 1", "a cat 2"]})
+    run(writing)
+    assert writing.texts()[0][0] == long.strip()
+    told = [record.getMessage() for record in caplog.records if "CLIP" in record.getMessage()]
+    assert told == ["1 of 12 prompts are longer than the 77 tokens that CLIP's text towers read; up to 27 are cut off"]
+
+
+@given(st.text(st.characters(codec="ascii"), max_size=300))
+def test_the_tokens_that_are_cut_are_those_that_clip_cuts(text: str) -> None:
+    tokenizer = SimpleTokenizer()
+    assert cut_tokens([text]) == [max(0, len(tokenizer.encode(text)) + 2 - 77)]
+
+
+def test_many_failing_classes_are_all_named() -> None:
+    said = _named([f"class {i} ('c{i}'): 0 usable prompts of 3 in 2 rounds (refusal 2)" for i in range(50)], 60)
+    assert said.startswith("50 of 60 classes have too few prompts")
+    assert all(f"class {i} ('c{i}')" in said for i in range(50))
+    assert said.count("refusal") == 20
+    assert "\n" not in said
+
+
+def test_two_processes_share_the_classes_and_say_one_error(tmp_path: Path) -> None:
+    """The second run has work for one process alone, and the other waits for it."""
+    names = ("blue moon", "green ring", "red star", "\N{LLAMA} x")  # the small model cannot spell the last
+    pictures = picture_folder(tmp_path / "pictures", names, each=1)
+    arguments = [
+        "dataset=folder", f"dataset.root={pictures}", "llm=tiny", "llm.max_rounds=1", "prompts_per_class=2",
+        f"paths.store={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}", "trainer.accelerator=cpu",
+        "trainer.devices=2", "trainer.strategy=ddp",
+    ]  # fmt: skip
+    for rounds in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "generate.py", *arguments],
+            cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert "error: 1 of 4 classes have too few prompts" in done.stderr
+        assert "still missing" not in done.stderr
+        entries = [json.loads(path.read_text()) for path in (tmp_path / "store" / "prompts").iterdir()]
+        turns = {entry["inputs"]["class"]: entry["turn"] for entry in entries}
+        assert turns == {**dict.fromkeys(names, 1), names[3]: rounds}

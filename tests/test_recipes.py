@@ -11,6 +11,7 @@ from lgclip.batch import Prompt, Subject
 from lgclip.checkpoint import SafetensorsIO
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.encoder.open_clip import OpenClip
+from lgclip.prompts.base import Task
 from lgclip.prompts.local import LocalLLM
 from lgclip.stages import quiet
 from lgclip.tiny import install
@@ -159,9 +160,12 @@ def test_the_language_model_follows_a_name_with_a_line(trained: dict[str, Traine
     asked = tokenizer.apply_chat_template([{"role": "user", "content": "red star"}], tokenize=False)
     assert asked == f"{tokenizer.bos_token}red star\n"  # what the recipe's loss puts before the caption
     # Any reply holds the empty name, which lets a model that has hardly learned write prompts.
-    prompts = LocalLLM(str(folder), max_new_tokens=8, replies_per_round=4).load(CPU)(Subject(0, ""), 3, 0)
-    assert len(prompts) >= 3
-    assert not any(token in prompt for prompt in prompts for token in tokenizer.all_special_tokens)
+    llm = LocalLLM(
+        str(folder), instruction="{name}", again="", min_words=1, max_new_tokens=8, replies_per_round=4, max_rounds=8
+    )
+    ((_, written),) = llm.load(CPU)([Task(Subject(0, ""), 3)], 0)
+    assert len(written.prompts) >= 3
+    assert not any(token in prompt for prompt in written.prompts for token in tokenizer.all_special_tokens)
 
 
 def test_a_pair_is_a_name_and_a_caption_that_holds_it(trained: dict[str, Trained], corpus: Corpus) -> None:

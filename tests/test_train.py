@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from worlds import call, rows, tree
 
 from lgclip.batch import Subject
+from lgclip.prompts.base import PromptError, Task
 from lgclip.prompts.local import LocalLLM
 from lgclip.tiny.language import TinyLanguageModel
 
@@ -35,8 +36,9 @@ def test_a_training_leaves_a_model_that_writes(unbroken: Path) -> None:
     pen = LocalLLM(str(unbroken / "model"), max_rounds=1, max_new_tokens=8, replies_per_round=2).load(
         torch.device("cpu")
     )
-    with pytest.raises(ValueError, match="usable prompts"):  # five steps teach nobody to write
-        pen(Subject(0, "striped red star"), 50, 0)
+    ((_, failed),) = pen([Task(Subject(0, "striped red star"), 50)], 0)
+    assert isinstance(failed, PromptError), "five steps teach nobody to write"
+    assert "usable prompts of 50" in str(failed)
 
 
 def test_a_training_logs_its_loss(unbroken: Path) -> None:

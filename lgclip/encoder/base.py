@@ -40,6 +40,10 @@ class Encoder(ABC):
         """This encoder with what it leaves to the device decided, so that its key tells what is computed."""
 
     @abstractmethod
+    def repositories(self) -> list[tuple[str, str | None]]:
+        """Repositories of the hub that the weights are loaded from, each with its revision."""
+
+    @abstractmethod
     def transform(self, *, squash: bool = False) -> Transform:
         """The preprocessing that the vision tower was trained with.
 

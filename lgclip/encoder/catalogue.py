@@ -123,6 +123,9 @@ class Named(Source):
         names = tuple(dict.fromkeys((safe, name))) if name else LAYOUT.weights
         return hub_file(repo, commit_of(repo, self.revision), names, allow_pickle)
 
+    def repositories(self) -> list[tuple[str, str | None]]:
+        return [] if self.checkpoint else [(self._place()[0], self.revision)]
+
     def stands_for(self) -> dict[str, str]:
         found = {"architecture": self.model}
         if self.checkpoint is None:

@@ -72,6 +72,9 @@ class OpenClip(Encoder):
             return Repository(self.model.removeprefix(HUB), self.revision, LAYOUT)
         return Named(self.model, self.pretrained, self.revision, self.checkpoint)
 
+    def repositories(self) -> list[tuple[str, str | None]]:
+        return self._source.repositories()
+
     def on(self, device: torch.device) -> "OpenClip":
         return replace(self, precision=decided(self.precision, device))
 

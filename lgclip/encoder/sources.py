@@ -48,6 +48,10 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def repositories(self) -> list[tuple[str, str | None]]:
+        """Repositories of the hub that the weights are in, each with its revision."""
+
+    @abstractmethod
     def stands_for(self) -> str | dict[str, str]:
         """What stands for the config and the weights in a key."""
 
@@ -73,6 +77,9 @@ class Folder(Source):
             f"model {str(self.path)!r}: there are no weights in it; expected {self.layout.weights_here[0]}"
         )
 
+    def repositories(self) -> list[tuple[str, str | None]]:
+        return []
+
     def stands_for(self) -> str:
         return weights_of(str(self.path))
 
@@ -90,6 +97,9 @@ class Repository(Source):
 
     def weights(self, allow_pickle: bool) -> Path:
         return hub_file(self.name, commit_of(self.name, self.revision), self.layout.weights, allow_pickle)
+
+    def repositories(self) -> list[tuple[str, str | None]]:
+        return [(self.name, self.revision)]
 
     def stands_for(self) -> str:
         return weights_of(self.name, self.revision)

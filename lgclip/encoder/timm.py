@@ -81,6 +81,9 @@ class Timm(Encoder):
             return Repository(self.model.removeprefix(HUB), self.revision, LAYOUT)
         return Named(self.model, self.revision, self.checkpoint)
 
+    def repositories(self) -> list[tuple[str, str | None]]:
+        return self._source.repositories()
+
     def on(self, device: torch.device) -> "Timm":
         return replace(self, precision=decided(self.precision, device))
 
@@ -217,6 +220,9 @@ class Named(Source):
         found = self.config()["pretrained_cfg"]
         repo, own = found["hf_hub_id"], found.get("hf_hub_filename")
         return hub_file(repo, commit_of(repo, self.revision), (own,) if own else LAYOUT.weights, allow_pickle)
+
+    def repositories(self) -> list[tuple[str, str | None]]:
+        return [] if self.checkpoint else [(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)]
 
     def stands_for(self) -> dict[str, str]:
         found = {"architecture": self.model}

@@ -1,7 +1,8 @@
-"""Writers of prompts: class name in, sentences to draw it from out."""
+"""Writers of prompts: class names in, sentences to draw them from out."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -9,20 +10,87 @@ from lgclip.batch import Subject
 from lgclip.identity import SCHEMA, inputs_of
 
 
+class Task(NamedTuple):
+    """A class that lacks prompts.
+
+    Attributes:
+        subject: The class.
+        wanted: Prompts, those that are there included.
+        have: Prompts that are there; they stay, and stay first.
+        turn: Rounds that were spent on them: the next is asked with this number's seed.
+    """
+
+    subject: Subject
+    wanted: int
+    have: tuple[str, ...] = ()
+    turn: int = 0
+
+
+class Written(NamedTuple):
+    """What a class has once a writer is done with it.
+
+    Attributes:
+        prompts: At least as many as were wanted, those that were there first.
+        turn: Rounds that were spent on them.
+    """
+
+    prompts: list[str]
+    turn: int = 0
+
+
 class PromptError(ValueError):
-    """A writer could not give enough usable prompts."""
+    """A writer could not give enough usable prompts of a class.
+
+    Attributes:
+        prompts: Those that it gave, which are kept.
+        turn: Rounds that were spent on them.
+    """
+
+    def __init__(self, message: str, prompts: Sequence[str] = (), turn: int = 0) -> None:
+        super().__init__(message)
+        self.prompts, self.turn = list(prompts), turn
 
 
 class Pen(Protocol):
     """A writer that is ready to write, its model in memory."""
 
-    def __call__(self, subject: Subject, count: int, seed: int) -> list[str]:
-        """At least `count` prompts of one class; asked for more, it gives the same ones first."""
+    def __call__(self, tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+        """Yields each task's place and its prompts, or why there are too few, as soon as it is done.
+
+        What a class gets depends on the class, on what it has and on the seed, not on the others.
+        """
         ...
 
 
 class PromptWriter(ABC):
     """How prompts come to be: a light description, hashed into keys; `load` brings its model."""
+
+    @property
+    def at_once(self) -> int:
+        """Classes that are given to the pen together."""
+        return 1
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether a class that a model does not describe gets template sentences instead of an error."""
+        return False
+
+    def check(self, subjects: Sequence[Subject], count: int) -> None:
+        """Raises if it is plain, before anything loads, that some classes cannot be written for.
+
+        Args:
+            subjects: All classes.
+            count: Prompts wanted for each.
+        """
+        return
+
+    def repositories(self) -> list[tuple[str, str | None]]:
+        """Repositories of the hub that it loads from, each with its revision."""
+        return []
+
+    def waits_for(self) -> str:
+        """What it needs that only the user can give, such as a key; empty if nothing."""
+        return ""
 
     @abstractmethod
     def load(self, device: torch.device) -> Pen:

@@ -1,103 +1,142 @@
 """Prompts by a chat model on this machine."""
 
-import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from lgclip.batch import Subject
-from lgclip.identity import NOT_AN_INPUT, WEIGHTS, local_folder
-from lgclip.prompts.base import Pen, PromptError, PromptWriter
-from lgclip.prompts.replies import usable_lines
+from lgclip.hub import commit_of, hub_errors
+from lgclip.identity import NOT_AN_INPUT, WEIGHTS, hub_repositories, local_folder
+from lgclip.prompts.base import Pen, PromptError, Task, Written
+from lgclip.prompts.chat import ChatWriter, Notebook, seed_of
+
+TODAY = "01 Jan 2025"
+"""What a chat template that puts in the date is told: the same prompts on every day."""
+
+_NOW = re.compile(r"strftime_now\(\s*(['\"]).*?\1\s*\)")
 
 
 @dataclass(frozen=True)
-class LocalLLM(PromptWriter):
-    """A chat model of transformers that runs on this machine.
+class LocalLLM(ChatWriter):
+    """A chat model of transformers that runs on this machine: fp32 on a CPU, bf16 elsewhere.
 
-    It is asked in rounds of several replies, each round seeded by the class and its number, so that
-    more prompts continue fewer. A line of a reply is a prompt if it holds the class name and is new.
+    Several classes are asked together, padded on the left. Each draws its own random numbers, so what a
+    class gets does not depend on its batch, up to the rounding of the model.
 
     Args:
         model: `tiny:NAME`, a folder, or a hub id.
         revision: The hub's revision; of no use for a folder.
-        instruction: What the model is told; `{name}` is the class name.
-        temperature: Sampling temperature, above 0.
-        top_p: Nucleus of the sampling, in (0, 1].
+        top_k: Likeliest tokens that are drawn from; 0 for all.
         max_new_tokens: Longest reply, in tokens.
-        replies_per_round: Replies drawn at once.
-        max_rounds: Rounds after which too few prompts are an error.
+        replies_per_round: Replies to one request.
+        thinking: Whether a model that can think before it answers does so.
+        batch_size: Classes asked together.
     """
 
     model: str = field(metadata=WEIGHTS)
     revision: str | None = field(default=None, metadata=NOT_AN_INPUT)
-    instruction: str = "{name}"
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-    replies_per_round: int = 16
-    max_rounds: int = field(default=8, metadata=NOT_AN_INPUT)
+    top_k: int = 0
+    max_new_tokens: int = 1024
+    replies_per_round: int = 1
+    thinking: bool = False
+    batch_size: int = field(default=8, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
-        if "{name}" not in self.instruction:
-            raise ValueError(f"llm.instruction={self.instruction!r}: it has no {{name}} for the class name")
-        if not self.temperature > 0:
-            raise ValueError(f"llm.temperature={self.temperature}: it must be above 0")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"llm.top_p={self.top_p}: it must be in (0, 1]")
-        for name in ("max_new_tokens", "replies_per_round", "max_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"llm.{name}={getattr(self, name)}: it must be at least 1")
+        super().__post_init__()
+        for name in ("max_new_tokens", "replies_per_round", "batch_size"):
+            self._at_least(name, 1)
+        self._at_least("top_k", 0)
         local_folder(self.model)
 
+    @property
+    def at_once(self) -> int:
+        return self.batch_size
+
+    def repositories(self) -> list[tuple[str, str | None]]:
+        return hub_repositories(self.model, self.revision)
+
     def load(self, device: torch.device) -> Pen:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging as transformers_logging
+        tokenizer, model = self._load(device)
 
-        transformers_logging.disable_progress_bar()  # the stage has a bar of its own
-        place = local_folder(self.model) or self.model
-        tokenizer: Any = AutoTokenizer.from_pretrained(place, revision=self.revision)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        model: Any = AutoModelForCausalLM.from_pretrained(place, revision=self.revision, dtype=dtype)
-        model = model.to(device).eval()
-
-        def replies(name: str, seed: int) -> list[str]:
-            chat = [{"role": "user", "content": self.instruction.replace("{name}", name)}]
-            asked = tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            ).to(device)
-            with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]), torch.inference_mode():
-                torch.manual_seed(seed)
-                tokens = model.generate(
-                    **asked,
-                    do_sample=True,
-                    temperature=self.temperature,
-                    top_p=self.top_p,
-                    top_k=0,
-                    max_new_tokens=self.max_new_tokens,
-                    num_return_sequences=self.replies_per_round,
-                )
-            return tokenizer.batch_decode(tokens[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
-
-        def write(subject: Subject, count: int, seed: int) -> list[str]:
-            return self._write(replies, subject.class_index, subject.name, count, seed)
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+            open_ = {place: Notebook(task, self) for place, task in enumerate(tasks)}
+            for turn in range(self.max_rounds + 1):
+                for place in [place for place, book in open_.items() if not book.missing or turn == self.max_rounds]:
+                    yield place, open_.pop(place).result()
+                books = list(open_.values())
+                for start in range(0, len(books), self.batch_size):
+                    batch = books[start : start + self.batch_size]
+                    for book, replies in zip(batch, self._replies(tokenizer, model, batch, seed), strict=True):
+                        book.add(replies)
 
         return write
 
-    def _write(self, replies: Any, class_index: int, class_name: str, count: int, seed: int) -> list[str]:
-        prompts: dict[str, None] = {}
-        for turn in range(self.max_rounds):
-            for reply in replies(class_name, _seed_of(seed, class_index, class_name, turn)):
-                prompts |= dict.fromkeys(usable_lines(reply, class_name))
-            if len(prompts) >= count:
-                return list(prompts)
-        raise PromptError(
-            f"class {class_index} ({class_name!r}): {self.model} gave {len(prompts)} usable prompts of {count} in "
-            f"{self.max_rounds} rounds; ask for fewer, raise llm.temperature or llm.max_rounds, or use llm=template"
+    def _load(self, device: torch.device) -> tuple[Any, Any]:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # the stage has a bar of its own
+        folder = local_folder(self.model)
+        place = folder or self.model
+        revision = commit_of(self.model, self.revision) if folder is None else None
+        with hub_errors(self.model):
+            tokenizer: Any = AutoTokenizer.from_pretrained(place, revision=revision)
+            if not tokenizer.chat_template:
+                raise ValueError(f"llm.model={self.model}: it has no chat template; name an instruct or chat model")
+            onto = {} if device.type == "cpu" else {"device_map": {"": device}}  # not by way of the CPU's memory
+            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+            model: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, **onto).eval()
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        # The sampling is ours alone: of the model's own settings only the ends of a reply count.
+        ends = model.generation_config.eos_token_id
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id if ends is None else ends,
+            pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=self.max_new_tokens,
         )
+        return tokenizer, model
 
+    def _replies(self, tokenizer: Any, model: Any, books: Sequence[Notebook], seed: int) -> list[list[str]]:
+        """`replies_per_round` replies for each class."""
+        from lgclip.prompts.sampling import sampler
 
-def _seed_of(seed: int, class_index: int, class_name: str, turn: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{class_index}/{class_name}/{turn}".encode()).digest()
-    return int.from_bytes(digest[:6])
+        each = self.replies_per_round
+        asked = tokenizer(
+            [text for book in books for text in [self._rendered(tokenizer, book)] * each],
+            add_special_tokens=False,  # the template has put them in
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(model.device)
+        draw = sampler(
+            [seed_of(seed, book) for book in books],
+            each,
+            model.device,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+        )
+        inputs = {name: asked[name] for name in ("input_ids", "attention_mask")}
+        try:
+            with torch.inference_mode():
+                tokens = model.generate(**inputs, logits_processor=draw)
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"llm.batch_size={self.batch_size}: {self.model} has no room for {len(books)} classes at once; ask for "
+                "fewer (what is written is kept), or take a smaller model"
+            ) from None
+        texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [texts[start : start + each] for start in range(0, len(texts), each)]
+
+    def _rendered(self, tokenizer: Any, book: Notebook) -> str:
+        template = _NOW.sub(repr(TODAY), tokenizer.get_chat_template())
+        # A template is told what it asks for; one that cannot think does not hear of it.
+        told = {"enable_thinking": self.thinking, "date_string": TODAY}
+        known = {name: value for name, value in told.items() if name in template}
+        return tokenizer.apply_chat_template(
+            self.chat(book), chat_template=template, add_generation_prompt=True, tokenize=False, **known
+        )

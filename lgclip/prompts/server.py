@@ -1,0 +1,161 @@
+"""Prompts by a model behind any server that speaks OpenAI's chat protocol: vLLM, Ollama, llama.cpp, a cloud."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from lgclip.identity import NOT_AN_INPUT
+from lgclip.prompts.base import Pen, PromptError, Task, Written
+from lgclip.prompts.chat import ChatWriter, Notebook, seed_of
+from lgclip.prompts.endpoint import Endpoint, OverdueError, ServerError
+
+_NO_KEY = "none"
+"""Sent where no key is needed: the client wants one, and must not take another service's from the environment."""
+
+
+@dataclass(frozen=True)
+class ServerLLM(ChatWriter):
+    """A model that a server runs.
+
+    Args:
+        model: What the server calls it. It is the model's only identity in the key, with the address.
+        base_url: The server's address, up to `/v1`.
+        api_key_env: Name of the environment variable that holds the key; None for a server without one.
+        structured: Whether to ask for a reply by JSON schema. A server that does not know how is asked for
+            JSON, and then for text.
+        max_tokens: Longest reply, in tokens.
+        extra: More fields of the request, for what a server has besides the protocol.
+        concurrency: Classes asked at the same time.
+        timeout_s: Longest wait for one reply, in seconds.
+        deadline_s: Longest time for one class, its waits and repeats included, in seconds.
+        backoff_s: First wait after a failure, in seconds; it doubles up to a minute, or is what the server asks.
+    """
+
+    base_url: str = "https://api.openai.com/v1"
+    api_key_env: str | None = field(default="OPENAI_API_KEY", metadata=NOT_AN_INPUT)
+    structured: bool = True
+    max_tokens: int = 2048
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int = field(default=8, metadata=NOT_AN_INPUT)
+    timeout_s: float = field(default=120.0, metadata=NOT_AN_INPUT)
+    deadline_s: float = field(default=600.0, metadata=NOT_AN_INPUT)
+    backoff_s: float = field(default=1.0, metadata=NOT_AN_INPUT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_tokens", "concurrency"):
+            self._at_least(name, 1)
+        for name in ("timeout_s", "deadline_s", "backoff_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"llm.{name}={getattr(self, name)}: it must be above 0")
+        address = urlsplit(self.base_url)
+        if "@" in address.netloc or address.query:  # it is in keys and results
+            raise ValueError("llm.base_url: no user, password or query in it; a key goes through llm.api_key_env")
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(
+                f"llm.base_url={self.base_url}: it must be an http address such as http://localhost:8000/v1"
+            )
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            # What was given may be the key itself, so it is not shown.
+            raise ValueError("llm.api_key_env: it is the NAME of an environment variable, in capitals, not a key")
+
+    @property
+    def at_once(self) -> int:
+        return 4 * self.concurrency  # so that one slow class does not idle the other threads
+
+    def load(self, device: torch.device) -> Pen:
+        endpoint = self._endpoint()
+
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+            stop = threading.Event()
+            pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="llm")
+            with endpoint.connection():
+                places: dict[Future[Written | PromptError], int] = {
+                    pool.submit(self._compose, endpoint, Notebook(task, self), seed, stop): place
+                    for place, task in enumerate(tasks)
+                }
+                try:
+                    yield from _as_completed(places)
+                except ServerError:
+                    stop.set()
+                    pool.shutdown(cancel_futures=True)
+                    # Those that came through beside the one that failed.
+                    yield from _as_completed(
+                        {f: p for f, p in places.items() if not f.cancelled() and not f.exception()}
+                    )
+                    raise
+                finally:
+                    stop.set()
+                    pool.shutdown(cancel_futures=True)
+
+        return write
+
+    def waits_for(self) -> str:
+        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+            return f"put the server's key in the environment variable {self.api_key_env}"
+        return f"a server at {self.base_url}"
+
+    def _endpoint(self) -> Endpoint:
+        try:
+            import openai
+        except ImportError:
+            raise ValueError(
+                "the package `openai` is not installed, which asks a server; it is the extra `server`: "
+                "pip install 'lgclip[server]'"
+            ) from None
+        secret = ""
+        if self.api_key_env is not None:
+            secret = os.environ.get(self.api_key_env, "")
+            if not secret:
+                raise ValueError(
+                    f"llm.api_key_env={self.api_key_env}: this environment variable is not set; put the server's key "
+                    "in it, or set llm.api_key_env=null for a server without one"
+                )
+        request: dict[str, Any] = {"model": self.model, "temperature": self.temperature}
+        if self.top_p < 1:
+            request["top_p"] = self.top_p
+        if self.extra:
+            request["extra_body"] = dict(self.extra)
+        return Endpoint(
+            partial(openai.OpenAI, base_url=self.base_url, api_key=secret or _NO_KEY, max_retries=0),
+            request,
+            structured=self.structured,
+            max_tokens=self.max_tokens,
+            timeout_s=self.timeout_s,
+            backoff_s=self.backoff_s,
+            secret=secret,
+        )
+
+    def _compose(self, endpoint: Endpoint, book: Notebook, seed: int, stop: threading.Event) -> Written | PromptError:
+        """One class, in a thread of its own."""
+        start = time.monotonic()
+        for _ in range(self.max_rounds):
+            if not book.missing:
+                break
+            try:
+                # 31 bits: some servers hold a seed in a signed int.
+                reply = endpoint.ask(self.chat(book), seed_of(seed, book) >> 17, start + self.deadline_s, stop)
+            except OverdueError as overdue:
+                if endpoint.answered < start:
+                    raise ServerError(f"llm.base_url={self.base_url}: it answers nobody any more; {overdue}") from None
+                return book.result(str(overdue))
+            book.add([reply.text] if reply.outcome is None else [])
+            if reply.outcome is not None:
+                book.note(reply.outcome)
+        return book.result()
+
+
+def _as_completed(places: dict[Future[Written | PromptError], int]) -> Iterator[tuple[int, Written | PromptError]]:
+    """Each class once, as soon as it is done; it is taken out of `places`."""
+    for done in as_completed(list(places)):
+        outcome = done.result()
+        yield places.pop(done), outcome
