@@ -32,6 +32,7 @@ def evaluate(cfg: DictConfig) -> float:
     ways = {group: instantiate(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
     method = instantiate(cfg.method, _partial_=True, _convert_="all")(**ways, scales=scales, has_text=encoder.has_text)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
+    encoder = encoder.on(trainer.strategy.root_device)
     with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True)) as tracker:
         stages = Stages(trainer)
         drawing = None
@@ -40,8 +41,9 @@ def evaluate(cfg: DictConfig) -> float:
         data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=workers)
         trainer.test(method, datamodule=data, verbose=False)
         if trainer.is_global_zero:
-            parts = {"llm": writer, "diffuser": diffuser} if drawing else {}
-            result = result_of(cfg, dataset, {**parts, "encoder": encoder, "scales": scales}, data, method, stages)
+            told = {"llm": writer} if drawing and diffuser.needs_prompts else {}
+            parts = {**told, **({"diffuser": diffuser} if drawing else {}), "encoder": encoder, "scales": scales}
+            result = result_of(cfg, dataset, parts, data, method, stages, drawing)
             judged = method.results[result["method"]]
             write_report(folder, result, judged, dataset.class_names)
             sheet_of(folder / "prototypes.png", dataset, drawing, judged)

@@ -19,6 +19,7 @@ def generate(cfg: DictConfig) -> None:
 
     quiet()
     counts = whole_numbers(cfg)
+    del counts["workers"]  # it encodes nothing
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
     dataset, writer, diffuser = (instantiate(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
@@ -26,7 +27,9 @@ def generate(cfg: DictConfig) -> None:
     drawing = draw(Stages(trainer), dataset.subjects, writer, diffuser, root, **counts)
     if trainer.is_global_zero:
         write_list(folder / "images.jsonl", drawing, dataset.class_names)
-        print(f"{len(drawing.ids)} images of {len(dataset.class_names)} classes, listed in {folder / 'images.jsonl'}")
+        gone = f", {len(drawing.missing)} could not be had" if drawing.missing else ""
+        listed = f"listed in {folder / 'images.jsonl'}"
+        print(f"{len(drawing.ids)} images of {len(dataset.class_names)} classes{gone}, {listed}")
 
 
 main = plain_errors(generate)

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from lgclip.datasets.base import Dataset
-from lgclip.drawing import Drawing
+from lgclip.diffuser.base import Pictures
 from lgclip.methods.base import Judged
 from lgclip.store import write_whole
 
@@ -71,7 +71,7 @@ def contact_sheet(
         sheet.save(temporary, format="PNG", compress_level=1)
 
 
-def sheet_of(path: Path, dataset: Dataset, drawing: Drawing | None, judged: Judged) -> None:
+def sheet_of(path: Path, dataset: Dataset, drawing: Pictures | None, judged: Judged) -> None:
     """Writes a run's sheet: the classes that come first, with their accuracy.
 
     Args:

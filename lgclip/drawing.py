@@ -1,46 +1,98 @@
 """The second stage: every device draws its share of the images that are missing."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import torch
+from jaxtyping import UInt8
 from lightning import LightningModule
-from PIL import Image
 from torch.utils.data import DataLoader
 
-from lgclip.batch import Prompt
-from lgclip.diffuser.base import Brush, image_id
-from lgclip.diffuser.pipeline import Diffuser
+from lgclip.batch import Prompt, Subject
+from lgclip.diffuser.base import Brush, Missing, Pictures, image_id
+from lgclip.diffuser.faults import Fault
 from lgclip.store import ImageStore
+
+WRITERS = 4
+"""Threads that encode and write a batch's images."""
+
+
+class Painter(Protocol):
+    """What draws: see `diffuser.pipeline.Diffuser`."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+    def inputs(self) -> dict[str, object]: ...
+    def load(self, device: torch.device) -> Brush: ...
 
 
 class Drawing(LightningModule):
     """Prompts to images.
 
+    An image is drawn up to `retries` times more if something is wrong with it, each time with the
+    next derived seed. Every attempt has a key of its own and leaves either its image or a marker of
+    its fault, so no attempt is made twice; more `retries`, or a marker taken away, let it go on.
+
     Args:
         diffuser: Who draws.
         root: The store's folder.
+        subjects: The classes.
         prompts: The images wanted.
         seed: The run's seed.
     """
 
     unit = "image"
 
-    def __init__(self, diffuser: Diffuser, root: Path, prompts: Sequence[Prompt], seed: int) -> None:
+    def __init__(
+        self, diffuser: Painter, root: Path, subjects: Sequence[Subject], prompts: Sequence[Prompt], seed: int
+    ) -> None:
         super().__init__()
-        self.diffuser, self.prompts, self.run_seed = diffuser, list(prompts), seed
+        self.diffuser, self.subjects, self.wanted, self.run_seed = diffuser, subjects, list(prompts), seed
         self.store = ImageStore(root, diffuser.inputs())
-        self.ids = [image_id(self.store.key, prompt, seed) for prompt in self.prompts]
         self.brush: Brush | None = None
 
-    def missing(self) -> list[int]:
-        """Places of the images that are not there."""
-        return [at for at, name in enumerate(self.ids) if not self.store.path(name).exists()]
+    def _id(self, at: int, attempt: int) -> str:
+        return image_id(self.store.key, self.wanted[at], self.run_seed, attempt)
 
-    def image(self, at: int) -> Image.Image:
-        """The image at a place, from the store."""
-        with Image.open(self.store.path(self.ids[at])) as image:
-            return image.convert("RGB")
+    def _failed(self, at: int) -> list[Fault]:
+        """What was wrong with the attempts made so far, up to the first without a fault."""
+        faults: list[Fault] = []
+        while len(faults) <= self.diffuser.retries:
+            name = self._id(at, len(faults))
+            fault = None if self.store.path(name).exists() else self.store.fault(name)
+            if fault not in tuple(Fault):  # drawn well, not drawn yet, or a marker that cannot be read
+                break
+            faults.append(Fault(fault))
+        return faults
+
+    def missing(self) -> list[int]:
+        """Places of the images that are still to be drawn; what failed for good is not among them."""
+        return [at for at in range(len(self.wanted)) if self._todo(at) is not None]
+
+    def _todo(self, at: int) -> int | None:
+        """The attempt to make next; None if there is none to make."""
+        attempt = len(self._failed(at))
+        done = attempt > self.diffuser.retries or self.store.path(self._id(at, attempt)).exists()
+        return None if done else attempt
+
+    def pictures(self) -> Pictures:
+        failed = [self._failed(at) for at in range(len(self.wanted))]
+        there = [at for at, faults in enumerate(failed) if len(faults) <= self.diffuser.retries]
+        ids = [self._id(at, len(failed[at])) for at in there]
+        gone = [Missing(self.wanted[at], tuple(f)) for at, f in enumerate(failed) if len(f) > self.diffuser.retries]
+        return Pictures(
+            self.store.key,
+            self.subjects,
+            [self.wanted[at] for at in there],
+            ids,
+            [self.store.path(name) for name in ids],
+            gone,
+        )
 
     def on_predict_start(self) -> None:
         self.brush = self.diffuser.load(self.device)
@@ -49,13 +101,28 @@ class Drawing(LightningModule):
         self.brush = None
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        share = range(self.trainer.global_rank, len(self.ids), self.trainer.world_size)
+        share = range(self.trainer.global_rank, len(self.wanted), self.trainer.world_size)
         todo = set(self.missing())
         places: Any = [at for at in share if at in todo]
         return DataLoader(places, batch_size=self.diffuser.batch_size, collate_fn=list)
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:
         assert self.brush is not None
-        prompts = [self.prompts[at] for at in batch]
-        for at, prompt, pixels in zip(batch, prompts, self.brush(prompts, self.run_seed), strict=True):
-            self.store.put(self.ids[at], pixels, {**prompt._asdict(), "seed": self.run_seed})
+        todo = {at: attempt for at in batch if (attempt := self._todo(at)) is not None}
+        while todo:
+            places, attempts = list(todo), list(todo.values())
+            drawn = self.brush.draw([self.wanted[at] for at in places], self.run_seed, attempts)
+            with ThreadPoolExecutor(WRITERS) as writers:  # leaving it waits for all; an error comes out of `list`
+                list(writers.map(self._keep, places, attempts, drawn.pixels, drawn.faults))
+            todo = {
+                at: attempt + 1
+                for at, attempt, fault in zip(places, attempts, drawn.faults, strict=True)
+                if fault is not None and attempt < self.diffuser.retries
+            }
+
+    def _keep(self, at: int, attempt: int, pixels: UInt8[np.ndarray, "h w 3"], fault: Fault | None) -> None:
+        about = {**self.wanted[at]._asdict(), "seed": self.run_seed, "attempt": attempt}
+        if fault is None:
+            self.store.put(self._id(at, attempt), pixels, about)
+        else:
+            self.store.put_fault(self._id(at, attempt), fault, about)

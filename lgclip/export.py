@@ -8,15 +8,17 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from lgclip.diffuser.base import image_prompts
-from lgclip.drawing import Drawing
 from lgclip.features import real_stream, synthetic_stream
+from lgclip.generation import wanted_images
 from lgclip.store import PromptStore, open_root, write_whole
 from lgclip.writing import Writing
 
 
 def export_features(run: Path, out: Path) -> str:
     """Writes a run's features: `real` (n, s, d), `real_labels` (n,), `synthetic` (c, k, s, d), float32.
+
+    Where images are missing the classes differ in how many they have: `synthetic` is then (m, s, d),
+    and `synthetic_labels` (m,) says which class each image is of.
 
     Args:
         run: A run's folder.
@@ -39,11 +41,16 @@ def export_features(run: Path, out: Path) -> str:
     real = real_stream(dataset, encoder, scales, root)
     arrays = {"real": real.features().numpy(), "real_labels": np.array(real.labels, dtype=np.int64)}
     if result["diffuser"]:
-        texts = Writing(writer, PromptStore(root), dataset.subjects, cfg.prompts_per_class, cfg.seed).texts()
-        drawing = Drawing(diffuser, root, image_prompts(texts, cfg.prompts_per_class, cfg.images_per_prompt), cfg.seed)
+        writing = Writing(writer, PromptStore(root), dataset.subjects, cfg.prompts_per_class, cfg.seed)
+        wanted = wanted_images(diffuser, writing, cfg.prompts_per_class, cfg.images_per_prompt)
+        drawing = diffuser.stage(root, dataset.subjects, wanted, cfg.seed).pictures()
         synthetic = synthetic_stream(drawing, encoder, scales, root)
-        # Drawn class by class, and every class has prompts_per_class * images_per_prompt images.
-        arrays["synthetic"] = synthetic.features().unflatten(0, (len(dataset.class_names), -1)).numpy()
+        if drawing.missing:
+            arrays["synthetic"] = synthetic.features().numpy()
+            arrays["synthetic_labels"] = np.array(synthetic.labels, dtype=np.int64)
+        else:
+            # Drawn class by class, and every class has prompts_per_class * images_per_prompt images.
+            arrays["synthetic"] = synthetic.features().unflatten(0, (len(dataset.class_names), -1)).numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(out) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)

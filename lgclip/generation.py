@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from lgclip.batch import Subject
-from lgclip.diffuser.base import image_prompts
-from lgclip.diffuser.pipeline import Diffuser
-from lgclip.drawing import Drawing
+from lgclip.batch import Prompt, Subject
+from lgclip.diffuser.base import ImageSource, Pictures, image_prompts
 from lgclip.prompts.base import PromptWriter
 from lgclip.stages import Stages
 from lgclip.store import PromptStore, write_whole
@@ -39,14 +38,16 @@ def draw(
     stages: Stages,
     subjects: Sequence[Subject],
     writer: PromptWriter,
-    diffuser: Diffuser,
+    diffuser: ImageSource,
     root: Path,
     *,
     prompts_per_class: int,
     images_per_prompt: int,
     seed: int,
-) -> Drawing:
+) -> Pictures:
     """Class names to prompts to images, each stage only if something is missing.
+
+    A source that needs no prompts has none written.
 
     Args:
         stages: Runs the stages.
@@ -58,15 +59,38 @@ def draw(
         images_per_prompt: Images of each prompt.
         seed: Of the prompts and of the images' noise.
 
+    Raises:
+        ValueError: If a class has no image at all.
     """
     writing = Writing(writer, PromptStore(root), subjects, prompts_per_class, seed)
-    stages.complete("prompts", writing, len(subjects))
-    drawing = Drawing(diffuser, root, image_prompts(writing.texts(), prompts_per_class, images_per_prompt), seed)
-    stages.complete("images", drawing, len(drawing.ids))
-    return drawing
+    if diffuser.needs_prompts:
+        stages.complete("prompts", writing, len(subjects))
+    wanted = wanted_images(diffuser, writing, prompts_per_class, images_per_prompt)
+    drawing = diffuser.stage(root, subjects, wanted, seed)
+    stages.complete("images", drawing, len(wanted))
+    pictures = drawing.pictures()
+    return replace(pictures, templated=writing.templated()) if diffuser.needs_prompts else pictures
 
 
-def write_list(path: Path, drawing: Drawing, class_names: Sequence[str]) -> None:
+def wanted_images(
+    diffuser: ImageSource, writing: Writing, prompts_per_class: int, images_per_prompt: int
+) -> list[Prompt]:
+    """The images of a run: of the prompts that were written, or of none where none is needed.
+
+    Args:
+        diffuser: Where the images come from.
+        writing: The prompts, written if they are needed.
+        prompts_per_class: Prompts of each class.
+        images_per_prompt: Images of each prompt.
+    """
+    if diffuser.needs_prompts:
+        texts: Sequence[Sequence[str]] = writing.texts()
+    else:
+        texts = [[""] * prompts_per_class for _ in writing.subjects]
+    return image_prompts(texts, prompts_per_class, images_per_prompt)
+
+
+def write_list(path: Path, drawing: Pictures, class_names: Sequence[str]) -> None:
     """Writes one JSON line an image: class, name, prompt, repeat and the file it lies in."""
     lines = [
         json.dumps(
@@ -75,11 +99,11 @@ def write_list(path: Path, drawing: Drawing, class_names: Sequence[str]) -> None
                 "name": class_names[prompt.class_index],
                 "prompt": prompt.text,
                 "repeat": prompt.repeat,
-                "file": str(drawing.store.path(image)),
+                "file": str(file),
             },
             ensure_ascii=False,
         )
-        for prompt, image in zip(drawing.prompts, drawing.ids, strict=True)
+        for prompt, file in zip(drawing.prompts, drawing.paths, strict=True)
     ]
     with write_whole(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

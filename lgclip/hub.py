@@ -43,8 +43,9 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
 
         try:
             commit = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=20).sha
-        except OSError as error:
+        except Exception as error:  # the hub's client lets its HTTP library's own errors through
             answered = isinstance(error, HfHubHTTPError) and error.response is not None
+            answered = answered or not (isinstance(error, OSError) or _is_network(error))
             folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
             cached = folder / "refs" / (revision or "main")
             if answered or not cached.is_file():
@@ -87,7 +88,7 @@ def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
 
     try:
         yield
-    except (OSError, errors.HFValidationError) as error:
+    except Exception as error:  # the hub's client lets its HTTP library's own errors through
         chain = list(_chain(error))
         statuses = {link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)}
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"

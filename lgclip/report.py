@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lgclip.data import Streams
 from lgclip.datasets.base import Dataset
+from lgclip.diffuser.base import Pictures
 from lgclip.identity import inputs_of
 from lgclip.methods.base import Classifier, Judged
 from lgclip.stages import Stages
@@ -61,6 +62,7 @@ def result_of(
     data: Streams,
     method: Classifier,
     stages: Stages,
+    drawing: Pictures | None = None,
 ) -> dict[str, Any]:
     """Content of result.json.
 
@@ -71,6 +73,7 @@ def result_of(
         data: The streams that were judged.
         method: The method, after its test.
         stages: What each stage did.
+        drawing: The synthetic images; None if the method needs none.
 
     Raises:
         ValueError: If not every image of the data set was judged once.
@@ -93,6 +96,8 @@ def result_of(
         "prompts_per_class": config.prompts_per_class if "diffuser" in parts else 0,
         "images_per_prompt": config.images_per_prompt if "diffuser" in parts else 0,
         "seed": config.seed,
+        "templated_prompts": list(drawing.templated) if drawing and any(drawing.templated) else [],
+        "missing_images": drawing.faults() if drawing else [],
         "protocol": HydraConfig.get().runtime.choices.get("protocol"),
         "judged_by": dict(method.choices),
         "metrics": figures[first],
@@ -167,6 +172,10 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append("clip_text: none, this encoder has no text tower")
     data = result["dataset"]
     lines.append(f"{data['name']}, {data['split']}: {result['num_classes']} classes, {result['n']} images")
+    if templated := sum(result.get("templated_prompts", ())):
+        lines.append(f"{templated} prompts are template sentences in place of the language model's")
+    if gone := result.get("missing_images"):
+        lines.append(f"{len(gone)} synthetic images of {len({one['class'] for one in gone})} classes could not be had")
     for stage in result["stages"]:
         lines.append(
             f"{stage['stage']:<9} made {stage['made']:>6}, re-used {stage['reused']:>6}, {stage['seconds']:>6.1f} s"

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from lgclip.datasets.base import Dataset
-from lgclip.drawing import Drawing
+from lgclip.diffuser.base import Pictures
 from lgclip.methods.base import Judged
 
 MAX_CLASSES = 200
@@ -27,7 +27,7 @@ class Tracker:
     def __init__(self, logger: Logger | None) -> None:
         self._logger = logger
 
-    def log(self, result: Mapping[str, Any], dataset: Dataset, drawing: Drawing | None, judged: Judged) -> None:
+    def log(self, result: Mapping[str, Any], dataset: Dataset, drawing: Pictures | None, judged: Judged) -> None:
         """Logs metrics, and to W&B the prototypes' table and the confusion matrix.
 
         Args:
@@ -53,7 +53,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def _pictures(dataset: Dataset, drawing: Drawing | None, judged: Judged) -> dict[str, Any]:
+def _pictures(dataset: Dataset, drawing: Pictures | None, judged: Judged) -> dict[str, Any]:
     import wandb
 
     rows = []

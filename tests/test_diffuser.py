@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from worlds import diffuser_folder
 
 from lgclip.batch import Prompt
-from lgclip.diffuser.base import Brush, image_id, image_prompts, noise_seed
+from lgclip.diffuser.base import image_id, image_prompts, noise_seed, shared_noise_seed
+from lgclip.diffuser.brush import PipelineBrush
 from lgclip.diffuser.pipeline import Diffuser
+from lgclip.identity import key_of
 
 CPU = torch.device("cpu")
 RING = Prompt(0, "a photo of a green ring.", 0)
@@ -29,6 +31,15 @@ TEXTS = st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), max_s
         ({"size": -64}, "multiple of 8"),
         ({"guidance": -0.1}, "at least 0"),
         ({"guidance": float("nan")}, "at least 0"),
+        ({"retries": -1}, "at least 0"),
+        ({"lora_scale": float("inf")}, "must be a number"),
+        ({"precision": "int4"}, "choose auto, fp32, fp16, bf16"),
+        ({"noise": "none"}, "choose image, repeat"),
+        ({"offload": "disk"}, "choose none, model, sequential"),
+        ({"scheduler": "DDIM"}, "no such scheduler; did you mean .*DDIMScheduler"),
+        ({"scheduler": "AutoPipelineForText2Image"}, "no such scheduler"),
+        ({"lora": "/no/such/lora"}, "no such file or folder"),
+        ({"lora": "weights.safetensors"}, "no such file or folder"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
@@ -52,15 +63,29 @@ def test_a_larger_set_holds_the_smaller_one_s_images(texts: list[list[str]], pro
     assert small <= set(image_prompts(texts, prompts, images + 1))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": {"generator": 1}}, r"diffuser\.options\.generator: this has a field of its own"),
+        ({"options": {"num_inference_steps": 1}}, r"diffuser\.options\.num_inference_steps"),
+        ({"scheduler_options": {"beta_end": 0.1}}, r"name the scheduler too"),
+        ({"scheduler": "DDIMScheduler", "scheduler_options": {"gamma": 1}}, r"gamma: DDIMScheduler takes .*beta_end"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Diffuser("hub/sd", **settings)
+
+
 def test_the_noise_depends_on_every_input() -> None:
-    seeds = [noise_seed(RING, 0), noise_seed(RING, 1), *(noise_seed(p, 0) for p in OTHERS)]
+    seeds = [noise_seed(RING, 0), noise_seed(RING, 1), noise_seed(RING, 0, 1), *(noise_seed(p, 0) for p in OTHERS)]
     assert len(set(seeds)) == len(seeds)
     assert noise_seed(Prompt(*RING), 0) == seeds[0]
     assert all(0 <= seed < 2**63 for seed in seeds)  # what torch can take
 
 
 def test_the_id_depends_on_every_input() -> None:
-    ids = [image_id("k", RING, 0), image_id("l", RING, 0), image_id("k", RING, 1)]
+    ids = [image_id("k", RING, 0), image_id("l", RING, 0), image_id("k", RING, 1), image_id("k", RING, 0, 1)]
     ids += [image_id("k", p, 0) for p in OTHERS]
     assert len(set(ids)) == len(ids)
     assert image_id("k", Prompt(*RING), 0) == ids[0]
@@ -71,12 +96,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return diffuser_folder(tmp_path_factory.mktemp("model") / "diffuser")
 
 
-def load(folder: Path, **settings: Any) -> Brush:
+def load(folder: Path, **settings: Any) -> PipelineBrush:
     return Diffuser(str(folder), **{"steps": 2, "guidance": 3.0, "size": 32, **settings}).load(CPU)
 
 
 @pytest.fixture(scope="module")
-def brush(folder: Path) -> Brush:
+def brush(folder: Path) -> PipelineBrush:
     return load(folder)
 
 
@@ -87,7 +112,7 @@ def test_a_drawing_has_the_size_asked_for(folder: Path) -> None:
         assert drawn.std() > 0
 
 
-def test_an_image_is_the_same_alone_and_in_any_batch(brush: Brush) -> None:
+def test_an_image_is_the_same_alone_and_in_any_batch(brush: PipelineBrush) -> None:
     together = brush([*OTHERS, RING], 0)
     torch.rand(3)  # what else drew random numbers meanwhile is no matter
     for prompt, image in zip([*OTHERS, RING], together, strict=True):
@@ -96,26 +121,147 @@ def test_an_image_is_the_same_alone_and_in_any_batch(brush: Brush) -> None:
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=["class", "text", "repeat"])
-def test_another_prompt_gives_another_image(other: Prompt, brush: Brush) -> None:
+def test_another_prompt_gives_another_image(other: Prompt, brush: PipelineBrush) -> None:
     assert distance(brush([RING], 0), brush([other], 0)) > 1
 
 
-def test_another_seed_gives_another_image(brush: Brush) -> None:
+def test_another_seed_gives_another_image(brush: PipelineBrush) -> None:
     assert distance(brush([RING], 0), brush([RING], 1)) > 1
 
 
 @pytest.mark.parametrize("setting", [{"steps": 4}, {"guidance": 30.0}, {"negative_prompt": "a red star"}])
-def test_every_setting_reaches_the_pipeline(setting: dict[str, Any], folder: Path, brush: Brush) -> None:
+def test_every_setting_reaches_the_pipeline(setting: dict[str, Any], folder: Path, brush: PipelineBrush) -> None:
     assert distance(load(folder, **setting)([RING], 0), brush([RING], 0)) > 0
 
 
-def test_a_drawing_is_what_the_pipeline_itself_draws(folder: Path, brush: Brush) -> None:
+def test_a_drawing_is_what_the_pipeline_itself_draws(folder: Path, brush: PipelineBrush) -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     pipeline: Any = StableDiffusionPipeline.from_pretrained(folder)
     noise = torch.Generator().manual_seed(noise_seed(RING, 5))
     drawn = pipeline(RING.text, 32, 32, num_inference_steps=2, guidance_scale=3.0, generator=noise).images[0]
     np.testing.assert_allclose(brush([RING], 5)[0].astype(int), drawn, atol=1)
+
+
+def test_bytes_are_rounded_as_the_pipeline_s_own_numpy_images(folder: Path, brush: PipelineBrush) -> None:
+    pipeline: Any = brush.pipeline
+    noise = torch.Generator().manual_seed(noise_seed(RING, 5))
+    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32, "generator": [noise]}
+    images = pipeline(prompt=[RING.text], output_type="np", **given).images
+    np.testing.assert_array_equal(brush([RING], 5), (images * 255).round().astype("uint8"))
+
+
+def test_the_same_noises_for_every_class_are_those_of_the_release(folder: Path) -> None:
+    assert [shared_noise_seed(RING._replace(repeat=j), 0) for j in range(10)] == list(range(10))
+    assert shared_noise_seed(OTHERS[0], 7) == shared_noise_seed(RING, 7) == 7
+    repeated = load(folder, noise="repeat")
+    drawn = repeated([RING, OTHERS[0], OTHERS[2]], 3)
+    np.testing.assert_allclose(drawn[0].astype(int), drawn[1], atol=1)  # another class, the same noise and words
+    assert distance(drawn[0], drawn[2]) > 1
+    noise = torch.Generator().manual_seed(3)
+    pipeline: Any = repeated.pipeline
+    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32}
+    expected = np.asarray(pipeline(RING.text, generator=noise, **given).images[0])
+    np.testing.assert_allclose(drawn[0].astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"channels_last": True}, {"slicing": True}, {"offload": "model"}, {"offload": "sequential"}]
+)
+def test_what_is_no_input_changes_no_pixel(setting: dict[str, Any], folder: Path, brush: PipelineBrush) -> None:
+    prompts = [RING, *OTHERS]
+    np.testing.assert_allclose(load(folder, **setting)(prompts, 0).astype(int), brush(prompts, 0), atol=1)
+
+
+def test_compiled_blocks_draw_the_same(folder: Path, brush: PipelineBrush) -> None:
+    """That they are compiled, and what they compute; the compiler itself takes half a minute."""
+    with torch.compiler.set_stance("force_eager"):
+        compiled = load(folder, compile=True)
+        np.testing.assert_allclose(compiled([RING], 0).astype(int), brush([RING], 0), atol=1)
+    blocks = [m for m in compiled.pipeline.unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
+    assert blocks
+    assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+def test_tiles_change_pixels_and_so_the_key(folder: Path, brush: PipelineBrush) -> None:
+    tiled = Diffuser(str(folder), tiling=True)
+    assert key_of(tiled.inputs()) != key_of(Diffuser(str(folder)).inputs())
+    assert load(folder, tiling=True).pipeline.vae.use_tiling
+    assert not brush.pipeline.vae.use_tiling
+
+
+def test_an_image_of_another_size_than_asked_for_is_an_error(brush: PipelineBrush) -> None:
+    arguments = {"num_inference_steps": 1, "height": 16, "width": 16}
+    odd = PipelineBrush(brush.pipeline, CPU, arguments, None, noise_seed, 24)
+    with pytest.raises(ValueError, match=r"diffuser\.size=24: StableDiffusionPipeline drew 16 x 16 pixels"):
+        odd([RING], 0)
+
+
+def test_a_scheduler_by_name_keeps_the_checkpoint_s_settings(folder: Path, brush: PipelineBrush) -> None:
+    other = load(folder, scheduler="DDIMScheduler", scheduler_options={"clip_sample": False})
+    config = other.pipeline.scheduler.config
+    assert type(other.pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert (config.clip_sample, config.steps_offset) == (False, brush.pipeline.scheduler.config.steps_offset)
+    assert distance(other([RING], 0), brush([RING], 0)) > 0
+    with pytest.raises(
+        ValueError, match=r"FlowMatchEulerDiscreteScheduler is made for flow matching, unlike DPMSolver"
+    ):
+        load(folder, scheduler="FlowMatchEulerDiscreteScheduler")
+
+
+def test_noise_that_a_scheduler_adds_is_each_image_s_own(folder: Path) -> None:
+    ancestral = load(folder, scheduler="EulerAncestralDiscreteScheduler")
+    together = ancestral([*OTHERS, RING], 0)
+    np.testing.assert_allclose(ancestral([RING], 0)[0].astype(int), together[-1], atol=1)
+
+
+def test_the_precision_is_decided_by_the_machine_and_named_in_the_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded(precision: str) -> Any:
+        inputs: Any = Diffuser(str(folder), precision=precision).inputs()
+        return inputs["diffuser"]["precision"]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (recorded("auto"), recorded("bf16")) == ("fp32", "bf16")
+    assert load(folder).pipeline.unet.dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert recorded("auto") == "bf16"
+    # What is loaded is what the key says, even if the run is then put on the CPU.
+    half = load(folder)
+    assert half.pipeline.unet.dtype == torch.bfloat16
+    assert half([RING], 0).std() > 0
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert recorded("auto") == "fp32"
+
+
+def test_what_is_left_to_the_pipeline_is_named_by_the_library_s_version(folder: Path) -> None:
+    whole: Any = Diffuser(str(folder), steps=2, guidance=3.0, size=32).inputs()
+    assert "defaults" not in whole["diffuser"]
+    for name in ("steps", "guidance", "size"):
+        given = {"steps": 2, "guidance": 3.0, "size": 32, name: None}
+        left: Any = Diffuser(str(folder), **given).inputs()
+        assert left["diffuser"]["defaults"].startswith("diffusers 0.")
+    drawn = Diffuser(str(folder), steps=1).load(CPU)([RING], 0)
+    assert drawn.shape == (1, 32, 32, 3)  # 16 latents a side, twice as many pixels
+
+
+def test_a_folder_that_is_no_pipeline_is_one_line(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(OSError, match=r"model_index\.json"):
+        Diffuser(str(tmp_path)).load(CPU)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(ValueError, match=r"diffuser\.model=.*WanPipeline"):
+        Diffuser(str(tmp_path)).load(CPU)
+    with pytest.raises(ValueError, match=r"diffuser\.model=.*variant"):
+        Diffuser(str(folder), variant="fp16").load(CPU)
+
+
+def test_a_variant_is_what_is_read(folder: Path, tmp_path: Path, brush: PipelineBrush) -> None:
+    pipeline: Any = brush.pipeline
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    assert list((tmp_path / "half" / "unet").glob("*.fp16.safetensors"))
+    np.testing.assert_allclose(load(tmp_path / "half", variant="fp16")([RING], 0), brush([RING], 0), atol=1)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,33 +1,186 @@
-"""What is to be drawn: one prompt, one noise and one content key an image."""
+"""What is to be drawn, and the images of a run as every later stage sees them."""
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from lgclip.batch import Prompt
+from lgclip.batch import Prompt, Subject
+from lgclip.datasets.files import read_image
+from lgclip.diffuser.faults import Fault
 from lgclip.identity import key_of
+
+
+class Drawn(NamedTuple):
+    """A batch of images as they leave the device.
+
+    Attributes:
+        pixels: The images.
+        faults: What is wrong with each; None for nothing.
+    """
+
+    pixels: UInt8[np.ndarray, "b h w 3"]
+    faults: list[Fault | None]
 
 
 class Brush(Protocol):
     """A diffuser that is ready to draw, its pipeline in memory."""
 
+    def draw(self, prompts: Sequence[Prompt], seed: int, attempts: Sequence[int]) -> Drawn:
+        """One image a prompt.
+
+        Args:
+            prompts: What to draw.
+            seed: The run's seed.
+            attempts: How often each was drawn before: another number is another noise.
+        """
+        ...
+
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> UInt8[np.ndarray, "b h w 3"]:
-        """One image a prompt."""
+        """The first attempt at each prompt, whatever is wrong with it."""
         ...
 
 
-def noise_seed(prompt: Prompt, seed: int) -> int:
-    """Seed of an image's noise: of its class, sentence, repeat and the run's seed, nothing else."""
-    text = f"{seed}/{prompt.class_index}/{prompt.repeat}/{prompt.text}"
+class Missing(NamedTuple):
+    """An image that was wanted and is not there.
+
+    Attributes:
+        prompt: What it was to show.
+        faults: What was wrong with each attempt at it.
+    """
+
+    prompt: Prompt
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The synthetic images of a run; those that could not be had are listed, and nowhere else.
+
+    Attributes:
+        key: What their features are kept under.
+        subjects: The classes.
+        prompts: What each image shows; the text is empty if it is not known.
+        ids: Content key of each image.
+        paths: The file that each lies in.
+        missing: The images that were wanted and are not there.
+        templated: Of each class, how many prompts are template sentences that stand in for a language model's.
+
+    Raises:
+        ValueError: If a class has no image at all.
+    """
+
+    key: str
+    subjects: Sequence[Subject] = field(repr=False)
+    prompts: Sequence[Prompt] = field(repr=False)
+    ids: Sequence[str] = field(repr=False)
+    paths: Sequence[Path] = field(repr=False)
+    missing: Sequence[Missing] = ()
+    templated: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        there = {prompt.class_index for prompt in self.prompts}
+        for subject in self.subjects:
+            if subject.class_index not in there:
+                raise ValueError(self._nothing_of(subject))
+
+    def _nothing_of(self, subject: Subject) -> str:
+        faults = [gone.faults[-1] for gone in self.missing if gone.prompt.class_index == subject.class_index]
+        counts = ", ".join(f"{count} {fault}" for fault, count in Counter(faults).most_common())
+        return (
+            f"class {subject.class_index} ({subject.name!r}): not one of {len(faults)} images could be used "
+            f"({counts}); raise diffuser.retries, change the prompts of this class, or choose another "
+            "diffuser or diffuser.precision=fp32"
+        )
+
+    def image(self, at: int) -> Image.Image:
+        """The image at a place, decoded to RGB."""
+        return read_image(self.paths[at])
+
+    def faults(self) -> list[dict[str, object]]:
+        """The missing images as a result lists them: class, name, prompt, repeat and what was wrong."""
+        names = {subject.class_index: subject.name for subject in self.subjects}
+        return [
+            {
+                "class": prompt.class_index,
+                "name": names[prompt.class_index],
+                "prompt": prompt.text,
+                "repeat": prompt.repeat,
+                "faults": [str(fault) for fault in faults],
+            }
+            for prompt, faults in self.missing
+        ]
+
+
+class ImageStage(Protocol):
+    """Makes the images that are not there."""
+
+    def missing(self) -> list[int]:
+        """Places of the images that are still to be made."""
+        ...
+
+    def pictures(self) -> Pictures:
+        """The images, once none is still to be made."""
+        ...
+
+
+class ImageSource(ABC):
+    """Where synthetic images come from: a light description, hashed into keys.
+
+    Attributes:
+        needs_prompts: Whether it must be told what to draw.
+    """
+
+    needs_prompts: ClassVar[bool]
+
+    def repositories(self) -> list[tuple[str, str | None]]:
+        """Repositories of the hub that it loads from, each with its revision."""
+        return []
+
+    @abstractmethod
+    def inputs(self) -> dict[str, object]:
+        """Everything that an image depends on besides its prompt and its noise."""
+
+    @abstractmethod
+    def stage(self, root: Path, subjects: Sequence[Subject], prompts: Sequence[Prompt], seed: int) -> ImageStage:
+        """What makes the images.
+
+        Args:
+            root: The store's folder.
+            subjects: The classes.
+            prompts: The images wanted.
+            seed: The run's seed.
+        """
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on every one of `parts`, small enough for torch."""
+    text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def image_id(diffuser_key: str, prompt: Prompt, seed: int) -> str:
-    """Content key of one synthetic image."""
-    return key_of({"diffuser": diffuser_key, "seed": seed, **prompt._asdict()})
+def noise_seed(prompt: Prompt, seed: int, attempt: int = 0) -> int:
+    """Seed of an image's noise: of its class, sentence, repeat, the run's seed and the attempt, nothing else."""
+    again = ("again", attempt) if attempt else ()
+    return seed_of(*again, seed, prompt.class_index, prompt.repeat, prompt.text)
+
+
+def shared_noise_seed(prompt: Prompt, seed: int, attempt: int = 0) -> int:
+    """Seed of the noise that the same repeat of every prompt shares, as in the LGCLIP release."""
+    return seed_of("again", attempt, seed, prompt.repeat) if attempt else seed + prompt.repeat
+
+
+def image_id(diffuser_key: str, prompt: Prompt, seed: int, attempt: int = 0) -> str:
+    """Content key of one attempt at one synthetic image."""
+    again = {"attempt": attempt} if attempt else {}
+    return key_of({"diffuser": diffuser_key, "seed": seed, **prompt._asdict(), **again})
 
 
 def image_prompts(texts: Sequence[Sequence[str]], prompts_per_class: int, images_per_prompt: int) -> list[Prompt]:
