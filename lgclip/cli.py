@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 
-def _script(name: str) -> None:
-    """Runs an entry script: the checkout's own, or the copy that a wheel carries."""
+def _place(name: str) -> Path:
+    """An entry script or the configs: the checkout's own, or the copy that a wheel carries."""
     here = Path(__file__).resolve().parent
-    places = [here / "scripts" / f"{name}.py", here.parent / f"{name}.py"]
-    path = next(place for place in places if place.exists())
+    return next(place for place in (here / "scripts" / name, here.parent / name) if place.exists())
+
+
+def _script(name: str) -> None:
+    path = _place(f"{name}.py")
     sys.argv[0] = str(path)
     runpy.run_path(str(path), run_name="__main__")
 
@@ -31,13 +34,15 @@ def evaluate() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lgclip", description="Looks at what runs have left behind.")
+    parser = argparse.ArgumentParser(prog="lgclip", description="What is not a run.")
     parts = parser.add_subparsers(dest="part", required=True)
     store = parts.add_parser("store", help="the stores of prompts, images and features")
     actions = store.add_subparsers(dest="action", required=True)
     features = actions.add_parser("features", help="write the features that a run's number came from")
     features.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, with its result.json")
     features.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
+    doctor = parts.add_parser("doctor", help="what is installed, what is missing, what is ready")
+    doctor.add_argument("--store", metavar="DIR", help="the store; by default the usual one")
     return parser
 
 
@@ -51,10 +56,16 @@ def main(argv: list[str] | None = None) -> int:
         Exit status.
     """
     args = _parser().parse_args(argv)
-    from lgclip.export import export_features
-
     try:
-        print(export_features(args.run, args.out))
+        if args.part == "doctor":
+            from lgclip.doctor import report
+
+            for line in report(_place("conf"), args.store):
+                print(line, flush=True)
+        else:
+            from lgclip.export import export_features
+
+            print(export_features(args.run, args.out))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,11 +22,20 @@ ORDER = [
     "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",
     "lgclip.tiny.language", "lgclip.tiny.install",
     "lgclip.datasets", "lgclip.datasets.base", "lgclip.datasets.files", "lgclip.datasets.small",
-    "lgclip.datasets.folder",
-    "lgclip.prompts", "lgclip.prompts.base", "lgclip.prompts.replies", "lgclip.prompts.template",
-    "lgclip.prompts.local",
+    "lgclip.datasets.folder", "lgclip.datasets.reading", "lgclip.datasets.archive", "lgclip.datasets.download",
+    "lgclip.datasets.tree", "lgclip.datasets.cub", "lgclip.datasets.eurosat", "lgclip.datasets.flowers102",
+    "lgclip.datasets.food101", "lgclip.datasets.pets", "lgclip.datasets.dtd", "lgclip.datasets.fgvc_aircraft",
+    "lgclip.datasets.cifar10", "lgclip.datasets.imagenette",
+    "lgclip.datasets.imagenet_classes", "lgclip.datasets.imagenet", "lgclip.datasets.imagenet_variants",
+    "lgclip.datasets.resisc45", "lgclip.datasets.parquet", "lgclip.datasets.shards", "lgclip.datasets.hub",
+    "lgclip.prompts", "lgclip.prompts.base", "lgclip.prompts.wording", "lgclip.prompts.replies",
+    "lgclip.prompts.verdicts", "lgclip.prompts.length", "lgclip.prompts.template", "lgclip.prompts.published",
+    "lgclip.prompts.chat", "lgclip.prompts.sampling", "lgclip.prompts.local", "lgclip.prompts.endpoint",
+    "lgclip.prompts.server",
     "lgclip.writing",
-    "lgclip.diffuser", "lgclip.diffuser.base", "lgclip.diffuser.pipeline", "lgclip.drawing", "lgclip.generation",
+    "lgclip.diffuser", "lgclip.diffuser.faults", "lgclip.diffuser.base", "lgclip.drawing",
+    "lgclip.diffuser.embeddings", "lgclip.diffuser.adapter", "lgclip.diffuser.sampler", "lgclip.diffuser.brush",
+    "lgclip.diffuser.pipeline", "lgclip.diffuser.layout", "lgclip.diffuser.folder", "lgclip.generation",
     "lgclip.data", "lgclip.encoder", "lgclip.encoder.base", "lgclip.encoder.precision",
     "lgclip.encoder.files", "lgclip.encoder.sources", "lgclip.encoder.catalogue", "lgclip.encoder.open_clip",
     "lgclip.encoder.timm",
@@ -34,7 +43,8 @@ ORDER = [
     "lgclip.prototypes", "lgclip.rules", "lgclip.selection", "lgclip.calibration",
     "lgclip.methods", "lgclip.methods.base", "lgclip.methods.zero_shot",
     "lgclip.tiny.ceilings",
-    "lgclip.statistics", "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking", "lgclip.export", "lgclip.cli",
+    "lgclip.statistics", "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking", "lgclip.export",
+    "lgclip.doctor", "lgclip.cli",
     *SCRIPTS,
 ]  # fmt: skip
 LIGHT = {"hydra", "omegaconf", "lgclip", "lgclip.errors"}
@@ -129,7 +139,7 @@ def test_help_and_config_load_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
     *shown, loaded = done.stdout.splitlines()
     assert "prompts_per_class: 10" in shown
-    assert "scales: multi, single" in shown
+    assert "scales: multi, official_code, paper, single, ten" in shown
     heavy = {"torch", "lightning", "numpy", "PIL", "diffusers", "transformers", "open_clip", "wandb", "scipy"}
     assert "hydra" in loaded.split()
     assert not heavy & set(loaded.split())
