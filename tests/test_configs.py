@@ -30,7 +30,16 @@ RUNTIME = {
     Logger: {"save_dir"},
 }
 """What an entry script hands to a constructor besides the config."""
-ASKED = {"dataset=folder": ["dataset.root=DIR"]}
+ASKED = {
+    "dataset=folder": ["dataset.root=DIR"],
+    "dataset=hub": ["dataset.repo=OWNER/NAME"],
+    "diffuser=folder": ["diffuser.root=DIR"],
+    "diffuser=hub": ["diffuser.model=OWNER/NAME"],
+    "encoder=open_clip": ["encoder.model=NAME"],
+    "encoder=timm": ["encoder.model=NAME"],
+    **{f"llm={name}": ["llm.model=NAME"] for name in ("local", "server", "ollama", "llama_cpp")},
+    "llm=file": ["llm.path=FILE"],
+}
 """What only the user can say."""
 
 
