@@ -135,7 +135,7 @@ class PromptStore:
 
 
 class ImageStore:
-    """The images of one diffuser.
+    """The images of one diffuser; `ab/abcd....fault.json` stands in place of one that could not be used.
 
     Args:
         root: The store's folder.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixture_trees import TREES, forest, opened
 
 from lgclip.datasets import cifar10, cub, dtd, eurosat, fgvc_aircraft, flowers102, food101, imagenette, pets
-from tests.fixture_trees import TREES, forest, opened
 
 MODULES = {
     "cub": cub, "eurosat": eurosat, "flowers102": flowers102, "food101": food101, "pets": pets, "dtd": dtd,

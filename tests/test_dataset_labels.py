@@ -7,9 +7,9 @@ import numpy as np
 import open_clip
 import pytest
 import torchvision.datasets as tv
+from fixture_trees import CIFAR, FAMILIES, MAKERS, PETS_CATS, TREES, forest, names_of, opened
 
 from lgclip.datasets import eurosat, imagenette
-from tests.fixture_trees import CIFAR, FAMILIES, MAKERS, PETS_CATS, TREES, forest, names_of, opened
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_archives import GOOD, left, zip_of
 
 from lgclip.datasets import download
 from lgclip.datasets.download import TRIES, DownloadError, fetch
 from lgclip.datasets.tree import Archive, Tree
-from tests.test_archives import GOOD, left, zip_of
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 MD5 = "md5:" + hashlib.md5(BODY).hexdigest()

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision.datasets as tv
+from fixture_trees import KINDS, TREES, forest, opened, picture
 from PIL import Image
+from worlds import World, encoder_folder, judge
 
 from lgclip.datasets import cifar10, cub, dtd, eurosat, fgvc_aircraft, flowers102, food101, imagenette, pets
 from lgclip.datasets.tree import Archive, chosen
-from fixture_trees import KINDS, TREES, forest, opened, picture
-from worlds import World, encoder_folder, judge
 
 MODULES = {
     "cub": cub, "eurosat": eurosat, "flowers102": flowers102, "food101": food101, "pets": pets, "dtd": dtd,
