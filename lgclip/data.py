@@ -108,6 +108,7 @@ class Streams(LightningDataModule):
         super().__init__()
         self.streams = list(streams)
         self.num_classes = num_classes
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # what is missing may all be another's share
         self._views, self._batch_size, self._workers = views, batch_size, workers
 
     @property

@@ -55,6 +55,7 @@ class Drawing(LightningModule):
         self.diffuser, self.subjects, self.wanted, self.run_seed = diffuser, subjects, list(prompts), seed
         self.store = ImageStore(root, diffuser.inputs())
         self.brush: Brush | None = None
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # what is missing may all be another's share
 
     def _id(self, at: int, attempt: int) -> str:
         return image_id(self.store.key, self.wanted[at], self.run_seed, attempt)

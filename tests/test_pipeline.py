@@ -248,3 +248,18 @@ def test_two_processes_share_the_work_and_say_what_one_says(
     assert (alone["metrics"], alone["beside"]) == (result["metrics"], result["beside"])
     for name in ("predictions.csv", "per_class.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_two_processes_make_what_is_missing_of_one_share(world: World, tmp_path: Path) -> None:
+    """One image is gone, and so are its features' file and one class's prompts: the other process has nothing to do."""
+    next(iter(sorted((world.store / "prompts").glob("*.json")))).unlink()
+    next(iter(sorted((world.store / "images").rglob("*.png")))).unlink()
+    for chunk in (world.store / "features").rglob("*.safetensors"):
+        chunk.unlink()
+    arguments = [*world.evaluating(), f"hydra.run.dir={tmp_path / 'two'}", "trainer.devices=2", "trainer.strategy=ddp"]
+    done = subprocess.run(
+        [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8"))
+    assert (made(result)["prompts"], made(result)["images"]) == (1, 1)
