@@ -33,6 +33,7 @@ def evaluate(cfg: DictConfig) -> float:
     method = instantiate(cfg.method, _partial_=True, _convert_="all")(**ways, scales=scales, has_text=encoder.has_text)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     encoder = encoder.on(trainer.strategy.root_device)
+    encoder.inputs()  # one that cannot be had is said before hours of drawing
     with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True)) as tracker:
         stages = Stages(trainer)
         drawing = None

@@ -62,6 +62,7 @@ def draw(
     Raises:
         ValueError: If a class has no image at all.
     """
+    diffuser.inputs()  # one that cannot be had is said before anything is written
     writing = Writing(writer, PromptStore(root), subjects, prompts_per_class, seed)
     if diffuser.needs_prompts:
         stages.complete("prompts", writing, len(subjects))

@@ -95,6 +95,11 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(
         ("llm.templates=['no name in it']", "'no name in it' has no {}"),
         ("method.text_weight=1.5", "text weight of lgclip is 1.5: it must be in [0, 1]"),
         ("method.beside={fusion:-1}", "text weight of fusion is -1"),
+        ("selection.keep=0", "selection.keep=0: it must be at least 1"),
+        ("noise=none", "diffuser.noise=none: choose image, repeat"),
+        ("precision=fp8", "precision=fp8: choose"),
+        ("encoder.model=hf-hub:owner/name", "the hub cannot be reached"),
+        ("diffuser.model=owner/name", "the hub cannot be reached"),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_any_model_loads(
