@@ -1,6 +1,7 @@
 """Every YAML is read: it composes into its root and fits the constructor that it names."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,23 @@ def test_a_yaml_is_short_and_says_what_it_is() -> None:
 def test_no_file_is_forgotten() -> None:
     files = [path for path in CONF.rglob("*") if path.is_file()]
     assert len(files) == len(ROOTS) + len(CHOICES) >= 20
+
+
+PAGES = {
+    "dataset": "datasets", "llm": "llms", "diffuser": "diffusers", "encoder": "encoders", "scales": "protocols",
+    "protocol": "protocols", "method": "methods", "prototype": "methods", "selection": "methods",
+    "calibration": "methods",
+}  # fmt: skip
+"""Where each group's choices are told of."""
+
+
+def test_every_choice_has_its_place_in_the_docs() -> None:
+    told = {page: (CONF.parent / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in PAGES.values()}
+    recipes = {choice for group, choice in CHOICES if choice.startswith("tiny_")}  # the model card's
+    untold = [
+        f"{group}={choice}"
+        for group, choice in CHOICES
+        if group in PAGES and choice not in recipes and not re.search(rf"[`=]{choice}\b", told[PAGES[group]])
+    ]
+    assert not untold
+    assert {group for group, _ in CHOICES} - PAGES.keys() == {"experiment", "logger", "trainer"}
