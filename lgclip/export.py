@@ -35,6 +35,9 @@ def export_features(run: Path, out: Path) -> str:
         raise ValueError(f"{run} holds no result.json: name the folder of a finished run")
     result = json.loads(path.read_text(encoding="utf-8"))
     cfg: Any = OmegaConf.create(result["config"])
+    for group in ("encoder", "diffuser"):  # what `auto` was decided to be where the run was
+        if "precision" in (result[group] or {}):
+            cfg[group].precision = result[group]["precision"]
     root = open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
     dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)

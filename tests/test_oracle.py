@@ -1,5 +1,6 @@
 """The number at the end, from the exported features and ten lines of NumPy."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,14 @@ def test_what_cannot_be_exported_is_one_plain_error(
     assert said.startswith("error: ")
     assert "features are not in the store" in said
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_run_is_exported_in_the_precision_that_it_had(world: World, tmp_path: Path) -> None:
+    """`auto` may be decided otherwise where the export is made."""
+    judge(world, tmp_path / "run", "precision=bf16")
+    path = tmp_path / "run" / "result.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    assert said["encoder"]["precision"] == said["diffuser"]["precision"] == "bf16"
+    said["config"]["encoder"]["precision"] = said["config"]["diffuser"]["precision"] = "auto"
+    path.write_text(json.dumps(said), encoding="utf-8")
+    assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
