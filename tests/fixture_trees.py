@@ -138,11 +138,15 @@ def _food101(root: Path) -> None:
     camera, base = _Camera(), root / "food-101"
     dishes = [name.replace(" ", "_") for name in names_of("food101")]
     listed: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
+    coop: dict[str, list[tuple[str, int, str]]] = {"train": [], "val": [], "test": []}
     for at, dish in enumerate(dishes):
         images = [f"{dish}/{1000 * at + i}" for i in (37, 5, 21)]
         for image in images:
             camera(base / "images" / f"{image}.jpg")
         listed["train"][dish], listed["test"][dish] = images[:2], images[2:]
+        for part, image in zip(coop, images, strict=True):
+            coop[part].append((f"{image}.jpg", at, dish))
+    (base / "split_zhou_Food101.json").write_text(json.dumps(coop), encoding="utf-8")
     for part, content in listed.items():
         _write(base / "meta" / f"{part}.txt", *(image for images in content.values() for image in images))
         (base / "meta" / f"{part}.json").write_text(json.dumps(dict(reversed(content.items()))), encoding="utf-8")

@@ -132,15 +132,20 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
         unpack(path, tmp_path / "folder")
 
 
-@pytest.mark.parametrize("name", ["set.tar.gz", "set.tar", "set.zip"])
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (name, damage)
+        for name in ("set.tar.gz", "set.tar", "set.zip")
+        for damage in ("cut", "empty", "text", "flipped")
+        if (name, damage) != ("set.tar", "flipped")  # a plain tar has no checksum of its content
+    ],
+)
 def test_a_damaged_archive_is_said_and_leaves_nothing(name: str, damage: str, tmp_path: Path) -> None:
     big = ("set/big.bin", np.random.default_rng(0).bytes(200_000))
     path = (zip_of if name.endswith("zip") else tar_of)(tmp_path / name, *GOOD, big, **_plain(name))
     whole = path.read_bytes()
     middle = len(whole) // 2
-    if damage == "flipped" and name == "set.tar":
-        pytest.skip("a plain tar has no checksum of its content")
     damaged = {
         "cut": whole[:middle],
         "empty": b"",
