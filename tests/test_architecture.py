@@ -115,6 +115,13 @@ def test_a_file_is_short_and_its_name_says_something(name: str) -> None:
     assert not {"utils", "util", "common", "helpers", "misc"} & set(name.split("."))
 
 
+def test_a_test_file_is_short_too() -> None:
+    lengths = {
+        path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in Path(__file__).parent.glob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_pickled_and_nothing_is_asked_for_by_trial(name: str) -> None:
     tree = parsed(name)
