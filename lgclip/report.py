@@ -18,12 +18,11 @@ from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
 from lgclip.identity import inputs_of
 from lgclip.methods.base import Classifier, Judged
+from lgclip.runs import JUDGED, PER_CLASS, PREDICTIONS, RESULT, RESULT_SCHEMA
 from lgclip.stages import Stages
 from lgclip.statistics import metrics, per_class
 from lgclip.store import write_whole
-
-RESULT_SCHEMA = 1
-"""Version of result.json: raised when a field changes its meaning."""
+from lgclip.sweeps import current_job, run_key
 
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
 
@@ -85,9 +84,13 @@ def result_of(
             raise ValueError(f"{name}: {len(judged.index)} images were judged, the data set has {n}")
         figures[name] = metrics(judged.label.numpy(), judged.rank.numpy(), num_classes)
     first, *others = figures
+    job = current_job()
     made = {group: _described(group, p) for group, p in parts.items()}
     return {
         "schema": RESULT_SCHEMA,
+        "run_key": run_key(config),
+        "sweep": job.described() if job else None,
+        "choices": {group: c for group, c in HydraConfig.get().runtime.choices.items() if "/" not in group},
         "method": first,
         "dataset": _judged_on(dataset),
         "n": n,
@@ -130,17 +133,22 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
         writer.writerows(rows)
 
 
-def write_report(folder: Path, result: Mapping[str, Any], judged: Judged, class_names: Sequence[str]) -> None:
-    """Writes the three files of one run; result.json last, so that it stands for a finished run.
+def write_report(
+    folder: Path, result: Mapping[str, Any], results: Mapping[str, Judged], class_names: Sequence[str]
+) -> None:
+    """Writes the files of one run; result.json last, so that it stands for a finished run.
 
     Args:
         folder: The run's folder.
         result: Content of result.json.
-        judged: The method's judgement of every image.
+        results: The judgement of every image, by the method and by those beside it.
         class_names: Name of each class.
     """
+    judged = results[result["method"]]
     columns = [column.tolist() for column in (judged.index, judged.label, judged.prediction, judged.rank)]
-    _write_csv(folder / "predictions.csv", ("index", "label", "prediction", "rank"), zip(*columns, strict=True))
+    columns.append([""] * len(judged.index))
+    columns += [results[name].prediction.tolist() for name in result["beside"]]
+    _write_csv(folder / PREDICTIONS, (*JUDGED, *result["beside"]), zip(*columns, strict=True))
     mistaken = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
     wrong = (judged.rank > 0).numpy()
     np.add.at(mistaken, (judged.label.numpy()[wrong], judged.prediction.numpy()[wrong]), 1)
@@ -153,8 +161,8 @@ def write_report(folder: Path, result: Mapping[str, Any], judged: Judged, class_
             class_names[other] if mistaken[c, other] else "", int(mistaken[c, other]),
         ))  # fmt: skip
     header = ("class", "name", "n", "right", "accuracy", "most_taken_for", "times")
-    _write_csv(folder / "per_class.csv", header, rows)
-    with write_whole(folder / "result.json") as temporary:
+    _write_csv(folder / PER_CLASS, header, rows)
+    with write_whole(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,75 @@
+"""A finished run's data set, drawn images and features, brought back from its config and its store."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.data import Stream
+from lgclip.datasets.base import Dataset
+from lgclip.diffuser.base import Pictures
+from lgclip.encoder.base import Encoder
+from lgclip.features import real_stream, synthetic_stream, text_stream
+from lgclip.generation import wanted_images
+from lgclip.runs import Run
+from lgclip.scales import Scales
+from lgclip.store import PromptStore, open_root
+from lgclip.writing import Writing
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """What a run worked with.
+
+    Attributes:
+        dataset: The images that were judged.
+        drawing: The synthetic images; None if the method used none.
+        encoder: What encoded them.
+        scales: Views of an image.
+        streams: `text`, `synthetic` and `real`, as far as the run had them, with their stored features.
+    """
+
+    dataset: Dataset
+    drawing: Pictures | None
+    encoder: Encoder
+    scales: Scales
+    streams: Mapping[str, Stream]
+
+
+def reopen(run: Run) -> Reopened:
+    """Brings back what a run worked with; makes nothing.
+
+    Raises:
+        ValueError: If something is not there any more, such as the data set's images.
+    """
+    cfg = _config_of(run)
+    root = open_root(cfg.paths.store)
+    groups = ("dataset", "llm", "diffuser", "encoder", "scales")
+    dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
+    streams = [text_stream(dataset, encoder, root)] if encoder.has_text else []
+    drawing = None
+    if run.result["diffuser"]:
+        pool = cfg.prompts_per_class if cfg.prompt_order_seed is None else cfg.prompt_pool
+        writing = Writing(writer, PromptStore(root), dataset.subjects, pool, cfg.seed)
+        counts = (cfg.prompts_per_class, cfg.images_per_prompt, cfg.prompt_order_seed)
+        wanted = wanted_images(diffuser, writing, *counts)
+        drawing = diffuser.stage(root, dataset.subjects, wanted, cfg.seed).pictures()
+        streams.append(synthetic_stream(drawing, encoder, scales, root))
+    streams.append(real_stream(dataset, encoder, scales, root))
+    return Reopened(dataset, drawing, encoder, scales, {stream.name: stream for stream in streams})
+
+
+def _config_of(run: Run) -> DictConfig:
+    """The run's config, with what `auto` and a hub's `main` stood for where and when it ran."""
+    cfg: Any = OmegaConf.create(run.result["config"])
+    for group in ("encoder", "diffuser"):
+        made = run.result[group] or {}
+        if "precision" in made:
+            cfg[group].precision = made["precision"]
+        # A hub model is told as id@commit, a folder by its hash.
+        name, _, commit = str(made.get("model", "")).partition("@")
+        if commit and "revision" in cfg[group] and name == made.get("id"):
+            cfg[group].revision = commit
+    return cfg
