@@ -4,15 +4,18 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from lgclip.errors import plain_errors
+from lgclip.sweeps import objective, resumed, run_key
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def evaluate(cfg: DictConfig) -> float:
+@resumed
+def evaluate(cfg: DictConfig) -> float | None:
     from pathlib import Path
 
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
+    from lgclip.agreement import SameConfig
     from lgclip.contact_sheet import sheet_of
     from lgclip.features import encode
     from lgclip.generation import draw, whole_numbers
@@ -31,7 +34,8 @@ def evaluate(cfg: DictConfig) -> float:
     # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
     ways = {group: instantiate(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
     method = instantiate(cfg.method, _partial_=True, _convert_="all")(**ways, scales=scales, has_text=encoder.has_text)
-    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
+    watch = [StageBar(), SameConfig(run_key(cfg))]
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=watch)
     encoder = encoder.on(trainer.strategy.root_device)
     encoder.inputs()  # one that cannot be had is said before hours of drawing
     with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True)) as tracker:
@@ -46,11 +50,11 @@ def evaluate(cfg: DictConfig) -> float:
             parts = {**told, **({"diffuser": diffuser} if drawing else {}), "encoder": encoder, "scales": scales}
             result = result_of(cfg, dataset, parts, data, method, stages, drawing)
             judged = method.results[result["method"]]
-            write_report(folder, result, judged, dataset.class_names)
+            write_report(folder, result, method.results, dataset.class_names)
             sheet_of(folder / "prototypes.png", dataset, drawing, judged)
             tracker.log(result, dataset, drawing, judged)
             print(f"{table(result)}\n{folder}")
-    return float(method.top1)
+            return objective(cfg, result)
 
 
 main = plain_errors(evaluate)

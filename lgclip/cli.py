@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     features = actions.add_parser("features", help="write the features that a run's number came from")
     features.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, with its result.json")
     features.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
+    summary = parts.add_parser("summary", help="a sweep in one table, rebuilt from its folders")
+    summary.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="the folder of the jobs' folders 0, 1, 2, ...")
     doctor = parts.add_parser("doctor", help="what is installed, what is missing, what is ready")
     doctor.add_argument("--store", metavar="DIR", help="the store; by default the usual one")
     return parser
@@ -62,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
 
             for line in report(_place("conf"), args.store):
                 print(line, flush=True)
+        elif args.part == "summary":
+            from lgclip.summary import summarise
+
+            print(summarise(args.sweep)[0])
         else:
             from lgclip.export import export_features
 

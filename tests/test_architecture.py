@@ -16,8 +16,8 @@ FILES = {
 }
 # Each may import those before it. Only the entry scripts and YAML bring the stages together.
 ORDER = [
-    "lgclip", "lgclip.errors", "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.store", "lgclip.checkpoint",
-    "lgclip.stages",
+    "lgclip", "lgclip.errors", "lgclip.sweeps", "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.store", "lgclip.checkpoint",
+    "lgclip.stages", "lgclip.agreement",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.captions", "lgclip.tiny.corpus", "lgclip.tiny.vocabulary",
     "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",
     "lgclip.tiny.language", "lgclip.tiny.install",
@@ -43,11 +43,11 @@ ORDER = [
     "lgclip.prototypes", "lgclip.rules", "lgclip.selection", "lgclip.calibration",
     "lgclip.methods", "lgclip.methods.base", "lgclip.methods.zero_shot",
     "lgclip.tiny.ceilings",
-    "lgclip.statistics", "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking", "lgclip.export",
-    "lgclip.doctor", "lgclip.cli",
+    "lgclip.statistics", "lgclip.runs", "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking",
+    "lgclip.summary", "lgclip.reopen", "lgclip.export", "lgclip.doctor", "lgclip.cli",
     *SCRIPTS,
 ]  # fmt: skip
-LIGHT = {"hydra", "omegaconf", "lgclip", "lgclip.errors"}
+LIGHT = {"hydra", "omegaconf", "lgclip", "lgclip.errors", "lgclip.sweeps"}
 
 
 def nodes(tree: ast.AST, *, run: bool = True) -> Iterator[ast.AST]:
