@@ -1,12 +1,14 @@
 """Choice of the free parameters on synthetic images alone: no label of a real image is used."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.optimize import root_scalar
 from torch import Tensor
 
 from lgclip.prototypes import Support
@@ -114,6 +116,69 @@ class LeaveOneOut:
         mixed = 0 < given.text_weight < 1
         weights = [given.text_weight, *(self.text_weights if mixed else ())]
         return list(dict.fromkeys(Choice(*parts) for parts in itertools.product(rules, keeps, weights)))
+
+
+class Temperature(NamedTuple):
+    """What scores are divided by before a softmax makes probabilities of them.
+
+    Attributes:
+        value: The temperature, above 0.
+        fitted_on: `synthetic images`, or `default` where none could be left out.
+    """
+
+    value: float
+    fitted_on: str
+
+
+DEFAULT_TEMPERATURE = Temperature(0.01, "default")
+"""CLIP's own: its logit scale ends at 100 (arXiv:2103.00020, sec. 2.5)."""
+
+_FOLDS = 10
+_RANGE = (1e-4, 1e2)
+
+
+def temperature_of(choice: Choice, support: Support | None, text: Float[Tensor, "c d"] | None) -> Temperature:
+    """The temperature at which left-out synthetic images are likeliest (arXiv:1706.04599, sec. 4.2).
+
+    One image of every class is left out at a time, as in `LeaveOneOut`, at most ten times. The default stands
+    where no image can be left out, and where every left-out image is judged right: then the smaller, the likelier.
+
+    Args:
+        choice: How images are judged.
+        support: All synthetic images; None if there are none.
+        text: Text prototypes, where there are any.
+    """
+    if support is None or choice.text_weight == 1 or int(support.counts().min()) < 2:
+        return DEFAULT_TEMPERATURE
+    folds = place_in_class(support)
+    scores, labels = [], []
+    for fold in range(min(_FOLDS, int(folds.max()) + 1)):
+        left_out = support.take(folds == fold)
+        scores.append(choice.fit(support.take(folds != fold), text)(left_out.features))
+        labels.append(left_out.labels)
+    value = likeliest_temperature(torch.cat(scores), torch.cat(labels))
+    return DEFAULT_TEMPERATURE if value is None else Temperature(value, "synthetic images")
+
+
+def likeliest_temperature(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float | None:
+    """The temperature of least negative log-likelihood; None if the smaller, the less.
+
+    Args:
+        scores: Score of each class.
+        labels: True classes.
+    """
+    scores = scores - scores.amax(dim=1, keepdim=True)
+    own = scores.gather(1, labels[:, None])[:, 0]
+
+    def slope(log_temperature: float) -> float:
+        """Of the negative log-likelihood over 1 / temperature, in which it is convex."""
+        chances = (scores / math.exp(log_temperature)).softmax(dim=1)
+        return float(((chances * scores).sum(dim=1) - own).double().mean())
+
+    low, high = map(math.log, _RANGE)
+    if slope(low) <= 0:
+        return None
+    return math.exp(high if slope(high) >= 0 else root_scalar(slope, bracket=(low, high), xtol=1e-4).root)
 
 
 def place_in_class(support: Support) -> Tensor:

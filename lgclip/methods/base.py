@@ -11,6 +11,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lgclip.batch import FeatureBatch
+from lgclip.calibration import DEFAULT_TEMPERATURE, Temperature
+from lgclip.prototypes import Support
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,18 @@ class Judged:
         label: True class.
         prediction: Class with the highest score; the lowest index among equals.
         rank: How many classes come before the true one; 0 is right.
+        confidence: Probability of the predicted class: softmax of the scores over the temperature.
+        log_chance: Natural logarithm of the probability of the true class.
+        squares: Sum of the squared probabilities of all classes.
     """
 
     index: Int[Tensor, " n"]
     label: Int[Tensor, " n"]
     prediction: Int[Tensor, " n"]
     rank: Int[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+    log_chance: Float[Tensor, " n"]
+    squares: Float[Tensor, " n"]
 
 
 class Judgement(Metric):
@@ -35,13 +43,21 @@ class Judgement(Metric):
 
     full_state_update = False
     rows: list[Tensor]
+    chances: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("rows", [], dist_reduce_fx="cat")
+        for state in ("rows", "chances"):
+            self.add_state(state, [], dist_reduce_fx="cat")
 
-    def update(self, scores: Float[Tensor, "b c"], labels: Int[Tensor, " b"], indices: Int[Tensor, " b"]) -> None:
-        """Judges one batch of scores.
+    def update(
+        self,
+        scores: Float[Tensor, "b c"],
+        labels: Int[Tensor, " b"],
+        indices: Int[Tensor, " b"],
+        temperature: float = DEFAULT_TEMPERATURE.value,
+    ) -> None:
+        """Judges one batch of scores; the temperature changes the probabilities alone.
 
         Raises:
             ValueError: If a score is not a number.
@@ -52,11 +68,18 @@ class Judgement(Metric):
         earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
         rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
         self.rows.append(torch.stack([indices, labels, scores.argmax(dim=1), rank], dim=1))
+        highest = scores.amax(dim=1, keepdim=True)
+        shares = scores.sub(highest).div_(temperature).exp_()  # of the predicted class, which has 1
+        total = shares.sum(dim=1)
+        log_chance = ((own - highest) / temperature)[:, 0] - total.log()
+        squares = torch.linalg.vector_norm(shares / total[:, None], dim=1).square()
+        self.chances.append(torch.stack([1 / total, log_chance, squares], dim=1))
 
-    def compute(self) -> Int[Tensor, "n 4"]:
-        """Index, label, prediction and rank of every image, in the order of the indices."""
+    def compute(self) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 3"]]:
+        """What a `Judged` holds of every image, in the order of the indices."""
         rows = dim_zero_cat(self.rows)
-        return rows[rows[:, 0].argsort()]
+        order = rows[:, 0].argsort()
+        return rows[order], dim_zero_cat(self.chances)[order]
 
 
 class Classifier(LightningModule, ABC):
@@ -68,6 +91,8 @@ class Classifier(LightningModule, ABC):
     Attributes:
         results: After the test, the judgement of every image under each name.
         choices: After the test, what each name stands for, in plain values.
+        temperatures: After the test, what each name's scores were divided by to become probabilities.
+        support: After the test, the synthetic images that stand for the classes; None if the method uses none.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -76,6 +101,8 @@ class Classifier(LightningModule, ABC):
         self.judgements = torch.nn.ModuleList(Judgement() for _ in names)
         self.results: dict[str, Judged] = {}
         self.choices: dict[str, dict[str, object]] = {}
+        self.temperatures: dict[str, Temperature] = dict.fromkeys(names, DEFAULT_TEMPERATURE)
+        self.support: Support | None = None
 
     @property
     def top1(self) -> float:
@@ -86,10 +113,11 @@ class Classifier(LightningModule, ABC):
         """Adds one batch of scores under a name."""
         judgement = self.judgements[self.names.index(name)]
         assert isinstance(judgement, Judgement)
-        judgement.update(scores, batch.labels, batch.indices)
+        judgement.update(scores, batch.labels, batch.indices, self.temperatures[name].value)
 
     def on_test_epoch_end(self) -> None:
         for name, judgement in zip(self.names, self.judgements, strict=True):
             assert isinstance(judgement, Judgement)
-            self.results[name] = Judged(*judgement.compute().cpu().unbind(dim=1))
+            rows, chances = judgement.compute()
+            self.results[name] = Judged(*rows.cpu().unbind(dim=1), *chances.cpu().unbind(dim=1))
             judgement.reset()

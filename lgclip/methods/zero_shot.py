@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lgclip.batch import FeatureBatch
-from lgclip.calibration import Choice, LeaveOneOut
+from lgclip.calibration import Choice, LeaveOneOut, temperature_of
 from lgclip.methods.base import Classifier
 from lgclip.prototypes import Gathered
 from lgclip.rules import Rule, Scorer
@@ -77,6 +77,9 @@ class ZeroShot(Classifier):
                 used, loo = self.calibration.choose(choice, images, text)
             self._scorers[name] = used.fit(images, text)
             self.choices[name] = {**used.described(), "leave_one_out": loo}
+            self.temperatures[name] = temperature_of(used, images, text)
+            if images is not None and name == self.names[0]:
+                self.support = used.selection.select(images, text)
 
     def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         stream = self.trainer.datamodule.streams[dataloader_idx].name  # pyright: ignore[reportAttributeAccessIssue]
