@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lgclip.store import write_whole
+from lgclip.whole import write_whole
 
 
 def _flatten(value: object, at: str, tensors: dict[str, Tensor]) -> object:

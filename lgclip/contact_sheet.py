@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
 from lgclip.methods.base import Judged
-from lgclip.store import write_whole
+from lgclip.whole import write_whole
 
 TILE = 64
 """Side of a small picture, in pixels."""

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lgclip.batch import Prompt, Subject
 from lgclip.diffuser.base import Brush, Missing, Pictures, image_id
 from lgclip.diffuser.faults import Fault
+from lgclip.ledger import Part
 from lgclip.store import ImageStore
 
 WRITERS = 4
@@ -47,6 +48,7 @@ class Drawing(LightningModule):
     """
 
     unit = "image"
+    tokens = None
 
     def __init__(
         self, diffuser: Painter, root: Path, subjects: Sequence[Subject], prompts: Sequence[Prompt], seed: int
@@ -74,6 +76,14 @@ class Drawing(LightningModule):
     def missing(self) -> list[int]:
         """Places of the images that are still to be drawn; what failed for good is not among them."""
         return [at for at in range(len(self.wanted)) if self._todo(at) is not None]
+
+    def parts(self) -> list[Part]:
+        """What is kept account of: images, whatever each took to come out well."""
+        return [Part("images", self.unit, f"images/{self.store.key}", self.store.ledger, len(self.wanted))]
+
+    def lacking(self) -> list[int]:
+        """How many images are missing."""
+        return [len(self.missing())]
 
     def _todo(self, at: int) -> int | None:
         """The attempt to make next; None if there is none to make."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from lgclip.reopen import reopen
 from lgclip.runs import Run
-from lgclip.store import write_whole
+from lgclip.whole import write_whole
 
 
 def export_features(run: Path, out: Path) -> str:

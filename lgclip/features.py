@@ -13,7 +13,10 @@ from lgclip.data import TEXT_VIEW, Stream, Streams
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder, Towers, Transform
+from lgclip.encoder.measure import measure
 from lgclip.identity import key_of
+from lgclip.ledger import Part
+from lgclip.memory import device_name
 from lgclip.scales import Scales
 from lgclip.stages import Stages
 from lgclip.store import FeatureStore
@@ -46,6 +49,7 @@ class Encoding(LightningModule):
     """
 
     unit = "image"
+    tokens = None
 
     def __init__(self, encoder: Encoder, data: Streams) -> None:
         super().__init__()
@@ -58,8 +62,27 @@ class Encoding(LightningModule):
         """Places of everything without features, stream after stream."""
         return [at for stream in self._data.streams for at in stream.missing()]
 
+    def parts(self) -> list[Part]:
+        """What is kept account of: each stream, in views, or in sentences."""
+        return [
+            Part(
+                stream.name,
+                "sentence" if stream.name == "text" else "view",
+                f"features/{stream.store.key}",
+                stream.store.ledger,
+                len(stream.ids) * len(stream.views),
+            )
+            for stream in self._data.streams
+        ]
+
+    def lacking(self) -> list[int]:
+        """How many views of each stream are encoded; a thing that lacks one gets all of them."""
+        return [len(stream.missing()) * len(stream.views) for stream in self._data.streams]
+
     def on_predict_start(self) -> None:
         self.towers = self.encoder.load(self.device)
+        if self.trainer.is_global_zero:
+            measure(self.encoder, self.towers, self._data.streams[0].store.towers, device_name(self.device))
 
     def on_predict_epoch_end(self) -> None:
         for place in list(self._waiting):

@@ -10,7 +10,8 @@ from lgclip.batch import Prompt, Subject
 from lgclip.diffuser.base import ImageSource, Pictures, image_prompts, seed_of
 from lgclip.prompts.base import PromptWriter
 from lgclip.stages import Stages
-from lgclip.store import PromptStore, write_whole
+from lgclip.store import PromptStore
+from lgclip.whole import write_whole
 from lgclip.writing import Writing
 
 _LEAST = {"prompts_per_class": 1, "prompt_pool": 1, "images_per_prompt": 1, "seed": 0, "workers": 0}
@@ -20,7 +21,10 @@ def whole_numbers(values: Mapping[str, object]) -> dict[str, int]:
     """The run's whole numbers, checked before any model loads; an order that is not asked for is left out.
 
     Args:
-        values: The run's config, by name; what is no count of a run is left out.
+        values: The run's config, by name.
+
+    Returns:
+        Those that `draw` takes.
 
     Raises:
         ValueError: If one is not a whole number or too small, or fewer prompts are to choose from than are used.
@@ -34,7 +38,8 @@ def whole_numbers(values: Mapping[str, object]) -> dict[str, int]:
         value = values[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value}: it must be a whole number of at least {least}")
-        checked[name] = value
+        if name != "workers":  # they decode, and count nothing
+            checked[name] = value
     used, pool = values.get("prompts_per_class"), values.get("prompt_pool")
     if order is not None and isinstance(used, int) and isinstance(pool, int) and pool < used:
         raise ValueError(f"prompt_pool={pool}: it must be at least prompts_per_class={used} to choose them from")

@@ -4,17 +4,17 @@
     STORE/images/KEY/ab/abcd....png    images by one diffuser, what each was made from inside it
     STORE/features/KEY/SOURCE/....safetensors   unit features by one encoder, a file a batch
 
-A key stands for every input (see `identity`). `inputs.json` beside the entries spells it out.
+A key stands for every input (see `identity`). `inputs.json` beside the entries spells it out, and
+`costs.jsonl` what they cost when they were made (see `ledger`): figures, which no key depends on.
 """
 
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile, mkstemp
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,26 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
 from lgclip.identity import SCHEMA, key_of
+from lgclip.ledger import LEDGER
+from lgclip.whole import write_json, write_whole
 
 log = logging.getLogger(__name__)
 
 
 class StoreError(ValueError):
     """The store cannot be used as it is; the message says what to do."""
-
-
-@contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder that becomes `path` when the block ends well."""
-    handle, name = mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def open_root(root: str | os.PathLike[str] | None) -> Path:
@@ -70,12 +58,6 @@ def open_root(root: str | os.PathLike[str] | None) -> Path:
             f"store {folder}: {error.strerror}; name a folder that can be written, paths.store=DIR or LGCLIP_HOME=DIR"
         ) from error
     return folder
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class PromptEntry(NamedTuple):
@@ -115,6 +97,10 @@ class PromptStore:
             log.warning("%s is damaged and is written again", path)
             return PromptEntry([])
 
+    def ledger(self, writer: Mapping[str, object]) -> Path:
+        """What the prompts of one writer cost: the entries lie in one folder, whoever wrote them."""
+        return self._folder / f"{key_of(writer)}.{LEDGER}"
+
     def get(self, inputs: Mapping[str, object]) -> list[str]:
         """The prompts that were made from `inputs`, none if there are none yet."""
         return self.read(inputs).prompts
@@ -131,7 +117,7 @@ class PromptStore:
         """Replaces what was made from `inputs`; the rest is as in `PromptEntry`."""
         more = {"turn": turn, "fallback": list(fallback), "failure": failure}
         entry = {"inputs": inputs, "prompts": list(prompts), **{name: value for name, value in more.items() if value}}
-        _write_json(self._folder / f"{key_of(inputs)}.json", entry)
+        write_json(self._folder / f"{key_of(inputs)}.json", entry)
 
 
 class ImageStore:
@@ -146,6 +132,7 @@ class ImageStore:
         self._inputs = dict(inputs)
         self.key = key_of(inputs)
         self._folder = root / "images" / self.key
+        self.ledger = self._folder / LEDGER
 
     def path(self, image_id: str) -> Path:
         """Where an image lies, or will lie."""
@@ -164,14 +151,14 @@ class ImageStore:
     def put_fault(self, image_id: str, fault: str, made_from: Mapping[str, object]) -> None:
         """Writes a marker in place of an image that could not be used; remove it to have it drawn again."""
         self._spell_out()
-        _write_json(self._marker(image_id), {"fault": fault, **made_from})
+        write_json(self._marker(image_id), {"fault": fault, **made_from})
 
     def _marker(self, image_id: str) -> Path:
         return self.path(image_id).with_suffix(".fault.json")
 
     def _spell_out(self) -> None:
         if not (self._folder / "inputs.json").exists():
-            _write_json(self._folder / "inputs.json", self._inputs)
+            write_json(self._folder / "inputs.json", self._inputs)
 
     def put(self, image_id: str, pixels: UInt8[np.ndarray, "h w 3"], made_from: Mapping[str, object]) -> None:
         """Writes one image as PNG, with what it was made from in its text."""
@@ -197,6 +184,7 @@ class FeatureStore:
         self._inputs = {"encoder": dict(encoder), "source": dict(source)}
         self.key = f"{key_of(encoder)}/{key_of(source)}"
         self._folder = root / "features" / self.key
+        self.ledger, self.towers = self._folder / LEDGER, self._folder.parent / "towers.json"
         self._chunks: list[Path] = []
         self._place: dict[tuple[str, str], tuple[int, int, int]] = {}
 
@@ -233,7 +221,7 @@ class FeatureStore:
             raise StoreError(f"the encoder gave features that are not of unit length for {bad[:5]}")
         self._folder.mkdir(parents=True, exist_ok=True)
         if not (self._folder / "inputs.json").exists():
-            _write_json(self._folder / "inputs.json", self._inputs)
+            write_json(self._folder / "inputs.json", self._inputs)
         header = {"schema": SCHEMA, "ids": list(ids), "views": list(views)}
         with write_whole(self._folder / f"{key_of(header)}.safetensors") as temporary:
             tensor = features.detach().to("cpu", torch.float32).contiguous()

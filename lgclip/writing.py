@@ -8,6 +8,8 @@ from lightning import LightningModule
 from torch.utils.data import DataLoader
 
 from lgclip.batch import Subject
+from lgclip.identity import inputs_of, key_of
+from lgclip.ledger import Part, Tokens, both
 from lgclip.prompts.base import Pen, PromptError, PromptWriter, Task, Written
 from lgclip.prompts.length import CLIP_TOKENS, cut_tokens
 from lgclip.prompts.template import sentences
@@ -45,6 +47,7 @@ class Writing(LightningModule):
         self.writer, self.store, self.count, self.run_seed = writer, store, count, seed
         self.subjects = list(subjects)
         self.pen: Pen | None = None
+        self.tokens: Tokens | None = None
         self.allow_zero_length_dataloader_with_multiple_devices = True  # what is missing may all be another's share
 
     def _inputs(self, class_index: int) -> dict[str, object]:
@@ -68,7 +71,19 @@ class Writing(LightningModule):
         """Classes with fewer prompts than wanted."""
         return [c for c, texts in enumerate(self.texts()) if len(texts) < self.count]
 
+    def parts(self) -> list[Part]:
+        """What is kept account of: sentences, since a class with more of them costs more."""
+        writer = inputs_of(self.writer)
+        used = self.count * len(self.subjects)
+        ledger = self.store.ledger(writer)
+        return [Part("prompts", "sentence", f"prompts/{key_of(writer)}", ledger, used, self.writer.elsewhere)]
+
+    def lacking(self) -> list[int]:
+        """How many sentences are missing."""
+        return [sum(max(0, self.count - len(texts)) for texts in self.texts())]
+
     def on_predict_start(self) -> None:
+        self.tokens = Tokens()
         self.writer.check(self.subjects, self.count)
         self.pen = self.writer.load(self.device)
 
@@ -86,6 +101,7 @@ class Writing(LightningModule):
             for c, entry in zip(batch, before, strict=True)
         ]
         for place, outcome in self.pen(tasks, self.run_seed):
+            self.tokens = both(self.tokens, outcome.tokens)
             self._keep(batch[place], outcome)
 
     def _keep(self, class_index: int, outcome: Written | PromptError) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
 from pipelines import guarded_folder, similarity
-from worlds import NAMES, SENTENCES, World, call, diffuser_folder, judge, made, rows, tree
+from worlds import NAMES, SENTENCES, World, call, diffuser_folder, judge, made, rows, stored, tree
 
 from lgclip.batch import Prompt, Subject
 from lgclip.diffuser.base import Drawn, image_prompts, noise_seed, shared_noise_seed
@@ -237,12 +237,12 @@ def test_a_batch_that_breaks_while_it_is_written_leaves_whole_images_and_goes_on
     with pytest.raises(OSError, match="No space left"):
         complete(Moody({"a 1": [Fault.FLAT]}, batch_size=4), tmp_path / "cut")
     monkeypatch.setattr(ImageStore, "put", put)
-    left = tree(tmp_path / "cut")
+    left = stored(tmp_path / "cut")
     assert not [name for name in left if "/." in name], "half-written files"
-    assert left.items() < tree(tmp_path / "whole").items()
+    assert left.items() < stored(tmp_path / "whole").items()
     rest = Moody({"a 1": [Fault.FLAT]}, batch_size=4)
     assert complete(rest, tmp_path / "cut").pictures().ids == whole.pictures().ids
-    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+    assert stored(tmp_path / "cut") == stored(tmp_path / "whole")
     assert ("a 1", 0) not in rest.asked, "its fault was in the store"
 
 

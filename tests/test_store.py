@@ -11,7 +11,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from lgclip import store as stores
-from lgclip.store import FeatureStore, ImageStore, PromptStore, StoreError, open_root, write_whole
+from lgclip.store import FeatureStore, ImageStore, PromptStore, StoreError, open_root
+from lgclip.whole import write_whole
 
 VIEWS = ("whole", "half")
 WRITABLE = st.text(st.characters(exclude_categories=["Cs"]))  # half a surrogate pair is no text

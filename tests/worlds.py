@@ -172,8 +172,8 @@ def judge(world: World | Sequence[str], folder: Path, *overrides: str) -> dict[s
 
 
 def made(result: dict[str, Any]) -> dict[str, int]:
-    """How many things each stage of a run made."""
-    return {stage["stage"]: stage["made"] for stage in result["stages"]}
+    """How many things each stage of a run added to the store; judging adds nothing."""
+    return {stage["stage"]: stage["made"] for stage in result["stages"] if stage["stage"] != "judging"}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -185,3 +185,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 def tree(root: Path) -> dict[str, bytes]:
     """Every file below a folder, by its place."""
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def stored(root: Path) -> dict[str, bytes]:
+    """Every file of a store but its ledgers, which tell when things were made and not what."""
+    return {name: data for name, data in tree(root).items() if not name.endswith("costs.jsonl")}

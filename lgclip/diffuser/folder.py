@@ -16,7 +16,7 @@ from lgclip.diffuser.base import ImageSource, Missing, Pictures
 from lgclip.diffuser.faults import Fault, fault_of
 from lgclip.diffuser.layout import class_folders, images_in
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, inputs_of, key_of
-from lgclip.store import write_whole
+from lgclip.whole import write_whole
 
 READERS = 4
 """Threads that read files."""

@@ -27,6 +27,10 @@ class Towers(Protocol):
         """Unit features of sentences, in fp32."""
         ...
 
+    def parameters(self) -> dict[str, int]:
+        """How many parameters take part in an `image`'s features, and in a `text`'s if there is a text tower."""
+        ...
+
 
 class Encoder(ABC):
     """Which towers encode: a light description, hashed into keys; `load` brings the weights."""

@@ -163,6 +163,13 @@ class _OpenClipTowers:
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
         return self._unit(self._model.encode_text, self._tokenizer(list(sentences)))
 
+    def parameters(self) -> dict[str, int]:
+        sizes = {name: parameter.numel() for name, parameter in self._model.named_parameters()}
+        image = sum(size for name, size in sizes.items() if name.startswith("visual."))
+        # Neither the temperature nor what writes captions takes part in a sentence's features.
+        apart = sum(size for name, size in sizes.items() if name.startswith(("logit_", "text_decoder.")))
+        return {"image": image, "text": sum(sizes.values()) - image - apart}
+
     def _unit(self, encode: Any, given: Tensor) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):

@@ -244,3 +244,9 @@ class _TimmTower:
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
         raise ValueError("this encoder has no text tower")
+
+    def parameters(self) -> dict[str, int]:
+        classifier = self._model.get_classifier()  # which is not run
+        heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
+        apart = sum(parameter.numel() for head in heads for parameter in head.parameters())
+        return {"image": sum(parameter.numel() for parameter in self._model.parameters()) - apart}

@@ -8,6 +8,7 @@ import torch
 
 from lgclip.batch import Subject
 from lgclip.identity import SCHEMA, inputs_of
+from lgclip.ledger import Tokens
 
 
 class Task(NamedTuple):
@@ -32,10 +33,12 @@ class Written(NamedTuple):
     Attributes:
         prompts: At least as many as were wanted, those that were there first.
         turn: Rounds that were spent on them.
+        tokens: What a language model read and wrote for them this time; None if there is none, or it does not tell.
     """
 
     prompts: list[str]
     turn: int = 0
+    tokens: Tokens | None = None
 
 
 class PromptError(ValueError):
@@ -44,11 +47,12 @@ class PromptError(ValueError):
     Attributes:
         prompts: Those that it gave, which are kept.
         turn: Rounds that were spent on them.
+        tokens: As in `Written`.
     """
 
-    def __init__(self, message: str, prompts: Sequence[str] = (), turn: int = 0) -> None:
+    def __init__(self, message: str, prompts: Sequence[str] = (), turn: int = 0, tokens: Tokens | None = None) -> None:
         super().__init__(message)
-        self.prompts, self.turn = list(prompts), turn
+        self.prompts, self.turn, self.tokens = list(prompts), turn, tokens
 
 
 class Pen(Protocol):
@@ -69,6 +73,11 @@ class PromptWriter(ABC):
     def at_once(self) -> int:
         """Classes that are given to the pen together."""
         return 1
+
+    @property
+    def elsewhere(self) -> str:
+        """What the model runs on if it is not the run's own device; else empty."""
+        return ""
 
     @property
     def falls_back(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lgclip.identity import NOT_AN_INPUT
+from lgclip.ledger import Tokens, both
 from lgclip.prompts.base import Pen, PromptError, PromptWriter, Task, Written
 from lgclip.prompts.replies import NoPromptsError, sentences_of
 from lgclip.prompts.verdicts import Outcome, sameness, spoilt, verdict
@@ -42,6 +43,8 @@ class Notebook:
 
     def __init__(self, task: Task, writer: "ChatWriter") -> None:
         self.task, self.turn = task, task.turn
+        self.tokens: Tokens | None = None
+        self._paid = False
         self.prompts = list(task.have)
         self._known = {sameness(prompt) for prompt in self.prompts}
         self._writer = writer
@@ -65,6 +68,11 @@ class Notebook:
                 self.note(spoilt(reply) or Outcome.EMPTY)
             for sentence in sentences:
                 self._take(sentence)
+
+    def spend(self, tokens: Tokens | None) -> None:
+        """Counts what a reply took; None if the model does not tell."""
+        self.tokens = both(self.tokens, tokens) if self._paid else tokens
+        self._paid = True
 
     def note(self, outcome: Outcome) -> None:
         """Counts a reply without sentences."""
@@ -92,7 +100,7 @@ class Notebook:
             because: A reason besides what the replies were.
         """
         if not self.missing:
-            return Written(self.prompts, self.turn)
+            return Written(self.prompts, self.turn, self.tokens)
         bad = [f"{outcome} {n}" for outcome, n in self._tally.most_common() if outcome is not Outcome.USABLE]
         said = "; ".join([*([because] if because else []), *([", ".join(bad)] if bad else [])])
         subject, rounds = self.task.subject, self.turn - self.task.turn
@@ -101,6 +109,7 @@ class Notebook:
             f"{self.task.wanted} in {rounds} round{'s' * (rounds != 1)}{f' ({said})' if said else ''}",
             self.prompts,
             self.turn,
+            self.tokens,
         )
 
 

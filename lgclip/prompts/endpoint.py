@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from lgclip.ledger import Tokens
 from lgclip.prompts.verdicts import Outcome
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,11 @@ class _LaterError(Exception):
 
 
 class Reply(NamedTuple):
-    """What the model said, or why it said nothing."""
+    """What the model said, or why it said nothing, and what that took if the server tells."""
 
     text: str
     outcome: Outcome | None = None
+    tokens: Tokens | None = None
 
 
 class Endpoint:
@@ -186,13 +188,13 @@ class Endpoint:
         choices = getattr(completion, "choices", None)
         if not choices:
             raise _LaterError(self._plain(f"a reply without choices: {str(completion)[:120]}"))
-        message = choices[0].message
+        message, tokens = choices[0].message, _usage(completion)
         if choices[0].finish_reason == "content_filter" or (message and getattr(message, "refusal", None)):
-            return Reply("", Outcome.REFUSAL)
+            return Reply("", Outcome.REFUSAL, tokens)
         content = message.content if message else None
         if isinstance(content, list):  # some servers give it in parts
             content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-        return Reply(content) if content and content.strip() else Reply("", Outcome.EMPTY)
+        return Reply(content, None, tokens) if content and content.strip() else Reply("", Outcome.EMPTY, tokens)
 
     def _refused(self, error: Any, used: int) -> Reply | None:
         """What an HTTP status means."""
@@ -248,6 +250,15 @@ class Endpoint:
         """One short line without the key."""
         text = text.replace(self._secret, "***") if self._secret else text
         return " ".join(text.split())[:300]
+
+
+def _usage(completion: Any) -> Tokens | None:
+    """What a reply took, of a server that tells: the client checks no field, so any value may stand there."""
+    usage = getattr(completion, "usage", None)
+    prompt, completion = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if isinstance(prompt, int) and isinstance(completion, int) and min(prompt, completion) >= 0:
+        return Tokens(prompt, completion)
+    return None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

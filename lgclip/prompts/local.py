@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Int
 
 from lgclip.hub import commit_of, hub_errors
 from lgclip.identity import NOT_AN_INPUT, WEIGHTS, hub_repositories, local_folder
+from lgclip.ledger import Tokens
 from lgclip.prompts.base import Pen, PromptError, Task, Written
 from lgclip.prompts.chat import ChatWriter, Notebook, seed_of
 
@@ -68,7 +70,10 @@ class LocalLLM(ChatWriter):
                 books = list(open_.values())
                 for start in range(0, len(books), self.batch_size):
                     batch = books[start : start + self.batch_size]
-                    for book, replies in zip(batch, self._replies(tokenizer, model, batch, seed), strict=True):
+                    for book, (replies, tokens) in zip(
+                        batch, self._replies(tokenizer, model, batch, seed), strict=True
+                    ):
+                        book.spend(tokens)
                         book.add(replies)
 
         return write
@@ -100,8 +105,10 @@ class LocalLLM(ChatWriter):
         )
         return tokenizer, model
 
-    def _replies(self, tokenizer: Any, model: Any, books: Sequence[Notebook], seed: int) -> list[list[str]]:
-        """`replies_per_round` replies for each class."""
+    def _replies(
+        self, tokenizer: Any, model: Any, books: Sequence[Notebook], seed: int
+    ) -> list[tuple[list[str], Tokens]]:
+        """`replies_per_round` replies for each class, and what they took."""
         from lgclip.prompts.sampling import sampler
 
         each = self.replies_per_round
@@ -129,8 +136,14 @@ class LocalLLM(ChatWriter):
                 f"llm.batch_size={self.batch_size}: {self.model} has no room for {len(books)} classes at once; ask for "
                 "fewer (what is written is kept), or take a smaller model"
             ) from None
-        texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [texts[start : start + each] for start in range(0, len(texts), each)]
+        said = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        read, written = (
+            inputs["attention_mask"].sum(dim=1).tolist(),
+            _lengths(said, model.generation_config.eos_token_id).tolist(),
+        )
+        rows = [slice(start, start + each) for start in range(0, len(texts), each)]
+        return [(texts[own], Tokens(sum(read[own]), sum(written[own]))) for own in rows]
 
     def _rendered(self, tokenizer: Any, book: Notebook) -> str:
         template = _NOW.sub(repr(TODAY), tokenizer.get_chat_template())
@@ -140,3 +153,10 @@ class LocalLLM(ChatWriter):
         return tokenizer.apply_chat_template(
             self.chat(book), chat_template=template, add_generation_prompt=True, tokenize=False, **known
         )
+
+
+def _lengths(said: Int[torch.Tensor, "b t"], ends: int | Sequence[int] | None) -> Int[torch.Tensor, " b"]:
+    """How many tokens each reply has, its end included: one shorter than its neighbours' is padded."""
+    end = torch.isin(said, torch.tensor([] if ends is None else ends, dtype=said.dtype, device=said.device))
+    before = end.cumsum(dim=1) - end.long()  # ends before each token
+    return (before == 0).sum(dim=1)

@@ -72,6 +72,10 @@ class ServerLLM(ChatWriter):
     def at_once(self) -> int:
         return 4 * self.concurrency  # so that one slow class does not idle the other threads
 
+    @property
+    def elsewhere(self) -> str:
+        return f"server at {urlsplit(self.base_url).netloc}"
+
     def load(self, device: torch.device) -> Pen:
         endpoint = self._endpoint()
 
@@ -148,6 +152,7 @@ class ServerLLM(ChatWriter):
                 if endpoint.answered < start:
                     raise ServerError(f"llm.base_url={self.base_url}: it answers nobody any more; {overdue}") from None
                 return book.result(str(overdue))
+            book.spend(reply.tokens)
             book.add([reply.text] if reply.outcome is None else [])
             if reply.outcome is not None:
                 book.note(reply.outcome)

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lgclip.store import write_whole
 from lgclip.tiny.captions import caption_of, digit_caption_of
 from lgclip.tiny.world import SCANNED_DIGITS, SEEN_KINDS, SIZE, image_of, scanned_digits, scene_of
+from lgclip.whole import write_whole
 
 DIGIT_REPEATS = 4
 """How often each scan stands in the corpus, every time with another caption."""

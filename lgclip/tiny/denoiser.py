@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lgclip.store import write_whole
 from lgclip.tiny.corpus import Corpus
 from lgclip.tiny.recipe import Recipe
 from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_ids, clip_tokenizer
+from lgclip.whole import write_whole
 
 CAPTIONS_PER_PICTURE = 4
 UNCONDITIONAL = 0.1

@@ -1,0 +1,135 @@
+"""What stages spend: lines that several processes may write, and tokens and bytes that were really used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lgclip.batch import Subject
+from lgclip.ledger import Line, Tokens, append, both, lines_of, rate
+from lgclip.memory import Peak
+from lgclip.prompts.base import Task
+from lgclip.prompts.local import LocalLLM, _lengths
+
+LINE = Line(10, "image", 5.0, "cpu", 1)
+CPU = torch.device("cpu")
+
+
+@given(st.lists(st.builds(
+    Line,
+    count=st.integers(1, 10**9), unit=st.text(), seconds=st.floats(0, 1e9),
+    device=st.text(), devices=st.integers(1, 8),
+    tokens=st.none() | st.builds(Tokens, st.integers(0, 10**12), st.integers(0, 10**12)),
+), max_size=4))  # fmt: skip
+def test_lines_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, lines: list[Line]) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "not" / "there" / "costs.jsonl"
+    for line in lines:
+        append(path, line)
+    assert lines_of(path) == lines
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["", "{", "[]", "7", "null", '{"count": 1}', json.dumps({**vars(LINE), "count": 0}),
+     json.dumps({**vars(LINE), "count": "many"}), json.dumps({**vars(LINE), "seconds": -1.0}),
+     json.dumps({**vars(LINE), "tokens": {"words": 3}}), json.dumps({**vars(LINE), "more": 1})],
+)  # fmt: skip
+def test_a_damaged_line_is_told_and_loses_itself_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    path = tmp_path / "costs.jsonl"
+    append(path, LINE)
+    with path.open("a") as file:
+        file.write(bad + "\n")
+    append(path, LINE)
+    assert lines_of(path) == [LINE, LINE]
+    assert f"{path}: line 2 is damaged" in caplog.text
+
+
+def test_processes_that_write_at_once_lose_no_line(tmp_path: Path) -> None:
+    write = (
+        "import sys\nfrom pathlib import Path\nfrom lgclip.ledger import Line, append\n"
+        "for at in range(200): append(Path(sys.argv[1]), Line(at + 1, 'image' * 40, 1.0, sys.argv[2], 1))\n"
+    )
+    path, root = tmp_path / "costs.jsonl", Path(__file__).parents[1]
+    running = [subprocess.Popen([sys.executable, "-c", write, str(path), name], cwd=root) for name in "abc"]
+    assert [one.wait(timeout=60) for one in running] == [0, 0, 0]
+    found = lines_of(path)
+    for name in "abc":
+        assert [line.count for line in found if line.device == name] == list(range(1, 201))
+
+
+def test_a_rate_is_of_all_that_was_made() -> None:
+    lines = [LINE, Line(30, "image", 7.0, "cpu", 1)]
+    assert rate(lines) == 12.0 / 40
+    assert rate([]) is None
+
+
+def test_tokens_of_two_replies_are_unknown_if_one_does_not_tell() -> None:
+    assert both(Tokens(1, 2), Tokens(10, 20)) == Tokens(11, 22)
+    assert both(Tokens(1, 2), None) is both(None, Tokens(1, 2)) is None
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4), st.sets(st.integers(0, 3))
+)
+def test_a_reply_is_as_long_as_up_to_its_end(rows: list[list[int]], ends: set[int]) -> None:
+    expected = [next((at + 1 for at, token in enumerate(row) if token in ends), 5) for row in rows]
+    assert _lengths(torch.tensor(rows), sorted(ends) or None).tolist() == expected
+    if len(ends) == 1:
+        assert _lengths(torch.tensor(rows), next(iter(ends))).tolist() == expected
+
+
+def test_a_model_here_counts_its_own_tokens_and_no_padding() -> None:
+    settings: dict[str, Any] = {"instruction": "{name}", "again": "", "min_words": 1, "exact_name": True}
+    llm = LocalLLM("tiny:language", **settings, max_new_tokens=40, replies_per_round=4, max_rounds=3)
+    tasks = [Task(Subject(0, "pink ring"), 3), Task(Subject(1, "long pink ring"), 3)]
+    pen = llm.load(CPU)
+    together = {place: outcome.tokens for place, outcome in pen(tasks, 0)}
+    alone = [next(iter(pen([task], 0)))[1].tokens for task in tasks]
+    assert [together[0], together[1]] == alone, "what a class takes does not depend on its batch"
+    tokenizer, _ = llm._load(CPU)
+    for task, tokens in zip(tasks, alone, strict=True):
+        assert tokens is not None
+        chat = [{"role": "user", "content": task.subject.name}]
+        asked = len(tokenizer(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True),
+                              add_special_tokens=False)["input_ids"])  # fmt: skip
+        rounds, rest = divmod(tokens.prompt, 4 * asked)
+        assert (rest, 1 <= rounds <= 3) == (0, True)
+        assert 0 < tokens.completion <= rounds * 4 * 40
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no figure without /proc")
+def test_the_peak_is_that_of_the_block_even_after_a_larger_one() -> None:
+    def of(megabytes: int) -> tuple[int, str | None]:
+        with Peak(CPU) as peak:
+            np.ones(megabytes * 2**20, dtype=np.uint8)[::4096].sum()
+        assert peak.bytes is not None
+        return peak.bytes, peak.source
+
+    def process() -> int:
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+    small, _ = of(1)
+    before = process()
+    large, source = of(2 * before // 2**20)  # larger than this process has ever been
+    assert source == "process"
+    assert large >= max(before, small + 0.9 * 2 * before)
+    after, source = of(1)
+    assert source == "samples"
+    assert after < large - before
+    assert process() >= large, "who measures the whole process is still told its peak"
+
+
+def test_a_peak_ends_with_an_error_too() -> None:
+    peak = Peak(CPU)
+    with pytest.raises(RuntimeError, match="power cut"), peak:
+        raise RuntimeError("power cut")
+    assert not peak._watch.is_alive()
