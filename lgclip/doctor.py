@@ -167,7 +167,7 @@ def accounts() -> list[Finding]:
         if get_token()
         else Finding(ASKS, "Hugging Face", "no token: gated models need `hf auth login` or HF_TOKEN")
     )
-    login = os.environ.get("WANDB_API_KEY") or "api.wandb.ai" in _text(Path.home() / ".netrc")
+    login = os.environ.get("WANDB_API_KEY") or "wandb" in _text(Path.home() / ".netrc")
     wandb = (
         Finding(READY, "Weights & Biases", "a key is set")
         if login
