@@ -4,9 +4,11 @@ import hydra
 from omegaconf import DictConfig
 
 from lgclip.errors import plain_errors
+from lgclip.sweeps import resumed
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+@resumed
 def generate(cfg: DictConfig) -> None:
     from pathlib import Path
 
@@ -19,7 +21,6 @@ def generate(cfg: DictConfig) -> None:
 
     quiet()
     counts = whole_numbers(cfg)
-    del counts["workers"]  # it encodes nothing
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
     dataset, writer, diffuser = (instantiate(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lgclip.sweeps import FAILED, SWEEP
+from lgclip.jobs import FAILED, SWEEP
+from lgclip.whole import write_whole
 
 SUMMARY = "summary.csv"
 _FIGURES = ("method", "n", "top1", "top1_low", "top1_high", "mean_per_class", "clip_text", "seconds")
@@ -28,12 +29,10 @@ def summarise(sweep: Path) -> tuple[str, int]:
     swept = _swept(list(jobs.values()))
     rows = [_row(sweep / name, name, _named(overrides), swept) for name, overrides in jobs.items()]
     header = ["job", "status", *swept, *_FIGURES, "folder", "error"]
-    temporary = sweep / f".{SUMMARY}"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with write_whole(sweep / SUMMARY) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(sweep / SUMMARY)
     counts = {status: sum(row["status"] == status for row in rows) for status in ("finished", "failed", "unfinished")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     return f"{_table(rows, swept)}\n{told}: {sweep / SUMMARY}", counts["failed"]

@@ -9,59 +9,23 @@ multirun/DATE/TIME/summary.csv    a row a job
 import functools
 import hashlib
 import json
-import os
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-SWEEP, FAILED = "sweep.json", "failed.json"
-"""Names of the files in a sweep's folder, and in that of a job that failed."""
+from lgclip.jobs import FAILED, SWEEP, Job, command_of, current_job, environment_of, on_several_devices
+from lgclip.summary import summarise
+from lgclip.whole import write_json
 
 _BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-
-
-class Job(NamedTuple):
-    """A job of a sweep.
-
-    Attributes:
-        sweep: The sweep's folder.
-        number: Its number in the sweep.
-        overrides: What its config differs by from the defaults.
-        alone: Whether it has a process of its own.
-    """
-
-    sweep: Path
-    number: int
-    overrides: list[str]
-    alone: bool
-
-    def described(self) -> dict[str, object]:
-        """Plain values, for the report."""
-        return {"dir": str(self.sweep), "job": self.number, "overrides": self.overrides}
-
-
-def current_job() -> Job | None:
-    """The job that this process is at; None if it runs by itself.
-
-    A launcher that gives each job a process of its own says by the environment which it is.
-    """
-    if "LGCLIP_SWEEP_DIR" in os.environ:
-        said = (os.environ[f"LGCLIP_SWEEP_{name}"] for name in ("DIR", "JOB", "OVERRIDES"))
-        folder, number, overrides = said
-        return Job(Path(folder), int(number), json.loads(overrides), alone=True)
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
-        return None
-    return Job(Path(hydra.sweep.dir).absolute(), int(hydra.job.num), list(hydra.overrides.task), alone=False)
 
 
 def run_key(cfg: DictConfig) -> str:
@@ -103,8 +67,8 @@ Task = Callable[[DictConfig], Any]
 def resumed(task: Task) -> Task:
     """Wraps a task: in a sweep, a finished job is not run again, and a job that fails says so and is no more.
 
-    What decides is `run_key`. A job that fails in a process of its own passes its error on; in the sweep's
-    process it leaves failed.json and gives not-a-number, which a sweeper takes for a failed trial.
+    What decides is `run_key`. A job that fails leaves failed.json; in a process of its own it passes its error on, in
+    the sweep's it has no value, which a sweeper takes for a failed trial.
     """
 
     @functools.wraps(task)
@@ -119,21 +83,24 @@ def resumed(task: Task) -> Task:
             print(f"job {job.number}: finished before, not run again (rerun=true runs it)", flush=True)
             return objective(cfg, done)
         failed = folder / FAILED
+        failed.unlink(missing_ok=True)
         try:
             if done is not None and done["config"] != OmegaConf.to_container(cfg, resolve=True) and not cfg.rerun:
                 raise ValueError(f"{folder} holds the result of another job; name another folder, hydra.sweep.dir=DIR")
             _check(cfg)
-            with _own_processes(folder, job):
-                value = task(cfg)
+            if job.alone or not on_several_devices(cfg):
+                return task(cfg)
+            _in_a_process(task, job, folder)
+            made = _result(folder)
+            return None if made is None else objective(cfg, made)
         except Exception as error:
-            told = {"overrides": job.overrides, "error": f"{type(error).__name__}: {error}", "run_key": key}
-            _write(failed, {**told, "trace": traceback.format_exc()})
+            if not failed.exists():  # else the job's own process has said more than we know
+                told = {"overrides": job.overrides, "error": f"{type(error).__name__}: {error}", "run_key": key}
+                write_json(failed, {**told, "trace": traceback.format_exc()})
             if job.alone:
                 raise
             print(f"job {job.number} failed: {error}\n{failed} has the trace", file=sys.stderr, flush=True)
-            return float("nan")
-        failed.unlink(missing_ok=True)
-        return value
+            return None
 
     return run
 
@@ -145,43 +112,19 @@ def _result(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write(path: Path, content: object) -> None:
-    from lgclip.store import write_whole
+def _in_a_process(task: Task, job: Job, folder: Path) -> None:
+    """Runs a job as a process of its own.
 
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    Lightning starts the other devices of a run by its command line, which of a sweep's job is the whole sweep; and
+    if one of them fails, it kills the process that started it, which would be the sweep.
 
-
-@contextmanager
-def _own_processes(folder: Path, job: Job) -> Iterator[None]:
-    """A job's other devices run this job, and the next job starts its own.
-
-    Lightning starts them as `sys.argv`, which of a sweep's job is the whole sweep, and marks in the
-    environment that they are there.
+    Raises:
+        RuntimeError: If it failed.
     """
-    argv, environment = sys.argv, dict(os.environ)
-    hydra: Any = HydraConfig.get()
-    where = hydra.run.dir
-    if not job.alone:
-        flags = [word for word in argv[1:] if word.startswith("-") or "=" not in word]
-        sys.argv = [argv[0], *(flag for flag in flags if flag not in ("-m", "--multirun")), *job.overrides]
-        with read_write(hydra):
-            hydra.run.dir = str(folder)
-    try:
-        yield
-    finally:
-        _leave_group()
-        sys.argv = argv
-        os.environ.clear()
-        os.environ.update(environment)
-        with read_write(hydra):
-            hydra.run.dir = where
-
-
-def _leave_group() -> None:
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    command = command_of(Path(task.__code__.co_filename), HydraConfig.get(), job.overrides, folder)
+    done = subprocess.run(command, env=environment_of(job), stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise RuntimeError(f"its process ended with status {done.returncode}")
 
 
 class Sweeps(Callback):
@@ -204,30 +147,23 @@ class Sweeps(Callback):
         if not told and not config.rerun:
             folder = next((old for old in _earlier(folder) if _begun(old) == jobs), folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_plain(folder / SWEEP, {"jobs": jobs})
+        write_json(folder / SWEEP, {"jobs": jobs})
         done = sum((folder / str(number) / "result.json").is_file() for number in range(len(jobs)))
         if done:
             print(f"{folder} was begun before: {done} of {len(jobs)} jobs have a result", flush=True)
-        with read_write(config), open_dict(config):
-            config.hydra.sweep.dir = str(folder)
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+        if not told:
+            with read_write(config), open_dict(config):
+                config.hydra.sweep.dir = str(folder)
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
 
     def on_multirun_end(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
-        if config_name != "evaluate":
-            return
-        from lgclip.summary import summarise
-
-        text, failed = summarise(Path(config.hydra.sweep.dir))
-        print(text, flush=True)
+        folder = Path(config.hydra.sweep.dir)
+        failed = len(list(folder.glob(f"*/{FAILED}")))
+        if config_name == "evaluate":
+            text, failed = summarise(folder)
+            print(text, flush=True)
         if failed:
             raise SystemExit(f"error: {failed} jobs failed; run the same command again for them alone")
-
-
-def _write_plain(path: Path, content: object) -> None:
-    """Whole or absent, without torch, which `store` needs."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:
