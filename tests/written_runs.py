@@ -29,7 +29,7 @@ def result_of(
     """A result.json of schema 2."""
     rank = (np.array(label) != np.array(prediction)).astype(np.int64)
     figures = metrics(np.array(label), rank, len(names))
-    stage = {"device": "cpu", "peak_memory": 1_000_000, "tokens": None, "unit": "image"}
+    on = {"device": "cpu", "devices": 1, "peak_memory": 1_000_000, "peak_from": "process"}
     parts = {"choice": "tiny", "id": "tiny:encoder", "model": "sha256:38dd", "pretrained": None, "options": {}}
     return {
         "schema": 2, "method": "lgclip", "n": len(label), "num_classes": len(names),
@@ -46,7 +46,9 @@ def result_of(
         "confidence": {"temperature": 0.02, "fitted_on": "synthetic images", "ece": 0.03, "nll": 0.4, "brier": 0.2,
                        "aurc": 0.1, "rejection": [{"coverage": 1.0, "top1": figures["top1"]}]},
         "diagnostics": {"margin": {"spearman": 0.5, "p": 0.6}, "claimed": {"spearman": None, "p": None}},
-        "stages": [{"stage": "images", "made": 9, "reused": 0, "seconds": 1.5, **stage}],
+        "stages": [{"stage": "prompts", "unit": "class", "made": 3, "reused": 0, "seconds": 0.5, **on,
+                    "tokens": {"prompt": 7, "completion": 30}},
+                   {"stage": "images", "unit": "image", "made": 9, "reused": 2, "seconds": 1.5, **on, "tokens": None}],
         "cost": {"stages": [], "made_before": {"images": {"seconds": 2.0, "count": 9, "device": "cpu"}},
                  "towers": {"image": {"parameters": 10, "flops": 20}, "text": None}, "payback": {"never": None}},
         "store": {"real": "a/b", "synthetic": "a/c"}, "versions": {"lgclip": "0.1.0"}, "git_commit": "abc",

@@ -1,0 +1,269 @@
+"""The page that compares runs, in a browser: text that would run, narrow screens, colours, keyboards, paper, sums."""
+
+import re
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from dashboard_pages import HOSTILE, Open, hostile_page, single_page, sweep_page
+from playwright.sync_api import Page, expect
+from scipy.stats import binomtest
+
+from lgclip.dashboard import shape
+from lgclip.dashboard.page import LIBRARY, SCRIPTS, render
+from lgclip.statistics import wilson
+
+pytest_plugins = ("browser_fixtures",)
+
+UNREADABLE = """() => {
+  const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    paint.clearRect(0, 0, 1, 1);
+    paint.fillStyle = colour;
+    paint.fillRect(0, 0, 1, 1);
+    return [...paint.getImageData(0, 0, 1, 1).data].map((value) => value / 255);
+  };
+  const over = (top, under) => top.slice(0, 3).map((value, at) => value * top[3] + under[at] * (1 - top[3]));
+  const ground = (element) => {
+    const own = rgba(getComputedStyle(element).backgroundColor);
+    return own[3] === 1 || !element.parentElement ? own.slice(0, 3) : over(own, ground(element.parentElement));
+  };
+  const light = (rgb) => rgb.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((total, v, at) => total + v * [0.2126, 0.7152, 0.0722][at], 0);
+  const bad = new Set();
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement, style = getComputedStyle(element);
+    if (!walk.currentNode.textContent.trim() || !element.checkVisibility()) continue;
+    const under = ground(element), ink = element.closest("svg") ? style.fill : style.color;
+    const [a, b] = [light(over(rgba(ink), under)), light(under)].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) bad.add(`${element.outerHTML.slice(0, 60)} ${ink}`);
+  }
+  return [...bad];
+}"""
+"""Texts with a contrast below 4.5 to 1 (WCAG 2.2, 1.4.3, AA)."""
+
+NAMELESS = """() => [...document.querySelectorAll("button, select, input, a, img, table, figure, [role]")]
+  .filter((element) => element.checkVisibility()).filter((element) => {
+    const name = element.getAttribute("aria-label") || element.alt || element.labels?.[0]?.textContent
+      || element.querySelector(":scope > caption, :scope > figcaption")?.textContent || element.textContent;
+    return !name.trim();
+  }).map((element) => element.outerHTML.slice(0, 200))"""
+"""What can be used or seen and has no name."""
+
+
+@pytest.fixture(scope="module")
+def sweep() -> shape.Page:
+    return sweep_page()
+
+
+@pytest.fixture(scope="module")
+def hostile() -> shape.Page:
+    return hostile_page()
+
+
+def open_all(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+def test_the_page_is_never_wider_than_the_screen(
+    opened: Open, sweep: shape.Page, hostile: shape.Page, width: int
+) -> None:
+    for data in (sweep, hostile, single_page()):
+        page = opened(data, width)
+        open_all(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.context.close()
+
+
+def test_text_of_runs_is_shown_and_never_run(opened: Open, hostile: shape.Page) -> None:
+    page = opened(hostile)
+    open_all(page)
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("script").count() == 3
+    assert page.locator("img:not([src^='data:image/webp'])").count() == 0
+    assert page.locator("[onerror], [onload], iframe, object, embed, a[href^=javascript], a[href^=http]").count() == 0
+    assert page.get_by_role("heading", level=1).text_content() == HOSTILE[0]
+    expect(page).to_have_title(HOSTILE[0])
+    names = page.locator("#classes tbody th.name").all_text_contents()
+    assert sorted(names) == sorted(text or "(empty)" for text in HOSTILE)
+    prompts = page.locator("#gallery .prompts p").all_text_contents()
+    assert set(prompts) == {text or "(empty)" for text in HOSTILE}
+    assert page.locator("#summary aside li").all_text_contents() == [text or "(empty)" for text in HOSTILE]
+    expect(page.get_by_role("table", name="Runs that failed")).to_contain_text(HOSTILE[0] + "\n" + HOSTILE[9])
+
+
+def test_every_control_can_be_used_among_hostile_names(opened: Open, hostile: shape.Page) -> None:
+    page = opened(hostile)
+    for select in page.locator("main select").all():
+        if select.is_visible():
+            select.select_option(index=select.locator("option").count() - 1)
+    for box in page.get_by_role("checkbox").all():
+        box.click()
+    for field in page.get_by_role("searchbox").all():
+        field.fill(HOSTILE[1])
+    page.get_by_role("button", name=re.compile("^Switch to")).click()
+    assert page.evaluate("window.pwned") is None
+
+
+def hover_text(page: Page, chart: Any) -> set[str]:
+    """All that the tooltips of a chart say while the mouse goes over it."""
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    told = set()
+    for step in range(60):
+        page.mouse.move(box["x"] + box["width"] * (0.06 + 0.92 * step / 59), box["y"] + box["height"] * 0.45)
+        tips = chart.locator(".tip")
+        if tips.count():
+            told.add(tips.first.text_content() or "")
+    return told
+
+
+def test_tooltips_show_names_as_they_are(opened: Open, hostile: shape.Page) -> None:
+    page = opened(hostile)
+    told = hover_text(page, page.locator("#classes .chart").first)
+    for name in HOSTILE:
+        assert any((name or "(empty)")[:299] in text for text in told), name
+    assert hover_text(page, page.locator("#cost .chart"))
+    assert page.evaluate("window.pwned") is None
+
+
+def test_labels_of_charts_are_literal(opened: Open, hostile: shape.Page) -> None:
+    page = opened(hostile, 1280)
+    labels = page.locator("#classes .chart").first.locator("svg text").all_text_contents()
+    assert "constructor" in labels
+    assert any(text.startswith("<img src=x") for text in labels)
+    assert any(text.startswith("{{script}}") for text in labels)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_on_its_ground(opened: Open, sweep: shape.Page, scheme: str) -> None:
+    page = opened(sweep, scheme=scheme)
+    open_all(page)
+    assert page.evaluate(UNREADABLE) == []
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen(opened: Open, sweep: shape.Page) -> None:
+    page = opened(sweep, scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    ink = "getComputedStyle(document.querySelector('#grid .chart svg text')).fill"
+    dark = page.evaluate(ground), page.evaluate(ink)
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(f"{ink} !== '{dark[1]}'")
+    light = page.evaluate(ground), page.evaluate(ink)
+    assert light[0] != dark[0]
+    page.get_by_role("button", name="Switch to dark colours").click()
+    assert (page.evaluate(ground), page.evaluate(ink)) == dark
+    page.reload()
+    assert page.evaluate(ground) == dark[0]
+
+
+def test_all_can_be_reached_by_keyboard_and_seen_where_it_is(opened: Open, hostile: shape.Page) -> None:
+    page = opened(hostile)
+    page.keyboard.press("Tab")
+    expect(page.locator(":focus")).to_have_text("Skip to the content")
+    expect(page.locator(":focus")).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    wanted = page.evaluate(
+        "[...document.querySelectorAll('main :is(a, button, select, input, summary, [tabindex=\"0\"])')]"
+        ".filter((e) => e.checkVisibility()).forEach((e) => { e.dataset.wanted = ''; })"
+    )
+    look = """() => {
+      const e = document.activeElement, s = getComputedStyle(e);
+      const seen = s.outlineStyle !== "none" && parseFloat(s.outlineWidth) >= 2;
+      delete e.dataset.wanted;
+      return [e.tagName, seen];
+    }"""
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        tag, seen = page.evaluate(look)
+        if tag == "BODY":
+            break
+        assert seen, tag
+    wanted = page.evaluate("[...document.querySelectorAll('[data-wanted]')].map((e) => e.outerHTML.slice(0, 120))")
+    assert wanted == []
+
+
+def test_the_pages_parts_have_names_and_an_order(opened: Open, sweep: shape.Page, hostile: shape.Page) -> None:
+    for data in (sweep, hostile, single_page()):
+        page = opened(data)
+        open_all(page)
+        assert page.evaluate(NAMELESS) == []
+        assert page.locator("h1").count() == page.locator("main").count() == 1
+        levels = page.evaluate(
+            "[...document.querySelectorAll('h1, h2, h3')].filter((e) => e.checkVisibility()).map((e) => +e.tagName[1])"
+        )
+        assert all(next_one <= one + 1 for one, next_one in pairwise(levels))
+        assert page.evaluate("document.querySelectorAll('table:not(:has(> caption))').length") == 0
+        ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+        assert len(ids) == len(set(ids))
+        assert page.evaluate("[...document.querySelectorAll('nav a')].every((a) => document.querySelector(a.hash))")
+        page.context.close()
+
+
+def test_on_paper_all_is_open_light_and_as_it_was_afterwards(opened: Open, sweep: shape.Page) -> None:
+    page = opened(sweep, scheme="dark")
+    ground = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--paper')")
+    cell = "getComputedStyle(document.querySelector('.heat button')).backgroundColor"
+    dark = page.evaluate(cell)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(cell) != dark
+    assert page.locator("details:not([open])").count() == 0
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--paper')") != ground
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(cell) == dark
+    assert page.locator("details[open]").count() == 0
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--paper')") == ground
+    assert page.pdf().startswith(b"%PDF")
+
+
+def test_a_large_sweep_is_a_small_file_that_opens(opened: Open) -> None:
+    data = sweep_page(4, 195)
+    assert len(render(data).encode()) < 5_000_000
+    page = opened(data)
+    assert page.locator("#runs table").first.locator("tbody tr").count() == 61
+    assert page.locator("#classes .box").first.locator("tbody tr").count() == 195
+
+
+def test_figures_worked_out_in_the_page_are_scipys(opened: Open) -> None:
+    page = opened(single_page())
+    counts = [(0, 0), (0, 1), (1, 0), (3, 9), (40, 41), (0, 300), (1200, 1100), (25_000, 24_000)]
+    for only, other in counts:
+        p = binomtest(only, only + other).pvalue if only + other else 1.0
+        assert page.evaluate(f"exactMcNemar({only}, {other})") == pytest.approx(p, rel=1e-6, abs=1e-300)
+    for right, n in ((0, 5), (5, 5), (3, 7), (980, 1000)):
+        assert page.evaluate(f"wilson({right}, {n})") == pytest.approx(wilson(right, n), abs=1e-12)
+
+
+def part(name: str) -> str:
+    return (files("lgclip.dashboard") / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "page.html", "page.css"])
+def test_the_pages_own_parts_write_no_markup_and_name_no_place_elsewhere(name: str) -> None:
+    text = part(name).replace("http://www.w3.org/2000/svg", "")
+    for word in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "Function(",
+        "http:",
+        "https:",
+    ):
+        assert word not in text
+    assert not re.search(r"\s(style|on\w+)=\"", text)
+    assert not re.search(r"@import|url\(", text)
+    assert max(map(len, text.split("\n"))) <= (400 if name == "page.css" else 130)
+    assert len(text.split("\n")) <= 301
+
+
+def test_the_chart_library_is_told_with_its_licence() -> None:
+    licence = part("echarts.LICENSE")
+    assert '"6.1.0"' in part(LIBRARY)
+    for words in ("6.1.0", "Apache License", "The Apache Software Foundation", "Mike Bostock"):
+        assert words in licence
