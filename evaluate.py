@@ -19,40 +19,37 @@ def evaluate(cfg: DictConfig) -> float | None:
     from lgclip.contact_sheet import sheet_of
     from lgclip.features import encode
     from lgclip.generation import draw, whole_numbers
-    from lgclip.report import result_of, table, write_report
+    from lgclip.jobs import choices, sweep_job
+    from lgclip.report import report, table
     from lgclip.stages import StageBar, Stages, quiet
     from lgclip.store import open_root
     from lgclip.tracking import track
 
     quiet()
     counts = whole_numbers(cfg)
-    workers = counts.pop("workers")
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    root = open_root(cfg.paths.store)
+    folder, root = Path(HydraConfig.get().runtime.output_dir), open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
     dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
     # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
     ways = {group: instantiate(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
     method = instantiate(cfg.method, _partial_=True, _convert_="all")(**ways, scales=scales, has_text=encoder.has_text)
-    watch = [StageBar(), SameConfig(run_key(cfg))]
-    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=watch)
+    callbacks = [StageBar(), SameConfig(run_key(cfg))]
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=callbacks)
     encoder = encoder.on(trainer.strategy.root_device)
     encoder.inputs()  # one that cannot be had is said before hours of drawing
-    with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True)) as tracker:
-        stages = Stages(trainer)
-        drawing = None
+    values = OmegaConf.to_container(cfg, resolve=True)
+    with track(cfg.get("logger"), folder, values, choices(), sweep_job()) as tracker:
+        stages, drawing = Stages(trainer), None
         if method.needs_images:
             drawing = draw(stages, dataset.subjects, writer, diffuser, root, **counts)
-        data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=workers)
-        trainer.test(method, datamodule=data, verbose=False)
+        data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=cfg.workers)
+        with stages.timed("judging", unit="image", total=len(dataset)):
+            trainer.test(method, datamodule=data, verbose=False)
         if trainer.is_global_zero:
-            told = {"llm": writer} if drawing and diffuser.needs_prompts else {}
-            parts = {**told, **({"diffuser": diffuser} if drawing else {}), "encoder": encoder, "scales": scales}
-            result = result_of(cfg, dataset, parts, data, method, stages, drawing)
-            judged = method.results[result["method"]]
-            write_report(folder, result, method.results, dataset.class_names)
-            sheet_of(folder / "prototypes.png", dataset, drawing, judged)
-            tracker.log(result, dataset, drawing, judged)
+            parts = {"llm": writer, "diffuser": diffuser, "encoder": encoder, "scales": scales}
+            result = report(folder, cfg, dataset, parts, data, method, stages, drawing)
+            sheet_of(folder / "prototypes.png", dataset, drawing, method.results[result["method"]])
+            tracker.log(result, dataset, drawing)
             print(f"{table(result)}\n{folder}")
             return objective(cfg, result)
 

@@ -1,8 +1,10 @@
 """`lgclip`: what is not a run. The runs' own commands, `lgclip-evaluate` and its kin, start here too."""
 
 import argparse
+import json
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -36,16 +38,82 @@ def evaluate() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lgclip", description="What is not a run.")
     parts = parser.add_subparsers(dest="part", required=True)
-    store = parts.add_parser("store", help="the stores of prompts, images and features")
-    actions = store.add_subparsers(dest="action", required=True)
-    features = actions.add_parser("features", help="write the features that a run's number came from")
-    features.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, with its result.json")
-    features.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
+
     summary = parts.add_parser("summary", help="a sweep in one table, rebuilt from its folders")
     summary.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="the folder of the jobs' folders 0, 1, 2, ...")
+
+    compare = parts.add_parser("compare", help="runs against each other: paired tests, means over seeds")
+    compare.add_argument("places", nargs="+", metavar="RUN_OR_SWEEP[:METHOD]", help="folders of runs, or of sweeps")
+    compare.add_argument("--with", dest="reference", metavar="RUN[:METHOD]", help="the others are compared with it")
+    compare.add_argument("--json", action="store_true", help="figures instead of a table")
+
+    report = parts.add_parser("report", help="runs on one page: a file that needs no network")
+    report.add_argument("places", type=Path, nargs="+", metavar="RUN_OR_SWEEP", help="folders of runs, or of sweeps")
+    report.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="page to write")
+    report.add_argument("--with", dest="reference", type=Path, metavar="RUN", help="the others are compared with it")
+    report.add_argument("--title", default="", help="heading of the page")
+    report.add_argument("--images", type=int, metavar="N", help="most images of a class; 0 for none")
+
+    audit = parts.add_parser("audit", help="near-duplicates of test images, and which stage saw what")
+    audit.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, with its result.json")
+    audit.add_argument("--json", action="store_true", help="figures instead of a text")
+
+    dashboard = parts.add_parser("dashboard", help="a saved view that compares runs elsewhere")
+    wandb = dashboard.add_subparsers(dest="service", required=True).add_parser("wandb", help="Weights & Biases")
+    wandb.add_argument("--entity", metavar="NAME", help="user or team; by default the account's own")
+    wandb.add_argument("--project", default="lgclip", metavar="NAME")
+    wandb.add_argument("--group", metavar="SWEEP", help="runs of one sweep alone")
+    wandb.add_argument(
+        "--axis", action="append", metavar="KEY", help="a swept value to show; by default those of the grid"
+    )
+    wandb.add_argument("--dry-run", type=Path, metavar="FILE", help="write the view here instead of saving it")
+
+    store = parts.add_parser("store", help="the stores of prompts, images and features")
+    features = store.add_subparsers(dest="action", required=True).add_parser(
+        "features", help="write the features that a run's number came from"
+    )
+    features.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, with its result.json")
+    features.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
+
     doctor = parts.add_parser("doctor", help="what is installed, what is missing, what is ready")
     doctor.add_argument("--store", metavar="DIR", help="the store; by default the usual one")
     return parser
+
+
+def _said(args: argparse.Namespace) -> Iterator[str]:
+    """What a command has to say, line by line as it comes; what it needs is imported when it is asked for."""
+    match args.part:
+        case "summary":
+            from lgclip.summary import summarise
+
+            yield summarise(args.sweep)[0]
+        case "compare":
+            from lgclip.comparison_table import compare_command
+
+            yield compare_command(args.places, args.reference, args.json)
+        case "report":
+            from lgclip.dashboard.page import IMAGES, write_page
+
+            images = IMAGES if args.images is None else args.images
+            yield write_page(args.places, args.out, reference=args.reference, title=args.title, images=images)
+        case "audit":
+            from lgclip.audit import audit, audit_text
+            from lgclip.runs import Run
+
+            found = audit(Run.read(args.run))
+            yield json.dumps(found, indent=2, ensure_ascii=False) if args.json else audit_text(found)
+        case "dashboard":
+            from lgclip.workspace import AXES, make_dashboard
+
+            yield make_dashboard(args.entity, args.project, args.group, args.dry_run, args.axis or AXES)
+        case "store":
+            from lgclip.export import export_features
+
+            yield export_features(args.run, args.out)
+        case "doctor":
+            from lgclip.doctor import report
+
+            yield from report(_place("conf"), args.store)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,19 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        if args.part == "doctor":
-            from lgclip.doctor import report
-
-            for line in report(_place("conf"), args.store):
-                print(line, flush=True)
-        elif args.part == "summary":
-            from lgclip.summary import summarise
-
-            print(summarise(args.sweep)[0])
-        else:
-            from lgclip.export import export_features
-
-            print(export_features(args.run, args.out))
+        for line in _said(args):
+            print(line, flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +14,7 @@ from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder
 from lgclip.features import real_stream, synthetic_stream, text_stream
 from lgclip.generation import wanted_images
-from lgclip.runs import Run
+from lgclip.runs import Run, RunError
 from lgclip.scales import Scales
 from lgclip.store import PromptStore, open_root
 from lgclip.writing import Writing
@@ -47,7 +48,10 @@ def reopen(run: Run) -> Reopened:
     cfg = _config_of(run)
     root = open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
-    dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
+    try:
+        dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
+    except InstantiationException as error:
+        raise RunError(f"{run.folder} cannot be brought back: {error.__cause__ or error}") from error
     streams = [text_stream(dataset, encoder, root)] if encoder.has_text else []
     drawing = None
     if run.result["diffuser"]:
@@ -64,6 +68,8 @@ def reopen(run: Run) -> Reopened:
 def _config_of(run: Run) -> DictConfig:
     """The run's config, with what `auto` and a hub's `main` stood for where and when it ran."""
     cfg: Any = OmegaConf.create(run.result["config"])
+    if "download" in cfg.dataset:
+        cfg.dataset.download = False
     for group in ("encoder", "diffuser"):
         made = run.result[group] or {}
         if "precision" in made:

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
+from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 
+from lgclip.confidence import confidence_of
+from lgclip.costs import cost_of, towers_at
 from lgclip.data import Streams
 from lgclip.datasets.base import Dataset
+from lgclip.diagnostics import COLUMNS, Diagnosis, diagnose
 from lgclip.diffuser.base import Pictures
 from lgclip.identity import inputs_of
+from lgclip.jobs import choices, sweep_job
 from lgclip.methods.base import Classifier, Judged
-from lgclip.runs import JUDGED, PER_CLASS, PREDICTIONS, RESULT, RESULT_SCHEMA
+from lgclip.runs import DIAGNOSTICS, JUDGED, PER_CLASS, PREDICTIONS, RESULT, RESULT_SCHEMA
 from lgclip.stages import Stages
-from lgclip.statistics import metrics, per_class
-from lgclip.store import write_whole
-from lgclip.sweeps import current_job, run_key
+from lgclip.statistics import detectable, metrics, paired, per_class
+from lgclip.sweeps import run_key
+from lgclip.whole import write_whole
 
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
 
@@ -54,6 +58,39 @@ def git_commit() -> str | None:
     return said.stdout.strip() if tracked.returncode == 0 else None
 
 
+def report(
+    folder: Path,
+    config: DictConfig,
+    dataset: Dataset,
+    parts: Mapping[str, Any],
+    data: Streams,
+    method: Classifier,
+    stages: Stages,
+    drawing: Pictures | None,
+) -> dict[str, Any]:
+    """Writes the files of a run that is judged, and returns the content of its result.json.
+
+    Args:
+        folder: The run's folder.
+        config: The run's config.
+        dataset: What was judged.
+        parts: The parts by config group; those that only prompts or images need are told of if there were any.
+        data: The streams that were judged.
+        method: The method, after its test.
+        stages: What each stage did.
+        drawing: The synthetic images; None if the method needs none.
+    """
+    idle = {"llm", "diffuser"} if drawing is None else set() if parts["diffuser"].needs_prompts else {"llm"}
+    took_part = {group: part for group, part in parts.items() if group not in idle}
+    diagnosis = None
+    if method.support is not None:
+        judged, real = next(iter(method.results.values())), parts["scales"].fuse(data.streams[-1].features())
+        diagnosis = diagnose(method.support, real, judged.label, judged.rank == 0)
+    result = result_of(config, dataset, took_part, data, method, stages, drawing, diagnosis)
+    write_report(folder, result, method.results, dataset.class_names, diagnosis)
+    return result
+
+
 def result_of(
     config: DictConfig,
     dataset: Dataset,
@@ -62,6 +99,7 @@ def result_of(
     method: Classifier,
     stages: Stages,
     drawing: Pictures | None = None,
+    diagnosis: Diagnosis | None = None,
 ) -> dict[str, Any]:
     """Content of result.json.
 
@@ -73,6 +111,7 @@ def result_of(
         method: The method, after its test.
         stages: What each stage did.
         drawing: The synthetic images; None if the method needs none.
+        diagnosis: What the synthetic images tell of each class; None without them.
 
     Raises:
         ValueError: If not every image of the data set was judged once.
@@ -84,13 +123,14 @@ def result_of(
             raise ValueError(f"{name}: {len(judged.index)} images were judged, the data set has {n}")
         figures[name] = metrics(judged.label.numpy(), judged.rank.numpy(), num_classes)
     first, *others = figures
-    job = current_job()
+    own = method.results[first]
+    against = {name: paired(*_said(own), method.results[name].prediction.numpy()) for name in others}
     made = {group: _described(group, p) for group, p in parts.items()}
     return {
         "schema": RESULT_SCHEMA,
         "run_key": run_key(config),
-        "sweep": job.described() if job else None,
-        "choices": {group: c for group, c in HydraConfig.get().runtime.choices.items() if "/" not in group},
+        "sweep": sweep_job(),
+        "choices": choices(),
         "method": first,
         "dataset": _judged_on(dataset),
         "n": n,
@@ -101,17 +141,42 @@ def result_of(
         "seed": config.seed,
         "templated_prompts": list(drawing.templated) if drawing and any(drawing.templated) else [],
         "missing_images": drawing.faults() if drawing else [],
-        "protocol": HydraConfig.get().runtime.choices.get("protocol"),
+        "protocol": choices().get("protocol"),
         "judged_by": dict(method.choices),
         "metrics": figures[first],
         "beside": {name: figures[name] for name in others},
         "baseline": figures.get("clip_text"),
+        "paired": against,
+        "detectable": _detectable(n, figures[first], against),
+        "confidence": confidence_of(own, method.temperatures[first]),
+        "diagnostics": diagnosis.correlations if diagnosis else None,
         "stages": [asdict(account) for account in stages.accounts],
+        "cost": cost_of(
+            stages.accounts,
+            stages.parts,
+            towers=towers_at(data.streams[-1].store.towers),
+            views=len(data.streams[-1].views),
+        ),
         "store": {stream.name: stream.store.key for stream in data.streams},
         "config": OmegaConf.to_container(config, resolve=True),
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _said(judged: Judged) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    return judged.label.numpy(), judged.prediction.numpy()
+
+
+def _detectable(n: int, figures: Mapping[str, Any], against: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The least difference that a paired test finds here: against one that disagrees as much as the baseline does.
+
+    Without a baseline, against an independent one of the same accuracy, which disagrees more than most would.
+    """
+    for name, test in against.items():
+        return {**detectable(n, (test["only_this"] + test["only_other"]) / n), "discordant_from": name}
+    top1 = figures["top1"]
+    return {**detectable(n, 2 * top1 * (1 - top1)), "discordant_from": "an independent method"}
 
 
 def _judged_on(dataset: Dataset) -> dict[str, object]:
@@ -123,7 +188,7 @@ def _judged_on(dataset: Dataset) -> dict[str, object]:
 def _described(group: str, part: Any) -> dict[str, object]:
     """A part's choice in the config, the model's own name, and everything its results depend on."""
     name = {"id": part.model} if "model" in part.__dataclass_fields__ else {}
-    return {"choice": HydraConfig.get().runtime.choices.get(group), **name, **inputs_of(part)}
+    return {"choice": choices().get(group), **name, **inputs_of(part)}
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -134,7 +199,11 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
 
 
 def write_report(
-    folder: Path, result: Mapping[str, Any], results: Mapping[str, Judged], class_names: Sequence[str]
+    folder: Path,
+    result: Mapping[str, Any],
+    results: Mapping[str, Judged],
+    class_names: Sequence[str],
+    diagnosis: Diagnosis | None = None,
 ) -> None:
     """Writes the files of one run; result.json last, so that it stands for a finished run.
 
@@ -143,10 +212,11 @@ def write_report(
         result: Content of result.json.
         results: The judgement of every image, by the method and by those beside it.
         class_names: Name of each class.
+        diagnosis: What the synthetic images tell of each class; None without them.
     """
     judged = results[result["method"]]
     columns = [column.tolist() for column in (judged.index, judged.label, judged.prediction, judged.rank)]
-    columns.append([""] * len(judged.index))
+    columns.append([f"{value:.6f}" for value in judged.confidence.tolist()])
     columns += [results[name].prediction.tolist() for name in result["beside"]]
     _write_csv(folder / PREDICTIONS, (*JUDGED, *result["beside"]), zip(*columns, strict=True))
     mistaken = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
@@ -162,6 +232,8 @@ def write_report(
         ))  # fmt: skip
     header = ("class", "name", "n", "right", "accuracy", "most_taken_for", "times")
     _write_csv(folder / PER_CLASS, header, rows)
+    if diagnosis:
+        _write_csv(folder / DIAGNOSTICS, COLUMNS, diagnosis.rows(class_names))
     with write_whole(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

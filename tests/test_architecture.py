@@ -16,8 +16,9 @@ FILES = {
 }
 # Each may import those before it. Only the entry scripts and YAML bring the stages together.
 ORDER = [
-    "lgclip", "lgclip.errors", "lgclip.sweeps", "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.store", "lgclip.checkpoint",
-    "lgclip.stages", "lgclip.agreement",
+    "lgclip", "lgclip.errors", "lgclip.whole", "lgclip.jobs", "lgclip.summary", "lgclip.sweeps",
+    "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.ledger", "lgclip.memory", "lgclip.store",
+    "lgclip.checkpoint", "lgclip.stages", "lgclip.agreement",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.captions", "lgclip.tiny.corpus", "lgclip.tiny.vocabulary",
     "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",
     "lgclip.tiny.language", "lgclip.tiny.install",
@@ -36,15 +37,19 @@ ORDER = [
     "lgclip.diffuser", "lgclip.diffuser.faults", "lgclip.diffuser.base", "lgclip.drawing",
     "lgclip.diffuser.embeddings", "lgclip.diffuser.adapter", "lgclip.diffuser.sampler", "lgclip.diffuser.brush",
     "lgclip.diffuser.pipeline", "lgclip.diffuser.layout", "lgclip.diffuser.folder", "lgclip.generation",
-    "lgclip.data", "lgclip.encoder", "lgclip.encoder.base", "lgclip.encoder.precision",
+    "lgclip.data", "lgclip.encoder", "lgclip.encoder.base", "lgclip.encoder.measure", "lgclip.encoder.precision",
     "lgclip.encoder.files", "lgclip.encoder.sources", "lgclip.encoder.catalogue", "lgclip.encoder.open_clip",
     "lgclip.encoder.timm",
     "lgclip.scales", "lgclip.features",
     "lgclip.prototypes", "lgclip.rules", "lgclip.selection", "lgclip.calibration",
     "lgclip.methods", "lgclip.methods.base", "lgclip.methods.zero_shot",
     "lgclip.tiny.ceilings",
-    "lgclip.statistics", "lgclip.runs", "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking",
-    "lgclip.summary", "lgclip.reopen", "lgclip.export", "lgclip.doctor", "lgclip.cli",
+    "lgclip.confidence", "lgclip.diagnostics", "lgclip.costs",
+    "lgclip.statistics", "lgclip.runs", "lgclip.comparison", "lgclip.comparison_table", "lgclip.report",
+    "lgclip.contact_sheet", "lgclip.artifacts", "lgclip.wandb_tables", "lgclip.tracking", "lgclip.workspace",
+    "lgclip.reopen", "lgclip.export", "lgclip.exposure", "lgclip.audit",
+    "lgclip.dashboard", "lgclip.dashboard.shape", "lgclip.dashboard.rows", "lgclip.dashboard.thumbnails",
+    "lgclip.dashboard.collect", "lgclip.dashboard.page", "lgclip.doctor", "lgclip.cli",
     *SCRIPTS,
 ]  # fmt: skip
 LIGHT = {"hydra", "omegaconf", "lgclip", "lgclip.errors", "lgclip.sweeps"}
@@ -98,7 +103,7 @@ def test_a_method_knows_no_other_stage(name: str) -> None:
 def test_no_stage_knows_a_method() -> None:
     knowing = {name for name in FILES if any(i.startswith("lgclip.methods") for i in imports(parsed(name)))}
     assert {name for name in knowing if not name.startswith("lgclip.methods")} <= {
-        "lgclip.report", "lgclip.contact_sheet", "lgclip.tracking"
+        "lgclip.confidence", "lgclip.report", "lgclip.contact_sheet"
     }  # fmt: skip
 
 

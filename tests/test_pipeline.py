@@ -56,10 +56,10 @@ def test_a_second_run_makes_nothing_loads_nothing_and_says_the_same(
     before = tree(world.store)
     again = judge(world, tmp_path / "run")
     assert made(again) == NOTHING
-    assert [stage["reused"] for stage in again["stages"]] == [3, 9, 3 + 9 + N]
+    assert [stage["reused"] for stage in again["stages"]] == [3, 9, 3 + 9 + N, 0]
     assert (again["metrics"], again["beside"]) == (first_run.result["metrics"], first_run.result["beside"])
     assert tree(world.store) == before
-    for name in ("predictions.csv", "per_class.csv", "prototypes.png"):
+    for name in ("predictions.csv", "per_class.csv", "diagnostics.csv", "prototypes.png"):
         assert (tmp_path / "run" / name).read_bytes() == (first_run.folder / name).read_bytes()
 
 

@@ -73,7 +73,5 @@ def test_an_order_that_cannot_be_is_refused(values: dict[str, object], said: str
 
 
 def test_a_pool_without_an_order_limits_nothing() -> None:
-    assert whole_numbers({"prompts_per_class": 50, "prompt_pool": 10, "prompt_order_seed": None}) == {
-        "prompts_per_class": 50,
-        "prompt_pool": 10,
-    }
+    given = {"prompts_per_class": 50, "prompt_pool": 10, "prompt_order_seed": None, "workers": 2}
+    assert whole_numbers(given) == {"prompts_per_class": 50, "prompt_pool": 10}

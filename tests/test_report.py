@@ -30,7 +30,8 @@ N = len(NAMES) * IMAGES_PER_CLASS
 
 def test_the_result_says_what_was_judged_with_what(first_run: FirstRun) -> None:
     result, world = first_run.result, first_run.world
-    assert result["schema"] == 1
+    assert result["schema"] == 2
+    assert (result["choices"]["scales"], result["choices"]["encoder"], result["sweep"]) == ("single", "tiny", None)
     assert result["method"] == "lgclip"
     assert (result["dataset"]["name"], result["dataset"]["split"]) == ("pictures", "all")
     assert (result["n"], result["num_classes"], result["seed"]) == (N, len(NAMES), 0)
@@ -58,10 +59,13 @@ def test_the_result_holds_the_figures_that_the_predictions_give(first_run: First
 
 
 def test_stages_and_stores_are_accounted_for(first_run: FirstRun) -> None:
-    assert [stage["stage"] for stage in first_run.result["stages"]] == ["prompts", "images", "features"]
+    assert [stage["stage"] for stage in first_run.result["stages"]] == [
+        "prompts", "images", "features", "judging"
+    ]  # fmt: skip
     for stage in first_run.result["stages"]:
         assert stage["made"] > 0 == stage["reused"]
         assert stage["seconds"] >= 0
+    assert first_run.result["cost"]["stages"] == first_run.result["stages"]
     assert list(first_run.result["store"]) == ["text", "synthetic", "real"]
     for key in first_run.result["store"].values():
         assert (first_run.world.store / "features" / key / "inputs.json").is_file()
@@ -69,8 +73,9 @@ def test_stages_and_stores_are_accounted_for(first_run: FirstRun) -> None:
 
 def test_predictions_are_a_row_an_image_in_order(first_run: FirstRun) -> None:
     path = first_run.folder / "predictions.csv"
-    assert path.read_text().splitlines()[0] == "index,label,prediction,rank"
-    found = [{name: int(value) for name, value in row.items()} for row in rows(path)]
+    assert path.read_text().splitlines()[0] == "index,label,prediction,rank,confidence,clip_text,fusion"
+    found = [{name: int(value) for name, value in row.items() if name != "confidence"} for row in rows(path)]
+    assert all(1 / len(NAMES) <= float(row["confidence"]) <= 1 for row in rows(path))
     assert [row["index"] for row in found] == list(range(N))
     assert [row["label"] for row in found] == [i // IMAGES_PER_CLASS for i in range(N)]
     assert all((row["rank"] == 0) == (row["prediction"] == row["label"]) for row in found)
@@ -95,7 +100,8 @@ def test_the_table_has_a_line_a_method_and_one_a_stage(first_run: FirstRun) -> N
     result = first_run.result
     lines = table(result).splitlines()
     assert [line.split()[0] for line in lines] == [
-        "method", "lgclip", "clip_text", "fusion", "pictures,", "prompts", "images", "features"
+        "method", "lgclip", "clip_text", "fusion", "pictures,", "prompts", "images", "features",
+        "judging",
     ]  # fmt: skip
     low, high = (100 * x for x in result["metrics"]["top1_ci95"])
     for part in (f"{100 * result['metrics']['top1']:.1f}%", f"{low:.1f} - {high:.1f}", str(N)):
@@ -105,11 +111,34 @@ def test_the_table_has_a_line_a_method_and_one_a_stage(first_run: FirstRun) -> N
     assert "no text tower" in alone
 
 
+def test_the_figures_beside_are_tested_against_the_method_on_the_same_images(first_run: FirstRun) -> None:
+    found = rows(first_run.folder / "predictions.csv")
+    for name, test in first_run.result["paired"].items():
+        this = [row["prediction"] == row["label"] for row in found]
+        other = [row[name] == row["label"] for row in found]
+        assert test["only_this"] == sum(a and not b for a, b in zip(this, other, strict=True))
+        assert test["only_other"] == sum(b and not a for a, b in zip(this, other, strict=True))
+        assert test["difference"] == pytest.approx((sum(this) - sum(other)) / N)
+        assert first_run.result["beside"][name]["top1"] == pytest.approx(sum(other) / N)
+    detectable = first_run.result["detectable"]
+    assert detectable["discordant_from"] == "clip_text"
+    test = first_run.result["paired"]["clip_text"]
+    assert detectable["discordant"] == pytest.approx((test["only_this"] + test["only_other"]) / N)
+
+
+def test_diagnostics_are_a_row_a_class_beside_its_accuracy(first_run: FirstRun) -> None:
+    found, accuracy = (rows(first_run.folder / name) for name in ("diagnostics.csv", "per_class.csv"))
+    assert [row["name"] for row in found] == list(NAMES)
+    assert [row["images"] for row in found] == ["3"] * len(NAMES)
+    assert [row["accuracy"] for row in found] == [row["accuracy"] for row in accuracy]
+    assert first_run.result["diagnostics"].keys() <= found[0].keys()
+
+
 @pytest.mark.parametrize("indices", [[0, 1, 1], [0, 1], [0, 2, 1]])
 def test_an_image_judged_twice_or_never_is_an_error(indices: list[int]) -> None:
     """103 images on two devices judged as 104 would shift every figure."""
     column = torch.tensor(indices)
-    method = Mock(spec=Classifier, results={"lgclip": Judged(column, column * 0, column * 0, column * 0)})
+    method = Mock(spec=Classifier, results={"lgclip": Judged(*[column] * 4, *[column.float()] * 3)})
     dataset = MagicMock(spec=Dataset, class_names=("a", "b"))
     dataset.__len__.return_value = 3
     with pytest.raises(ValueError, match="the data set has 3"):
