@@ -39,16 +39,16 @@ def evaluate(cfg: DictConfig) -> float | None:
     encoder.inputs()  # one that cannot be had is said before hours of drawing
     values = OmegaConf.to_container(cfg, resolve=True)
     with track(cfg.get("logger"), folder, values, choices(), sweep_job()) as tracker:
-        stages, drawing = Stages(trainer), None
-        if method.needs_images:
-            drawing = draw(stages, dataset.subjects, writer, diffuser, root, **counts)
+        stages = Stages(trainer)
+        drawing = draw(stages, dataset.subjects, writer, diffuser, root, **counts) if method.needs_images else None
         data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=cfg.workers)
         with stages.timed("judging", unit="image", total=len(dataset)):
             trainer.test(method, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             parts = {"llm": writer, "diffuser": diffuser, "encoder": encoder, "scales": scales}
             result = report(folder, cfg, dataset, parts, data, method, stages, drawing)
-            sheet_of(folder / "prototypes.png", dataset, drawing, method.results[result["method"]])
+            if sweep_job() is None:  # a sweep's jobs share their pictures, which `lgclip report` shows
+                sheet_of(folder / "prototypes.png", dataset, drawing, method.results[result["method"]])
             tracker.log(result, dataset, drawing)
             print(f"{table(result)}\n{folder}")
             return objective(cfg, result)

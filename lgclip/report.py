@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lgclip.whole import write_whole
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
     found = {}
@@ -42,6 +44,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=1)  # what this process runs was read when it started
 def git_commit() -> str | None:
     """Commit of the checkout that lgclip is run from, `-dirty` if it was changed; None outside one."""
     here = Path(__file__).resolve().parent

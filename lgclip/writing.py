@@ -48,13 +48,20 @@ class Writing(LightningModule):
         self.subjects = list(subjects)
         self.pen: Pen | None = None
         self.tokens: Tokens | None = None
+        self._whole: list[PromptEntry] | None = None
         self.allow_zero_length_dataloader_with_multiple_devices = True  # what is missing may all be another's share
 
     def _inputs(self, class_index: int) -> dict[str, object]:
         return self.writer.inputs(self.subjects[class_index], self.run_seed)
 
     def _entries(self) -> list[PromptEntry]:
-        return [self.store.read(self._inputs(c)) for c in range(len(self.subjects))]
+        """What is stored of each class; read again as long as it is not all there."""
+        if self._whole is None:
+            entries = [self.store.read(self._inputs(c)) for c in range(len(self.subjects))]
+            if any(len(self._texts(entry)) < self.count for entry in entries):
+                return entries
+            self._whole = entries
+        return self._whole
 
     def _texts(self, entry: PromptEntry) -> list[str]:
         return [*entry.prompts, *(entry.fallback if self.writer.falls_back else [])][: self.count]

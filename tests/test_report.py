@@ -152,7 +152,9 @@ def test_the_commit_is_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if said.returncode == 0 and commit is not None:
         assert commit.removesuffix("-dirty") == said.stdout.strip()
     monkeypatch.setenv("PATH", str(tmp_path))
+    git_commit.cache_clear()
     assert git_commit() is None, "a machine without git"
+    git_commit.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["🦜 parrot", "long " * 60, "a/b", "", "Straße"])

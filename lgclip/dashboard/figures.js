@@ -71,7 +71,10 @@ const secondsTick = (value) =>
 /** An interval of a mean of shares, cut where no share can be. */
 const cut = (pair) => (pair ? [Math.max(0, pair[0]), Math.min(1, pair[1])] : null);
 
-const bytes = (count) => (Number.isFinite(count) ? `${plain(count / 2 ** 20)} MiB` : "–");
+function bytes(count) {
+  if (!Number.isFinite(count)) return "–";
+  return count < 1e9 ? `${Math.round(count / 1e6)} MB` : `${(count / 1e9).toFixed(2)} GB`;
+}
 
 const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
 

@@ -132,7 +132,7 @@ function classCard(page, { name, drawn, row }) {
       drawn.map((one) =>
         make(
           "li",
-          {},
+          { class: one.images.length === 1 ? "beside" : "" },
           make("p", {}, said(one.prompt, "prompt")),
           strip(page, one.images, `Synthetic image of ${name}`),
         ),
