@@ -201,9 +201,14 @@ def _shared(results: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, M
 
 
 def _once(shared: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """What several runs re-used of one set: the largest, without what they made of it themselves."""
+    """What several runs re-used of one set: the largest, without what they made of it themselves.
+
+    A run that found nothing of it is where it began: what another re-uses was made by one of them, perhaps beside
+    what it needed, as a language model writes more sentences in a round than are asked for.
+    """
     name, part = shared[-1]  # the ledger was longest then
-    count = max(0, max(one["used"] for _, one in shared) - sum(one["made"] for _, one in shared))
+    began = any(one["made"] == one["used"] > 0 for _, one in shared)
+    count = 0 if began else max(0, max(one["used"] for _, one in shared) - sum(one["made"] for _, one in shared))
     told = {"name": name, "key": part["key"], "unit": part["unit"], "count": count}
     return {**told, "seconds": _rounded(_times(count, part["seconds_each"]))}
 

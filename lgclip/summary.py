@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lgclip.costs import add_up
 from lgclip.jobs import FAILED, SWEEP
 from lgclip.whole import write_whole
 
@@ -35,7 +36,18 @@ def summarise(sweep: Path) -> tuple[str, int]:
         writer.writerows(rows)
     counts = {status: sum(row["status"] == status for row in rows) for status in ("finished", "failed", "unfinished")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    return f"{_table(rows, swept)}\n{told}: {sweep / SUMMARY}", counts["failed"]
+    spent = _spent([_json(sweep / name / "result.json") for name in jobs])
+    return f"{_table(rows, swept)}\n{spent}{told}: {sweep / SUMMARY}", counts["failed"]
+
+
+def _spent(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the finished jobs cost together, and what they re-used."""
+    known = [result for result in results if result.get("cost")]
+    if not known:
+        return ""
+    cost = add_up(known)
+    before = cost["made_before"]["seconds"]
+    return f"spent {cost['seconds']:.1f} s" + (f"; what was re-used had cost {before:.1f} s\n" if before else "\n")
 
 
 def _overrides(sweep: Path) -> dict[str, list[str]]:

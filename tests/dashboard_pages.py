@@ -140,7 +140,7 @@ def page_of(runs: list[RunData], names: list[str], *, title: str = "shapes: a sw
         title=title, made="2026-01-02T03:04:05+00:00", version="0.1.0",
         axes=[{"key": k, "values": sorted(v) if numeric[k] else v, "numeric": numeric[k]} for k, v in values.items()],
         runs=runs, reference=0, comparisons=comparisons, groups=groups(finished), class_lists=[names],
-        thumbs={str(n): picture(n) for n in range(thumbs)}, notes=[],
+        made_before=61.5, thumbs={str(n): picture(n) for n in range(thumbs)}, notes=[],
     )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ FILES = {
 }
 # Each may import those before it. Only the entry scripts and YAML bring the stages together.
 ORDER = [
-    "lgclip", "lgclip.errors", "lgclip.whole", "lgclip.jobs", "lgclip.summary", "lgclip.sweeps",
-    "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.ledger", "lgclip.memory", "lgclip.store",
+    "lgclip", "lgclip.errors", "lgclip.whole", "lgclip.jobs", "lgclip.ledger", "lgclip.costs",
+    "lgclip.summary", "lgclip.sweeps",
+    "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.memory", "lgclip.store",
     "lgclip.checkpoint", "lgclip.stages", "lgclip.agreement",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.captions", "lgclip.tiny.corpus", "lgclip.tiny.vocabulary",
     "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",
@@ -44,7 +45,7 @@ ORDER = [
     "lgclip.prototypes", "lgclip.rules", "lgclip.selection", "lgclip.calibration",
     "lgclip.methods", "lgclip.methods.base", "lgclip.methods.zero_shot",
     "lgclip.tiny.ceilings",
-    "lgclip.confidence", "lgclip.diagnostics", "lgclip.costs",
+    "lgclip.confidence", "lgclip.diagnostics",
     "lgclip.statistics", "lgclip.runs", "lgclip.comparison", "lgclip.comparison_table", "lgclip.report",
     "lgclip.contact_sheet", "lgclip.artifacts", "lgclip.wandb_tables", "lgclip.tracking", "lgclip.workspace",
     "lgclip.reopen", "lgclip.export", "lgclip.exposure", "lgclip.audit",

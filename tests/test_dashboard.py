@@ -42,13 +42,15 @@ def sweep(root: Path) -> Path:
 
 def test_every_figure_is_that_of_the_runs_files(tmp_path: Path) -> None:
     result = write_run(tmp_path / "run")
-    (run,) = page_of(tmp_path / "run")["runs"]
+    page = page_of(tmp_path / "run")
+    (run,) = page["runs"]
     for key in ("metrics", "beside", "paired", "detectable", "confidence", "n", "method"):
         assert run[key] == result[key]
     assert run["correlations"] == result["diagnostics"]
     assert [stage["tokens"] for stage in run["stages"]] == [37, None], "read and written together"
     for shown, stage in zip(run["stages"], result["stages"], strict=True):
         assert {**shown, "tokens": stage["tokens"]} == stage
+    assert page["made_before"] is None, "images of which no ledger tells"
     assert run["cost"] == {key: value for key, value in result["cost"].items() if key != "stages"}
     assert (run["dataset"], run["split"], run["status"], run["error"]) == ("pictures", "test", "finished", None)
     table = rows(tmp_path / "run" / "per_class.csv")

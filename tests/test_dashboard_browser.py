@@ -270,6 +270,7 @@ def test_costs_add_up_over_the_runs(opened: Open, sweep: shape.Page) -> None:
     table = page.get_by_role("table", name="45 runs together")
     made = sum(stage["made"] for run in done(sweep) for stage in run["stages"] if stage["stage"] == "images")
     expect(table.get_by_role("row").nth(2)).to_contain_text(f"{made:,}")
+    expect(table).to_contain_text("Re-used, when it was made61.5 s")
     before = page.locator("#cost .chart").get_attribute("aria-label")
     page.get_by_label("Add what re-used things cost").check()
     assert page.locator("#cost .chart").get_attribute("aria-label") != before

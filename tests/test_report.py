@@ -146,6 +146,7 @@ def test_an_image_judged_twice_or_never_is_an_error(indices: list[int]) -> None:
 
 
 def test_the_commit_is_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git_commit.cache_clear()
     commit = git_commit()
     here = Path(contact_sheet.__file__).parent
     said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)

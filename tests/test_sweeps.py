@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from omegaconf import OmegaConf
@@ -31,7 +31,7 @@ def sweep(world: World, folder: Path | None, *overrides: str) -> None:
     call("evaluate", *world.evaluating(), *where, *overrides, "-m")
 
 
-def results(folder: Path) -> dict[str, dict[str, object]]:
+def results(folder: Path) -> dict[str, dict[str, Any]]:
     """The results of a sweep's jobs, by their folder's name."""
     return {path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*/result.json"))}
 
@@ -185,15 +185,15 @@ def test_the_summary_is_rebuilt_from_the_folders(
     assert cli.main(["summary", str(tmp_path / "sweep")]) == 0
     said = capsys.readouterr().out
     assert "4 finished" in said
+    spent = [stage["seconds"] for result in results(tmp_path / "sweep").values() for stage in result["stages"]]
+    assert f"spent {sum(spent):.1f} s" in said
     assert (tmp_path / "sweep" / "summary.csv").read_text("utf-8") == written
     told = rows(tmp_path / "sweep" / "summary.csv")
     assert [(row["prompts_per_class"], row["scales"]) for row in told] == [
         ("1", "single"), ("1", "multi"), ("2", "single"), ("2", "multi")
     ]  # fmt: skip
     for row, result in zip(told, results(tmp_path / "sweep").values(), strict=True):
-        metrics = result["metrics"]
-        assert isinstance(metrics, dict)
-        assert float(row["top1"]) == pytest.approx(metrics["top1"], abs=1e-6)
+        assert float(row["top1"]) == pytest.approx(result["metrics"]["top1"], abs=1e-6)
     assert cli.main(["summary", str(tmp_path / "nothing")]) == 1
     assert "holds no sweep" in capsys.readouterr().err
 

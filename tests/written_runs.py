@@ -49,7 +49,7 @@ def result_of(
         "stages": [{"stage": "prompts", "unit": "class", "made": 3, "reused": 0, "seconds": 0.5, **on,
                     "tokens": {"prompt": 7, "completion": 30}},
                    {"stage": "images", "unit": "image", "made": 9, "reused": 2, "seconds": 1.5, **on, "tokens": None}],
-        "cost": {"stages": [], "made_before": {"images": {"seconds": 2.0, "count": 9, "device": "cpu"}},
+        "cost": {"stages": [], "made_before": {"images": {"seconds": 2.0, "count": 9, "device": "cpu", "parts": {}}},
                  "towers": {"image": {"parameters": 10, "flops": 20}, "text": None}, "payback": {"never": None}},
         "store": {"real": "a/b", "synthetic": "a/c"}, "versions": {"lgclip": "0.1.0"}, "git_commit": "abc",
         "config": {"dataset": {"_target_": "x"}, "scales": {"fractions": [1.0]}, "prompts_per_class": 3, "seed": 0,

@@ -9,6 +9,7 @@ from typing import Any
 
 from lgclip import __version__
 from lgclip.comparison import ComparisonError, Side, comparable, compare, seed_groups
+from lgclip.costs import add_up
 from lgclip.dashboard import rows
 from lgclip.dashboard.shape import Axis, Comparison, Page, RunData, SeedGroup
 from lgclip.jobs import FAILED, SWEEP
@@ -68,9 +69,15 @@ def collect(places: Sequence[Path], *, title: str, reference: Path | None, image
         comparisons=_comparisons(runs, at),
         groups=groups,
         class_lists=lists,
+        made_before=_made_before(runs),
         thumbs=thumbs,
         notes=notes,
     )
+
+
+def _made_before(runs: Sequence[Run]) -> float | None:
+    results = [run.result for run in runs]
+    return add_up(results)["made_before"]["seconds"] if all(result.get("cost") for result in results) else None
 
 
 def _found(places: Sequence[Path]) -> tuple[list[Run], list[Path]]:

@@ -38,7 +38,7 @@ function showCost(state) {
     totals,
     towers,
   );
-  totals.replaceChildren(totalTable(runs, stages));
+  totals.replaceChildren(totalTable(runs, stages, page.made_before));
   state.on("focus", perRun);
   perRun();
   update();
@@ -104,7 +104,7 @@ function costBars(theme, runs, stages, before) {
 }
 
 /** All runs together, stage by stage. */
-function totalTable(runs, stages) {
+function totalTable(runs, stages, before) {
   const rows = stages.map((name) => {
     const own = runs.flatMap((run) => run.stages.filter((stage) => stage.stage === name));
     const add = (key) => own.reduce((total, stage) => total + (stage[key] ?? 0), 0);
@@ -121,7 +121,10 @@ function totalTable(runs, stages) {
       said([...new Set(own.map((stage) => stage.device).filter(Boolean))].join(", ") || "–"),
     ];
   });
-  const all = ["All", "", "", "", duration(runs.reduce((total, run) => total + seconds(run), 0)), "", "", ""];
+  const spent = runs.reduce((total, run) => total + seconds(run), 0);
+  const line = (name, value) => [name, "", "", "", duration(value), "", "", ""];
+  const all = [line("All", spent)];
+  if (before) all.push(line("Re-used, when it was made", before), line("All, with it", spent + before));
   const caption = runs.length > 1 ? `${runs.length} runs together` : "The stages";
   return plainTable(
     caption,
@@ -135,7 +138,7 @@ function totalTable(runs, stages) {
       ["Peak memory", "number"],
       ["Device"],
     ],
-    [...rows, all],
+    [...rows, ...all],
   );
 }
 

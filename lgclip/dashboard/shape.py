@@ -120,5 +120,6 @@ class Page(TypedDict):
     comparisons: list[Comparison]
     groups: list[SeedGroup]
     class_lists: list[list[str]]
+    made_before: float | None  # seconds that what the runs re-used had cost, each thing once; null if not known
     thumbs: dict[str, str]  # key -> data URI
     notes: list[str]  # what could not be shown, and why
