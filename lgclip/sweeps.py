@@ -16,8 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -30,11 +32,14 @@ _BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 def run_key(cfg: DictConfig) -> str:
     """32 hexadecimal digits of a run's whole config and of the code: what makes two jobs the same."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    plain.pop("rerun", None)
-    text = json.dumps([plain, _code()], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([_settings(cfg), _code()], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The whole config but for whether it is run again."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
+    return {key: value for key, value in plain.items() if key != "rerun"}
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,7 +90,7 @@ def resumed(task: Task) -> Task:
         failed = folder / FAILED
         failed.unlink(missing_ok=True)
         try:
-            if done is not None and done["config"] != OmegaConf.to_container(cfg, resolve=True) and not cfg.rerun:
+            if done is not None and _settings(done["config"]) != _settings(cfg) and not cfg.rerun:
                 raise ValueError(f"{folder} holds the result of another job; name another folder, hydra.sweep.dir=DIR")
             _check(cfg)
             if job.alone or not on_several_devices(cfg):
@@ -136,7 +141,10 @@ class Sweeps(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         if config_name != "evaluate" or config.hydra.sweeper.get("_target_") != _BASIC:
             return
-        jobs = _jobs(config)
+        try:
+            jobs = _jobs(config)
+        except HydraException:  # the sweeper says what is wrong with them
+            return
         told = any(str(o).startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
         folder = Path(config.hydra.sweep.dir)
         if told and (before := _begun(folder)) not in (None, jobs):
@@ -163,7 +171,8 @@ class Sweeps(Callback):
             text, failed = summarise(folder)
             print(text, flush=True)
         if failed:
-            raise SystemExit(f"error: {failed} jobs failed; run the same command again for them alone")
+            many = "jobs" if failed > 1 else "job"
+            raise SystemExit(f"error: {failed} {many} failed; the same command runs what failed again, nothing else")
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:
@@ -172,7 +181,7 @@ def _jobs(config: DictConfig) -> list[list[str]]:
 
     params = config.hydra.sweeper.get("params") or {}
     given = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    parsed = OverridesParser.create().parse_overrides(given)
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(given)
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return [[one for one in job if not one.startswith("rerun=")] for job in jobs]
 

@@ -83,7 +83,7 @@ def test_one_failed_job_loses_no_other_and_alone_is_run_again(
 ) -> None:
     with pytest.raises(SystemExit) as end:
         sweep(world, tmp_path / "sweep", "scales=single", "prompts_per_class=1,0,2")
-    assert str(end.value.code).startswith("error: 1 jobs failed")
+    assert str(end.value.code).startswith("error: 1 job failed")
     said = capsys.readouterr()
     assert "job 1 failed: prompts_per_class=0: it must be a whole number of at least 1" in said.err
     assert results(tmp_path / "sweep").keys() == {"0", "2"}
@@ -118,6 +118,22 @@ def test_a_job_that_failed_and_then_works_leaves_no_mark_of_it(
     sweep(world, tmp_path / "sweep", "scales=single", "prompts_per_class=3,4")
     assert results(tmp_path / "sweep").keys() == {"0", "1"}
     assert not list((tmp_path / "sweep").rglob("failed.json"))
+
+
+def test_a_pattern_of_choices_is_a_sweep_like_any_other(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        sweep(world, tmp_path / "sweep", "scales=glob(*, exclude=[multi,ten,official_code])", "prompts_per_class=1")
+    assert len(results(tmp_path / "sweep")) == 2
+    assert capsys.readouterr().out.count("finished before") == 2
+
+
+def test_values_that_no_grid_can_have_are_one_error(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        sweep(world, tmp_path / "sweep", "seed=interval(0,1)")
+    assert end.value.code == 1
+    assert not (tmp_path / "sweep" / "sweep.json").exists()
 
 
 def test_rerun_runs_finished_jobs_again(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
