@@ -25,6 +25,7 @@ _NOISE = (
     ".*dataloader is not resumable",  # a recipe's batch depends on its step alone
     ".*resuming from a checkpoint that ended before",  # for the same reason
     ".*Checkpoint directory .* exists and is not empty",  # that is what resuming is
+    ".*Experiment logs directory .* exists and is not empty",  # and running a job again
     ".*Found .* in eval mode",  # loaded models are
 )
 
