@@ -251,6 +251,11 @@ def table(result: Mapping[str, Any]) -> str:
             f"{name:<10} {result['n']:>6} {100 * m['top1']:>6.1f}% {interval:>15} {100 * m['top5']:>6.1f}% "
             f"{100 * m['mean_per_class']:>9.1f}%"
         )
+    for name, test in result["paired"].items():
+        low, high = (100 * bound for bound in test["ci95"])
+        lines.append(
+            f"against {name}: {100 * test['difference']:+.2f} points ({low:+.2f} to {high:+.2f}), p = {test['p']:.3f}"
+        )
     if result["baseline"] is None:
         lines.append("clip_text: none, this encoder has no text tower")
     data = result["dataset"]

@@ -67,10 +67,11 @@ def _overrides(sweep: Path) -> dict[str, list[str]]:
 
 
 def _said(folder: Path) -> list[str]:
-    """What a job's own files say that it was."""
+    """What a job's own files say that it was; nothing of a run by itself."""
     for name in ("result.json", FAILED):
-        if content := _json(folder / name):
-            return list((content.get("sweep") or content)["overrides"])
+        content = _json(folder / name)
+        if found := (content.get("sweep") or content).get("overrides"):
+            return list(found)
     return []
 
 

@@ -100,14 +100,17 @@ def test_the_table_has_a_line_a_method_and_one_a_stage(first_run: FirstRun) -> N
     result = first_run.result
     lines = table(result).splitlines()
     assert [line.split()[0] for line in lines] == [
-        "method", "lgclip", "clip_text", "fusion", "pictures,", "prompts", "images", "features",
+        "method", "lgclip", "clip_text", "fusion", "against", "against", "pictures,", "prompts", "images", "features",
         "judging",
     ]  # fmt: skip
     low, high = (100 * x for x in result["metrics"]["top1_ci95"])
     for part in (f"{100 * result['metrics']['top1']:.1f}%", f"{low:.1f} - {high:.1f}", str(N)):
         assert part in lines[1]
+    test = result["paired"]["clip_text"]
+    assert lines[4].startswith(f"against clip_text: {100 * test['difference']:+.2f} points (")
+    assert lines[4].endswith(f"p = {test['p']:.3f}")
     assert max(map(len, lines)) <= 80
-    alone = table({**result, "beside": {}, "baseline": None})
+    alone = table({**result, "beside": {}, "paired": {}, "baseline": None})
     assert "no text tower" in alone
 
 

@@ -210,8 +210,10 @@ def test_the_summary_is_rebuilt_from_the_folders(
     ]  # fmt: skip
     for row, result in zip(told, results(tmp_path / "sweep").values(), strict=True):
         assert float(row["top1"]) == pytest.approx(result["metrics"]["top1"], abs=1e-6)
-    assert cli.main(["summary", str(tmp_path / "nothing")]) == 1
-    assert "holds no sweep" in capsys.readouterr().err
+    judge(world, tmp_path / "alone" / "0", "prompts_per_class=1")
+    for place in ("nothing", "alone"):
+        assert cli.main(["summary", str(tmp_path / place)]) == 1
+        assert "holds no sweep" in capsys.readouterr().err
 
 
 def test_two_devices_run_this_jobs_config_in_every_job(world: World, tmp_path: Path) -> None:
