@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from lgclip.allowed import build
 from lgclip.errors import plain_errors
 from lgclip.sweeps import objective, resumed, run_key
 
@@ -13,7 +14,6 @@ def evaluate(cfg: DictConfig) -> float | None:
     from pathlib import Path
 
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
 
     from lgclip.agreement import SameConfig
     from lgclip.contact_sheet import sheet_of
@@ -29,12 +29,12 @@ def evaluate(cfg: DictConfig) -> float | None:
     counts = whole_numbers(cfg)
     folder, root = Path(HydraConfig.get().runtime.output_dir), open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
-    dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
+    dataset, writer, diffuser, encoder, scales = (build(cfg[group], _convert_="all") for group in groups)
     # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
-    ways = {group: instantiate(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
-    method = instantiate(cfg.method, _partial_=True, _convert_="all")(**ways, scales=scales, has_text=encoder.has_text)
+    ways = {group: build(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
+    method = build(cfg.method, _partial_=True, _convert_="all")(**ways, scales=scales, has_text=encoder.has_text)
     callbacks = [StageBar(), SameConfig(run_key(cfg))]
-    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=callbacks)
+    trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=callbacks)
     encoder = encoder.on(trainer.strategy.root_device)
     encoder.inputs()  # one that cannot be had is said before hours of drawing
     values = OmegaConf.to_container(cfg, resolve=True)

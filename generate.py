@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+from lgclip.allowed import build
 from lgclip.errors import plain_errors
 from lgclip.sweeps import resumed
 
@@ -13,7 +14,6 @@ def generate(cfg: DictConfig) -> None:
     from pathlib import Path
 
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
 
     from lgclip.generation import draw, whole_numbers, write_list
     from lgclip.stages import StageBar, Stages, quiet
@@ -23,8 +23,8 @@ def generate(cfg: DictConfig) -> None:
     counts = whole_numbers(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
-    dataset, writer, diffuser = (instantiate(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
-    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
+    dataset, writer, diffuser = (build(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
+    trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     drawing = draw(Stages(trainer), dataset.subjects, writer, diffuser, root, **counts)
     if trainer.is_global_zero:
         write_list(folder / "images.jsonl", drawing, dataset.class_names)

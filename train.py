@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+from lgclip.allowed import build
 from lgclip.errors import plain_errors
 
 
@@ -11,7 +12,6 @@ def train(cfg: DictConfig) -> None:
     from pathlib import Path
 
     import torch
-    from hydra.utils import instantiate
     from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
     from lgclip.checkpoint import SafetensorsIO
@@ -19,17 +19,17 @@ def train(cfg: DictConfig) -> None:
 
     quiet()
     torch.manual_seed(cfg.seed)  # the models' first weights
-    recipe = instantiate(cfg.method, corpus=instantiate(cfg.corpus))
+    recipe = build(cfg.method, corpus=build(cfg.corpus))
     folder = Path(cfg.paths.build) / cfg.name
     keep = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, save_top_k=1)
     keep.FILE_EXTENSION = ".safetensors"  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = instantiate(
+    trainer = build(
         cfg.trainer,
         max_steps=recipe.steps,
         max_epochs=-1,
         plugins=[SafetensorsIO()],
         callbacks=[keep, EMAWeightAveraging(decay=cfg.ema)],
-        logger=instantiate(cfg.logger, save_dir=folder),
+        logger=build(cfg.logger, save_dir=folder),
         gradient_clip_val=1.0,
     )
     last = folder / "checkpoints" / "last.safetensors"

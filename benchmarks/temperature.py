@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from lgclip.allowed import build
 from lgclip.calibration import DEFAULT_TEMPERATURE, Choice, Temperature, temperature_of
 from lgclip.confidence import confidence_of
 from lgclip.methods.base import Judged, Judgement
@@ -24,7 +24,7 @@ def figures(folder: Path) -> str:
     """One row of the table."""
     run = Run.read(folder)
     opened, cfg = reopen(run), OmegaConf.create(run.result["config"])
-    choice = Choice(instantiate(cfg.prototype), instantiate(cfg.selection), cfg.method.text_weight)
+    choice = Choice(build(cfg.prototype), build(cfg.selection), cfg.method.text_weight)
     parts = {}
     for name, stream in opened.streams.items():
         features = stream.features()[:, 0] if name == "text" else opened.scales.fuse(stream.features())

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import MissingMandatoryValue
 from packaging.requirements import Requirement
 
+from lgclip.allowed import build
 from lgclip.datasets.base import Dataset
 from lgclip.hub import cached
 from lgclip.prompts.base import PromptWriter
@@ -135,7 +135,7 @@ def parts(conf: Path, group: str) -> Iterator[Finding]:
         try:
             with initialize_config_dir(str(conf), version_base="1.3"):
                 config: Any = compose("evaluate", [what])
-            part = instantiate(config[group], _convert_="all")
+            part = build(config[group], _convert_="all")
         except MissingMandatoryValue as error:
             yield Finding(ASKS, what, f"give {error.full_key}=...")
         except (InstantiationException, ValueError, ImportError) as error:

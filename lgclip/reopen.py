@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lgclip.allowed import TargetError, build
 from lgclip.data import Stream
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
@@ -49,9 +49,10 @@ def reopen(run: Run) -> Reopened:
     root = open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
     try:
-        dataset, writer, diffuser, encoder, scales = (instantiate(cfg[group], _convert_="all") for group in groups)
-    except InstantiationException as error:
-        raise RunError(f"{run.folder} cannot be brought back: {error.__cause__ or error}") from error
+        dataset, writer, diffuser, encoder, scales = (build(cfg[group], _convert_="all") for group in groups)
+    except (InstantiationException, TargetError) as error:
+        why = error if isinstance(error, TargetError) else error.__cause__ or error
+        raise RunError(f"{run.folder} cannot be brought back: {why}") from error
     streams = [text_stream(dataset, encoder, root)] if encoder.has_text else []
     drawing = None
     if run.result["diffuser"]:

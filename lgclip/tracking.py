@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
+from lgclip.allowed import build, target_of
 from lgclip.artifacts import KEEP, log_artifacts
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
@@ -197,11 +197,12 @@ def track(
     if not logger:
         yield Tracker(None, folder, {})
         return
-    wandb = issubclass(get_class(logger["_target_"]), WandbLogger)
+    target = target_of(logger)
+    wandb = isinstance(target, type) and issubclass(target, WandbLogger)
     told = _described(choices or {}, sweep) if wandb else {}
     # What the user has set stays.
     told = {name: value for name, value in told.items() if not logger.get(name)}
-    made: Logger = instantiate(logger, save_dir=str(folder), **told)
+    made: Logger = build(logger, save_dir=str(folder), **told)
     experiment = made.experiment if isinstance(made, WandbLogger) else None
     status = "failed"
     try:

@@ -16,7 +16,7 @@ FILES = {
 }
 # Each may import those before it. Only the entry scripts and YAML bring the stages together.
 ORDER = [
-    "lgclip", "lgclip.errors", "lgclip.whole", "lgclip.jobs", "lgclip.ledger", "lgclip.costs",
+    "lgclip", "lgclip.errors", "lgclip.allowed", "lgclip.whole", "lgclip.jobs", "lgclip.ledger", "lgclip.costs",
     "lgclip.summary", "lgclip.sweeps",
     "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.memory", "lgclip.store",
     "lgclip.checkpoint", "lgclip.stages", "lgclip.agreement",
@@ -53,7 +53,7 @@ ORDER = [
     "lgclip.dashboard.collect", "lgclip.dashboard.page", "lgclip.doctor", "lgclip.cli",
     *SCRIPTS,
 ]  # fmt: skip
-LIGHT = {"hydra", "omegaconf", "lgclip", "lgclip.errors", "lgclip.sweeps"}
+LIGHT = {"hydra", "omegaconf", "lgclip", "lgclip.allowed", "lgclip.errors", "lgclip.sweeps"}
 
 
 def nodes(tree: ast.AST, *, run: bool = True) -> Iterator[ast.AST]:
