@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 
-from lgclip.hub import commit_of, hub_errors
+from lgclip.hub import HubError, commit_of, hub_errors
 from lgclip.identity import NOT_AN_INPUT, WEIGHTS, hub_repositories, local_folder
 from lgclip.ledger import Tokens
 from lgclip.prompts.base import Pen, PromptError, Task, Written
@@ -86,13 +86,25 @@ class LocalLLM(ChatWriter):
         folder = local_folder(self.model)
         place = folder or self.model
         revision = commit_of(self.model, self.revision) if folder is None else None
-        with hub_errors(self.model):
-            tokenizer: Any = AutoTokenizer.from_pretrained(place, revision=revision)
-            if not tokenizer.chat_template:
-                raise ValueError(f"llm.model={self.model}: it has no chat template; name an instruct or chat model")
-            onto = {} if device.type == "cpu" else {"device_map": {"": device}}  # not by way of the CPU's memory
-            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-            model: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, **onto).eval()
+        onto = {} if device.type == "cpu" else {"device_map": {"": device}}  # not by way of the CPU's memory
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        safely = {"revision": revision, "trust_remote_code": False}  # a model's own code is never run
+        try:
+            with hub_errors(self.model):
+                tokenizer: Any = AutoTokenizer.from_pretrained(place, **safely)
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    place, **safely, dtype=dtype, use_safetensors=True, **onto
+                ).eval()
+        except HubError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"llm.model={self.model} cannot be loaded: {reason[:300]} (a model's own code is not run, and weights "
+                "are read from safetensors alone; name another model, or serve it and use llm=server)"
+            ) from error
+        if not tokenizer.chat_template:
+            raise ValueError(f"llm.model={self.model}: it has no chat template; name an instruct or chat model")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         # The sampling is ours alone: of the model's own settings only the ends of a reply count.
