@@ -69,15 +69,57 @@ def _parser() -> argparse.ArgumentParser:
     wandb.add_argument("--dry-run", type=Path, metavar="FILE", help="write the view here instead of saving it")
 
     store = parts.add_parser("store", help="the stores of prompts, images and features")
-    features = store.add_subparsers(dest="action", required=True).add_parser(
-        "features", help="write the features that a run's number came from"
-    )
+    actions = store.add_subparsers(dest="action", required=True)
+    features = actions.add_parser("features", help="write the features that a run's number came from")
     features.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, with its result.json")
     features.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
+    _custody(actions)
 
     doctor = parts.add_parser("doctor", help="what is installed, what is missing, what is ready")
     doctor.add_argument("--store", metavar="DIR", help="the store; by default the usual one")
     return parser
+
+
+def _custody(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Looking after a store: see docs/store.md."""
+    verify = actions.add_parser("verify", help="look at every file; exit status 1 if one is faulty")
+    verify.add_argument("--repair", action="store_true", help="move faulty files to STORE/quarantine")
+    verify.add_argument("--manifest", action="store_true", help="write STORE/MANIFEST.sha256 of what is in order")
+    gc = actions.add_parser("gc", help="list what may go: left over, or needed by no named run")
+    gc.add_argument("--keep", type=Path, nargs="+", default=(), metavar="RUN_OR_SWEEP", help="what they need stays")
+    gc.add_argument("--older-than", type=float, metavar="DAYS", help="only what has not changed for longer (1)")
+    gc.add_argument("--yes", action="store_true", help="delete it")
+    export = actions.add_parser("export", help="a store, or what some runs need of it, in one file")
+    export.add_argument("out", type=Path, metavar="OUT.tar", help="archive to write")
+    export.add_argument("--run", type=Path, nargs="+", default=(), metavar="RUN_OR_SWEEP", help="only what they need")
+    imported = actions.add_parser("import", help="check an archive, then place what is not there")
+    imported.add_argument("archive", type=Path, metavar="IN.tar", help="archive by lgclip store export")
+    for action in (verify, gc, export, imported):
+        action.add_argument("--store", metavar="DIR", help="the store; by default the usual one")
+
+
+def _kept(args: argparse.Namespace) -> Iterator[str]:
+    """What a command of `_custody` has to say."""
+    from lgclip.store import open_root, root_of
+
+    root = open_root(args.store) if args.action == "import" else root_of(args.store)  # a store may be read-only
+    match args.action:
+        case "verify":
+            from lgclip.verification import verify
+
+            yield from verify(root, repair=args.repair, manifest=args.manifest)
+        case "gc":
+            from lgclip.retention import collect
+
+            yield from collect(root, keep=args.keep, older_than=args.older_than, yes=args.yes)
+        case "export":
+            from lgclip.transport import export
+
+            yield from export(root, args.out, args.run)
+        case "import":
+            from lgclip.transport import import_archive
+
+            yield from import_archive(root, args.archive)
 
 
 def _said(args: argparse.Namespace) -> Iterator[str]:
@@ -106,6 +148,8 @@ def _said(args: argparse.Namespace) -> Iterator[str]:
             from lgclip.workspace import AXES, make_dashboard
 
             yield make_dashboard(args.entity, args.project, args.group, args.dry_run, args.axis or AXES)
+        case "store" if args.action != "features":
+            yield from _kept(args)
         case "store":
             from lgclip.export import export_features
 

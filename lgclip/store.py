@@ -36,19 +36,28 @@ class StoreError(ValueError):
     """The store cannot be used as it is; the message says what to do."""
 
 
-def open_root(root: str | os.PathLike[str] | None) -> Path:
-    """The store's folder, made if it is not there.
+def root_of(root: str | os.PathLike[str] | None) -> Path:
+    """The store's folder, whether or not it is there.
 
     Args:
         root: The folder; None stands for `$LGCLIP_HOME`, or else the user's cache folder.
-
-    Raises:
-        StoreError: If nothing can be written there.
     """
     if root is None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         root = os.environ.get("LGCLIP_HOME") or Path(cache) / "lgclip"
-    folder = Path(root).expanduser().absolute()
+    return Path(root).expanduser().absolute()
+
+
+def open_root(root: str | os.PathLike[str] | None) -> Path:
+    """The store's folder, made if it is not there.
+
+    Args:
+        root: As of `root_of`.
+
+    Raises:
+        StoreError: If nothing can be written there.
+    """
+    folder = root_of(root)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder):
