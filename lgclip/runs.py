@@ -145,11 +145,11 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     A part whose choice differs stands for its values: `scales`, not `scales.fractions`. Where a run writes and
     logs does not count.
     """
-    flat = [_settings(run.result) for run in runs]
-    keys = list(dict.fromkeys(key for values in flat for key in values))
-    columns = {key: [values.get(key) for values in flat] for key in keys}
-    told = {key: column for key, column in columns.items() if any(value != column[0] for value in column)}
-    return {key: column for key, column in told.items() if key.partition(".")[0] == key or _group(key) not in told}
+    told = [_settings(run.result) for run in runs]
+    keys = list(dict.fromkeys(key for values in told for key in values))
+    columns = {key: [values.get(key) for values in told] for key in keys}
+    apart = {key: column for key, column in columns.items() if any(value != column[0] for value in column)}
+    return {key: column for key, column in apart.items() if key.partition(".")[0] == key or _group(key) not in apart}
 
 
 def _group(key: str) -> str:
@@ -162,12 +162,13 @@ _APART = ("logger", "trainer", "paths", "workers", "rerun")
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
     """The config, flat; a group's choice stands under the group's name."""
     config = {key: value for key, value in result["config"].items() if key not in _APART}
-    return {**dict(_flat(config)), **{group: choice for group, choice in result["choices"].items() if group in config}}
+    return {**dict(flat(config)), **{group: choice for group, choice in result["choices"].items() if group in config}}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested mappings by dotted key; an empty mapping is a value."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

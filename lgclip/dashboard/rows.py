@@ -12,7 +12,7 @@ from jaxtyping import Int
 from lgclip.dashboard.shape import ClassRow, Confusion, RunData, Stage
 from lgclip.identity import key_of
 from lgclip.jobs import FAILED
-from lgclip.runs import Run, RunError
+from lgclip.runs import Run, RunError, flat
 
 PAIRS = 12
 """Pairs of classes that are shown of a run."""
@@ -105,15 +105,7 @@ def settings(result: Mapping[str, Any]) -> dict[str, Any]:
     """The config, flat, a group's choice under the group's name; where a run writes and logs is left out."""
     config = {key: value for key, value in result["config"].items() if key not in _NO_SETTING}
     chosen = {group: choice for group, choice in result["choices"].items() if group in config}
-    return {**chosen, **dict(_flat(config)), **chosen}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return {**chosen, **dict(flat(config)), **chosen}
 
 
 def _setting(override: str) -> tuple[str, Any]:
@@ -206,7 +198,7 @@ def _provenance(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _shown(values: Mapping[str, Any]) -> str:
     """A part in one line: `choice=tiny, model=sha256:...`; what is not set is left out."""
-    told = {key: value for key, value in _flat(values) if value is not None and value != {}}
+    told = {key: value for key, value in flat(values) if value is not None and value != {}}
     return ", ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in told.items()
