@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lgclip.batch import FeatureBatch, ImageBatch
-from lgclip.store import FeatureStore
+from lgclip.feature_store import FeatureStore
 
 TEXT_VIEW = ("text",)
 """The only view of a sentence."""

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from lgclip.batch import Prompt, Subject
 from lgclip.diffuser.base import Brush, Missing, Pictures, image_id
 from lgclip.diffuser.faults import Fault
+from lgclip.image_store import ImageStore
 from lgclip.ledger import Part
-from lgclip.store import ImageStore
 
 WRITERS = 4
 """Threads that encode and write a batch's images."""

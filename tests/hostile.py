@@ -75,7 +75,7 @@ ALIASES: list[tuple[str, dict[str, Any]]] = [
     ("lgclip.whole.write_whole", _args("MARK", "x")),
     ("lgclip.whole.write_json", _args("MARK", {})),
     ("lgclip.store.open_root", _args("MARK")),
-    ("lgclip.store.ImageStore", _args("MARK")),
+    ("lgclip.image_store.ImageStore", _args("MARK")),
     ("lgclip.sweeps.Sweeps", {}),
     ("lgclip.checkpoint.SafetensorsIO", {}),
     ("lgclip.datasets.folder.Folder.__init__", {}),

@@ -18,7 +18,8 @@ FILES = {
 ORDER = [
     "lgclip", "lgclip.errors", "lgclip.allowed", "lgclip.whole", "lgclip.jobs", "lgclip.ledger", "lgclip.costs",
     "lgclip.summary", "lgclip.sweeps",
-    "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.memory", "lgclip.store",
+    "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.memory", "lgclip.store", "lgclip.image_store",
+    "lgclip.feature_store",
     "lgclip.checkpoint", "lgclip.stages", "lgclip.agreement",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.captions", "lgclip.tiny.corpus", "lgclip.tiny.vocabulary",
     "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from worlds import FirstRun, World, judge, made, tree
 
 from lgclip.diffuser.faults import Fault
+from lgclip.feature_store import FeatureStore
 from lgclip.identity import key_of
+from lgclip.image_store import ImageStore
 from lgclip.inspection import fault_in
 from lgclip.inventory import HOUR, MANIFEST, QUARANTINE, Kind, kind_of, walk
-from lgclip.store import FeatureStore, ImageStore
 from lgclip.verification import verify
 
 pytest_plugins = ("run_fixtures",)

@@ -13,8 +13,8 @@ from lgclip.diffuser.pipeline import Diffuser
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.errors import plain_errors
 from lgclip.generation import whole_numbers
+from lgclip.image_store import ImageStore
 from lgclip.prompts.template import Templates
-from lgclip.store import ImageStore
 
 pytest_plugins = ("run_fixtures",)
 

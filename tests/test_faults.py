@@ -23,8 +23,8 @@ from lgclip.diffuser.faults import FLAT_STD, Fault, fault_of, faults_of
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.drawing import Drawing
 from lgclip.export import export_features
+from lgclip.image_store import ImageStore
 from lgclip.stages import StageBar, Stages, quiet
-from lgclip.store import ImageStore
 
 pytest_plugins = ("run_fixtures",)
 

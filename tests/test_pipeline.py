@@ -14,8 +14,8 @@ from worlds import IMAGES_PER_CLASS, NAMES, SENTENCES, FirstRun, World, call, ju
 
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.encoder.open_clip import OpenClip
+from lgclip.image_store import ImageStore
 from lgclip.prompts.template import Templates
-from lgclip.store import ImageStore
 
 pytest_plugins = ("run_fixtures",)
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import normalize
 
-from lgclip import store as stores
-from lgclip.store import FeatureStore, ImageStore, PromptStore, StoreError, open_root
+from lgclip.feature_store import FeatureStore
+from lgclip.identity import SCHEMA
+from lgclip.image_store import ImageStore
+from lgclip.store import PromptStore, StoreError, open_root
 from lgclip.whole import write_whole
 
 VIEWS = ("whole", "half")
@@ -186,7 +188,7 @@ def test_a_damaged_chunk_is_encoded_again(damage: str, known_before: bool, tmp_p
     (chunk,) = chunks(tmp_path)
     whole = chunk.read_bytes()
     chunk.unlink()  # another file of the same name: a mapped one must not shrink
-    header = {"schema": stores.SCHEMA, "ids": ["a", "b"], "views": VIEWS}
+    header = {"schema": SCHEMA, "ids": ["a", "b"], "views": VIEWS}
     match damage:
         case "cut header" | "cut data" | "empty":
             chunk.write_bytes(whole[: {"cut header": 20, "cut data": len(whole) - 4, "empty": 0}[damage]])

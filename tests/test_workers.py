@@ -17,10 +17,10 @@ from lgclip.datasets.folder import Folder
 from lgclip.datasets.small import Digits, Shapes
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.timm import Timm
+from lgclip.feature_store import FeatureStore
 from lgclip.features import Encoding, SharedViews, real_stream
 from lgclip.scales import Scales, SquareCrops
 from lgclip.stages import StageBar, Stages, quiet
-from lgclip.store import FeatureStore
 
 SCALES = SquareCrops(fractions=(1.0, 0.5, 0.25), weights=(1.0, 1.0, 1.0))
 
