@@ -1,5 +1,6 @@
 """The encoding stage: every device encodes its share of what has no features yet."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +15,15 @@ from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.encoder.measure import measure
+from lgclip.feature_store import FeatureStore
 from lgclip.identity import key_of
 from lgclip.ledger import Part
 from lgclip.memory import device_name
 from lgclip.scales import Scales
 from lgclip.stages import Stages
-from lgclip.store import FeatureStore
+
+CPU_ROWS = 32
+"""Rows of a forward pass on a CPU, where the size makes no difference in speed."""
 
 
 class SharedViews:
@@ -95,15 +99,28 @@ class Encoding(LightningModule):
         assert self.towers is not None
         if isinstance(batch, ImageBatch):
             n, s = batch.views.shape[:2]
-            parts = [self.towers.images(part) for part in batch.views.flatten(0, 1).split(self.encoder.batch_size)]
+            rows = batch.views.flatten(0, 1)
+            parts = [self.towers.images(rows[list(part)])[:own] for part, own in self._passes(len(rows))]
             ids, features = batch.ids, torch.cat(parts).unflatten(0, (n, s))
         else:
-            ids = [name for name, _ in batch]
-            features = self.towers.texts([text for _, text in batch])[:, None]
+            ids, texts = [name for name, _ in batch], [text for _, text in batch]
+            parts = [self.towers.texts([texts[at] for at in part])[:own] for part, own in self._passes(len(texts))]
+            features = torch.cat(parts)[:, None]
         waiting = self._waiting.setdefault(dataloader_idx, [])
         waiting.append((ids, features.cpu()))
         if sum(len(names) for names, _ in waiting) >= self.encoder.batch_size:
             self._store(dataloader_idx)
+
+    def _passes(self, n: int) -> Iterator[tuple[Sequence[int], int]]:
+        """Rows of each forward pass, and how many of them count; the last row fills up what is too short.
+
+        A pass of another size rounds otherwise in the last bit, so all have one: a feature then does not
+        depend on how many devices, workers or images there were.
+        """
+        size = CPU_ROWS if self.device.type == "cpu" else self.encoder.batch_size
+        for start in range(0, n, size):
+            own = min(size, n - start)
+            yield [*range(start, start + own), *[n - 1] * (size - own)], own
 
     def _store(self, place: int) -> None:
         """Writes what waits of one stream as one file: a batch of few images with many views is too small for one."""
