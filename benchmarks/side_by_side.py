@@ -98,8 +98,8 @@ def write_table() -> None:
     text = [
         "# Measured against peers and limits",
         "",
-        "Each row is one run of its command: results compared for equality first, then both sides in turns (A B A B);",
-        "the median of the rounds, smallest and largest in brackets. The ratio is the median of the rounds' ratios: how",
+        "Each row is one run of its command: results compared for equality first, then both sides in turns (A B A B),",
+        "median of the rounds, smallest and largest in brackets. The ratio is the median of the rounds' ratios: how",
         "many times faster ours is, or, where the aim is `<=`, ours as a share of the other's. Machines differ, so the",
         "ratio is what counts. The benchmarks write this file.",
         "",

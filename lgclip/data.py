@@ -1,12 +1,12 @@
 """Streams of real images, synthetic images and sentences, first as pixels, then as features."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor
@@ -51,6 +51,20 @@ class Stream:
         """The features of all things, in order."""
         return self.store.take(self.ids, self.views)
 
+    def rows(self, places: Int[Tensor, " b"]) -> FeatureBatch:
+        """The features of some things, read when they are asked for."""
+        at = places.tolist()
+        if not at:  # the share of a device that has none
+            width = self.store.width(self.ids[0], self.views[0])
+            features = torch.empty(0, len(self.views), width)
+        else:
+            features = self.store.take([self.ids[i] for i in at], self.views)
+        return FeatureBatch(features, torch.tensor([self.labels[i] for i in at], dtype=torch.long), places)
+
+    def batches(self) -> Iterator[FeatureBatch]:
+        """All things' features in order, some at a time."""
+        yield from map(self.rows, torch.arange(len(self.ids)).split(ROWS_PER_BATCH))
+
 
 class Views(Protocol):
     """An image and its id to the views that stand for it, ready for the encoder."""
@@ -73,6 +87,19 @@ class _Pictures(Dataset[Any]):
         image = self._load(place)
         assert not isinstance(image, str)
         return name, self._views(image, name)
+
+
+class _Features(Dataset[FeatureBatch]):
+    """The features of some places, a part at a time."""
+
+    def __init__(self, stream: Stream, parts: Sequence[Int[Tensor, " b"]]) -> None:
+        self._stream, self._parts = stream, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, at: int) -> FeatureBatch:
+        return self._stream.rows(self._parts[at])
 
 
 def _stack(items: list[tuple[str, Float[Tensor, "s 3 h w"]]]) -> ImageBatch:
@@ -114,7 +141,8 @@ class Streams(LightningDataModule):
     @property
     def width(self) -> int:
         """Width of a feature."""
-        return self.streams[-1].features().shape[-1]
+        stream = self.streams[-1]
+        return stream.store.width(stream.ids[0], stream.views[0])
 
     def _share(self, n: int) -> range:
         assert self.trainer is not None
@@ -156,8 +184,6 @@ class Streams(LightningDataModule):
         """One loader a stream of `FeatureBatch`es; at least one batch a rank, if need be of no rows."""
         loaders: list[DataLoader[Any]] = []
         for stream in self.streams:
-            features, labels = stream.features(), torch.tensor(stream.labels)
-            share = torch.tensor(self._share(len(labels)), dtype=torch.long)
-            batches: Any = [FeatureBatch(features[part], labels[part], part) for part in share.split(ROWS_PER_BATCH)]
-            loaders.append(DataLoader(batches, batch_size=None))
+            share = torch.tensor(self._share(len(stream.ids)), dtype=torch.long)
+            loaders.append(DataLoader(_Features(stream, share.split(ROWS_PER_BATCH)), batch_size=None))
         return loaders

@@ -1,6 +1,6 @@
 """Why a class is judged badly: what its synthetic images tell of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,7 +69,7 @@ class Diagnosis:
 
 
 def diagnose(
-    support: Support, real: Float[Tensor, "n d"], label: Int[Tensor, " n"], right: Bool[Tensor, " n"]
+    support: Support, real: Iterable[Float[Tensor, "b d"]], label: Int[Tensor, " n"], right: Bool[Tensor, " n"]
 ) -> Diagnosis:
     """Measures every class; none of it is for judging, since `gap` and the accuracy need test labels.
 
@@ -86,7 +86,7 @@ def diagnose(
 
     Args:
         support: The synthetic images; of each class at least one.
-        real: Unit features of the test images.
+        real: Unit features of the test images, in parts, so that they need not be in memory together.
         label: Their true classes.
         right: Whether they are judged right.
 
@@ -100,7 +100,10 @@ def diagnose(
     several, tested = counts > 1, torch.bincount(label, minlength=support.num_classes)
     spread = 1 - (counts * alignment.square() - 1) / (counts - 1)
     margin, nearest = _margins(prototypes)
-    totals = prototypes.new_zeros(prototypes.shape).index_add(0, label, real.double().cpu())
+    totals, start = prototypes.new_zeros(prototypes.shape), 0
+    for part in real:
+        totals.index_add_(0, label[start : start + len(part)], part.double().cpu())
+        start += len(part)
     gap = 1 - (prototypes * normalize(totals, dim=1)).sum(dim=1)
     measures = {
         "alignment": alignment,

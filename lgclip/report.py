@@ -87,7 +87,8 @@ def report(
     took_part = {group: part for group, part in parts.items() if group not in idle}
     diagnosis = None
     if method.support is not None:
-        judged, real = next(iter(method.results.values())), parts["scales"].fuse(data.streams[-1].features())
+        judged = next(iter(method.results.values()))
+        real = (parts["scales"].fuse(batch.features) for batch in data.streams[-1].batches())
         diagnosis = diagnose(method.support, real, judged.label, judged.rank == 0)
     result = result_of(config, dataset, took_part, data, method, stages, drawing, diagnosis)
     write_report(folder, result, method.results, dataset.class_names, diagnosis)

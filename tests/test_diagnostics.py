@@ -26,10 +26,10 @@ def support(counts: list[int], seed: int = 0, noise: float = 0.8) -> Support:
     return Support(normalize(features, dim=1), labels, len(counts))
 
 
-def real_images(labels: list[int], seed: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def real_images(labels: list[int], seed: int = 5) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     features = normalize(torch.randn(len(labels), WIDTH, generator=generator), dim=1)
-    return features, torch.tensor(labels), torch.rand(len(labels), generator=generator) < 0.6
+    return [*features.split(7)], torch.tensor(labels), torch.rand(len(labels), generator=generator) < 0.6
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_every_measure_is_what_its_definition_says(counts: list[int], seed: int)
             "alignment": np.mean(x @ prototypes[c]),
             "spread": np.mean([1 - a @ b for a, b in itertools.combinations(x, 2)]) if len(x) > 1 else np.nan,
             "margin": min(1 - prototypes[c] @ prototypes[o] for o in others),
-            "gap": 1 - prototypes[c] @ unit(real[label == c].double().numpy().mean(axis=0)),
+            "gap": 1 - prototypes[c] @ unit(torch.cat(real)[label == c].double().numpy().mean(axis=0)),
             "claimed": np.nan,
         }
         eigenvalues = np.linalg.eigvalsh(x @ x.T / len(x)).clip(1e-300)
@@ -68,7 +68,7 @@ def test_every_measure_is_what_its_definition_says(counts: list[int], seed: int)
 @pytest.mark.parametrize(("rows", "effective"), [(torch.eye(4), 4), (torch.eye(4)[[1, 1, 1, 1]], 1)])
 def test_orthogonal_images_all_count_and_equal_ones_count_once(rows: torch.Tensor, effective: int) -> None:
     images = Support(torch.cat([rows, -rows]), torch.tensor([0] * 4 + [1] * 4), 2)
-    found = diagnose(images, torch.eye(4)[:1], torch.tensor([0]), torch.tensor([True]))
+    found = diagnose(images, [torch.eye(4)[:1]], torch.tensor([0]), torch.tensor([True]))
     assert found.measures["effective_images"] == pytest.approx([effective, effective])
 
 
@@ -98,7 +98,7 @@ def test_one_class_has_nothing_to_be_far_from() -> None:
 
 def test_images_that_cancel_out_leave_no_number_that_is_none() -> None:
     rows = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, 1]])
-    found = diagnose(Support(rows, torch.tensor([0, 0, 1, 1]), 2), rows, torch.tensor([0, 0, 1, 1]), rows[:, 1] > 0)
+    found = diagnose(Support(rows, torch.tensor([0, 0, 1, 1]), 2), [rows], torch.tensor([0, 0, 1, 1]), rows[:, 1] > 0)
     assert found.measures["alignment"] == pytest.approx([0, 1])
     assert found.rows(["a", "b"])[1][COLUMNS.index("spread")] == "0.000000", "not -0"
     assert all(np.isfinite(values).all() for values in found.measures.values())

@@ -31,7 +31,8 @@ def measure(encoder: Encoder, towers: Towers, path: Path, device: str) -> None:
     Args:
         encoder: Whose preprocessing to use.
         towers: The same encoder in memory.
-        path: A JSON file of `image` and `text`: their `parameters`, `flops`, `seconds` and `device`.
+        path: A JSON file of the features' `width`, and of `image` and `text`: their `parameters`, `flops`, `seconds`
+            and `device`.
         device: What the towers are on.
     """
     if path.exists():
@@ -51,7 +52,7 @@ def measure(encoder: Encoder, towers: Towers, path: Path, device: str) -> None:
         for name, call in calls.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"text": None, **found})
+    write_json(path, {"width": calls["image"]().shape[-1], "text": None, **found})
 
 
 def seconds_of(call: Callable[[], Tensor]) -> float:
