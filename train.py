@@ -21,7 +21,13 @@ def train(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.seed)  # the models' first weights
     recipe = build(cfg.method, corpus=build(cfg.corpus))
     folder = Path(cfg.paths.build) / cfg.name
-    keep = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=cfg.checkpoint_every, save_top_k=1)
+    keep = ModelCheckpoint(
+        folder / "checkpoints",
+        "last",
+        every_n_train_steps=cfg.checkpoint_every,
+        save_top_k=1,
+        enable_version_counter=False,  # one file, which is gone on from; also in a folder that was moved
+    )
     keep.FILE_EXTENSION = ".safetensors"  # pyright: ignore[reportAttributeAccessIssue]
     trainer = build(
         cfg.trainer,
@@ -29,12 +35,13 @@ def train(cfg: DictConfig) -> None:
         max_epochs=-1,
         plugins=[SafetensorsIO()],
         callbacks=[keep, EMAWeightAveraging(decay=cfg.ema)],
-        logger=build(cfg.logger, save_dir=folder),
+        logger=build(cfg.logger, save_dir=folder) if "_target_" in cfg.logger else False,
         gradient_clip_val=1.0,
     )
     last = folder / "checkpoints" / "last.safetensors"
     trainer.fit(recipe, ckpt_path=last if last.exists() else None)
-    recipe.save(folder / "model")
+    if trainer.is_global_zero:
+        recipe.save(folder / "model")
 
 
 main = plain_errors(train)

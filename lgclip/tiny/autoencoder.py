@@ -52,15 +52,18 @@ class TinyAutoencoder(Recipe):
         )
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
-        images = self.corpus.images[indices].to(self.device).float() / 127.5 - 1
+        images = self.corpus.images[indices[self.share]].to(self.device).float() / 127.5 - 1
         posterior = self.model.encode(images).latent_dist
-        drawn = self.model.decode(posterior.sample()).sample.float()
+        mean = posterior.mean
+        noise = torch.randn(len(indices), *mean.shape[1:], device=mean.device, dtype=mean.dtype)[self.share]
+        drawn = self.model.decode(mean + posterior.std * noise).sample.float()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         pixels = F.l1_loss(drawn, images)
         sharpness = sum(F.l1_loss(d, i) for d, i in zip(edges(drawn), edges(images), strict=True))
-        self.log("pixels", pixels.detach())
-        self.log("kl", kl.detach())
-        return pixels + F.mse_loss(drawn, images) + 0.5 * sharpness + KL_WEIGHT * kl
+        own, total = len(images), len(indices)
+        self.note("pixels", self.weigh(pixels, own, total))
+        self.note("kl", self.weigh(kl, own, total))
+        return self.weigh(pixels + F.mse_loss(drawn, images) + 0.5 * sharpness + KL_WEIGHT * kl, own, total)
 
     def save(self, folder: Path) -> None:
         # Stable Diffusion's convention (arXiv:2112.10752, app. G): latents of unit variance.

@@ -105,15 +105,15 @@ class TinyDenoiser(Recipe):
         return load_file(cache)["latents"]
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
-        n = len(indices)
-        latents = self.latents[indices].float().to(self.device)
+        n, share = len(indices), self.share
         tokens = self.tokens[indices, torch.randint(CAPTIONS_PER_PICTURE, (n,))].clone()
         tokens[torch.rand(n) < UNCONDITIONAL] = self.no_caption
-        words = self.model["text"](tokens.to(self.device)).last_hidden_state
+        words = self.model["text"](tokens[share].to(self.device)).last_hidden_state
         # One time step from each of n equal parts of the schedule: less noise in the loss.
         levels = len(self.noising.alphas_cumprod)
-        times = ((torch.arange(n) + torch.rand(n)) / n * levels).long().to(self.device)
-        noise = torch.randn_like(latents)
+        times = ((torch.arange(n) + torch.rand(n)) / n * levels).long()[share].to(self.device)
+        latents = self.latents[indices[share]].float().to(self.device)
+        noise = torch.randn(n, *latents.shape[1:], device=self.device)[share]
         noisy = self.noising.add_noise(latents, noise, times)  # pyright: ignore[reportArgumentType]
         target = self.noising.get_velocity(latents, noise, times)  # pyright: ignore[reportArgumentType]
         predicted = self.model["unet"](noisy, times, words).sample.float()
@@ -122,7 +122,8 @@ class TinyDenoiser(Recipe):
         weight = snr.clamp(max=SNR_CEILING) / (snr + 1)
         # At zero SNR the weight would be 0 and colour at the start would never be learned.
         weight = weight.clamp(min=0.1)
-        return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
+        loss = (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
+        return self.weigh(loss, len(latents), n)
 
     def save(self, folder: Path) -> None:
         scheduler: Any = DPMSolverMultistepScheduler.from_config(self.noising.config)

@@ -21,20 +21,29 @@ MEAN = STD = (0.5, 0.5, 0.5)
 CAPTIONS_PER_PICTURE = 4
 
 
-def augment(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Crops, shifts, softens, dims and grains each picture by its own random amount; returns [-1, 1]."""
+def augment(images: UInt8[Tensor, "b 3 h w"], share: slice = slice(None)) -> Float[Tensor, "s 3 h w"]:
+    """Crops, shifts, softens, dims and grains each picture by its own random amount; returns [-1, 1].
+
+    Args:
+        images: A batch; random amounts are drawn for all of it.
+        share: Which of it is wanted.
+    """
     n, device = len(images), images.device
-    pictures = images.float() / 127.5 - 1
-    pictures = torch.lerp(pictures, gaussian_blur(pictures, [5, 5], [1.4, 1.4]), torch.rand(n, 1, 1, 1, device=device))
-    zoom = 0.6 + 0.45 * torch.rand(n, device=device)
-    shift = (1 - zoom)[:, None] * (2 * torch.rand(n, 2, device=device) - 1) * 0.6
+
+    def amount(*shape: int) -> Float[Tensor, "s ..."]:
+        return torch.rand(n, *shape, device=device)[share]
+
+    pictures = images[share].float() / 127.5 - 1
+    pictures = torch.lerp(pictures, gaussian_blur(pictures, [5, 5], [1.4, 1.4]), amount(1, 1, 1))
+    zoom = 0.6 + 0.45 * amount()
+    shift = (1 - zoom)[:, None] * (2 * amount(2) - 1) * 0.6
     flat = torch.zeros_like(zoom)
     window = torch.stack([torch.stack([zoom, flat, shift[:, 0]], 1), torch.stack([flat, zoom, shift[:, 1]], 1)], 1)
     grid = F.affine_grid(window, list(pictures.shape), align_corners=False)
     pictures = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-    contrast = 0.75 + 0.4 * torch.rand(n, 1, 1, 1, device=device)
-    brightness = 0.2 * (2 * torch.rand(n, 1, 1, 1, device=device) - 1)
-    grain = 0.1 * torch.rand(n, 1, 1, 1, device=device) * torch.randn_like(pictures)
+    contrast = 0.75 + 0.4 * amount(1, 1, 1)
+    brightness = 0.2 * (2 * amount(1, 1, 1) - 1)
+    grain = 0.1 * amount(1, 1, 1) * torch.randn(images.shape, device=device)[share]
     return (pictures * contrast + brightness + grain).clamp(-1, 1)
 
 
@@ -81,14 +90,31 @@ class TinyEncoder(Recipe):
         return distinct_kinds(self.corpus, self.batch_size, generator)
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
+        n = len(indices)
         with torch.autocast(self.device.type, enabled=False):  # crops and blurs stay in fp32
-            images = augment(self.corpus.images[indices].to(self.device))
-        variant = torch.randint(CAPTIONS_PER_PICTURE, (len(indices),))
-        output = self.model(images, self.tokens[indices, variant].to(self.device))
+            images = augment(self.corpus.images[indices].to(self.device), self.share)
+        variant = torch.randint(CAPTIONS_PER_PICTURE, (n,))
+        output = self.model(images, self.tokens[indices, variant][self.share].to(self.device))
+        for side in ("image_features", "text_features"):
+            output[side] = self._of_all(output[side], n)
         with torch.no_grad():
             logits = output["image_features"].float() @ output["text_features"].float().T
-            self.log("accuracy", (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean())
-        return self.clip_loss(**output)
+            self.note("accuracy", (logits.argmax(1) == torch.arange(n, device=logits.device)).float().mean())
+        return self.clip_loss(**output)  # of the whole batch, on every device
+
+    def _of_all(self, own: Float[Tensor, "s d"], n: int) -> Float[Tensor, "{n} d"]:
+        """The features of the whole batch, from every device's share: each picture is compared with all.
+
+        Gathering has a gradient: a feature's is the sum over the devices, each of which has the whole loss, and
+        their mean over the devices is then that of one device.
+        """
+        world = self.trainer.world_size
+        if world == 1:
+            return own
+        most = -(-n // world)  # shares differ by one picture, and only what is of one size can be gathered
+        gathered = self.all_gather(F.pad(own, (0, 0, 0, most - len(own))), sync_grads=True)
+        assert isinstance(gathered, Tensor)
+        return gathered.transpose(0, 1).flatten(0, 1)[:n]  # rank after rank of each place: the batch's order
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         with torch.no_grad():

@@ -97,7 +97,10 @@ class TinyLanguageModel(Recipe):
         for at, (row, asked) in enumerate(rows):
             tokens[at, : len(row)] = row
             targets[at, asked : len(row)] = row[asked:]
-        return self.model(input_ids=tokens.to(self.device), labels=targets.to(self.device)).loss
+        counted = targets != IGNORED  # the loss is a mean over these tokens, of which shares differ in number
+        own, total = int(counted[self.share].sum()), int(counted.sum())
+        mean = self.model(input_ids=tokens[self.share].to(self.device), labels=targets[self.share].to(self.device)).loss
+        return self.weigh(mean, own, total)
 
     def save(self, folder: Path) -> None:
         self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id

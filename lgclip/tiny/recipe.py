@@ -1,4 +1,9 @@
-"""What the recipes of the small models share: batches by step number, AdamW, a warm-up and a cosine."""
+"""What the recipes of the small models share: batches by step number, AdamW, a warm-up and a cosine.
+
+The devices of a training share each step's batch. All draw the same random numbers for all of it, and each uses those
+of its own pictures, so that the batch and its noise are the same on any number of devices; what differs is the order
+in which sums are rounded.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,10 +23,13 @@ from lgclip.tiny.corpus import NUM_KINDS, Corpus
 class Recipe(LightningModule, ABC):
     """How one small model is trained; a step's batch and noise depend on (seed, step) alone.
 
+    On several devices a loss is of this device's share, and weighed so that the devices' mean, which is what their
+    gradients are brought to, is the loss of the whole batch.
+
     Args:
         corpus: Captioned pictures.
         steps: Number of optimiser steps.
-        batch_size: Pictures per step.
+        batch_size: Pictures per step, of all devices together.
         lr: Peak learning rate of AdamW.
         weight_decay: AdamW's weight decay.
         warmup: Steps of linear warm-up before the cosine.
@@ -50,7 +58,11 @@ class Recipe(LightningModule, ABC):
 
     @abstractmethod
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
-        """Loss on the pictures at `indices` of the corpus, and what is worth logging."""
+        """Loss on the pictures at `indices` of the corpus, and what is worth logging.
+
+        Args:
+            indices: The whole batch, on every device; the loss is of `share` of it, by `weigh`.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -60,13 +72,38 @@ class Recipe(LightningModule, ABC):
         """The step's pictures, drawn at random with replacement."""
         return torch.randint(len(self.corpus), (self.batch_size,), generator=generator)
 
+    @property
+    def share(self) -> slice:
+        """Which of the batch's pictures are this device's: every so many, from its rank."""
+        return slice(self.trainer.global_rank, None, self.trainer.world_size)
+
+    def weigh(self, mean: Tensor, own: int, total: int) -> Tensor:
+        """A mean over `own` of `total` things, weighed so that the devices' mean of it is the mean over all."""
+        return mean * (self.trainer.world_size * own / total)
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Logs the devices' mean of a value."""
+        self.log(name, value.detach(), prog_bar=name == "loss", sync_dist=True)
+
+    def setup(self, stage: str) -> None:
+        """Runs before a training.
+
+        Raises:
+            ValueError: If a device would have no picture.
+        """
+        if self.batch_size < self.trainer.world_size:
+            raise ValueError(
+                f"method.batch_size={self.batch_size}: {self.trainer.world_size} devices share a batch, so it must "
+                "have a picture for each; raise it, or set trainer.devices lower"
+            )
+
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
         # The fused attention kernel is slow backwards on a CPU: plain products are 1.5x faster.
         with sdpa_kernel(SDPBackend.MATH):
             loss = self.loss(self.choose(generator))
-        self.log("loss", loss.detach(), prog_bar=True)
+        self.note("loss", loss)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
