@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +17,11 @@ from omegaconf import DictConfig
 
 SWEEP, FAILED = "sweep.json", "failed.json"
 """Names of the files in a sweep's folder, and in that of a job that failed."""
+
+GRACE = 5.0
+"""Seconds that a job has to end by itself when its sweep is stopped."""
+
+_PAUSE = 0.05  # seconds between two looks at a process that is to end
 
 _ENVIRONMENT = ("LGCLIP_SWEEP_DIR", "LGCLIP_SWEEP_JOB", "LGCLIP_SWEEP_OVERRIDES")
 """By which a process knows that it is a job of a sweep, though Hydra starts it as a run."""
@@ -100,6 +108,29 @@ def environment_of(job: Job) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     told = (str(job.sweep), str(job.number), json.dumps(job.overrides))
     return {**inherited, **dict(zip(_ENVIRONMENT, told, strict=True))}
+
+
+def end_groups(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Ends processes and all that they have started: by asking first, by force after the time of grace.
+
+    Args:
+        processes: Each started in a session of its own.
+    """
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+    until = time.monotonic() + GRACE
+    while any(process.poll() is None for process in processes) and time.monotonic() < until:
+        time.sleep(_PAUSE)
+    for process in processes:
+        _signal(process, signal.SIGKILL)  # a process's workers may outlive it
+        process.wait()
+
+
+def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return
 
 
 def on_several_devices(cfg: DictConfig) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,9 +143,12 @@ def append(path: Path, line: Line) -> None:
     tokens = None if line.tokens is None else vars(line.tokens)
     text = json.dumps({**vars(line), "tokens": tokens}) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, text.encode())  # one call: the system keeps the lines of two processes apart
+        # A full disk may have cut the last line: it spoils no other.
+        cut = os.pread(handle, 1, max(0, os.fstat(handle).st_size - 1)) not in (b"", b"\n")
+        # One call: the system keeps the lines of two processes apart.
+        os.write(handle, (b"\n" if cut else b"") + text.encode())
     finally:
         os.close(handle)
 
@@ -159,7 +163,7 @@ def lines_of(path: Path) -> list[Line]:
     for number, row in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         try:
             found.append(_line(json.loads(row)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             log.warning("%s: line %d is damaged; what it cost is not known any more", path, number)
     return found
 
@@ -167,7 +171,7 @@ def lines_of(path: Path) -> list[Line]:
 def _line(said: Mapping[str, Any]) -> Line:
     tokens = None if said["tokens"] is None else Tokens(**said["tokens"])
     line = Line(**{**said, "tokens": tokens})
-    if not (isinstance(line.count, int) and line.count > 0 and line.seconds >= 0):
+    if not (isinstance(line.count, int) and line.count > 0 and 0 <= line.seconds < math.inf):
         raise ValueError("not what a stage writes")
     return line
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lgclip.ledger import Account, Accounted, Line, Part, Tokens, append
 from lgclip.memory import Peak, device_name
+from lgclip.stopping import heed
 
 _NOISE = (
     ".*LeafSpec.*is deprecated",  # Lightning's own call of a deprecated name
@@ -57,7 +58,11 @@ class StageBar(ProgressBar):
         """Lightning calls this on every device but the first."""
         self._enabled = False
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        heed()
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        heed()
         loaders: Any = trainer.predict_dataloaders
         loaders = loaders if isinstance(loaders, list) else [loaders]
         total = sum(len(loader.dataset) for loader in loaders)

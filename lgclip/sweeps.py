@@ -23,7 +23,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lgclip.jobs import FAILED, SWEEP, Job, command_of, current_job, environment_of, on_several_devices
+from lgclip.credentials import hidden
+from lgclip.jobs import FAILED, SWEEP, Job, command_of, current_job, end_groups, environment_of, on_several_devices
+from lgclip.shown import shown
 from lgclip.summary import summarise
 from lgclip.whole import write_json
 
@@ -100,11 +102,11 @@ def resumed(task: Task) -> Task:
             return None if made is None else objective(cfg, made)
         except Exception as error:
             if not failed.exists():  # else the job's own process has said more than we know
-                told = {"overrides": job.overrides, "error": f"{type(error).__name__}: {error}", "run_key": key}
-                write_json(failed, {**told, "trace": traceback.format_exc()})
+                told = {"overrides": job.overrides, "error": hidden(f"{type(error).__name__}: {error}"), "run_key": key}
+                write_json(failed, {**told, "trace": hidden(traceback.format_exc())})
             if job.alone:
                 raise
-            print(f"job {job.number} failed: {error}\n{failed} has the trace", file=sys.stderr, flush=True)
+            print(f"job {job.number} failed: {shown(str(error))}\n{failed} has the trace", file=sys.stderr, flush=True)
             return None
 
     return run
@@ -123,13 +125,21 @@ def _in_a_process(task: Task, job: Job, folder: Path) -> None:
     Lightning starts the other devices of a run by its command line, which of a sweep's job is the whole sweep; and
     if one of them fails, it kills the process that started it, which would be the sweep.
 
+    If this process is stopped, the job and all its devices are ended first.
+
     Raises:
         RuntimeError: If it failed.
     """
     command = command_of(Path(task.__code__.co_filename), HydraConfig.get(), job.overrides, folder)
-    done = subprocess.run(command, env=environment_of(job), stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise RuntimeError(f"its process ended with status {done.returncode}")
+    # A session of its own: its group can be ended with all that it starts, and Ctrl-C comes to us alone.
+    process = subprocess.Popen(command, env=environment_of(job), stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        status = process.wait()
+    except BaseException:
+        end_groups([process])
+        raise
+    if status:
+        raise RuntimeError(f"its process ended with status {status}")
 
 
 class Sweeps(Callback):

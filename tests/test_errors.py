@@ -150,7 +150,7 @@ def test_a_truncated_image_is_named_and_nothing_is_judged(
     said = capsys.readouterr().err
     assert exit_info.value.code == 1
     assert "Traceback" not in said
-    assert f"error: {bad}" in said
+    assert f"error: 1 of 12 images of pictures: {bad} cannot be read" in said
     assert not (tmp_path / "run" / "result.json").exists()
 
 

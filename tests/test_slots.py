@@ -11,10 +11,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from toy_sweep import ROOT, Toy
 
-from hydra_plugins.lgclip_slots import processes
 from hydra_plugins.lgclip_slots.launcher import SlotLauncher
 from hydra_plugins.lgclip_slots.processes import how_ended, last_line, slots_of, visible_gpus
 from hydra_plugins.lgclip_slots.returned import Returned
+from lgclip.jobs import GRACE
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(toy: Toy, number: sign
         pids = [int(pid) for note in notes for pid in note.read_text().split()]
         assert len(pids) == 4
         process.send_signal(number)
-        shown, _ = process.communicate(timeout=processes.GRACE + 5)
+        shown, _ = process.communicate(timeout=GRACE + 5)
     assert process.returncode == 128 + number
     assert "stopped, with jobs #0, #1 unfinished" in shown
     assert not (toy.folder / "OUT" / "2").exists()

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lgclip.jobs import end_groups
+
 log = logging.getLogger(__name__)
 
 LOG = "output.log"
 """Name of the file in a job's folder that takes what the job prints."""
-
-GRACE = 5.0
-"""Seconds that a job has to end by itself when the sweep is stopped."""
 
 _PAUSE = 0.05  # seconds between two looks at the processes: cheap, and short beside the start of one
 _COUNT = "import torch; print(torch.cuda.device_count())"
@@ -133,7 +132,10 @@ def run_jobs(jobs: Iterable[Process], slots: Sequence[str | None]) -> dict[int, 
                         del running[slot]
                         _tell(one, code)
         finally:
-            _end(list(running.values()))
+            end_groups([one.process for one in running.values()])
+            if running:
+                unfinished = ", ".join(f"#{one.job.number}" for one in running.values())
+                log.error(f"stopped, with jobs {unfinished} unfinished")
     raise SystemExit(128 + asked[0])
 
 
@@ -156,27 +158,6 @@ def _tell(one: _Running, code: int) -> None:
         log.info(f"#{one.job.number} finished in {seconds:.1f} s: {one.job.folder}")
     else:
         log.error(f"#{one.job.number} failed after {seconds:.1f} s ({how_ended(code)}): {last_line(path)}; {path}")
-
-
-def _end(running: Sequence[_Running]) -> None:
-    """Ends processes and all that they have started: by asking first, by force after the time of grace."""
-    for one in running:
-        _signal(one, signal.SIGTERM)
-    until = time.monotonic() + GRACE
-    while any(one.process.poll() is None for one in running) and time.monotonic() < until:
-        time.sleep(_PAUSE)
-    for one in running:
-        _signal(one, signal.SIGKILL)  # a process's workers may outlive it
-        one.process.wait()
-    if running:
-        log.error(f"stopped, with jobs {', '.join(f'#{one.job.number}' for one in running)} unfinished")
-
-
-def _signal(one: _Running, number: signal.Signals) -> None:
-    try:
-        os.killpg(one.process.pid, number)
-    except ProcessLookupError:
-        return
 
 
 @contextmanager
