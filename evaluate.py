@@ -17,6 +17,7 @@ def evaluate(cfg: DictConfig) -> float | None:
 
     from lgclip.agreement import SameConfig
     from lgclip.contact_sheet import sheet_of
+    from lgclip.damage import OnBadImage
     from lgclip.features import encode
     from lgclip.generation import draw, whole_numbers
     from lgclip.jobs import choices, sweep_job
@@ -26,7 +27,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     from lgclip.tracking import track
 
     quiet()
-    counts = whole_numbers(cfg)
+    counts, policy = whole_numbers(cfg), OnBadImage.of(cfg.on_bad_image)
     folder, root = Path(HydraConfig.get().runtime.output_dir), open_root(cfg.paths.store)
     groups = ("dataset", "llm", "diffuser", "encoder", "scales")
     dataset, writer, diffuser, encoder, scales = (build(cfg[group], _convert_="all") for group in groups)
@@ -37,11 +38,10 @@ def evaluate(cfg: DictConfig) -> float | None:
     trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=callbacks)
     encoder = encoder.on(trainer.strategy.root_device)
     encoder.inputs()  # one that cannot be had is said before hours of drawing
-    values = OmegaConf.to_container(cfg, resolve=True)
-    with track(cfg.get("logger"), folder, values, choices(), sweep_job()) as tracker:
-        stages = Stages(trainer)
-        drawing = draw(stages, dataset.subjects, writer, diffuser, root, **counts) if method.needs_images else None
-        data = encode(stages, dataset, encoder, scales, root, drawing=drawing, workers=cfg.workers)
+    with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True), choices(), sweep_job()) as tracker:
+        stages, how = Stages(trainer), cfg.paths.images
+        drawing = draw(stages, dataset.subjects, writer, diffuser, root, how, **counts) if method.needs_images else None
+        data, dataset = encode(stages, dataset, encoder, scales, root, policy, drawing=drawing, workers=cfg.workers)
         with stages.timed("judging", unit="image", total=len(dataset)):
             trainer.test(method, datamodule=data, verbose=False)
         if trainer.is_global_zero:

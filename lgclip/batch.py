@@ -4,6 +4,7 @@ Letters in shapes: b batch, c classes, k synthetic images of a class, n images, 
 one image), d feature width, h and w pixels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
@@ -38,16 +39,32 @@ class Prompt(NamedTuple):
     repeat: int
 
 
+class Unread(NamedTuple):
+    """An image that cannot be read.
+
+    Attributes:
+        id: Its content key.
+        where: The file, or its place in one.
+        reason: What is wrong with it.
+    """
+
+    id: str
+    where: str
+    reason: str
+
+
 class ImageBatch(NamedTuple):
     """Views of some images, ready for an encoder.
 
     Attributes:
         ids: Content keys of the images.
         views: Preprocessed pixels.
+        unread: Images that should be among them and cannot be read.
     """
 
     ids: list[str]
     views: Float[Tensor, "b s 3 h w"]
+    unread: Sequence[Unread] = ()
 
 
 class FeatureBatch(NamedTuple):

@@ -172,6 +172,9 @@ def comparable(a: Run, b: Run) -> None:
     if one["num_classes"] == other["num_classes"]:
         names = [(c, x, y) for c, (x, y) in enumerate(zip(a.class_names, b.class_names, strict=True)) if x != y]
         told += [f"name of class {c} {x!r} and {y!r}, one of {len(names)}" for c, x, y in names[:1]]
+    if a.left_out != b.left_out:
+        left = " and ".join(f"{len(out)} (first {out[:3]})" if out else "none" for out in (a.left_out, b.left_out))
+        told.append(f"images left out as unreadable, {left}")
     if one["n"] == other["n"]:
         unlike = int((a.predictions.label != b.predictions.label).sum())
         told += [f"labels of {unlike} images"] if unlike else []

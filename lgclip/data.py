@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lgclip.batch import FeatureBatch, ImageBatch
+from lgclip.batch import FeatureBatch, ImageBatch, Unread
+from lgclip.damage import Findings
+from lgclip.datasets.base import BadImageError
 from lgclip.feature_store import FeatureStore
 
 TEXT_VIEW = ("text",)
@@ -34,6 +36,8 @@ class Stream:
         store: Where their features are kept.
         load: The thing at a place: an RGB image, or a sentence. What loads images goes to worker
             processes, so it can be pickled: it keeps no file open.
+        findings: Which of them are known to be unreadable; None where each must be readable.
+        where: What to call the thing at a place in an error; None is its id.
     """
 
     name: str
@@ -42,10 +46,19 @@ class Stream:
     views: Sequence[str]
     store: FeatureStore
     load: Callable[[int], Image.Image | str]
+    findings: Findings | None = None
+    where: Callable[[int], str] | None = None
 
     def missing(self) -> list[int]:
-        """Places of the things whose features are not there."""
-        return self.store.missing(self.ids, self.views)
+        """Places of the things whose features are not there and may be had."""
+        known = self.findings.reasons() if self.findings else {}
+        return [at for at in self.store.missing(self.ids, self.views) if self.ids[at] not in known]
+
+    def unread(self) -> dict[int, str]:
+        """Why each thing that has no features cannot be read, by its place; those of which it is known."""
+        known = self.findings.reasons() if self.findings else {}
+        absent = self.store.missing(self.ids, self.views) if known else []
+        return {at: known[self.ids[at]] for at in absent if self.ids[at] in known}
 
     def features(self) -> Float[Tensor, "n s d"]:
         """The features of all things, in order."""
@@ -53,7 +66,7 @@ class Stream:
 
     def rows(self, places: Int[Tensor, " b"]) -> FeatureBatch:
         """The features of some things, read when they are asked for."""
-        at = places.tolist()
+        at: list[int] = places.tolist()
         if not at:  # the share of a device that has none
             width = self.store.width(self.ids[0], self.views[0])
             features = torch.empty(0, len(self.views), width)
@@ -82,11 +95,14 @@ class _Pictures(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, at: int) -> tuple[str, Float[Tensor, "s 3 h w"]]:
+    def __getitem__(self, at: int) -> "_Seen | Unread":
         place, name = self._places[at]
-        image = self._load(place)
+        try:
+            image = self._load(place)
+        except BadImageError as error:
+            return Unread(name, error.where, error.reason)
         assert not isinstance(image, str)
-        return name, self._views(image, name)
+        return _Seen(name, self._views(image, name))
 
 
 class _Features(Dataset[FeatureBatch]):
@@ -102,8 +118,17 @@ class _Features(Dataset[FeatureBatch]):
         return self._stream.rows(self._parts[at])
 
 
-def _stack(items: list[tuple[str, Float[Tensor, "s 3 h w"]]]) -> ImageBatch:
-    return ImageBatch([name for name, _ in items], torch.stack([views for _, views in items]))
+class _Seen(NamedTuple):
+    """An image with all its views."""
+
+    id: str
+    views: Float[Tensor, "s 3 h w"]
+
+
+def _stack(items: "list[_Seen | Unread]") -> ImageBatch:
+    seen = [item for item in items if isinstance(item, _Seen)]
+    views = torch.stack([item.views for item in seen]) if seen else torch.empty(0, 0, 3, 0, 0)
+    return ImageBatch([item.id for item in seen], views, [item for item in items if isinstance(item, Unread)])
 
 
 def _start_method() -> str:
@@ -114,7 +139,8 @@ def _start_method() -> str:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["lgclip.data"])  # torch is imported once
+    # Imported once for all workers: torch, and what every preprocessing is made of.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lgclip.data", "torchvision.transforms"])
     return "forkserver"
 
 

@@ -25,6 +25,18 @@ NAME = np.dtype("S16")
 """What stands for an id in memory: a million images take 24 MB, as strings they would take 200."""
 
 
+class BadFeatureError(StoreError):
+    """Features that cannot be used.
+
+    Args:
+        things: Ids of what they are of.
+    """
+
+    def __init__(self, things: Sequence[str]) -> None:
+        super().__init__(f"the encoder gave features that are not of unit length for {list(things[:5])}")
+        self.things = list(things)
+
+
 class FeatureStore:
     """Unit features of one source (a data set, a diffuser or sentences) by one encoder.
 
@@ -89,13 +101,12 @@ class FeatureStore:
         """Stores one batch.
 
         Raises:
-            StoreError: If a feature is not finite or not of unit length: a NaN prototype would
+            BadFeatureError: If a feature is not finite or not of unit length: a NaN prototype would
                 silently win every comparison.
         """
         good = _unit(features).all(dim=1)
         if not good.all():
-            bad = [thing for thing, fine in zip(ids, good.tolist(), strict=True) if not fine]
-            raise StoreError(f"the encoder gave features that are not of unit length for {bad[:5]}")
+            raise BadFeatureError([thing for thing, fine in zip(ids, good.tolist(), strict=True) if not fine])
         self._folder.mkdir(parents=True, exist_ok=True)
         if not (self._folder / "inputs.json").exists():
             write_json(self._folder / "inputs.json", self._inputs)

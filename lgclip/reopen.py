@@ -8,6 +8,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from lgclip.allowed import TargetError, build
+from lgclip.damage import Readable
 from lgclip.data import Stream
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
@@ -53,6 +54,7 @@ def reopen(run: Run) -> Reopened:
     except (InstantiationException, TargetError) as error:
         why = error if isinstance(error, TargetError) else error.__cause__ or error
         raise RunError(f"{run.folder} cannot be brought back: {why}") from error
+    dataset = _as_judged(dataset, run)
     streams = [text_stream(dataset, encoder, root)] if encoder.has_text else []
     drawing = None
     if run.result["diffuser"]:
@@ -64,6 +66,23 @@ def reopen(run: Run) -> Reopened:
         streams.append(synthetic_stream(drawing, encoder, scales, root))
     streams.append(real_stream(dataset, encoder, scales, root))
     return Reopened(dataset, drawing, encoder, scales, {stream.name: stream for stream in streams})
+
+
+def _as_judged(dataset: Dataset, run: Run) -> Dataset:
+    """The data set without the images that the run left out, whatever has become of them since.
+
+    Raises:
+        RunError: If it holds another number of images than when it was judged.
+    """
+    skipped, n = run.result.get("skipped", ()), run.result["n"]
+    if not skipped or len(dataset) == n:  # what could not be read has been moved away
+        return dataset
+    if len(dataset) != run.result["images_in_dataset"]:
+        raise RunError(
+            f"{run.folder}: it judged {n} of {run.result['images_in_dataset']} images, the data set now has "
+            f"{len(dataset)}; run it again"
+        )
+    return Readable(dataset, {one["index"]: one["reason"] for one in skipped})
 
 
 def _config_of(run: Run) -> DictConfig:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lgclip.confidence import confidence_of
 from lgclip.costs import cost_of, towers_at
+from lgclip.damage import OnBadImage, left_out, quarantine
 from lgclip.data import Streams
 from lgclip.datasets.base import Dataset
 from lgclip.diagnostics import COLUMNS, Diagnosis, diagnose
@@ -24,11 +25,13 @@ from lgclip.identity import inputs_of
 from lgclip.jobs import choices, sweep_job
 from lgclip.methods.base import Classifier, Judged
 from lgclip.runs import DIAGNOSTICS, JUDGED, PER_CLASS, PREDICTIONS, RESULT, RESULT_SCHEMA
+from lgclip.shown import one_line
 from lgclip.stages import Stages
 from lgclip.statistics import detectable, metrics, paired, per_class
 from lgclip.sweeps import run_key
 from lgclip.whole import write_whole
 
+_SHOWN = 5
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
 
 
@@ -82,7 +85,13 @@ def report(
         method: The method, after its test.
         stages: What each stage did.
         drawing: The synthetic images; None if the method needs none.
+
+    Raises:
+        ValueError: If not every image of the data set was judged once.
     """
+    for name, judged in method.results.items():
+        if judged.index.tolist() != list(range(len(dataset))):
+            raise ValueError(f"{name}: {len(judged.index)} images were judged, the data set has {len(dataset)}")
     idle = {"llm", "diffuser"} if drawing is None else set() if parts["diffuser"].needs_prompts else {"llm"}
     took_part = {group: part for group, part in parts.items() if group not in idle}
     diagnosis = None
@@ -91,7 +100,9 @@ def report(
         real = (parts["scales"].fuse(batch.features) for batch in data.streams[-1].batches())
         diagnosis = diagnose(method.support, real, judged.label, judged.rank == 0)
     result = result_of(config, dataset, took_part, data, method, stages, drawing, diagnosis)
-    write_report(folder, result, method.results, dataset.class_names, diagnosis)
+    if config.on_bad_image == OnBadImage.QUARANTINE:
+        quarantine(folder, dataset)
+    write_report(folder, result, method.results, dataset, diagnosis)
     return result
 
 
@@ -116,16 +127,11 @@ def result_of(
         stages: What each stage did.
         drawing: The synthetic images; None if the method needs none.
         diagnosis: What the synthetic images tell of each class; None without them.
-
-    Raises:
-        ValueError: If not every image of the data set was judged once.
     """
-    num_classes, n = len(dataset.class_names), len(dataset)
-    figures = {}
-    for name, judged in method.results.items():
-        if judged.index.tolist() != list(range(n)):
-            raise ValueError(f"{name}: {len(judged.index)} images were judged, the data set has {n}")
-        figures[name] = metrics(judged.label.numpy(), judged.rank.numpy(), num_classes)
+    num_classes, n, skipped = len(dataset.class_names), len(dataset), left_out(dataset)
+    figures = {
+        name: metrics(judged.label.numpy(), judged.rank.numpy(), num_classes) for name, judged in method.results.items()
+    }
     first, *others = figures
     own = method.results[first]
     against = {name: paired(*_said(own), method.results[name].prediction.numpy()) for name in others}
@@ -138,6 +144,8 @@ def result_of(
         "method": first,
         "dataset": _judged_on(dataset),
         "n": n,
+        "images_in_dataset": n + len(skipped),
+        "skipped": skipped,
         "num_classes": num_classes,
         **{group: made.get(group) for group in ("encoder", "llm", "diffuser", "scales")},
         "prompts_per_class": config.prompts_per_class if "diffuser" in parts else 0,
@@ -206,7 +214,7 @@ def write_report(
     folder: Path,
     result: Mapping[str, Any],
     results: Mapping[str, Judged],
-    class_names: Sequence[str],
+    dataset: Dataset,
     diagnosis: Diagnosis | None = None,
 ) -> None:
     """Writes the files of one run; result.json last, so that it stands for a finished run.
@@ -215,11 +223,12 @@ def write_report(
         folder: The run's folder.
         result: Content of result.json.
         results: The judgement of every image, by the method and by those beside it.
-        class_names: Name of each class.
+        dataset: What was judged.
         diagnosis: What the synthetic images tell of each class; None without them.
     """
-    judged = results[result["method"]]
-    columns = [column.tolist() for column in (judged.index, judged.label, judged.prediction, judged.rank)]
+    judged, class_names = results[result["method"]], dataset.class_names
+    columns = [[dataset.places[at] for at in judged.index.tolist()]]
+    columns += [column.tolist() for column in (judged.label, judged.prediction, judged.rank)]
     columns.append([f"{value:.6f}" for value in judged.confidence.tolist()])
     columns += [results[name].prediction.tolist() for name in result["beside"]]
     _write_csv(folder / PREDICTIONS, (*JUDGED, *result["beside"]), zip(*columns, strict=True))
@@ -242,6 +251,16 @@ def write_report(
         temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _counted(result: Mapping[str, Any]) -> str:
+    """The denominator, and what it lacks."""
+    skipped = result.get("skipped", ())
+    if not skipped:
+        return f"{result['n']} images"
+    shown = "; ".join(one_line(f"{one['file']} ({one['reason']})") for one in skipped[:_SHOWN])
+    more = f"; and {len(skipped) - _SHOWN} more, listed in {RESULT}" if len(skipped) > _SHOWN else ""
+    return f"{result['n']:,} of {result['images_in_dataset']:,} images, {len(skipped)} could not be read: {shown}{more}"
+
+
 def table(result: Mapping[str, Any]) -> str:
     """The short table at the end of a run."""
     lines = [f"{'method':<10} {'n':>6} {'top-1':>7} {'95% interval':>15} {'top-5':>7} {'per class':>10}"]
@@ -260,7 +279,8 @@ def table(result: Mapping[str, Any]) -> str:
     if result["baseline"] is None:
         lines.append("clip_text: none, this encoder has no text tower")
     data = result["dataset"]
-    lines.append(f"{data['name']}, {data['split']}: {result['num_classes']} classes, {result['n']} images")
+    where = one_line(f"{data['name']}, {data['split']}")
+    lines.append(f"{where}: {result['num_classes']} classes, {_counted(result)}")
     if templated := sum(result.get("templated_prompts", ())):
         lines.append(f"{templated} prompts are template sentences in place of the language model's")
     if gone := result.get("missing_images"):

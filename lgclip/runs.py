@@ -83,15 +83,20 @@ class Run:
             RunError: If the file does not say something of each image.
         """
         header, *body = self._rows(PREDICTIONS)
-        if tuple(header[: len(JUDGED)]) != JUDGED or [row[0] for row in body] != [
-            str(i) for i in range(self.result["n"])
-        ]:
+        total, without = self.result.get("images_in_dataset", self.result["n"]), set(self.left_out)
+        places = [str(i) for i in range(total) if i not in without]
+        if tuple(header[: len(JUDGED)]) != JUDGED or [row[0] for row in body] != places:
             raise RunError(f"{self.folder / PREDICTIONS} is not whole: run it again with rerun=true")
         columns = dict(zip(header, zip(*body, strict=True), strict=True))
         whole = {name: np.array(columns[name], dtype=np.int64) for name in header if name != "confidence"}
         beside = {name: whole[name] for name in header[len(JUDGED) :]}
         confidence = np.array([text or "nan" for text in columns["confidence"]], dtype=np.float64)
         return Predictions(whole["label"], whole["prediction"], whole["rank"], confidence, beside)
+
+    @property
+    def left_out(self) -> list[int]:
+        """Places in the data set of the images that could not be read, and were not judged."""
+        return [one["index"] for one in self.result.get("skipped", ())]
 
     @cached_property
     def per_class(self) -> list[dict[str, str]]:
@@ -156,7 +161,7 @@ def _group(key: str) -> str:
     return key.partition(".")[0]
 
 
-_APART = ("logger", "trainer", "paths", "workers", "rerun")
+_APART = ("logger", "trainer", "paths", "workers", "rerun", "on_bad_image")  # which images were judged is a result
 
 
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,9 @@ def _misjudged(run: Run, dataset: Dataset) -> "wandb.Table":
     for i in wrong.tolist():
         sure = None if np.isnan(said.confidence[i]) else float(said.confidence[i])
         image = wandb.Image(dataset.image(i))
-        rows.append([i, image, names[said.label[i]], names[said.prediction[i]], int(said.rank[i]), sure])
+        rows.append(
+            [dataset.places[i], image, names[said.label[i]], names[said.prediction[i]], int(said.rank[i]), sure]
+        )
     return _table(["index", "image", "label", "prediction", "rank", "confidence"], rows)
 
 

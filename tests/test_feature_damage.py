@@ -1,6 +1,7 @@
 """Stored features that were cut, overwritten or brought from elsewhere: made again with a word, never believed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,21 @@ def test_the_index_is_a_dictionary(
         if there:
             for name, row in zip(there, store.take(there, [view])[:, 0], strict=True):
                 assert any(torch.equal(row, stored) for stored in expected[name, view])  # what is stored twice is equal
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+@pytest.mark.parametrize("group", ["visual", "text"])
+def test_an_encoder_that_gives_no_direction_is_refused_with_the_things_name(
+    group: str, value: float, first_run: FirstRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(first_run.world.encoder, folder)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    name = "visual.proj" if group == "visual" else "text_projection"
+    save_file({**weights, name: torch.full_like(weights[name], value)}, folder / "open_clip_model.safetensors")
+    with pytest.raises(SystemExit):
+        judge(first_run.world, tmp_path / "run", f"encoder.model={folder}", f"paths.store={tmp_path / 'store'}")
+    said = capsys.readouterr().err
+    assert "gives no direction" in said
+    assert ("drawn from 'a photo of a blue moon.'" if group == "visual" else "the sentence 'a photo of a") in said
+    assert not list((tmp_path / "store").glob("features/*/*/*.safetensors")) or group == "visual"

@@ -19,7 +19,7 @@ from lgclip.data import Streams
 from lgclip.datasets.base import Dataset
 from lgclip.identity import weights_of
 from lgclip.methods.base import Classifier, Judged
-from lgclip.report import git_commit, result_of, table
+from lgclip.report import git_commit, report, table
 from lgclip.stages import Stages
 from lgclip.statistics import wilson
 
@@ -138,14 +138,14 @@ def test_diagnostics_are_a_row_a_class_beside_its_accuracy(first_run: FirstRun) 
 
 
 @pytest.mark.parametrize("indices", [[0, 1, 1], [0, 1], [0, 2, 1]])
-def test_an_image_judged_twice_or_never_is_an_error(indices: list[int]) -> None:
+def test_an_image_judged_twice_or_never_is_an_error(indices: list[int], tmp_path: Path) -> None:
     """103 images on two devices judged as 104 would shift every figure."""
     column = torch.tensor(indices)
     method = Mock(spec=Classifier, results={"lgclip": Judged(*[column] * 4, *[column.float()] * 3)})
     dataset = MagicMock(spec=Dataset, class_names=("a", "b"))
     dataset.__len__.return_value = 3
     with pytest.raises(ValueError, match="the data set has 3"):
-        result_of(OmegaConf.create(), dataset, {}, Mock(spec=Streams), method, Mock(spec=Stages))
+        report(tmp_path, OmegaConf.create(), dataset, {}, Mock(spec=Streams), method, Mock(spec=Stages), None)
 
 
 def test_the_commit_is_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

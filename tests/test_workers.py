@@ -17,8 +17,9 @@ from lgclip.datasets.folder import Folder
 from lgclip.datasets.small import Digits, Shapes
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.timm import Timm
+from lgclip.encoding import Encoding, SharedViews
 from lgclip.feature_store import FeatureStore
-from lgclip.features import Encoding, SharedViews, real_stream
+from lgclip.features import real_stream
 from lgclip.scales import Scales, SquareCrops
 from lgclip.stages import StageBar, Stages, quiet
 
@@ -56,13 +57,19 @@ def test_worker_processes_give_the_features_that_one_process_gives(model: str, t
 
 
 @pytest.mark.filterwarnings("ignore:.*suggested max number of worker.*:UserWarning")
-def test_an_unreadable_image_in_a_worker_is_a_mistake_in_the_input_that_names_it(model: str, tmp_path: Path) -> None:
+def test_an_unreadable_image_in_a_worker_is_kept_with_its_reason_and_the_others_are_encoded(
+    model: str, tmp_path: Path
+) -> None:
     root = picture_folder(tmp_path / "pictures")
     (root / "green_ring" / "1.png").write_bytes(b"not an image")
     encoder = OpenClip(model, precision="fp32", batch_size=6)
     stream = real_stream(Folder(str(root)), encoder, SCALES, tmp_path / "store")
-    with pytest.raises(ValueError, match=r"Caught ValueError in DataLoader(.|\n)*1\.png cannot be read as an image"):
-        encoded(stream, encoder, SCALES, 2)
+    _, stages = encoded(stream, encoder, SCALES, 2)
+    assert (stages.accounts[0].made, stream.missing(), stream.unread()) == (
+        12,
+        [],
+        {5: "it is no image of a known kind"},
+    )
 
 
 def test_an_image_is_decoded_once_for_all_its_views_and_stored_in_whole_files(model: str, tmp_path: Path) -> None:
@@ -71,7 +78,7 @@ def test_an_image_is_decoded_once_for_all_its_views_and_stored_in_whole_files(mo
 
     def load(at: int) -> Image.Image:
         decoded[at] += 1
-        return Image.new("RGB", (40, 30), (at * 20, 0, 0))
+        return Image.new("RGB", (40, 30), (at * 10, 0, 0))
 
     class Watched(Encoding):
         def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -80,16 +87,16 @@ def test_an_image_is_decoded_once_for_all_its_views_and_stored_in_whole_files(mo
 
     encoder = OpenClip(model, precision="fp32", batch_size=7)
     store = FeatureStore(tmp_path, encoder.inputs(), {"source": "here"})
-    names = [f"image-{at}" for at in range(10)]
-    stream = Stream("real", names, [0] * 10, SCALES.views, store, load)
+    names = [f"image-{at}" for at in range(24)]
+    stream = Stream("real", names, [0] * 24, SCALES.views, store, load)
     quiet()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     data = Streams([stream], 1, SharedViews(encoder, SCALES), encoder.batch_size)
-    Stages(trainer).complete("features", Watched(encoder, data), 10, data)
-    assert decoded == dict.fromkeys(range(10), 1)
-    assert seen == [6] * 5, "batches of 7 views at most: 2 images with 3 views each"
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2, "files of at least 7 images, and the rest"
-    assert stream.features().shape[:2] == (10, 3)
+    Stages(trainer).complete("features", Watched(encoder, data), 24, data)
+    assert decoded == dict.fromkeys(range(24), 1)
+    assert seen == [6] * 12, "batches of 7 views at most: 2 images with 3 views each"
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3, "files of at least 7 images, and the rest"
+    assert stream.features().shape[:2] == (24, 3)
 
 
 def test_more_views_than_fit_into_a_batch_still_make_one_image_a_batch(model: str, tmp_path: Path) -> None:

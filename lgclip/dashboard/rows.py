@@ -17,6 +17,9 @@ from lgclip.runs import Run, RunError, flat
 PAIRS = 12
 """Pairs of classes that are shown of a run."""
 
+SKIPPED = 5
+"""Images that could not be read that are named of a run."""
+
 DIGITS = 4
 """Decimals of a diagnostic on the page; its file has six."""
 
@@ -124,7 +127,8 @@ def _setting(override: str) -> tuple[str, Any]:
 def _judged(run: Run) -> str:
     """A key of the images and the classes that a run was judged on."""
     data = {key: run.result["dataset"][key] for key in ("name", "split", "names", "source")}
-    return key_of({**data, "classes": run.class_names, "labels": run.predictions.label.tolist()})
+    left = {"left_out": run.left_out} if run.left_out else {}
+    return key_of({**data, **left, "classes": run.class_names, "labels": run.predictions.label.tolist()})
 
 
 def _mistaken(run: Run) -> Int[np.ndarray, "c c"]:
@@ -175,6 +179,10 @@ def _provenance(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a figure came from: data, parts with their weights, store keys, versions."""
     data = result["dataset"]
     yield "data set", f"{data['name']}, {data['split']}: {result['n']} images, {result['num_classes']} classes"
+    if gone := result.get("skipped"):
+        shown = "; ".join(f"{one['file']} ({one['reason']})" for one in gone[:SKIPPED])
+        of = f"{len(gone)} of {result['images_in_dataset']}"
+        yield "test images that could not be read", f"{of}: {shown}{'; ...' if len(gone) > SKIPPED else ''}"
     yield "class names", data["names"]
     yield "sentences of the text baseline", " | ".join(data["templates"])
     if data["context"]:

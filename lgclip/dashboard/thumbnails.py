@@ -174,7 +174,7 @@ class _Album:
         return places[surest[:PER_PAIR]].tolist()
 
     def _photo(self, at: int, thumbs: Thumbnails) -> list[str]:
-        return thumbs.add(self._source, str(at), lambda: self._dataset.image(at))
+        return thumbs.add(self._source, str(self._dataset.places[at]), lambda: self._dataset.image(at))
 
     def _drawn(self, at: int, thumbs: Thumbnails) -> list[str]:
         drawing = self._drawing

@@ -1,6 +1,7 @@
 """Archives from the network, unpacked so that nothing lands outside: checked first, then whole or absent."""
 
 import calendar
+import errno
 import lzma
 import os
 import shutil
@@ -135,7 +136,8 @@ def _damage(archive: Path) -> Iterator[None]:
     try:
         yield
     except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's; gzip's own have no number
+        # The system's; gzip's own have no number, and a member that says it is larger than any file has EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         said = " ".join(str(error).split())
         raise ArchiveError(f"{archive} is damaged or no archive ({said}); delete it and get it again") from error

@@ -5,10 +5,25 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 from PIL import Image
 
 from lgclip.batch import Subject
+from lgclip.shown import TURNING
+
+
+class BadImageError(ValueError):
+    """What an image file holds cannot be read as an image; that the disk or a right fails is another error.
+
+    Attributes:
+        where: The file, or its place in one.
+        reason: What is wrong with it; the same wherever the file lies.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where} cannot be read as an image ({reason}); mend it or move it away")
+        self.where, self.reason = where, reason
 
 
 class Dataset(ABC):
@@ -43,8 +58,22 @@ class Dataset(ABC):
         """The image at `index`, decoded to RGB.
 
         Raises:
-            ValueError: If it cannot be decoded.
+            BadImageError: If it cannot be decoded.
+            ValueError: If it cannot be got at.
         """
+
+    def where(self, index: int) -> str:
+        """Where the image at `index` lies, for the eye."""
+        return f"image {index} of {self.name}"
+
+    def original(self, index: int) -> Path | bytes | None:
+        """The file of the image at `index`, or what is in it; None if there is no such thing."""
+        return None
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Place of each image in the whole data set; another than its index where images are left out."""
+        return range(len(self))
 
     @abstractmethod
     def source(self) -> dict[str, object]:
@@ -60,7 +89,7 @@ class Dataset(ABC):
 
 
 def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ...]:
-    """Class names as they go into prompts: one line each, no control characters.
+    """Class names as they go into prompts: one line each, nothing in it that steers a terminal.
 
     Args:
         names: One name a class.
@@ -68,12 +97,14 @@ def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ..
             "missile" and two "sunglasses", which stay 1000 classes.
 
     Raises:
-        ValueError: If a name is empty, or stands there twice where it may not.
+        ValueError: If a name is empty or no text, or stands there twice where it may not.
     """
     clean = []
     for index, name in enumerate(names):
-        text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in unicodedata.normalize("NFC", name))
-        text = " ".join(text.split())
+        plain = (letter for letter in unicodedata.normalize("NFC", name) if letter not in TURNING)
+        text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in plain).split())
+        if any(unicodedata.category(letter) == "Cs" for letter in text):
+            raise ValueError(f"class {index} has a name that is no text in UTF-8: {name!r}; rename it")
         if not text:
             raise ValueError(f"class {index} has an empty name: {name!r}")
         clean.append(text)

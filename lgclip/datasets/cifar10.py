@@ -69,7 +69,7 @@ class Cifar10(Dataset):
         found = [line.strip() for line in lines(self.root / "batches.meta.txt")]
         files = [file for part in asked.parts for file in _FILES[part]]
         read = {file: _labels(self.root / file, len(found)) for file in files}
-        self.places = tuple((file, at) for file, labels in read.items() for at in range(len(labels)))
+        self.records = tuple((file, at) for file, labels in read.items() for at in range(len(labels)))
         self.labels = tuple(label for labels in read.values() for label in labels)
         if counts:
             check_counts("cifar10", self.labels, CLASSES, asked.images, "Set dataset.counts=false for a part of it.")
@@ -79,18 +79,22 @@ class Cifar10(Dataset):
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        stats = {file: (self.root / file).stat() for file, _ in self.places}
+        stats = {file: (self.root / file).stat() for file, _ in self.records}
         return tuple(
             key_of({"file": file, "record": at, "size": stats[file].st_size, "changed": stats[file].st_mtime_ns})
-            for file, at in self.places
+            for file, at in self.records
         )
 
     def image(self, index: int) -> Image.Image:
-        file, at = self.places[index]
+        file, at = self.records[index]
         record = np.fromfile(self.root / file, np.uint8, RECORD, offset=at * RECORD)
         if record.size != RECORD:
             raise ValueError(f"{self.root / file} is damaged: it ends within image {at}")
         return Image.fromarray(np.ascontiguousarray(_pixels(record[1:])))
+
+    def where(self, index: int) -> str:
+        file, at = self.records[index]
+        return f"{self.root / file}, image {at}"
 
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": SCHEMA}

@@ -1,6 +1,8 @@
 """Data sets of image files: where they lie, how they are read, how they are named."""
 
+import errno
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,12 +12,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lgclip.datasets.base import Dataset, checked_names
+from lgclip.datasets.base import BadImageError, Dataset, checked_names
 from lgclip.identity import SCHEMA, key_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+LONGEST = 300
+"""How many times longer than the other a side may be: preprocessing brings the shorter one to the encoder's input."""
 CLASSNAMES = Path(__file__).parents[1] / "classnames"
 """Lists of class names, `DATASET.LIST.txt`: one name a line, in the order of the class indices."""
+# Above its first limit Pillow only warns, and does not say of which file. Said once: a filter around each reading
+# would not be a thread's own.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class ImageFiles(Dataset):
@@ -60,7 +67,13 @@ class ImageFiles(Dataset):
         return tuple(key_of({"file": file, "size": s.st_size, "changed": s.st_mtime_ns}) for file, s in stats)
 
     def image(self, index: int) -> Image.Image:
-        return read_image(self.root / self.files[index])
+        return read_image(self.original(index))
+
+    def where(self, index: int) -> str:
+        return str(self.original(index))
+
+    def original(self, index: int) -> Path:
+        return self.root / self.files[index]
 
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": SCHEMA}
@@ -90,16 +103,70 @@ def read_image(file: Path | BytesIO, where: str | None = None) -> Image.Image:
         where: Where it is, for the error; None is its path.
 
     Raises:
-        ValueError: If it cannot be decoded.
+        BadImageError: If what is in it cannot be decoded, or is too large or too long.
+        ValueError: If it cannot be got at.
     """
+    place = where or str(file)
     try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where or file} cannot be read as an image ({error}); mend it or move it away") from error
+        return _decoded(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(place, _too_large(Image.MAX_IMAGE_PIXELS or 0)) from error
+    except UnidentifiedImageError as error:
+        raise BadImageError(place, _unlike_an_image(file)) from error
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # a decoder's own words, or a step to before the file's begin
+            raise BadImageError(place, _in_a_line(error)) from error
+        raise ValueError(
+            f"{place} cannot be read ({error.strerror}): that is no fault of its content, so it is never left out"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder may fail in any way over a damaged file
+        raise BadImageError(place, _in_a_line(error)) from error
+
+
+def _decoded(file: Path | BytesIO) -> Image.Image:
+    with Image.open(file) as opened:
+        _check_size(*opened.size)
+        if opened.format != "PNG":
+            return _as_rgb(opened)
+        opened.verify()  # decoding ends with the last pixel, before the sum that tells of a flipped bit
+    with Image.open(file) as opened:
+        return _as_rgb(opened)
+
+
+def _as_rgb(opened: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _check_size(width: int, height: int) -> None:
+    short, long = sorted((width, height))
+    if short < 1:
+        raise ValueError(f"it is {width} x {height} pixels")
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(_too_large(Image.MAX_IMAGE_PIXELS))
+    if long > LONGEST * short:
+        raise ValueError(f"it is {width} x {height} pixels, one side more than {LONGEST} times the other")
+
+
+def _too_large(limit: int) -> str:
+    return f"it has more than {limit:,} pixels, Pillow's limit"
+
+
+def _unlike_an_image(file: Path | BytesIO) -> str:
+    """What a file is whose kind Pillow does not know; its own words tell a path, or a place in memory."""
+    with file.open("rb") if isinstance(file, Path) else BytesIO(file.getvalue()) as opened:
+        head = opened.read(64).lstrip()
+    if not head:
+        return "it is empty"
+    return "it is a web page or other text" if head.startswith((b"<", b"{")) else "it is no image of a known kind"
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def root_folder(dataset: str, root: str | os.PathLike[str] | None, inside: Sequence[str], hint: str) -> Path:

@@ -10,6 +10,7 @@ from PIL import Image
 from lgclip.datasets.base import Dataset, checked_names
 from lgclip.datasets.files import IMAGE_SUFFIXES, names_in, read_image
 from lgclip.identity import SCHEMA, key_of
+from lgclip.shown import one_line
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Folder(Dataset):
             )
         if not folders:
             raise ValueError(f"dataset.root={root}: no folder in it; it should hold one folder of images a class")
-        self.name = self.root.name
+        self.name = one_line(self.root.name)
         self.class_names = _names(folders, names)
         self.paths: list[Path] = []
         labels: list[int] = []
@@ -61,6 +62,12 @@ class Folder(Dataset):
 
     def image(self, index: int) -> Image.Image:
         return read_image(self.paths[index])
+
+    def where(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def original(self, index: int) -> Path:
+        return self.paths[index]
 
     def source(self) -> dict[str, object]:
         return {"folder": str(self.root), "schema": SCHEMA}

@@ -14,6 +14,7 @@ from lgclip.datasets.parquet import Rows
 from lgclip.datasets.shards import Card, shards_of
 from lgclip.hub import commit_of, hub_errors
 from lgclip.identity import SCHEMA, key_of
+from lgclip.shown import one_line
 
 
 class HubImages(Dataset):
@@ -62,7 +63,7 @@ class HubImages(Dataset):
             self.name, self.root, config, shards, card = repo, *_from_hub(repo, self.commit, config, split)
         else:
             self.root = Path(str(root)).expanduser().absolute()
-            self.name = self.root.name
+            self.name = one_line(self.root.name)
             config, shards, card = _from_folder(self.root, config, split)
         self.rows = Rows([self.root / shard for shard in shards])
         self.image_column = image_column
@@ -94,6 +95,12 @@ class HubImages(Dataset):
 
     def image(self, index: int) -> Image.Image:
         return self.rows.image(self.image_column, index)
+
+    def where(self, index: int) -> str:
+        return self.rows.where(index)
+
+    def original(self, index: int) -> bytes | None:
+        return self.rows.content(self.image_column, index)
 
     def source(self) -> dict[str, object]:
         origin = {"repo": self.name, "commit": self.commit} if self.commit else {"folder": self.name}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from lgclip.datasets.base import BadImageError
 from lgclip.datasets.files import read_image
 
 
@@ -82,17 +83,33 @@ class Rows:
         """The image in a row, decoded to RGB.
 
         Raises:
-            ValueError: If there is none, or it cannot be decoded.
+            BadImageError: If there is none, or it cannot be decoded.
+            ValueError: If the file cannot be read.
         """
-        place = bisect_right(self._starts, row) - 1
-        group, inside = self._groups[place], row - self._starts[place]
-        stat = group.file.stat()
-        value = _row_group(group.file, (stat.st_size, stat.st_mtime_ns), group.number, column)[inside].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        where = f"{group.file}, row {group.first + inside}"
+        content = self.content(column, row)
         if not content:
-            raise ValueError(f"{where}: column {column!r} holds no bytes, only {value!r}; the image lies elsewhere")
-        return read_image(BytesIO(content), where)
+            reason = f"column {column!r} holds no bytes, only {self._value(column, row)!r}: the image lies elsewhere"
+            raise BadImageError(self.where(row), reason)
+        return read_image(BytesIO(content), self.where(row))
+
+    def content(self, column: str, row: int) -> bytes | None:
+        """The bytes of the image in a row; None if there are none."""
+        value = self._value(column, row)
+        return value.get("bytes") if isinstance(value, dict) else value
+
+    def _value(self, column: str, row: int) -> Any:
+        group, inside = self._place(row)
+        stat = group.file.stat()
+        return _row_group(group.file, (stat.st_size, stat.st_mtime_ns), group.number, column)[inside].as_py()
+
+    def where(self, row: int) -> str:
+        """File and row in it, for the eye."""
+        group, inside = self._place(row)
+        return f"{group.file}, row {group.first + inside}"
+
+    def _place(self, row: int) -> tuple[_Group, int]:
+        at = bisect_right(self._starts, row) - 1
+        return self._groups[at], row - self._starts[at]
 
 
 @lru_cache(maxsize=2)

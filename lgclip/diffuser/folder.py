@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,12 +12,15 @@ from typing import ClassVar
 import numpy as np
 
 from lgclip.batch import Prompt, Subject
+from lgclip.datasets.base import BadImageError
 from lgclip.datasets.files import read_image
 from lgclip.diffuser.base import ImageSource, Missing, Pictures
 from lgclip.diffuser.faults import Fault, fault_of
 from lgclip.diffuser.layout import class_folders, images_in
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, inputs_of, key_of
 from lgclip.whole import write_whole
+
+log = logging.getLogger(__name__)
 
 READERS = 4
 """Threads that read files."""
@@ -138,5 +142,6 @@ def _checked(files: Iterable[tuple[str, Path]]) -> dict[str, Fault | None]:
 def _fault(file: Path) -> Fault | None:
     try:
         return fault_of(np.asarray(read_image(file)))
-    except ValueError:
+    except BadImageError as error:
+        log.warning("%s cannot be read as an image (%s); it is left out of the prototypes", error.where, error.reason)
         return Fault.UNREADABLE
