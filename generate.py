@@ -25,7 +25,7 @@ def generate(cfg: DictConfig) -> None:
     root = open_root(cfg.paths.store)
     dataset, writer, diffuser = (build(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
     trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
-    drawing = draw(Stages(trainer), dataset.subjects, writer, diffuser, root, **counts)
+    drawing = draw(Stages(trainer), dataset.subjects, writer, diffuser, root, cfg.paths.images, **counts)
     if trainer.is_global_zero:
         write_list(folder / "images.jsonl", drawing, dataset.class_names)
         gone = f", {len(drawing.missing)} could not be had" if drawing.missing else ""

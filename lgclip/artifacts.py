@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lgclip.diffuser.base import Pictures
 from lgclip.runs import DIAGNOSTICS, PER_CLASS, PREDICTIONS, RESULT, Run
+from lgclip.shard_index import Member
 from lgclip.store import open_root
 
 if TYPE_CHECKING:
@@ -83,9 +84,12 @@ def _contents(run: Run, drawing: Pictures | None, folder: Path, keep: str) -> di
             {"id": key, "class": p.class_index, "name": names[p.class_index], "prompt": p.text, "repeat": p.repeat}
             for key, p in zip(drawing.ids, drawing.prompts, strict=True)
         ]
-        images = {"images.jsonl": _json_lines(folder, "images", lines)}
+        inside: dict[str, Path] = {}
         if keep == "files":
-            images |= {f"{key[:2]}/{key}{p.suffix}": p for key, p in zip(drawing.ids, drawing.paths, strict=True)}
+            kept = [_kept(key, place) for key, place in zip(drawing.ids, drawing.paths, strict=True)]
+            inside = {place: file for place, file, _ in kept}
+            lines = [{**line, "file": told} for line, (*_, told) in zip(lines, kept, strict=True)]
+        images = {"images.jsonl": _json_lines(folder, "images", lines), **inside}
         contents["images"] = images, {"diffuser": result["diffuser"]}
     streams = [{"stream": stream, "key": key} for stream, key in result["store"].items()]
     features = {"features.jsonl": _json_lines(folder, "features", streams)}
@@ -99,6 +103,15 @@ def _contents(run: Run, drawing: Pictures | None, folder: Path, keep: str) -> di
         {name: result[name] for name in ("method", "metrics", "choices", "run_key")},
     )
     return contents
+
+
+def _kept(key: str, place: Path | Member) -> tuple[str, Path, str]:
+    """Of an image its file's place in the artifact, the file, and where to look; a shard goes whole."""
+    if isinstance(place, Member):
+        inside = f"shards/{place.shard.name}"
+        return inside, place.shard, f"{inside}!{place.name}"
+    inside = f"{key[:2]}/{key}{place.suffix}"
+    return inside, place, inside
 
 
 def _json_lines(folder: Path, name: str, lines: Iterable[Mapping[str, object]]) -> Path:

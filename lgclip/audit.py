@@ -189,7 +189,7 @@ def _pair(opened: Reopened, at: int, other: int) -> dict[str, Any]:
         "synthetic_name": dataset.class_names[prompt.class_index],
         "prompt": prompt.text,
         "file": str(drawing.paths[at]),
-        "test": other,
+        "test": dataset.places[other],
         "test_id": dataset.ids[other],
         "test_class": label,
         "test_name": dataset.class_names[label],

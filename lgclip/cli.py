@@ -94,7 +94,9 @@ def _custody(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     export.add_argument("--run", type=Path, nargs="+", default=(), metavar="RUN_OR_SWEEP", help="only what they need")
     imported = actions.add_parser("import", help="check an archive, then place what is not there")
     imported.add_argument("archive", type=Path, metavar="IN.tar", help="archive by lgclip store export")
-    for action in (verify, gc, export, imported):
+    packed = actions.add_parser("pack", help="images from files into shards of 1,000")
+    unpacked = actions.add_parser("unpack", help="images from shards into files")
+    for action in (verify, gc, export, imported, packed, unpacked):
         action.add_argument("--store", metavar="DIR", help="the store; by default the usual one")
 
 
@@ -116,6 +118,10 @@ def _kept(args: argparse.Namespace) -> Iterator[str]:
             from lgclip.transport import export
 
             yield from export(root, args.out, args.run)
+        case "pack" | "unpack":
+            from lgclip.packing import pack, unpack
+
+            yield from (pack if args.action == "pack" else unpack)(root)
         case "import":
             from lgclip.transport import import_archive
 
@@ -170,10 +176,12 @@ def main(argv: list[str] | None = None) -> int:
         Exit status.
     """
     args = _parser().parse_args(argv)
+    from lgclip.shown import shown
+
     try:
         for line in _said(args):
-            print(line, flush=True)
+            print(shown(line), flush=True)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 1
     return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lgclip.batch import Prompt, Subject
 from lgclip.diffuser.base import ImageSource, Pictures, image_prompts, seed_of
+from lgclip.drawing import Drawing
+from lgclip.image_store import KEPT
 from lgclip.prompts.base import PromptWriter
 from lgclip.stages import Stages
 from lgclip.store import PromptStore
@@ -52,6 +54,7 @@ def draw(
     writer: PromptWriter,
     diffuser: ImageSource,
     root: Path,
+    images: str = "files",
     *,
     prompts_per_class: int,
     images_per_prompt: int,
@@ -69,6 +72,7 @@ def draw(
         writer: Who writes.
         diffuser: Who draws.
         root: The store's folder.
+        images: How new images are kept, one of `image_store.KEPT`; those that are there are found either way.
         prompts_per_class: Prompts of each class.
         images_per_prompt: Images of each prompt.
         seed: Of the prompts and of the images' noise.
@@ -76,8 +80,10 @@ def draw(
         prompt_order_seed: Of the order in which each class's prompts are used; None for the order they were written in.
 
     Raises:
-        ValueError: If a class has no image at all.
+        ValueError: If a class has no image at all, or `images` is not known.
     """
+    if images not in KEPT:
+        raise ValueError(f"paths.images={images}: choose {' or '.join(KEPT)}")
     diffuser.inputs()  # one that cannot be had is said before anything is written
     pool = prompts_per_class if prompt_order_seed is None else prompt_pool
     writing = Writing(writer, PromptStore(root), subjects, pool, seed)
@@ -85,7 +91,11 @@ def draw(
         stages.complete("prompts", writing, len(subjects))
     wanted = wanted_images(diffuser, writing, prompts_per_class, images_per_prompt, prompt_order_seed)
     drawing = diffuser.stage(root, subjects, wanted, seed)
+    if isinstance(drawing, Drawing):  # a folder's images stay where they are
+        drawing.store.in_shards = images == "tar"
     stages.complete("images", drawing, len(wanted))
+    if isinstance(drawing, Drawing):
+        drawing.list_shards()
     pictures = drawing.pictures()
     if not diffuser.needs_prompts:
         return pictures
@@ -135,7 +145,7 @@ def wanted_images(
 
 
 def write_list(path: Path, drawing: Pictures, class_names: Sequence[str]) -> None:
-    """Writes one JSON line an image: class, name, prompt, repeat and the file it lies in."""
+    """Writes one JSON line an image: class, name, prompt, repeat and where it lies, `FILE` or `SHARD!MEMBER`."""
     lines = [
         json.dumps(
             {

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from lgclip.ledger import LEDGER
+from lgclip.shard_index import MANIFEST as SHARDS
 from lgclip.store import StoreError
 from lgclip.whole import write_whole
 
@@ -33,12 +34,17 @@ class Kind(StrEnum):
     IMAGE = "image"
     MARKER = "fault marker"
     """Stands in place of an image that could not be used."""
+    SHARD = "shard"
+    """A tar file of images and markers, see `tar_store`."""
     FINDINGS = "findings"
     """What is wrong with images that lie elsewhere, see `diffuser.folder`."""
     FEATURES = "features"
     INPUTS = "inputs"
     TOWERS = "towers"
     LEDGER = "ledger"
+    INDEX = "index"
+    """Of a shard."""
+    LIST = "list of shards"
     LEFTOVER = "leftover"
     """A temporary file: one that is being written now, or whose writing was cut short."""
     LINK = "link"
@@ -46,17 +52,23 @@ class Kind(StrEnum):
     """Anything else."""
 
 
-ENTRIES = {Kind.PROMPTS, Kind.IMAGE, Kind.MARKER, Kind.FINDINGS, Kind.FEATURES}
+ENTRIES = {Kind.PROMPTS, Kind.IMAGE, Kind.MARKER, Kind.SHARD, Kind.FINDINGS, Kind.FEATURES}
 """What a run makes and finds again."""
 
-COMPANIONS = {Kind.INPUTS, Kind.TOWERS, Kind.LEDGER}
+COMPANIONS = {Kind.INPUTS, Kind.TOWERS, Kind.LEDGER, Kind.INDEX, Kind.LIST}
 """What is told of entries; worth nothing without them."""
+
+CHANGING = {Kind.LEDGER, Kind.LIST}
+"""What runs write to again; no manifest holds its sum."""
 
 _KEY = "[0-9a-f]{32}"
 _PLACES = {
     Kind.PROMPTS: rf"prompts/{_KEY}\.json",
     Kind.IMAGE: rf"images/{_KEY}/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}\.png",
     Kind.MARKER: rf"images/{_KEY}/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}\.fault\.json",
+    Kind.SHARD: rf"images/{_KEY}/shards/{_KEY}\.tar",
+    Kind.INDEX: rf"images/{_KEY}/shards/{_KEY}\.safetensors",
+    Kind.LIST: rf"images/{_KEY}/shards/{re.escape(SHARDS)}",
     Kind.FINDINGS: rf"images/{_KEY}/{_KEY}\.json",
     Kind.FEATURES: rf"features/{_KEY}/{_KEY}/{_KEY}\.safetensors",
     Kind.INPUTS: rf"(images/{_KEY}|features/{_KEY}/{_KEY})/inputs\.json",

@@ -13,10 +13,11 @@ from lgclip.allowed import build
 from lgclip.diffuser.base import image_id
 from lgclip.diffuser.folder import ImageFolder
 from lgclip.identity import SCHEMA, key_of
-from lgclip.inspection import chunk_names, read_inputs
+from lgclip.inspection import chunk_names, read_inputs, shard_names
 from lgclip.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
 from lgclip.reopen import reopen
 from lgclip.runs import Run, RunError, find_runs
+from lgclip.shard_index import list_shards
 
 DAY = 24 * HOUR
 """In nanoseconds: what is younger may be of a run that is at work."""
@@ -32,18 +33,22 @@ class Used:
     Attributes:
         places: Files of prompts and images, there or not.
         images: Keys of the folders of images.
+        drawn: Ids of images, there or not.
         features: Ids and views by the folders of features.
     """
 
     places: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
+    drawn: set[str] = field(default_factory=set)
     features: defaultdict[str, list[tuple[set[str], set[str]]]] = field(default_factory=lambda: defaultdict(list))
 
     def needs(self, item: Item) -> bool:
-        """Whether an entry is needed. A chunk of features is if one of its features is, or if it cannot be read."""
+        """Whether an entry is needed. What holds many things is if one of them is; features too if unreadable."""
         match item.kind:
             case Kind.FINDINGS:
                 return item.parts[1] in self.images
+            case Kind.SHARD:
+                return not self.drawn.isdisjoint(shard_names(item.path)) if item.parts[1] in self.images else False
             case Kind.FEATURES:
                 wanted = self.features.get("/".join(item.parts[1:3]))
                 held = chunk_names(item.path) if wanted else ([], [])
@@ -85,6 +90,7 @@ def _add(used: Used, run: Run, root: Path, whole: bool) -> None:
             )
         used.features[stream.store.key].append((set(stream.ids), set(stream.views)))
         missing += len(stream.missing()) if whole else 0
+    used.images.add(key_of(opened.dataset.source()))  # what is known of test images that cannot be read
     cfg: Any = OmegaConf.create(here)
     if run.result["llm"]:
         writer = build(cfg.llm, _convert_="all")
@@ -95,9 +101,11 @@ def _add(used: Used, run: Run, root: Path, whole: bool) -> None:
         used.images.add(drawing.key)
         for prompt in (*drawing.prompts, *(gone.prompt for gone in drawing.missing)):
             for name in (image_id(drawing.key, prompt, cfg.seed, attempt) for attempt in range(tries)):
+                used.drawn.add(name)
                 stem = f"images/{drawing.key}/{name[:2]}/{name}"
                 used.places |= {f"{stem}.png", f"{stem}.fault.json"}
-        missing += sum(not path.is_file() for path in drawing.paths) if whole else 0
+        gone = [place for place in drawing.paths if isinstance(place, Path) and not place.is_file()]
+        missing += len(gone) if whole else 0
     if missing:
         raise RunError(f"{run.folder}: {missing} things that it needs are not in {root}; run it again first")
 
@@ -114,6 +122,7 @@ def with_companions(entries: Iterable[Item], companions: Iterable[Item]) -> tupl
     """
     told = set[str]()
     for item in entries:
+        told.add(item.place)
         if item.kind == Kind.PROMPTS:
             writer = read_inputs(item.path).get("writer")
             told.add(key_of(writer) if isinstance(writer, dict) else "")
@@ -124,6 +133,8 @@ def with_companions(entries: Iterable[Item], companions: Iterable[Item]) -> tupl
     apart: list[Item] = []
     for item in companions:
         of = item.parts[1].partition(".")[0] if item.parts[0] == "prompts" else item.place.rpartition("/")[0]
+        if item.kind == Kind.INDEX:
+            of = item.place.replace(".safetensors", ".tar")
         (near if of in told else apart).append(item)
     return near, apart
 
@@ -169,6 +180,8 @@ def collect(
         yield f"{folder}: {amount(len(gone), sum(item.size for item in gone))}, {reason}"
     if yes:
         forget(root, {item.place for item in all_gone})
+        for folder in sorted({item.path.parent for item in all_gone if item.kind == Kind.SHARD}):
+            list_shards(folder)
     said = "deleted" if yes else "would go; --yes deletes them" if all_gone else "would go"
     yield f"{root}: {amount(len(all_gone), sum(item.size for item in all_gone))} {said}"
 
@@ -191,6 +204,7 @@ def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dic
             else:
                 plan[_folder(item), why].append(item)
     drawn = {item.path.stem for item in kept if item.kind == Kind.IMAGE}
+    drawn.update(*(shard_names(item.path) for item in kept if item.kind == Kind.SHARD))
     orphans = [item for item in kept if item.changed < before and _is_orphan(item, drawn) and not used.needs(item)]
     for item in orphans:
         plan[_folder(item), "features of images that are gone"].append(item)

@@ -89,6 +89,7 @@ def _chosen(root: Path, runs: Sequence[Path]) -> list[Item]:
                 entries.append(item)
         elif item.kind != Kind.LEFTOVER:
             raise StoreError(f"{item.path}: {fault_in(item)}; move it away. Nothing was written")
+    companions = [item for item in companions if item.kind != Kind.LIST]  # it would list what is not there
     chosen = entries + (companions if used is None else with_companions(entries, companions)[0])
     return sorted(chosen, key=lambda item: item.place)
 

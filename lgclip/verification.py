@@ -3,12 +3,14 @@
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lgclip.drawn_inspection import TORN, inside
 from lgclip.inspection import fault_in, width_of
 from lgclip.inventory import (
+    CHANGING,
     HOUR,
     MANIFEST,
     QUARANTINE,
@@ -22,7 +24,9 @@ from lgclip.inventory import (
     walk,
     write_manifest,
 )
+from lgclip.shard_index import index_of, list_shards
 from lgclip.store import StoreError
+from lgclip.tar_store import ShardWriter
 
 
 def verify(root: Path, *, repair: bool = False, manifest: bool = False, now: int | None = None) -> Iterator[str]:
@@ -41,6 +45,9 @@ def verify(root: Path, *, repair: bool = False, manifest: bool = False, now: int
         StoreError: If there is no store, or if faulty files are left where they are.
     """
     existing(root)
+    if manifest:
+        for folder in sorted(root.glob("images/*/shards")):
+            list_shards(folder)
     listed = {} if manifest else read_manifest(root / MANIFEST)
     seen, faulty = _Seen(root, listed), []
     for item, fault in seen.look(time.time_ns() if now is None else now, sums=manifest):
@@ -53,11 +60,17 @@ def verify(root: Path, *, repair: bool = False, manifest: bool = False, now: int
     yield f"{root}: {amount(sum(seen.counts.values()), seen.size)} ({counts}), {len(faulty) + len(gone)} faults"
     left = len(faulty) + len(gone)
     if repair and left:
-        moved = [item.place for item, _ in faulty if item.kind != Kind.LINK]
+        going = [item for item, _ in faulty if item.kind != Kind.LINK]
+        indexes = _rescue([item for item in going if item.kind == Kind.SHARD])
+        moved = list(dict.fromkeys([*(item.place for item in going), *indexes]))
         _move(root, moved)
-        if not manifest:
+        for folder in {item.path.parent for item in going if item.kind in (Kind.SHARD, Kind.LIST)}:
+            list_shards(folder)
+        if manifest:
+            seen.forget(moved)
+        else:
             forget(root, {*moved, *gone})
-        left = len(faulty) - len(moved)
+        left = len(faulty) - len(going)
         yield f"{len(moved)} files moved to {root / QUARANTINE}; a run makes again what it needs of them"
     if manifest:
         write_manifest(root / MANIFEST, seen.sums)
@@ -91,7 +104,9 @@ class _Seen:
                 fault = fault_in(item) or self._sum_fault(item)
                 if fault is None and item.kind == Kind.FEATURES:
                     self._widths[item.parts[1]][item] = width_of(item.path)
-                if sums and fault is None and item.kind != Kind.LEDGER:
+                if fault == TORN and now - item.changed < HOUR:  # a run is at work on it, perhaps
+                    fault = None
+                if sums and fault is None and not _grows(item):
                     self.sums[item.place] = sha256_of(item.path)
             except FileNotFoundError:  # another process has taken it away
                 continue
@@ -103,6 +118,11 @@ class _Seen:
                 yield item, fault
         for widths in self._widths.values():
             yield from self._odd(widths)
+
+    def forget(self, places: Iterable[str]) -> None:
+        """Drops the sums of files that were moved away."""
+        for place in places:
+            self.sums.pop(place, None)
 
     def _sum_fault(self, item: Item) -> str | None:
         listed = self._listed.get(item.place)
@@ -121,8 +141,31 @@ class _Seen:
                 yield item, f"features of width {width} among others by the same encoder of {_others(widths, width)}"
 
 
+def _grows(item: Item) -> bool:
+    """Whether runs write to a file again."""
+    return item.kind in CHANGING or (item.kind == Kind.SHARD and not index_of(item.path).exists())
+
+
 def _others(widths: Mapping[Item, int], width: int) -> str:
     return ", ".join(str(other) for other in sorted(set(widths.values()) - {width}))
+
+
+def _rescue(shards: Sequence[Item]) -> list[str]:
+    """Writes what is whole of faulty shards to new ones; returns the places of the old ones' indexes."""
+    indexes = []
+    for item in shards:
+        writer = ShardWriter(item.path.parent)
+        for one in inside(item.path):
+            if one.fault is None and one.is_marker:
+                writer.add_fault(one.name, one.data)
+            elif one.fault is None:
+                writer.add(one.name, one.data, one.about)
+            writer.flush()
+        writer.close()
+        index = index_of(item.path)
+        if index.exists():
+            indexes.append(index.relative_to(item.root).as_posix())
+    return indexes
 
 
 def _move(root: Path, places: list[str]) -> None:

@@ -132,7 +132,7 @@ def test_the_first_images_of_each_class_are_used_where_they_lie(tmp_path: Path) 
     drawn = pictures(root, tmp_path / "store", 11)
     assert [path.name for path in drawn.paths[11:22]] == [f"{i}_green ring.jpg" for i in range(11)]
     assert [(p.class_index, p.text, p.repeat) for p in drawn.prompts[:2]] == [(0, "", 0), (0, "", 1)]
-    assert all(path.is_relative_to(root) for path in drawn.paths)
+    assert all(isinstance(path, Path) and path.is_relative_to(root) for path in drawn.paths)
     with Image.open(root / "green ring" / "3_green ring.jpg") as image:
         np.testing.assert_array_equal(np.asarray(drawn.image(14)), np.asarray(image.convert("RGB")))
     assert not list((tmp_path / "store").rglob("*.jpg")), "nothing is copied"

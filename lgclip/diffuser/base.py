@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -13,9 +14,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from lgclip.batch import Prompt, Subject
+from lgclip.datasets.base import BadImageError
 from lgclip.datasets.files import read_image
 from lgclip.diffuser.faults import Fault
 from lgclip.identity import key_of
+from lgclip.shard_index import Member
 
 
 class Drawn(NamedTuple):
@@ -69,9 +72,10 @@ class Pictures:
         subjects: The classes.
         prompts: What each image shows; the text is empty if it is not known.
         ids: Content key of each image.
-        paths: The file that each lies in.
+        paths: The file that each is, or its place in a shard.
         missing: The images that were wanted and are not there.
         templated: Of each class, how many prompts are template sentences that stand in for a language model's.
+        drawn: Whether they lie in the store: what is damaged there is drawn again.
 
     Raises:
         ValueError: If a class has no image at all.
@@ -81,9 +85,10 @@ class Pictures:
     subjects: Sequence[Subject] = field(repr=False)
     prompts: Sequence[Prompt] = field(repr=False)
     ids: Sequence[str] = field(repr=False)
-    paths: Sequence[Path] = field(repr=False)
+    paths: Sequence[Path | Member] = field(repr=False)
     missing: Sequence[Missing] = ()
     templated: Sequence[int] = ()
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         there = {prompt.class_index for prompt in self.prompts}
@@ -101,8 +106,22 @@ class Pictures:
         )
 
     def image(self, at: int) -> Image.Image:
-        """The image at a place, decoded to RGB."""
-        return read_image(self.paths[at])
+        """The image at a place, decoded to RGB.
+
+        Raises:
+            BadImageError: If it cannot be decoded.
+            ValueError: If it cannot be got at.
+        """
+        place = self.paths[at]
+        if not self.drawn and isinstance(place, Path):
+            return read_image(place)
+        try:
+            return read_image(BytesIO(place.read_bytes()), where=str(place))
+        except BadImageError as error:
+            way = "lgclip store verify --repair takes it out of the store, and a run draws it again"
+            raise BadImageError(error.where, f"{error.reason}; {way}") from error
+        except OSError as error:
+            raise ValueError(f"{place} cannot be read ({error.strerror}); what is gone, a run draws again") from error
 
     def faults(self) -> list[dict[str, object]]:
         """The missing images as a result lists them: class, name, prompt, repeat and what was wrong."""
