@@ -1,6 +1,7 @@
 """The model hub: which commit a revision stands for, and one plain line when it cannot be had."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -77,6 +78,8 @@ def cached(repo: str, revision: str | None = None, kind: str = "model") -> bool:
 def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
     """Turns what the hub's clients raise into one line that names the repository and the way out.
 
+    Inside, no model's own code is run, nor is anybody asked whether to run it.
+
     Args:
         repo: The model or data set that is loaded inside.
         kind: `model` or `dataset`.
@@ -86,6 +89,7 @@ def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
     """
     from huggingface_hub import errors
 
+    _ask_nobody()
     try:
         yield
     except Exception as error:  # the hub's client lets its HTTP library's own errors through
@@ -102,9 +106,20 @@ def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
             said = "neither a folder here nor a name of the hub (owner/name)"
         elif any(_is_network(link) for link in chain):
             said = f"the hub cannot be reached and there is no copy in its cache; {OFFLINE[kind]}"
+        elif statuses:
+            # What the server says of it is left out, and of the trace: it may repeat the key that it was sent.
+            raise HubError(f"{kind} {repo!r}: the hub answers HTTP {min(statuses)}; try again later") from None
         else:
             raise
-        raise HubError(f"{kind} {repo!r}: {said}") from error
+        raise HubError(f"{kind} {repo!r}: {said}") from (None if statuses else error)
+
+
+def _ask_nobody() -> None:
+    """Has transformers refuse a model's own code where it would ask on the terminal, and run it upon a `y`."""
+    if "transformers" in sys.modules:
+        from transformers import dynamic_module_utils
+
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to answer in; 0 does not ask
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

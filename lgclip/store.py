@@ -79,6 +79,19 @@ class PromptEntry(NamedTuple):
 _OPTIONAL = {"turn", "fallback", "failure"}
 
 
+def _is_whole(entry: PromptEntry) -> bool:
+    """Whether everything in an entry is of its kind, and its texts can be written."""
+    texts = [*entry.prompts, *entry.fallback, entry.failure] if _is_lists(entry.prompts, entry.fallback) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    "".join(map(str, texts)).encode()  # half of a pair of surrogates is no text: UnicodeEncodeError, a ValueError
+    return type(entry.turn) is int and entry.turn >= 0
+
+
+def _is_lists(*values: object) -> bool:
+    return all(isinstance(value, list | tuple) for value in values)
+
+
 class PromptStore:
     """The prompts of a class, in the order in which they were written."""
 
@@ -92,10 +105,13 @@ class PromptStore:
             return PromptEntry([])
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
-            return PromptEntry(**{name: entry[name] for name in ("prompts", *(_OPTIONAL & entry.keys()))})
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-            log.warning("%s is damaged and is written again", path)
-            return PromptEntry([])
+            found = PromptEntry(**{name: entry[name] for name in ("prompts", *(_OPTIONAL & entry.keys()))})
+            if _is_whole(found) and key_of(entry["inputs"]) == path.stem:
+                return found
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+            pass
+        log.warning("%s is damaged and is written again", path)
+        return PromptEntry([])
 
     def ledger(self, writer: Mapping[str, object]) -> Path:
         """What the prompts of one writer cost: the entries lie in one folder, whoever wrote them."""

@@ -30,7 +30,8 @@ _APART = ("logger", "trainer", "paths", "workers", "rerun", "hydra")
 class Wandb(WandbLogger):
     """Lightning's logger of Weights & Biases, for runs that say of themselves what they were.
 
-    The machine's name, folders, command line and packages are not sent: result.json says versions and commit.
+    The machine's name, folders, command line, packages and what is printed are not sent: result.json says versions
+    and commit.
 
     Args:
         save_dir: The run's folder; W&B's files go into its folder `wandb`.
@@ -75,7 +76,9 @@ class Wandb(WandbLogger):
         super().__init__(
             save_dir=save_dir, project=project, name=name, version=version, entity=entity, group=group,
             job_type=job_type, tags=list(tags), mode=mode,
-            settings=wandb.Settings(x_disable_meta=True, x_save_requirements=False, host="", disable_git=True),
+            settings=wandb.Settings(
+                x_disable_meta=True, x_save_requirements=False, host="", disable_git=True, console="off"
+            ),
         )  # fmt: skip
         self.artifacts = artifacts
 

@@ -58,6 +58,12 @@ def test_a_score_that_is_no_number_is_refused(bad: float) -> None:
         Judgement().update(torch.tensor([[0.0, bad]]), torch.tensor([0]), torch.tensor([0]))
 
 
+def test_large_scores_are_judged_though_their_sum_is_infinite() -> None:
+    judged = judgement(np.array([[3e38, 3e38, 2e38], [2e38, 3e38, 3e38]], dtype=np.float32), np.array([1, 2]))
+    assert judged.rank.tolist() == [1, 1]
+    assert judged.prediction.tolist() == [0, 1]
+
+
 def stream(seed: int, n: int, views: int) -> FeatureBatch:
     generator = torch.Generator().manual_seed(seed)
     features = normalize(torch.randn(n, views, WIDTH, generator=generator), dim=-1)

@@ -17,6 +17,9 @@ from lgclip.encoder.sources import Folder, Repository, Source
 from lgclip.hub import HubError, commit_of, hub_errors
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of, local_folder, weights_of
 
+_TOKENIZER = {"clean", "strip_sep_token", "language"}
+"""What a model's config may say of its tokenizer; transformers would be told the rest, `trust_remote_code` too."""
+
 
 @dataclass(frozen=True)
 class OpenClip(Encoder):
@@ -142,7 +145,13 @@ class OpenClip(Encoder):
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
         config = self._config("model_cfg")["text_cfg"]
-        options = {"context_length": config.get("context_length", 77), **config.get("tokenizer_kwargs", {})}
+        said = config.get("tokenizer_kwargs") or {}
+        if strange := sorted(said.keys() - _TOKENIZER):
+            raise ValueError(
+                f"encoder.model={self.model}: its {LAYOUT.config} sets {', '.join(strange)} of the tokenizer, which "
+                f"could have it run code; only {', '.join(sorted(_TOKENIZER))} are taken"
+            )
+        options = {"context_length": config.get("context_length", 77), **said}
         name = config.get("hf_tokenizer_name")
         if not name:
             return SimpleTokenizer(**options)
@@ -150,7 +159,7 @@ class OpenClip(Encoder):
             options["tokenizer_mode"] = config["tokenizer_mode"]
         source = self._source
         place = source.path if isinstance(source, Folder) else hub_tokenizer(name, commit_of(name))
-        return HFTokenizer(str(place), **options)
+        return HFTokenizer(str(place), **options, trust_remote_code=False)
 
 
 class _OpenClipTowers:

@@ -14,6 +14,9 @@ from lgclip.batch import FeatureBatch
 from lgclip.calibration import DEFAULT_TEMPERATURE, Temperature
 from lgclip.prototypes import Support
 
+SCORES_AT_ONCE = 2**20
+"""Scores judged at once on a CPU: 4 MB, so that the passes over them stay near its cores."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -62,24 +65,43 @@ class Judgement(Metric):
         Raises:
             ValueError: If a score is not a number.
         """
-        if not torch.isfinite(scores).all():
-            raise ValueError("a score is not finite, so no comparison with it means anything")
-        own = scores.gather(1, labels[:, None])
-        earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
-        rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
-        self.rows.append(torch.stack([indices, labels, scores.argmax(dim=1), rank], dim=1))
-        highest = scores.amax(dim=1, keepdim=True)
-        shares = scores.sub(highest).div_(temperature).exp_()  # of the predicted class, which has 1
-        total = shares.sum(dim=1)
-        log_chance = ((own - highest) / temperature)[:, 0] - total.log()
-        squares = torch.linalg.vector_norm(shares / total[:, None], dim=1).square()
-        self.chances.append(torch.stack([1 / total, log_chance, squares], dim=1))
+        size = SCORES_AT_ONCE // scores.shape[1] if scores.device.type == "cpu" else len(scores)
+        parts = (part.split(max(1, size)) for part in (scores, labels, indices))
+        judged = [_judged(some, of, at, temperature) for some, of, at in zip(*parts, strict=True)]
+        self.rows.extend(rows for rows, _ in judged)
+        self.chances.extend(chances for _, chances in judged)
 
     def compute(self) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 3"]]:
         """What a `Judged` holds of every image, in the order of the indices."""
         rows = dim_zero_cat(self.rows)
         order = rows[:, 0].argsort()
         return rows[order], dim_zero_cat(self.chances)[order]
+
+
+def _judged(
+    scores: Float[Tensor, "b c"], labels: Int[Tensor, " b"], indices: Int[Tensor, " b"], temperature: float
+) -> tuple[Int[Tensor, "b 4"], Float[Tensor, "b 3"]]:
+    """What `Judgement` keeps of some rows."""
+    # A sum is the fastest pass. One of finite scores may overflow, so it alone refuses nothing.
+    if not torch.isfinite(scores.sum()) and not torch.isfinite(scores).all():
+        raise ValueError("a score is not finite, so no comparison with it means anything")
+    own = scores.gather(1, labels[:, None])
+    highest, prediction = scores.max(dim=1, keepdim=True)
+    # One buffer for all passes; comparisons go there as floats, which are added faster than truths.
+    buffer = torch.empty_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))
+    rank = torch.gt(scores, own, out=buffer).sum(dim=1).long()
+    tied = (torch.eq(scores, own, out=buffer).sum(dim=1) > 1).nonzero()[:, 0]
+    if len(tied):
+        earlier = torch.arange(scores.shape[1], device=scores.device) < labels[tied, None]
+        rank[tied] += ((scores[tied] == own[tied]) & earlier).sum(dim=1)
+    shares = torch.sub(scores, highest, out=buffer).div_(temperature).exp_()  # of the predicted class, which has 1
+    total = shares.sum(dim=1)
+    log_chance = ((own - highest) / temperature)[:, 0] - total.log()
+    squares = (torch.linalg.vector_norm(shares, dim=1) / total).square()
+    return (
+        torch.stack([indices, labels, prediction[:, 0], rank], dim=1),
+        torch.stack([1 / total, log_chance, squares], dim=1),
+    )
 
 
 class Classifier(LightningModule, ABC):

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from lgclip.credentials import hidden
 from lgclip.ledger import Tokens
 from lgclip.prompts.verdicts import Outcome
+from lgclip.shown import one_line
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ _FORMATS: tuple[dict[str, Any] | None, ...] = (
 _ABOUT_FORMAT = re.compile(r"response.?format|json.?schema|json.?object|structured|grammar|guided", re.I)
 _POLICY = re.compile(r"content.?(?:filter|policy|management)|safety|moderation", re.I)
 _QUOTA = re.compile(r"insufficient.?quota|billing|credit", re.I)
+_WIRE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
+"""Loggers of the client and of the libraries that it asks with, in its older and newer versions."""
 _LONGEST_WAIT = 60.0
 _FIRST_TRIES = 3
 """Attempts after which a server that has never answered counts as absent."""
@@ -102,6 +106,9 @@ class Endpoint:
     @contextmanager
     def connection(self) -> Iterator[None]:
         """Keeps connections to the server for the block."""
+        for name in _WIRE:
+            # What they say besides, at any verbosity, are headers, and a server may send the key back in one.
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._connect() as self._client:
             yield
 
@@ -186,15 +193,20 @@ class Endpoint:
                 )
             )
         choices = getattr(completion, "choices", None)
-        if not choices:
+        # The client checks nothing of what a server sends: any value may stand in any place.
+        if not (isinstance(choices, list) and choices):
             raise _LaterError(self._plain(f"a reply without choices: {str(completion)[:120]}"))
-        message, tokens = choices[0].message, _usage(completion)
-        if choices[0].finish_reason == "content_filter" or (message and getattr(message, "refusal", None)):
+        message, tokens = getattr(choices[0], "message", None), _usage(completion)
+        if getattr(choices[0], "finish_reason", None) == "content_filter" or getattr(message, "refusal", None):
             return Reply("", Outcome.REFUSAL, tokens)
-        content = message.content if message else None
+        content = getattr(message, "content", None)
         if isinstance(content, list):  # some servers give it in parts
-            content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-        return Reply(content, None, tokens) if content and content.strip() else Reply("", Outcome.EMPTY, tokens)
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        if not (isinstance(content, str) and content.strip()):
+            return Reply("", Outcome.EMPTY, tokens)
+        if self._secret and self._secret in content:  # it would be kept as a prompt
+            return Reply("", Outcome.ERROR_TEXT, tokens)
+        return Reply(content, None, tokens)
 
     def _refused(self, error: Any, used: int) -> Reply | None:
         """What an HTTP status means."""
@@ -244,12 +256,12 @@ class Endpoint:
             names = [model.id for model in self._client.with_options(timeout=10).models.list().data]
         except (openai.OpenAIError, AttributeError, TypeError, ValueError):
             return ""
-        return f"; it serves {', '.join(names[:20])}" if names else ""
+        return f"; it serves {self._plain(', '.join(map(str, names[:20])))}" if names else ""
 
     def _plain(self, text: str) -> str:
-        """One short line without the key."""
+        """One short line without the key, and without what steers a terminal."""
         text = text.replace(self._secret, "***") if self._secret else text
-        return " ".join(text.split())[:300]
+        return one_line(" ".join(hidden(text).split()))[:300]
 
 
 def _usage(completion: Any) -> Tokens | None:

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_THINKING = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.I)
-_UNCLOSED = re.compile(r"<(?:think|thinking|reasoning|thought)>.*|\[THINK\].*", re.DOTALL | re.I)
-_UNOPENED = re.compile(r".*(?:</(?:think|thinking|reasoning|thought)>|\[/THINK\])", re.DOTALL | re.I)
-_UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufffd]")
+_TAG = re.compile(r"<(/?)(think|thinking|reasoning|thought)>|\[(/?)(THINK)\]", re.I)
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufffd\ud800-\udfff]"
+)
 
-_FENCE = re.compile(r"^\s*(?:`{3,}|~{3,})\s*[\w-]*\s*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w-]*[ \t]*$", re.MULTILINE)
 _JSON = re.compile(r"\{\s*[\"{}]|\[\s*[\"{\]]")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(:?)', re.DOTALL)
 _KEYS = ("prompts", "descriptions", "captions", "sentences")
@@ -30,6 +30,10 @@ _COMMA = re.compile(r"([\"'”’])\s*,$")  # noqa: RUF001
 _QUOTES = "\"'“”‘’«»„"  # noqa: RUF001
 
 
+_LONGEST = 100_000
+"""Characters that are read of a reply behind its thinking; a server's may go on without an end."""
+
+
 class NoPromptsError(ValueError):
     """A reply is JSON without anything that could be a prompt; the message is what it says of an error."""
 
@@ -45,11 +49,32 @@ def sentences_of(reply: str) -> list[str]:
         NoPromptsError: If the reply is JSON, and of another kind.
     """
     text = _UNSEEN.sub("", reply.replace("\r\n", "\n").replace("\r", "\n"))
-    text = _UNOPENED.sub("", _UNCLOSED.sub("", _THINKING.sub("", text)))
-    text = _FENCE.sub("", text).strip()
+    text = _FENCE.sub("", _said(text)[:_LONGEST]).strip()
     found = _from_json(text)
     texts = _lines(text) if found is None else found
     return [clean for clean in map(_clean, texts) if clean]
+
+
+def _said(text: str) -> str:
+    """What is said behind and between the thinking; in one pass, since a reply may be as long as a server likes."""
+    tags = [
+        (tag, (tag[2] or tag[4]).lower() + "]" * bool(tag[4]), bool(tag[1] or tag[3])) for tag in _TAG.finditer(text)
+    ]
+    last = {name: tag.start() for tag, name, closes in tags if closes}
+    parts: list[str] = []
+    at, inside = 0, ""
+    for tag, name, closes in tags:
+        if inside:
+            if closes and name == inside:
+                at, inside = tag.end(), ""
+        elif closes:  # its beginning was in the template
+            parts, at = [], tag.end()
+        else:
+            parts.append(text[at : tag.start()])
+            if last.get(name, -1) < tag.start():
+                return "".join(parts)
+            inside = name
+    return "".join([*parts, text[at:]])
 
 
 def _from_json(text: str) -> list[str] | None:
@@ -61,10 +86,10 @@ def _from_json(text: str) -> list[str] | None:
         try:
             value, at = json.JSONDecoder(strict=False).raw_decode(text, start.start())
             found = (found or []) + _strings(value)
-        except (json.JSONDecodeError, RecursionError):
-            return (found or []) + _salvaged(text[start.start() :])
         except NoPromptsError as error:
             refused = error
+        except (ValueError, RecursionError):  # a number of thousands of digits is no JSON either
+            return (found or []) + _salvaged(text[start.start() :])
     if refused and not found:
         raise refused
     return found
@@ -134,6 +159,7 @@ def _bare(line: str) -> str:
 
 def _clean(text: str) -> str:
     """One line, without numbers, labels and quotation marks around it."""
+    text = _UNSEEN.sub("", text)  # JSON spells out what was taken away before
     text = _LABEL.sub("", _LIST_MARK.sub("", " ".join(_bare(text).split())))
     text = _COMMA.sub(r"\1", text.strip())
     if len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES:
