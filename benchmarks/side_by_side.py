@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -79,11 +80,23 @@ def in_turns(
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def keep(row: Row) -> None:
-    """Prints a row, keeps it under `results/` and writes the table anew."""
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def keep(row: Row, device: str = "") -> None:
+    """Prints a row, keeps it under `results/` and writes the table anew.
+
+    Args:
+        row: What was measured.
+        device: What it was measured on besides the machine's cores.
+    """
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
-    kept = {**asdict(row), "machine": _machine(), "versions": _versions()}
+    kept = {**asdict(row), "machine": _machine() + (f", {device}" if device else ""), "versions": _versions()}
     (folder / f"{row.number}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(_line(row))
     write_table()
@@ -92,7 +105,7 @@ def keep(row: Row) -> None:
 def write_table() -> None:
     """Writes RESULTS.md from what is kept."""
     kept = [json.loads(path.read_text(encoding="utf-8")) for path in (HERE / "results").glob("*.json")]
-    kept.sort(key=lambda entry: (int("".join(c for c in entry["number"] if c.isdigit())), entry["number"]))
+    kept.sort(key=lambda entry: _place(entry["number"]))
     where = {(entry.pop("machine"), entry.pop("versions")) for entry in kept}
     rows = [Row(**entry) for entry in kept]
     text = [
@@ -116,6 +129,11 @@ def write_table() -> None:
     (HERE / "RESULTS.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
+def _place(number: str) -> tuple[str, int, str]:
+    digits = "".join(c for c in number if c.isdigit())
+    return number[0], int(digits), number
+
+
 def _line(row: Row) -> str:
     verdict = {None: "", True: "reached", False: "**missed**"}[row.reached]
     sides = [_spread(side, row.unit) for side in (row.measured, row.beside)]
@@ -124,7 +142,7 @@ def _line(row: Row) -> str:
 
 
 def _spread(values: Sequence[float], unit: str) -> str:
-    if len(values) == 1:
+    if len(set(values)) == 1:
         return f"{values[0]:.3g} {unit}"
     return f"{statistics.median(values):.3g} {unit} ({min(values):.3g} - {max(values):.3g})"
 

@@ -1,30 +1,35 @@
-"""What a grid costs: `python benchmarks/sweep_grid.py`, in about ten minutes on two cores.
+"""What a grid costs: `python benchmarks/sweep_grid.py`, in about ten minutes on two cores (B4).
 
-A sweep of 60 cells (15 numbers of prompts x 4 scale sets) over a data set of 1,200 images whose features are
-stored, against separate runs without a store. Of those, `SEPARATE` cells spread over the grid are run (each
-draws and encodes all it needs), and their mean stands for the 60. Figures are compared for equality with the
-sweep's own before anything is printed.
+A sweep of 60 cells (15 numbers of prompts x 4 scale sets) over a data set of 1,200 images. B4a: with its features
+stored, against 60 separate runs without a store. B4b: with nothing stored, against one sweep in which every cell
+has a store of its own, so that only the process and its imports are shared. Of the others' cells, the products of
+`FEW_PROMPTS` and `FEW_SCALES` are run (each draws and encodes all it needs) and their mean stands for the 60: they use
+8 prompts on average as the grid does, and 5.5 views where the grid uses 6.25. Their figures are compared for
+equality with the sweep's own before anything is printed.
 """
 
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from side_by_side import Row, keep, seconds
+
 ROOT = Path(__file__).resolve().parent.parent
+COMMAND = "python benchmarks/sweep_grid.py"
 PROMPTS = range(1, 16)
 SCALES = ("single", "multi", "ten", "official_code")
-SEPARATE = ((1, "single"), (4, "multi"), (8, "ten"), (11, "official_code"), (15, "single"), (15, "multi"))
+FEW_PROMPTS, FEW_SCALES = (4, 12), ("single", "ten")
+CELLS = len(PROMPTS) * len(SCALES)
 COMMON = ("encoder=tiny", "dataset=shapes", "logger=none")
 
 
 def evaluate(*overrides: str) -> float:
     """Seconds of one command."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "evaluate.py", *COMMON, *overrides], cwd=ROOT, check=True, capture_output=True)
-    return time.perf_counter() - start
+    command = [sys.executable, "evaluate.py", *COMMON, *overrides]
+    return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
 
 
 def figures(folder: Path) -> dict[str, object]:
@@ -33,29 +38,68 @@ def figures(folder: Path) -> dict[str, object]:
     return {name: result[name] for name in ("metrics", "beside", "confidence", "diagnostics")}
 
 
+def check(folder: Path, prompts: int, scales: str, grid: Path) -> None:
+    """Stops unless a cell that was run alone says what the sweep's says."""
+    if figures(folder) != figures(grid / str(PROMPTS.index(prompts) * len(SCALES) + SCALES.index(scales))):
+        raise SystemExit(
+            f"{prompts} prompts, {scales}: the cell of the sweep says other than the run without its store"
+        )
+
+
+def grid_of(prompts: tuple[int, ...] | range, scales: tuple[str, ...]) -> list[str]:
+    """The options of a sweep."""
+    return [f"prompts_per_class={','.join(map(str, prompts))}", f"scales={','.join(scales)}", "-m"]
+
+
+def sweep(work: Path) -> tuple[float, list[float]]:
+    """Seconds of the 60 cells, with nothing stored and with all stored."""
+    whole, store = grid_of(PROMPTS, SCALES), f"paths.store={work / 'store'}"
+    cold = evaluate(store, f"hydra.sweep.dir={work / 'cold'}", *whole)
+    warm = [evaluate(store, f"hydra.sweep.dir={work / f'warm-{number}'}", *whole) for number in range(2)]
+    again = evaluate(store, f"hydra.sweep.dir={work / 'warm-0'}", *whole)
+    print(f"{CELLS} cells, nothing stored: {cold:.1f} s; all stored: {min(warm):.1f} - {max(warm):.1f} s")
+    print(f"the same sweep again: {again:.1f} s, every job finished before")
+    return cold, warm
+
+
+def separately(work: Path) -> float:
+    """Seconds that 60 runs without a store would take."""
+    alone = []
+    for prompts, scales in itertools.product(FEW_PROMPTS, FEW_SCALES):
+        own = work / f"{prompts}-{scales}"
+        overrides = [f"prompts_per_class={prompts}", f"scales={scales}", f"paths.store={own / 'store'}"]
+        alone.append(evaluate(*overrides, f"hydra.run.dir={own / 'run'}"))
+        check(own / "run", prompts, scales, work / "cold")
+    print(f"one run without a store: {sum(alone) / len(alone):.1f} s ({min(alone):.1f} - {max(alone):.1f})")
+    return CELLS * sum(alone) / len(alone)
+
+
+def without_store(work: Path) -> float:
+    """Seconds that one sweep of 60 cells, each with a store of its own, would take."""
+    stores, folder = work / "own-stores" / "${hydra:job.num}", work / "without"
+    few = evaluate(f"paths.store={stores}", f"hydra.sweep.dir={folder}", *grid_of(FEW_PROMPTS, FEW_SCALES))
+    cells = list(itertools.product(FEW_PROMPTS, FEW_SCALES))
+    for number, (prompts, scales) in enumerate(cells):
+        check(folder / str(number), prompts, scales, work / "cold")
+    # The start counts once in a sweep however long it is; a run with all stored is a little more than a start.
+    start = evaluate(f"paths.store={work / 'store'}", f"hydra.run.dir={work / 'start'}")
+    print(f"{len(cells)} cells with a store each: {few:.1f} s, of that the start at most {start:.1f} s")
+    return start + CELLS * (few - start) / len(cells)
+
+
 def main() -> None:
-    """Measures and prints."""
+    """Measures and keeps."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        grid = [f"prompts_per_class={','.join(map(str, PROMPTS))}", f"scales={','.join(SCALES)}", "-m"]
-        store = f"paths.store={work / 'store'}"
-        cold = evaluate(store, f"hydra.sweep.dir={work / 'cold'}", *grid)
-        warm = [evaluate(store, f"hydra.sweep.dir={work / f'warm-{i}'}", *grid) for i in range(3)]
-        again = evaluate(store, f"hydra.sweep.dir={work / 'warm-0'}", *grid)
-        alone = []
-        for prompts, scales in SEPARATE:
-            own = work / f"{prompts}-{scales}"
-            overrides = [f"prompts_per_class={prompts}", f"scales={scales}", f"paths.store={own / 'store'}"]
-            alone.append(evaluate(*overrides, f"hydra.run.dir={own / 'run'}"))
-            cell = work / "warm-0" / str((prompts - 1) * len(SCALES) + SCALES.index(scales))
-            if figures(own / "run") != figures(cell):
-                raise SystemExit(f"{own.name}: the cell of the sweep says other than the run alone")
-    cells, separate = len(PROMPTS) * len(SCALES), sum(alone) / len(alone)
-    print(f"{cells} cells, all stored       {sorted(warm)[1]:7.1f} s ({min(warm):.1f} - {max(warm):.1f})")
-    print(f"the same sweep again       {again:7.1f} s, every job finished before")
-    print(f"{cells} cells, nothing stored   {cold:7.1f} s")
-    print(f"one separate run, no store {separate:7.1f} s (mean of {len(alone)}: {min(alone):.1f} - {max(alone):.1f})")
-    print(f"{cells} of them would take     {cells * separate:7.0f} s: {cells * separate / sorted(warm)[1]:.0f} x")
+        cold, warm = sweep(work)
+        separate = separately(work)
+        unshared = without_store(work)
+    equal = f"metrics, methods beside, confidence and diagnostics of {len(FEW_PROMPTS) * len(FEW_SCALES)} cells"
+    runs = f"{CELLS} separate runs without a store, estimated from {len(FEW_PROMPTS) * len(FEW_SCALES)}"
+    one = f"one sweep, a store for each cell, estimated from {len(FEW_PROMPTS) * len(FEW_SCALES)}"
+    keep(Row("B4a", f"sweep of {CELLS} cells, all stored", runs, ">= 20", "s", warm, [separate] * 2, equal, COMMAND))
+    keep(Row("B4b", f"sweep of {CELLS} cells, nothing stored", one, ">= 5", "s", [cold], [unshared], equal, COMMAND))
+    keep(Row("B4c", f"sweep of {CELLS} cells, nothing stored", runs, "", "s", [cold], [separate], equal, COMMAND))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,243 @@
+"""Drawing against the ways it is usually done: `python benchmarks/drawing.py`, in five minutes on two cores (B5).
+
+B5a and B5b draw with the package's small pipeline, prompts to PNG files. B5a stands beside a loop over the classes
+that loads the pipeline again for each and draws an image at a time, as the official release of LGCLIP does; B5b
+beside the same pipeline, loaded once, called at our batch size. The noise is the same, so the images are: a pixel may
+differ by one grey level, since another batch rounds otherwise. B5c stands beside the forward passes of the U-Net and
+the VAE alone, of a larger pipeline with random weights; those have no image to compare.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from side_by_side import Row, in_turns, keep, seconds
+from staging import stages_on
+
+from lgclip.batch import Prompt, Subject
+from lgclip.datasets.files import read_image
+from lgclip.datasets.small import Shapes
+from lgclip.diffuser.base import Brush, Pictures, noise_seed
+from lgclip.diffuser.pipeline import Diffuser
+from lgclip.drawing import Drawing
+from lgclip.identity import local_folder
+
+COMMAND = "python benchmarks/drawing.py"
+SMALL = Diffuser(model="tiny:diffuser", steps=10, guidance=3.0, size=64, batch_size=30, precision="fp32")
+CLASSES, EACH = 6, 10
+LARGER = {"steps": 4, "guidance": 7.5, "size": 256, "batch_size": 4, "precision": "fp32"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A diffuser whose pipeline is in memory already.
+
+    Attributes:
+        diffuser: What it was loaded from.
+        brush: The pipeline.
+    """
+
+    diffuser: Diffuser
+    brush: Brush
+
+    @property
+    def batch_size(self) -> int:
+        return self.diffuser.batch_size
+
+    @property
+    def retries(self) -> int:
+        return self.diffuser.retries
+
+    def inputs(self) -> dict[str, object]:
+        return self.diffuser.inputs()
+
+    def load(self, device: torch.device) -> Brush:
+        return self.brush
+
+
+def draw(painter: Diffuser | Loaded, root: Path, subjects: list[Subject], prompts: list[Prompt]) -> Pictures:
+    """Draws what is wanted as a run does."""
+    drawing = Drawing(painter, root, subjects, prompts, seed=0)
+    stages_on().complete("images", drawing, len(prompts))
+    return drawing.pictures()
+
+
+def generators(prompts: list[Prompt]) -> list[torch.Generator]:
+    """The noise that ours uses."""
+    return [torch.Generator().manual_seed(noise_seed(prompt, 0)) for prompt in prompts]
+
+
+def class_by_class(folder: Path, prompts: list[Prompt]) -> None:
+    """The pipeline loaded for every class, an image at a time."""
+    for class_index in dict.fromkeys(prompt.class_index for prompt in prompts):
+        pipeline = plain_pipeline()
+        for at, prompt in enumerate(prompts):
+            if prompt.class_index == class_index:
+                images = pipeline(prompt.text, generator=generators([prompt]), **called(SMALL)).images
+                images[0].save(folder / f"{at}.png")
+
+
+def bare(pipeline: Any, folder: Path, prompts: list[Prompt]) -> None:
+    """A pipeline at our batch size."""
+    for start in range(0, len(prompts), SMALL.batch_size):
+        batch = prompts[start : start + SMALL.batch_size]
+        images = pipeline([prompt.text for prompt in batch], generator=generators(batch), **called(SMALL)).images
+        for at, image in enumerate(images, start):
+            image.save(folder / f"{at}.png")
+
+
+def plain_pipeline() -> Any:
+    """The small pipeline as diffusers loads it."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(str(local_folder(SMALL.model)), dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def called(diffuser: Diffuser) -> dict[str, Any]:
+    """What a pipeline is called with."""
+    return {
+        "num_inference_steps": diffuser.steps,
+        "guidance_scale": diffuser.guidance,
+        "height": diffuser.size,
+        "width": diffuser.size,
+    }
+
+
+def check(pictures: Pictures, folder: Path) -> None:
+    """Stops unless both drew the same."""
+    pairs = [(pictures.image(at), read_image(folder / f"{at}.png")) for at in range(len(pictures.ids))]
+    apart = np.stack([np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)) for a, b in pairs])
+    print(f"{len(pairs)} images: at most {apart.max()} grey levels apart, in {(apart > 0).mean():.4%} of the values")
+    if apart.max() > 1:
+        raise SystemExit("the two ways draw different images")
+
+
+def small_rows(work: Path) -> None:
+    """B5a and B5b."""
+    subjects = list(Shapes().subjects[:CLASSES])
+    fresh = (work / str(number) for number in range(1000))
+
+    def folder() -> Path:
+        made = next(fresh)
+        made.mkdir()
+        return made
+
+    of_release = [Prompt(s.class_index, f"a photo of a {s.name}.", repeat) for s in subjects for repeat in range(EACH)]
+    theirs = folder()
+    class_by_class(theirs, of_release)
+    check(draw(SMALL, folder(), subjects, of_release), theirs)
+    a = in_turns(
+        lambda: seconds(lambda: draw(SMALL, folder(), subjects, of_release)),
+        lambda: seconds(lambda: class_by_class(folder(), of_release)),
+        rounds=3,
+    )
+    kind = f"{len(of_release)} images of {CLASSES} classes, the small pipeline, prompts to files"
+    equal = "pixels of every image, to one grey level"
+    keep(Row("B5a", kind, "loaded for every class, batch 1", ">= 3", "s", *a, equal, COMMAND))
+
+    one_each = [Prompt(s.class_index, f"{how} {s.name}.", 0) for s in subjects for how in wordings()]
+    pipeline, ours = plain_pipeline(), Loaded(SMALL, SMALL.load(torch.device("cpu")))
+    theirs = folder()
+    bare(pipeline, theirs, one_each)
+    check(draw(ours, folder(), subjects, one_each), theirs)
+    b = in_turns(
+        lambda: seconds(lambda: draw(ours, folder(), subjects, one_each)),
+        lambda: seconds(lambda: bare(pipeline, folder(), one_each)),
+    )
+    kind = f"{len(one_each)} images of as many prompts, the small pipeline in memory, prompts to files"
+    keep(Row("B5b", kind, "the bare pipeline, same batch", ">= 1.0", "s", *b, equal, COMMAND))
+
+
+def wordings() -> Iterator[str]:
+    """Ten prompts of a class."""
+    for number in range(EACH):
+        yield f"photo {number} of a"
+
+
+def larger_pipeline(folder: Path) -> Diffuser:
+    """A Stable Diffusion pipeline of 40 million parameters with random weights, saved."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    torch.manual_seed(0)
+    small, widths = plain_pipeline(), (32, 64, 64, 64)
+    parts: dict[str, Any] = {
+        **small.components,
+        "unet": UNet2DConditionModel(
+            sample_size=32,
+            block_out_channels=(96, 192, 384, 384),
+            cross_attention_dim=small.text_encoder.config.hidden_size,
+        ),
+        "vae": AutoencoderKL(
+            block_out_channels=widths,  # pyright: ignore[reportArgumentType]
+            down_block_types=("DownEncoderBlock2D",) * len(widths),  # pyright: ignore[reportArgumentType]
+            up_block_types=("UpDecoderBlock2D",) * len(widths),  # pyright: ignore[reportArgumentType]
+            layers_per_block=2,
+            sample_size=256,
+        ),
+    }
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return Diffuser(model=str(folder), **LARGER)
+
+
+def forwards(pipeline: Any, diffuser: Diffuser, images: int) -> None:
+    """The forward passes of as many images, and nothing else."""
+    unet, vae, size = pipeline.unet, pipeline.vae, (diffuser.size or 0) // pipeline.vae_scale_factor
+    with torch.inference_mode():
+        for start in range(0, images, diffuser.batch_size):
+            n = min(diffuser.batch_size, images - start)
+            latents = torch.randn(n, unet.config.in_channels, size, size)
+            words = torch.randn(2 * n, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
+            for step in range(diffuser.steps or 0):
+                unet(torch.cat([latents, latents]), step, encoder_hidden_states=words)
+            vae.decode(latents)
+
+
+def larger_row(work: Path) -> None:
+    """B5c."""
+    diffuser = larger_pipeline(work / "larger")
+    brush: Any = diffuser.load(torch.device("cpu"))
+    painter, subjects = Loaded(diffuser, brush), list(Shapes().subjects[:2])
+    prompts = [Prompt(s.class_index, f"a photo of a {s.name}.", r) for s in subjects for r in range(4)]
+    fresh = (work / f"larger-{number}" for number in range(1000))
+    c = in_turns(
+        lambda: seconds(lambda: draw(painter, next(fresh), subjects, prompts)),
+        lambda: seconds(lambda: forwards(brush.pipeline, diffuser, len(prompts))),
+        rounds=3,
+    )
+    unet = sum(parameter.numel() for parameter in brush.pipeline.unet.parameters()) / 1e6
+    keep(
+        Row(
+            "B5c",
+            f"{len(prompts)} images of {diffuser.size} pixels, U-Net of {unet:.0f} M parameters in memory, to files",
+            "its U-Net and VAE forwards alone",
+            ">= 0.9",
+            "s",
+            *c,
+            "nothing: forwards alone make no image; steps, batch and shapes are the same",
+            COMMAND,
+        )
+    )
+
+
+def main() -> None:
+    """Measures and keeps."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as name:
+        small_rows(Path(name))
+        larger_row(Path(name))
+
+
+if __name__ == "__main__":
+    main()

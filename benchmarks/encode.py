@@ -1,0 +1,213 @@
+"""Encoding beside its peers: `benchmarks/.venv/bin/python benchmarks/encode.py`, in five minutes on two cores (B1, B2).
+
+B1: pixels in memory to stored features, by the encoding stage, beside a bare loop over open_clip's forward.
+B2: JPEG files to features, by the encoding stage with its store, beside clip_benchmark's data set, loader and
+`run_classification` with the defaults of its command line, without mixed precision. ViT-S-32, random weights, fp32;
+both sides have the model in memory. Features are compared first.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pictures import NAMES, picture_folder, vit_s_32
+from side_by_side import Row, in_turns, keep, seconds
+from staging import stages_on
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from lgclip.batch import ImageBatch
+from lgclip.data import Stream, Streams
+from lgclip.datasets.folder import Folder
+from lgclip.encoder.base import Towers
+from lgclip.encoder.open_clip import OpenClip
+from lgclip.encoding import Encoding, SharedViews
+from lgclip.features import real_stream
+from lgclip.scales import SquareCrops
+
+COMMAND = "benchmarks/.venv/bin/python benchmarks/encode.py"
+EACH, IN_MEMORY, BATCH = 24, 512, 128
+"""JPEGs a class, images of B1, and rows that both sides of B1 are given at once."""
+
+THEIR_BATCH, THEIR_WORKERS = 64, 4
+"""Defaults of clip_benchmark's command line."""
+
+ROUNDS, TOLERANCE = 4, 1e-5
+
+
+@dataclass(frozen=True)
+class Ready(OpenClip):
+    """A model that is in memory already: loading it is not what is measured."""
+
+    def load(self, device: torch.device) -> Towers:
+        return _towers(self.model)
+
+
+@lru_cache(maxsize=1)
+def _towers(model: str) -> Towers:
+    return OpenClip(model).load(torch.device("cpu"))
+
+
+class InMemory(Streams):
+    """Streams whose pixels are preprocessed already."""
+
+    def __init__(self, stream: Stream, batches: list[ImageBatch]) -> None:
+        super().__init__([stream], 1, lambda image, image_id: torch.empty(0), BATCH)
+        self._batches = batches
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        return [DataLoader(self._batches, batch_size=None)]  # pyright: ignore[reportArgumentType]
+
+
+class Ours:
+    """The encoding stage, each time into a store that holds no features.
+
+    Args:
+        model: The model's folder.
+        pictures: The JPEGs, one folder a class.
+        root: Where to put the store.
+        workers: Processes that decode.
+    """
+
+    def __init__(self, model: Path, pictures: Path, root: Path, workers: int) -> None:
+        self._encoder, self._plain = Ready(str(model), batch_size=BATCH), OpenClip(str(model))
+        self._dataset, self._root, self._workers = Folder(str(pictures)), root, workers
+
+    def files(self) -> tuple[float, Tensor]:
+        """Seconds of encoding the files, and their features."""
+        stream = self._stream()
+        return self._timed(Streams([stream], 1, SharedViews(self._plain, SquareCrops()), BATCH, self._workers), stream)
+
+    def memory(self, pixels: Tensor) -> tuple[float, Tensor]:
+        """Seconds of encoding preprocessed pixels, and their features."""
+        stream = self._stream()
+        ids = [f"{at:032x}" for at in range(len(pixels))]
+        stream = Stream("real", ids, [0] * len(ids), stream.views, stream.store, stream.load)
+        parts = torch.arange(len(ids)).split(BATCH)
+        batches = [ImageBatch([ids[at] for at in part], pixels[part[0] : part[-1] + 1, None]) for part in parts]
+        return self._timed(InMemory(stream, batches), stream)
+
+    def _stream(self) -> Stream:
+        shutil.rmtree(self._root / "features", ignore_errors=True)
+        return real_stream(self._dataset, self._encoder, SquareCrops(), self._root)
+
+    def _timed(self, data: Streams, stream: Stream) -> tuple[float, Tensor]:
+        stages, stage = stages_on(), Encoding(self._encoder, data)
+        stream.store.towers.parent.mkdir(parents=True, exist_ok=True)
+        stream.store.towers.write_text("{}")  # FLOPs are counted once for each encoder, not in each run
+        taken = seconds(lambda: stages.complete("features", stage, len(stream.ids), data))
+        return taken, stream.features()[:, 0]
+
+
+class Theirs:
+    """clip_benchmark, as `clip_benchmark eval --no_amp` goes about it.
+
+    Args:
+        model: The model's folder.
+        pictures: The JPEGs, one folder a class.
+    """
+
+    def __init__(self, model: Path, pictures: Path) -> None:
+        from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
+        from clip_benchmark.models import load_clip
+
+        self.model, transform, _ = load_clip("open_clip", f"local-dir:{model}", "", "", "cpu")
+        self.model.eval()
+        # One of the data sets that it reads as an ImageFolder of whatever lies there.
+        dataset = build_dataset("imagenet_sketch", root=str(pictures), transform=transform)
+        self._loader = lambda: DataLoader(
+            dataset, batch_size=THEIR_BATCH, shuffle=False, num_workers=THEIR_WORKERS,
+            collate_fn=get_dataset_collate_fn("imagenet_sketch"),
+        )  # fmt: skip
+
+    def files(self) -> tuple[float, Tensor]:
+        """Seconds of encoding the files, and their features."""
+        from clip_benchmark.metrics.zeroshot_classification import run_classification
+
+        width = self.model.visual.output_dim
+        start = time.perf_counter()
+        scores, _ = run_classification(self.model, torch.eye(width), self._loader(), "cpu", amp=False)
+        return time.perf_counter() - start, scores / 100  # its scores are 100 times the product with the classifier
+
+    def memory(self, pixels: Tensor) -> tuple[float, Tensor]:
+        """Seconds of a bare loop over preprocessed pixels, and their features."""
+        start = time.perf_counter()
+        with torch.inference_mode():
+            features = torch.cat([normalize(self.model.encode_image(part), dim=-1) for part in pixels.split(BATCH)])
+        return time.perf_counter() - start, features
+
+
+def in_turns_alike(
+    ours: Callable[[], tuple[float, Tensor]], theirs: Callable[[], tuple[float, Tensor]]
+) -> tuple[list[float], list[float], float]:
+    """Seconds of each in the order of the rounds, and how far apart the features were at most in any of them."""
+    found, apart = [torch.empty(0)], [0.0]
+
+    def mine() -> float:
+        seconds, found[0] = ours()
+        return seconds
+
+    def other() -> float:
+        seconds, features = theirs()
+        apart.append(check(found[0], features))
+        return seconds
+
+    return *in_turns(mine, other, rounds=ROUNDS), max(apart)
+
+
+def check(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference of two sets of features.
+
+    Raises:
+        SystemExit: If it is no rounding.
+    """
+    apart = (ours - theirs).abs().max().item()
+    if ours.shape != theirs.shape or not apart <= TOLERANCE:
+        raise SystemExit(f"features differ by up to {apart:.1e}")
+    return apart
+
+
+def from_memory(ours: Ours, theirs: Theirs) -> Row:
+    """B1."""
+    torch.manual_seed(0)
+    pixels = torch.randn(IN_MEMORY, 3, 224, 224)
+    measured, beside, apart = in_turns_alike(lambda: ours.memory(pixels), lambda: theirs.memory(pixels))
+    return Row(
+        "B1", f"encoding stage with its store, {IN_MEMORY} images in memory",
+        f"bare loop of open_clip's forward, batches of {BATCH}", ">= 0.97", "s", measured, beside,
+        f"features, apart by {apart:.0e} at most", COMMAND,
+    )  # fmt: skip
+
+
+def from_files(ours: Ours, theirs: Theirs, workers: int) -> Row:
+    """B2."""
+    measured, beside, apart = in_turns_alike(ours.files, theirs.files)
+    return Row(
+        "B2", f"encoding stage with its store, {len(NAMES) * EACH} JPEGs, workers={workers}",
+        f"clip_benchmark's loader and loop, {THEIR_WORKERS} workers, batches of {THEIR_BATCH}, no amp", ">= 1.8", "s",
+        measured, beside, f"features, apart by {apart:.0e} at most", COMMAND,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measures and keeps."""
+    workers = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        model = vit_s_32(work / "model", picture_folder(work / "pictures", EACH))
+        ours = Ours(model, work / "pictures", work / "store", workers)
+        theirs = Theirs(model, work / "pictures")
+        keep(from_memory(ours, theirs))
+        keep(from_files(ours, theirs, workers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Memory that grows with the images (B8): `benchmarks/.venv/bin/python benchmarks/memory.py`, minutes on two cores.
+
+Peak resident memory of whole commands with 2,000 and with 200,000 images of 1,000 classes; the difference by image.
+Ours is judging what is stored (B8) and the first run, which encodes it (B8b); beside them `clip_benchmark eval`. The
+encoder is a very small one with 512-wide features; the images are 2,000 small JPEGs, each there under many names, so
+that top-1 and the rest must be the same for both sizes and both sides.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from commands import Commands, check
+from side_by_side import Row, keep
+
+FEW, MANY = 2, 200
+"""Images of a class."""
+
+SIZE = (32, 32)
+
+
+def main() -> None:
+    """Measures and keeps."""
+    from pictures import MANY_NAMES, TEMPLATE, picture_folder, smallest
+
+    workers = len(os.sched_getaffinity(0))
+    peaks: dict[int, tuple[int, int, int]] = {}
+    equal = ""
+    seen: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        few = picture_folder(work / "few", FEW, MANY_NAMES, SIZE)
+        model = smallest(work / "model", few)
+        for each, pictures in ((FEW, few), (MANY, _again(few, work / "many", MANY))):
+            commands = Commands(work / f"runs-{each}", model, pictures, TEMPLATE, workers)
+            (first, figures), (again, same) = commands.ours("store"), commands.ours("store")
+            beside, other = commands.theirs()
+            seen = seen or figures
+            for further in (figures, same, other):
+                equal = check(seen, further)
+            peaks[each] = (again.peak, first.peak, beside.peak)
+    classes = len(MANY_NAMES)
+    growth = [(many - few) / classes / (MANY - FEW) for few, many in zip(peaks[FEW], peaks[MANY], strict=True)]
+    rows = (("B8", "judging what is stored", "<= 0.02"), ("B8b", "the first run, which encodes it", ""))
+    for (number, what, aim), grown in zip(rows, growth, strict=False):
+        keep(
+            Row(
+                number,
+                f"{what}: growth of peak memory, {classes * FEW:,} to {classes * MANY:,} images x {classes} classes",
+                "`clip_benchmark eval --no_amp`",
+                aim,
+                "B an image",
+                [grown],
+                [growth[-1]],
+                equal,
+                "benchmarks/.venv/bin/python benchmarks/memory.py",
+                inverse=True,
+            )
+        )
+
+
+def _again(few: Path, root: Path, each: int) -> Path:
+    """The same images, so often that every class has `each`: further names of the same files."""
+    for folder in few.iterdir():
+        (root / folder.name).mkdir(parents=True)
+        files = sorted(folder.iterdir())
+        for number in range(each):
+            os.link(files[number % len(files)], root / folder.name / f"{number:04}.jpg")
+    return root
+
+
+if __name__ == "__main__":
+    main()
