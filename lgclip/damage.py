@@ -5,7 +5,7 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from lgclip.datasets.base import Dataset
 from lgclip.datasets.files import IMAGE_SUFFIXES
 from lgclip.diffuser.faults import Fault
 from lgclip.identity import key_of
+from lgclip.texts import Texts
 from lgclip.whole import write_json
 
 log = logging.getLogger(__name__)
@@ -117,8 +118,8 @@ class Readable(Dataset):
                 )
 
     @cached_property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self.whole.ids[at] for at in self._kept)
+    def ids(self) -> Sequence[str]:
+        return Texts(self.whole.ids[at] for at in self._kept)
 
     def image(self, index: int) -> Image.Image:
         return self.whole.image(self._kept[index])

@@ -3,7 +3,7 @@
 import csv
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from lgclip.confidence import confidence_of
 from lgclip.costs import cost_of, towers_at
@@ -32,6 +34,7 @@ from lgclip.sweeps import run_key
 from lgclip.whole import write_whole
 
 _SHOWN = 5
+_ROWS = 8192  # of predictions.csv, written at once
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
 
 
@@ -90,7 +93,7 @@ def report(
         ValueError: If not every image of the data set was judged once.
     """
     for name, judged in method.results.items():
-        if judged.index.tolist() != list(range(len(dataset))):
+        if not torch.equal(judged.index, torch.arange(len(dataset)).to(judged.index)):
             raise ValueError(f"{name}: {len(judged.index)} images were judged, the data set has {len(dataset)}")
     idle = {"llm", "diffuser"} if drawing is None else set() if parts["diffuser"].needs_prompts else {"llm"}
     took_part = {group: part for group, part in parts.items() if group not in idle}
@@ -227,11 +230,8 @@ def write_report(
         diagnosis: What the synthetic images tell of each class; None without them.
     """
     judged, class_names = results[result["method"]], dataset.class_names
-    columns = [[dataset.places[at] for at in judged.index.tolist()]]
-    columns += [column.tolist() for column in (judged.label, judged.prediction, judged.rank)]
-    columns.append([f"{value:.6f}" for value in judged.confidence.tolist()])
-    columns += [results[name].prediction.tolist() for name in result["beside"]]
-    _write_csv(folder / PREDICTIONS, (*JUDGED, *result["beside"]), zip(*columns, strict=True))
+    beside = [results[name].prediction for name in result["beside"]]
+    _write_csv(folder / PREDICTIONS, (*JUDGED, *result["beside"]), _predictions(judged, beside, dataset.places))
     mistaken = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
     wrong = (judged.rank > 0).numpy()
     np.add.at(mistaken, (judged.label.numpy()[wrong], judged.prediction.numpy()[wrong]), 1)
@@ -249,6 +249,14 @@ def write_report(
         _write_csv(folder / DIAGNOSTICS, COLUMNS, diagnosis.rows(class_names))
     with write_whole(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _predictions(judged: Judged, beside: Sequence[Tensor], places: Sequence[int]) -> Iterator[tuple[object, ...]]:
+    """Rows of predictions.csv: not all are in memory at once."""
+    own = (judged.index, judged.label, judged.prediction, judged.rank, judged.confidence)
+    for parts in zip(*(column.split(_ROWS) for column in (*own, *beside)), strict=True):
+        for at, label, prediction, rank, confidence, *others in zip(*(part.tolist() for part in parts), strict=True):
+            yield places[at], label, prediction, rank, f"{confidence:.6f}", *others
 
 
 def _counted(result: Mapping[str, Any]) -> str:

@@ -18,8 +18,8 @@ FILES = {
 ORDER = [
     "lgclip", "lgclip.stopping", "lgclip.whole", "lgclip.credentials", "lgclip.shown", "lgclip.errors",
     "lgclip.allowed", "lgclip.jobs", "lgclip.ledger", "lgclip.costs", "lgclip.summary", "lgclip.sweeps",
-    "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.memory", "lgclip.store", "lgclip.shard_index",
-    "lgclip.tar_store", "lgclip.image_store", "lgclip.feature_store",
+    "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.texts", "lgclip.memory", "lgclip.store",
+    "lgclip.shard_index", "lgclip.tar_store", "lgclip.image_store", "lgclip.feature_store",
     "lgclip.checkpoint", "lgclip.stages", "lgclip.agreement",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.captions", "lgclip.tiny.corpus", "lgclip.tiny.vocabulary",
     "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser", "lgclip.tiny.encoder",

@@ -141,7 +141,7 @@ def test_raise_names_every_bad_image_and_keeps_what_it_encoded(
     said = refused(spoilt, tmp_path / "run", capsys)
     assert said.startswith(f"error: {len(DAMAGES)} of {ALL} images of pictures: {spoilt.pictures}")
     data = Folder(str(spoilt.pictures))
-    for at, path in enumerate(data.paths):
+    for at, path in enumerate(map(data.original, range(len(data)))):
         where = f"{path} cannot be read as an image ("
         assert (where in said) == (path.stem.startswith("1_"))
         assert where not in said or f"class {data.labels[at]} ({NAMES[data.labels[at]]!r})" in said.split(where)[1]
@@ -165,12 +165,12 @@ def test_skip_says_what_a_folder_without_the_bad_images_says(
     assert (result["n"], result["images_in_dataset"]) == (GOOD, ALL)
     assert made(result) == FEATURES
     data = Folder(str(spoilt.pictures))
-    bad = [at for at, path in enumerate(data.paths) if path.stem.startswith("1_")]
+    bad = [at for at in range(len(data)) if data.original(at).stem.startswith("1_")]
     assert [one["index"] for one in result["skipped"]] == bad
     for one in result["skipped"]:
         at = one["index"]
         assert one.keys() == {"index", "id", "file", "class", "name", "reason"}
-        assert (one["id"], one["file"]) == (data.ids[at], str(data.paths[at]))
+        assert (one["id"], one["file"]) == (data.ids[at], data.where(at))
         assert (one["class"], one["name"]) == (data.labels[at], NAMES[data.labels[at]])
     judged = rows(tmp_path / "run" / "predictions.csv")
     assert [int(row["index"]) for row in judged] == [at for at in range(ALL) if at not in bad]

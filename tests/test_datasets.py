@@ -71,7 +71,7 @@ def test_a_folder_tree_is_read_in_the_order_of_its_names(tmp_path: Path) -> None
     assert data.class_names == ("a", "b c")
     assert data.labels == (0, 0, 1, 1)
     assert data.name == tmp_path.name
-    assert data.paths[1] == tmp_path / "a" / "deeper" / "1.PNG"
+    assert data.original(1) == tmp_path / "a" / "deeper" / "1.PNG"
 
 
 def test_an_id_changes_with_the_file_alone(tmp_path: Path) -> None:

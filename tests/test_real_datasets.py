@@ -81,7 +81,7 @@ def test_the_parts_of_a_split_are_disjoint_and_reachable_and_all_is_all(name: st
         assert opened(name, grown / name, f"split={partition}").ids == found[judged]
         if {"train", "val"} <= parts.keys():
             both = opened(name, grown / name, f"split={partition}-trainval").ids
-            assert both == found["train"] + found["val"]
+            assert both == [*found["train"], *found["val"]]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Dataset(ABC):
 
     @cached_property
     @abstractmethod
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> Sequence[str]:
         """Content key of each image."""
 
     @abstractmethod

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lgclip.datasets.base import BadImageError, Dataset, checked_names
 from lgclip.identity import SCHEMA, key_of
+from lgclip.texts import Texts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LONGEST = 300
@@ -56,15 +57,15 @@ class ImageFiles(Dataset):
         context: str = "",
         templates: Sequence[str] | None = None,
     ) -> None:
-        self.name, self.root, self.files, self.labels = name, root, tuple(files), tuple(labels)
+        self.name, self.root, self.files, self.labels = name, root, Texts(files), tuple(labels)
         self.class_names, self.split, self.names, self.context = tuple(class_names), split, names, context
         self.templates = sentences(context, templates)
 
     @cached_property
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> Sequence[str]:
         # Where a file lies, its size and its time: hashing 50,000 images at each start would cost minutes.
         stats = ((file, (self.root / file).stat()) for file in self.files)
-        return tuple(key_of({"file": file, "size": s.st_size, "changed": s.st_mtime_ns}) for file, s in stats)
+        return Texts(key_of({"file": file, "size": s.st_size, "changed": s.st_mtime_ns}) for file, s in stats)
 
     def image(self, index: int) -> Image.Image:
         return read_image(self.original(index))

@@ -11,6 +11,7 @@ from lgclip.datasets.base import Dataset, checked_names
 from lgclip.datasets.files import IMAGE_SUFFIXES, names_in, read_image
 from lgclip.identity import SCHEMA, key_of
 from lgclip.shown import one_line
+from lgclip.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -45,29 +46,29 @@ class Folder(Dataset):
             raise ValueError(f"dataset.root={root}: no folder in it; it should hold one folder of images a class")
         self.name = one_line(self.root.name)
         self.class_names = _names(folders, names)
-        self.paths: list[Path] = []
+        paths: list[str] = []
         labels: list[int] = []
         for label, folder in enumerate(folders):
             images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not images:
                 raise ValueError(f"class {label} has no image: {folder} holds no file named {'|'.join(IMAGE_SUFFIXES)}")
-            self.paths += images
+            paths += (path.relative_to(self.root).as_posix() for path in images)
             labels += [label] * len(images)
-        self.labels = tuple(labels)
+        self.files, self.labels = Texts(paths), tuple(labels)
 
     @cached_property
-    def ids(self) -> tuple[str, ...]:
-        stats = [(path, path.stat()) for path in self.paths]
-        return tuple(key_of({"file": str(path), "size": s.st_size, "changed": s.st_mtime_ns}) for path, s in stats)
+    def ids(self) -> Sequence[str]:
+        stats = ((path, path.stat()) for path in map(self.original, range(len(self))))
+        return Texts(key_of({"file": str(path), "size": s.st_size, "changed": s.st_mtime_ns}) for path, s in stats)
 
     def image(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+        return read_image(self.original(index))
 
     def where(self, index: int) -> str:
-        return str(self.paths[index])
+        return str(self.original(index))
 
     def original(self, index: int) -> Path:
-        return self.paths[index]
+        return self.root / self.files[index]
 
     def source(self) -> dict[str, object]:
         return {"folder": str(self.root), "schema": SCHEMA}

@@ -1,0 +1,43 @@
+"""Many short texts in little memory."""
+
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class Texts(Sequence[str]):
+    """Texts that stay as they are: a string object each would take four times their room.
+
+    A million file names of 30 letters take 34 MB.
+
+    Args:
+        texts: The texts, gone through once.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        joined, ends = bytearray(), [0]
+        for text in texts:
+            joined += text.encode("utf-8", "surrogateescape")  # a file's name need not be valid UTF-8
+            ends.append(len(joined))
+        self._joined = bytes(joined)
+        self._ends = np.array(ends, dtype=np.uint32 if len(joined) < 2**32 else np.uint64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "list[str]": ...
+    def __getitem__(self, at: int | slice) -> "str | list[str]":
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        place = range(len(self))[at]  # from the end, and an IndexError, as of a list
+        start, end = self._ends[place : place + 2].tolist()
+        return self._joined[start:end].decode("utf-8", "surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
