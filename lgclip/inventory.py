@@ -75,7 +75,8 @@ _PLACES = {
     Kind.TOWERS: rf"features/{_KEY}/towers\.json",
     Kind.LEDGER: rf"(prompts/{_KEY}\.|images/{_KEY}/|features/{_KEY}/{_KEY}/){re.escape(LEDGER)}",
     # As `whole.write_whole`, an import, and `store.open_root` (at the top alone) name what they write to.
-    Kind.LEFTOVER: r"(.*/)?\.[^/]{1,40}\.[a-z0-9_]{8}(/.*)?|tmp[a-z0-9_]{8}",
+    # The second is safetensors' own, beside ours.
+    Kind.LEFTOVER: r"(.*/)?\.[^/]{1,40}\.[a-z0-9_]{8}(/.*)?|(.*/)?\.tmp[A-Za-z0-9]{6}|tmp[a-z0-9_]{8}",
 }
 _KINDS = [(kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _PLACES.items()]
 

@@ -76,7 +76,8 @@ def test_slurm_says_which_process_is_which(rank: int, monkeypatch: pytest.Monkey
     }  # fmt: skip
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "")  # Lightning sets it; so it is put back afterwards
+    monkeypatch.delenv("MASTER_ADDR")
     config = composed("trainer=multi_node", "trainer.num_nodes=8", "trainer.devices=8", "trainer.accelerator=cpu")
     trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
     assert (trainer.global_rank, trainer.local_rank, trainer.node_rank) == (rank, rank % 8, rank // 8)

@@ -192,11 +192,13 @@ def _serve() -> None:
     import tqdm
 
     import lgclip.diffuser.brush
+    import lgclip.drawing
     import lgclip.encoder.open_clip
-    import lgclip.features
+    import lgclip.encoding
     import lgclip.report
-    import lgclip.tracking  # noqa: F401
+    import lgclip.tracking
 
+    lgclip.drawing.CPU_IMAGES = lgclip.encoding.CPU_ROWS = 3  # as `busy`: many small batches, each whole passes
     tqdm.tqdm.monitor_interval = 0  # its thread would not survive a fork
     for line in sys.stdin:
         order = json.loads(line)
@@ -255,7 +257,7 @@ def _die(death: Death) -> None:
 def _count_work(log: int) -> None:
     """Writes down how large each batch is that is begun: a byte each, which no kill takes back."""
     from lgclip.drawing import Drawing
-    from lgclip.features import Encoding
+    from lgclip.encoding import Encoding
 
     for stage in (Drawing, Encoding):
 
@@ -283,7 +285,7 @@ def _pause(path: str) -> None:
 def _slow(seconds: float) -> None:
     """Every batch takes so much longer, which leaves time to do something to a run at work."""
     from lgclip.drawing import Drawing
-    from lgclip.features import Encoding
+    from lgclip.encoding import Encoding
 
     for stage in (Drawing, Encoding):
 
