@@ -4,7 +4,6 @@ Whole commands from nothing stored to figures: `evaluate.py method=clip_text` be
 with the same weights, images, names and template. Top-1, top-5 and mean per class are compared in every round.
 """
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ def main() -> None:
     """Measures and keeps."""
     from pictures import TEMPLATE, picture_folder, vit_s_32
 
-    workers = len(os.sched_getaffinity(0))
+    workers = 0  # threads of the main process: nothing to start, nothing to pass on
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         pictures = picture_folder(work / "pictures", EACH)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lgclip.batch import FeatureBatch, ImageBatch, Unread
 from lgclip.damage import Findings
@@ -19,6 +20,9 @@ from lgclip.feature_store import FeatureStore
 
 TEXT_VIEW = ("text",)
 """The only view of a sentence."""
+
+DECODERS = 8
+"""Threads that decode images in the main process, at most."""
 
 ROWS_PER_BATCH = 8192
 """Features judged at once."""
@@ -104,6 +108,14 @@ class _Pictures(Dataset[Any]):
         assert not isinstance(image, str)
         return _Seen(name, self._views(image, name))
 
+    def __getitems__(self, batch: Sequence[int]) -> "list[_Seen | Unread]":
+        """A batch, as torch's loaders ask for one; decoding and resizing leave Python's lock to others."""
+        threads = 1 if get_worker_info() else min(DECODERS, torch.get_num_threads(), len(batch))
+        if threads == 1:
+            return [self[at] for at in batch]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.__getitem__, batch))
+
 
 class _Features(Dataset[FeatureBatch]):
     """The features of some places, a part at a time."""
@@ -152,7 +164,7 @@ class Streams(LightningDataModule):
         num_classes: Number of classes.
         views: Makes the views of an image.
         batch_size: Views, or sentences, encoded at once.
-        workers: Processes that decode images; 0 decodes in this one.
+        workers: Processes that decode images; with 0 threads of this one do.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -100,7 +101,9 @@ class Rows:
     def _value(self, column: str, row: int) -> Any:
         group, inside = self._place(row)
         stat = group.file.stat()
-        return _row_group(group.file, (stat.st_size, stat.st_mtime_ns), group.number, column)[inside].as_py()
+        with _LOADING:
+            column_of_group = _row_group(group.file, (stat.st_size, stat.st_mtime_ns), group.number, column)
+        return column_of_group[inside].as_py()
 
     def where(self, row: int) -> str:
         """File and row in it, for the eye."""
@@ -110,6 +113,9 @@ class Rows:
     def _place(self, row: int) -> tuple[_Group, int]:
         at = bisect_right(self._starts, row) - 1
         return self._groups[at], row - self._starts[at]
+
+
+_LOADING = Lock()  # threads that decode side by side load a group once
 
 
 @lru_cache(maxsize=2)
