@@ -52,6 +52,10 @@ class Loaded:
     def retries(self) -> int:
         return self.diffuser.retries
 
+    @property
+    def size(self) -> int | None:
+        return self.diffuser.size
+
     def inputs(self) -> dict[str, object]:
         return self.diffuser.inputs()
 

@@ -159,6 +159,7 @@ class Loaded:
     brush: Brush
     batch_size: int
     retries: int = 0
+    size: int | None = None
 
     def inputs(self) -> dict[str, object]:
         return {"benchmark": "gpu"}

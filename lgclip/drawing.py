@@ -18,8 +18,8 @@ from lgclip.image_store import ImageStore
 from lgclip.ledger import Part
 from lgclip.shard_index import Member
 
-CPU_IMAGES = 8
-"""Images of a pass on a CPU, where more at once are hardly faster."""
+CPU_IMAGES, CPU_PIXELS = 10, 512 * 512
+"""Images of a pass on a CPU, and their pixels, at most: more at once are no faster there, and take memory."""
 
 WRITERS = 4
 """Threads that encode and write a batch's images."""
@@ -30,6 +30,8 @@ class Painter(Protocol):
 
     @property
     def batch_size(self) -> int: ...
+    @property
+    def size(self) -> int | None: ...
     @property
     def retries(self) -> int: ...
     def inputs(self) -> dict[str, object]: ...
@@ -178,7 +180,9 @@ class Drawing(LightningModule):
 
     @property
     def _pass(self) -> int:
-        return CPU_IMAGES if self.device.type == "cpu" else self.diffuser.batch_size
+        if self.device.type != "cpu":
+            return self.diffuser.batch_size
+        return max(1, min(CPU_IMAGES, CPU_PIXELS // (self.diffuser.size or 512) ** 2))
 
     def _keep(self, at: int, attempt: int, pixels: UInt8[np.ndarray, "h w 3"], fault: Fault | None) -> None:
         about = {**self.wanted[at]._asdict(), "seed": self.run_seed, "attempt": attempt}

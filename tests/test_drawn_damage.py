@@ -41,6 +41,7 @@ class Painter:
     """Draws noise, and tells what it was asked for."""
 
     retries: int = 1
+    size: int | None = None
     batch_size: int = 2
     asked: list[str] = field(default_factory=list)
 

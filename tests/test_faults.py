@@ -128,6 +128,7 @@ class Moody:
 
     moods: dict[str, list[Fault]]
     retries: int = 2
+    size: int | None = None
     batch_size: int = 2
     asked: list[tuple[str, int]] = field(default_factory=list)
 
