@@ -56,11 +56,7 @@ class Ended:
 
 
 class Victims:
-    """The forking process, from a test's side.
-
-    Args:
-        folder: For what the runs print.
-    """
+    """The forking process, from a test's side; what the runs print goes to a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._logs = folder, dict[int, Path]()
