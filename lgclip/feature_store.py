@@ -129,7 +129,9 @@ class FeatureStore:
             places = self._find(ids, views)
             gone = self._absent(places)
             if gone.size:
-                raise StoreError(f"{gone.size} of {len(ids)} features are not in the store, first {ids[int(gone[0])]!r}")
+                raise StoreError(
+                    f"{gone.size} of {len(ids)} features are not in the store, first {ids[int(gone[0])]!r}"
+                )
         found = torch.from_numpy(places)
         out: torch.Tensor | None = None
         for chunk in np.unique(places[..., 0]).tolist():

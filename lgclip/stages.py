@@ -213,6 +213,8 @@ def _shared_out(parts: Sequence[Part], made: Sequence[int], seconds: float, spen
     own = [spent.get(at, 0.0) if count else 0.0 for at, count in enumerate(made)]
     if any(count and not each for count, each in zip(made, own, strict=True)):  # one was all another device's
         own = [float(count) for count in made]
+    if not sum(own):  # another process has made all of it in between
+        return list(parts)
     shares = [each / sum(own) for each in own]
     return [
         replace(part, made=count, seconds=round(seconds * share, 6))

@@ -8,6 +8,7 @@ import pytest
 from crowd import ROOT, assert_same, finished, free_port, outcome, started
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from worlds import FirstRun, World
 
@@ -76,7 +77,8 @@ def test_slurm_says_which_process_is_which(rank: int, monkeypatch: pytest.Monkey
     }  # fmt: skip
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "")  # Lightning sets it; so it is put back afterwards
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets these two; so they are put back afterwards
+    monkeypatch.setenv("MASTER_ADDR", "")
     monkeypatch.delenv("MASTER_ADDR")
     config = composed("trainer=multi_node", "trainer.num_nodes=8", "trainer.devices=8", "trainer.accelerator=cpu")
     trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)

@@ -210,6 +210,7 @@ def _serve() -> None:
 def _run(order: Mapping[str, Any]) -> NoReturn:
     """A run, to its end."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and hands that on
     log = Path(order["log"])
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), stream)
