@@ -1,5 +1,6 @@
 """A picture of what the prototypes are made of, beside one real image of each class."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,13 +54,14 @@ def contact_sheet(
     columns = min(MAX_IMAGES, max((len(images) for images in synthetic), default=0))
     step = TILE + GAP
     head = 28
-    width = NAME_WIDTH + step * (columns + 1) + 3 * GAP
-    sheet = Image.new("RGB", (width, head + rows * step + GAP), _PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    small = ImageFont.load_default(11)
+    font, small = ImageFont.load_default(13), ImageFont.load_default(11)
+    title = "drawn from its name" if columns else ""
+    drawn = max(step * columns, math.ceil(small.getlength(title)))  # a single image is narrower than its title
+    sheet = Image.new("RGB", (NAME_WIDTH + step + drawn + 3 * GAP, head + rows * step + GAP), _PAPER)
+    pen = ImageDraw.Draw(sheet)
     pen.text((GAP, 8), "class", _FAINT, small)
     pen.text((NAME_WIDTH, 8), "real", _FAINT, small)
-    pen.text((NAME_WIDTH + step + 2 * GAP, 8), "drawn from its name", _FAINT, small)
+    pen.text((NAME_WIDTH + step + 2 * GAP, 8), title, _FAINT, small)
     for row in range(rows):
         top = head + row * step
         pen.text((GAP, top + 16), _fit(class_names[row], font, NAME_WIDTH - 2 * GAP), _TEXT, font)
