@@ -43,8 +43,8 @@ def evaluating(world: World, folder: Path, *overrides: str) -> list[str]:
     return busy(world, f"encoder.model={world.encoder}", "logger=none", f"hydra.run.dir={folder}", *overrides)
 
 
-def some(folder: Path, pattern: str) -> Callable[[], bool]:
-    return lambda: any(folder.rglob(pattern))
+def some(folder: Path, pattern: str, least: int = 1) -> Callable[[], bool]:
+    return lambda: len([*folder.rglob(pattern)]) >= least
 
 
 def stopped(ended: Ended, number: int) -> None:
@@ -57,14 +57,15 @@ def stopped(ended: Ended, number: int) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize(("at", "pattern"), [("images", "*.png"), ("features", "*.safetensors")])
+@pytest.mark.parametrize(("at", "pattern", "least"), [("images", "*.png", 1), ("features", "*.safetensors", 2)])
 def test_a_run_that_is_asked_to_stop_says_one_line_and_can_be_gone_on_with(
-    forked: Victims, unharmed: World, tmp_path: Path, number: signal.Signals, at: str, pattern: str
+    forked: Victims, unharmed: World, tmp_path: Path, number: signal.Signals, at: str, pattern: str, least: int
 ) -> None:
     world = replace(unharmed, store=tmp_path / "store")
     command = evaluating(world, tmp_path / "run", "workers=2")
     pid = forked.start("evaluate", command, slow=0.1)
-    assert until(some(world.store / at, pattern))
+    # The first file of features is of sentences; with the second the workers are there.
+    assert until(some(world.store / at, pattern, least))
     assert len(alive(pid)) >= (1 if at == "images" else 2), "with the workers and what starts them"
     os.kill(pid, number)
     stopped(forked.wait(pid), number)
@@ -83,8 +84,8 @@ def test_a_key_press_reaches_workers_too_and_still_is_one_line(
     """A terminal sends Ctrl-C to the whole group."""
     world = replace(unharmed, store=tmp_path / "store")
     pid = forked.start("evaluate", evaluating(world, tmp_path / "run", "workers=2"), slow=0.1)
-    # The first file is of sentences; with the second the workers are there: a Python that starts says more than a line.
-    assert until(lambda: len([*(world.store / "features").rglob("*.safetensors")]) > 1)
+    # As above: a Python that only starts says more than a line.
+    assert until(some(world.store / "features", "*.safetensors", 2))
     os.killpg(pid, signal.SIGINT)
     stopped(forked.wait(pid), signal.SIGINT)
     assert until(lambda: not alive(pid), SOON)
