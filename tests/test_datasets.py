@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from lgclip.datasets.base import Dataset, checked_names
 from lgclip.datasets.folder import Folder
 from lgclip.datasets.small import Digits, Shapes
+from lgclip.identity import SCHEMA, key_of
 from lgclip.tiny.world import HELD_OUT_KINDS, image_of, scanned_digits
 
 RED = (200, 30, 10)
@@ -23,7 +25,13 @@ def tree(root: Path, names: Sequence[str], each: int = 1, suffix: str = ".png") 
     return root
 
 
-@pytest.fixture(params=[Shapes, Digits])
+EMBEDDED = [
+    Shapes, partial(Shapes, "train"), partial(Shapes, style="sketch"), partial(Shapes, style="inverted"),
+    partial(Shapes, "train", "noisy"), Digits, partial(Digits, "train"),
+]  # fmt: skip
+
+
+@pytest.fixture(params=EMBEDDED, ids=range(len(EMBEDDED)))
 def embedded(request: pytest.FixtureRequest) -> Dataset:
     return request.param()
 
@@ -57,7 +65,18 @@ def test_ids_are_the_same_in_every_run(build: type[Dataset]) -> None:
 
 
 def test_no_two_data_sets_share_an_id() -> None:
-    assert not set(Shapes().ids) & set(Digits().ids)
+    ids = [one for build in EMBEDDED for one in build().ids]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_judged_images_keep_their_keys() -> None:
+    """Published figures and stores hang on them."""
+    assert [data.ids[3] for data in (Shapes(), Digits())] == [
+        key_of({"shapes": 3, "schema": SCHEMA}), key_of({"digits": 3, "schema": SCHEMA}),
+    ]  # fmt: skip
+    assert [data.source() for data in (Shapes(), Digits())] == [
+        {"dataset": "shapes", "schema": SCHEMA}, {"dataset": "digits", "schema": SCHEMA},
+    ]  # fmt: skip
 
 
 def test_a_folder_tree_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lgclip.tiny.world import (
     SHAPES,
     SIZE,
     TEST_IMAGES_PER_CLASS,
+    TRAIN_IMAGES_PER_CLASS,
     Kind,
     Scene,
     Split,
@@ -59,7 +60,7 @@ def test_names_differ() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("split", ["pretrain", "test"])
+@pytest.mark.parametrize("split", ["pretrain", "test", "train"])
 def test_an_image_is_a_pure_function_of_its_index(split: Split) -> None:
     first = [image_of(split, i) for i in (0, 7, 1199)]
     again = [image_of(split, i) for i in (1199, 7, 0)][::-1]
@@ -74,6 +75,21 @@ def test_the_judged_scenes_never_change() -> None:
     assert hashlib.sha256(scenes.encode()).hexdigest()[:16] == "f1894924fc112623"
 
 
+def test_the_judged_pictures_never_change() -> None:
+    """Nor do their pixels: the sum is of the first published version."""
+    digest = hashlib.sha256(b"".join(image_of("test", i).tobytes() for i in range(0, END, 40)))
+    assert digest.hexdigest()[:16] == "127452bf158bf749"
+
+
+def test_training_pictures_are_others_of_the_same_kinds() -> None:
+    each = TRAIN_IMAGES_PER_CLASS
+    scenes = [scene_of("train", i)[0] for i in range(each * len(HELD_OUT_KINDS))]
+    assert [HELD_OUT_KINDS.index(s.kind) for s in scenes] == [label_of(i, "train") for i in range(len(scenes))]
+    assert np.array_equal(np.bincount([label_of(i, "train") for i in range(len(scenes))]), np.full(30, each))
+    judged = {replace(scene_of("test", i)[0], noise=0.0) for i in range(END)}
+    assert not judged & {replace(scene, noise=0.0) for scene in scenes}
+
+
 def test_the_splits_share_no_kind_and_no_scene() -> None:
     test = [scene_of("test", i)[0] for i in range(END)]
     assert [HELD_OUT_KINDS.index(scene.kind) for scene in test] == [label_of(i) for i in range(END)]
@@ -81,7 +97,7 @@ def test_the_splits_share_no_kind_and_no_scene() -> None:
     assert not np.array_equal(image_of("test", 3), image_of("pretrain", 3))
 
 
-@pytest.mark.parametrize(("split", "index"), [("test", END), ("test", -1), ("pretrain", -1)])
+@pytest.mark.parametrize(("split", "index"), [("test", END), ("test", -1), ("pretrain", -1), ("train", 3000)])
 def test_an_index_outside_the_split_is_an_error(split: Split, index: int) -> None:
     with pytest.raises(IndexError, match=f"index {index}"):
         image_of(split, index)

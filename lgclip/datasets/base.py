@@ -3,7 +3,8 @@
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +27,19 @@ class BadImageError(ValueError):
         self.where, self.reason = where, reason
 
 
+@dataclass(frozen=True)
+class Training:
+    """Where the training images of a data set are.
+
+    Attributes:
+        values: The values of its config that make it those; empty if there are none.
+        lacking: Why there are none, and the way out, as the end of a sentence.
+    """
+
+    values: Mapping[str, object] = field(default_factory=dict)
+    lacking: str = ": its images are for tests alone; judge it beside a data set that has one"
+
+
 class Dataset(ABC):
     """Labelled images of named classes.
 
@@ -38,6 +52,8 @@ class Dataset(ABC):
         ids: Content key of each image.
         templates: Sentences for the text baseline; `{}` is the class name.
         context: What kind of things the classes are, such as "a type of bird"; empty if nothing is said.
+        class_indices: Index of each class among ImageNet's 1000; None for other classes.
+        training: Where its training images are.
     """
 
     name: str
@@ -47,6 +63,8 @@ class Dataset(ABC):
     labels: tuple[int, ...]
     templates: tuple[str, ...] = ("a photo of a {}.",)
     context: str = ""
+    class_indices: tuple[int, ...] | None = None
+    training: Training = Training()
 
     @cached_property
     @abstractmethod
@@ -79,6 +97,18 @@ class Dataset(ABC):
     def source(self) -> dict[str, object]:
         """What these images are, for the key of their features."""
 
+    def training_values(self) -> dict[str, object]:
+        """The values of this data set's config that make it its training images, of the same classes.
+
+        None of these images is among the judged ones.
+
+        Raises:
+            ValueError: If it has no training split beside the one that is judged.
+        """
+        if not self.training.values:
+            raise ValueError(f"dataset={self.name} has no training split{self.training.lacking}")
+        return dict(self.training.values)
+
     @property
     def subjects(self) -> tuple[Subject, ...]:
         """The classes as they are told to a writer of prompts."""
@@ -86,6 +116,27 @@ class Dataset(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def check_same_classes(dataset: Dataset, training: Dataset) -> None:
+    """Compares the classes of a data set with those of its training images.
+
+    Raises:
+        ValueError: If they are not the same, in the same order.
+    """
+    ours, theirs = dataset.class_names, training.class_names
+    if ours == theirs and dataset.class_indices == training.class_indices:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    first = f"; class {at} is {_name(ours, at)} and {_name(theirs, at)}"
+    raise ValueError(
+        f"dataset={dataset.name}: its {len(ours)} classes are not the {len(theirs)} of its training images"
+        f"{first if ours != theirs else ''}; give both one list by dataset.names=FILE, or choose another split"
+    )
+
+
+def _name(names: Sequence[str], at: int) -> str:
+    return repr(names[at]) if at < len(names) else "missing"
 
 
 def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ class Cifar10(Dataset):
         self.labels = tuple(label for labels in read.values() for label in labels)
         if counts:
             check_counts("cifar10", self.labels, CLASSES, asked.images, "Set dataset.counts=false for a part of it.")
-        self.split = asked.shown_with(len(self.labels))
+        self.split, self.training = asked.shown_with(len(self.labels)), asked.training
         self.names, self.class_names = names, named("cifar10", names, found)
         self.context, self.templates = context, sentences(context, templates)
 

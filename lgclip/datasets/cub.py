@@ -58,7 +58,7 @@ class Cub(ImageFiles):
         shown = TREE.check(place, files, labels, asked, CLASSES if counts else 0)
         super().__init__(
             "cub", place, files, labels, named("cub", names, found),
-            split=shown, names=names, context=context, templates=templates,
+            split=shown, names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip
 
 

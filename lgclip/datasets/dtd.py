@@ -63,5 +63,5 @@ class Dtd(ImageFiles):
         shown = tree.check(place, files, labels, asked, CLASSES if counts else 0)
         super().__init__(
             "dtd", place, files, labels, named("dtd", names, found),
-            split=shown, names=names, context=context, templates=templates,
+            split=shown, names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip

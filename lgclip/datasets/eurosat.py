@@ -86,7 +86,7 @@ class EuroSat(ImageFiles):
         shown = tree.check(place, files, labels, asked, len(CLASSES) if counts else 0)
         super().__init__(
             "eurosat", place, files, labels, named("eurosat", names, CLASSES),
-            split=shown, names=names, context=context, templates=templates,
+            split=shown, names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip
 
 

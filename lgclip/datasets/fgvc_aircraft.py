@@ -71,5 +71,5 @@ class FgvcAircraft(ImageFiles):
         super().__init__(
             "fgvc_aircraft", place, files, labels, named(lists, names, found),
             split=shown if level == "variant" else f"{shown}, by {level}",
-            names=names, context=context, templates=templates,
+            names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lgclip.datasets.base import BadImageError, Dataset, checked_names
+from lgclip.datasets.base import BadImageError, Dataset, Training, checked_names
 from lgclip.identity import SCHEMA, key_of
 from lgclip.texts import Texts
 
@@ -42,6 +42,7 @@ class ImageFiles(Dataset):
         names: Which list the class names are from.
         context: What kind of things the classes are.
         templates: Sentences for the text baseline; None makes one of the context.
+        training: Where the training images are; None if there are none.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class ImageFiles(Dataset):
         names: str,
         context: str = "",
         templates: Sequence[str] | None = None,
+        training: Training | None = None,
     ) -> None:
         self.name, self.root, self.files, self.labels = name, root, Texts(files), tuple(labels)
         self.class_names, self.split, self.names, self.context = tuple(class_names), split, names, context
         self.templates = sentences(context, templates)
+        self.training = training or Training()
 
     @cached_property
     def ids(self) -> Sequence[str]:

@@ -70,7 +70,7 @@ class Flowers102(ImageFiles):
         shown = tree.check(place, files, labels, asked, CLASSES if counts else 0)
         super().__init__(
             "flowers102", place, files, labels, named("flowers102", names, ("",) * CLASSES),
-            split=shown, names=names, context=context, templates=templates,
+            split=shown, names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ class Folder(Dataset):
         root: The folder; each folder inside it is a class, in the order of their names.
         names: A text file with one class name a line, in the order of the folders; None takes the
             folders' names, with `_` read as a space.
+        train_root: The folder of the training images, with folders of the same names; None if there are none.
 
     Raises:
         ValueError: If the folder is missing or empty, a class has no image, the names do not fit
@@ -32,16 +33,13 @@ class Folder(Dataset):
     name = "folder"
     split = "all"
 
-    def __init__(self, root: str, names: str | None = None) -> None:
-        self.root = Path(root).expanduser().absolute()
+    def __init__(self, root: str, names: str | None = None, train_root: str | None = None) -> None:
+        self.root, self._train_root = Path(root).expanduser().absolute(), train_root
         if not self.root.is_dir():
             raise ValueError(f"dataset.root={root}: no such folder; it should hold one folder of images a class")
-        inside = sorted(path for path in self.root.iterdir() if path.is_dir())
-        folders = [path for path in inside if not path.name.startswith(".")]
-        if len(folders) < len(inside):
-            log.warning(
-                "%s: hidden folders are no classes: %s", root, ", ".join(str(p) for p in inside if p not in folders)
-            )
+        folders, hidden = _class_folders(self.root)
+        if hidden:
+            log.warning("%s: hidden folders are no classes: %s", root, ", ".join(map(str, hidden)))
         if not folders:
             raise ValueError(f"dataset.root={root}: no folder in it; it should hold one folder of images a class")
         self.name = one_line(self.root.name)
@@ -70,8 +68,38 @@ class Folder(Dataset):
     def original(self, index: int) -> Path:
         return self.root / self.files[index]
 
+    def training_values(self) -> dict[str, object]:
+        if self._train_root is None:
+            raise ValueError(
+                f"dataset=folder has no training split beside dataset.root={self.root}: say where its training images "
+                "lie by dataset.train_root=DIR, with folders of the same names"
+            )
+        folder = Path(self._train_root).expanduser().absolute()
+        if not folder.is_dir():
+            raise ValueError(
+                f"dataset.train_root={self._train_root}: no such folder; it should hold one folder a class"
+            )
+        one, other = self.root.resolve(), folder.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise ValueError(
+                f"dataset.train_root={self._train_root} and dataset.root={self.root} share images; keep them apart"
+            )
+        ours, theirs = ({path.name for path in _class_folders(root)[0]} for root in (self.root, folder))
+        if ours != theirs:
+            raise ValueError(
+                f"dataset.train_root={self._train_root} has not the class folders of dataset.root: "
+                f"without {sorted(ours - theirs)[:6]}, with {sorted(theirs - ours)[:6]} besides"
+            )
+        return {"root": self._train_root, "train_root": None}
+
     def source(self) -> dict[str, object]:
         return {"folder": str(self.root), "schema": SCHEMA}
+
+
+def _class_folders(root: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in one, sorted, and the hidden ones among them apart."""
+    inside = sorted(path for path in root.iterdir() if path.is_dir())
+    return [p for p in inside if not p.name.startswith(".")], [p for p in inside if p.name.startswith(".")]
 
 
 def _names(folders: Sequence[Path], file: str | None) -> tuple[str, ...]:

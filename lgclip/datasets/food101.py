@@ -68,7 +68,7 @@ class Food101(ImageFiles):
         shown = tree.check(place, files, labels, asked, CLASSES if counts else 0)
         super().__init__(
             "food101", place, files, labels, named("food101", names, found),
-            split=shown, names=names, context=context, templates=templates,
+            split=shown, names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from lgclip.datasets.base import Dataset
+from lgclip.datasets.base import Dataset, Training
 from lgclip.datasets.files import named, sentences
 from lgclip.datasets.parquet import Rows
 from lgclip.datasets.shards import Card, shards_of
@@ -80,6 +80,10 @@ class HubImages(Dataset):
         self.class_names = named("hub", names, found)
         self.context = context
         self.templates = sentences(context, templates)
+        if split == "train":
+            self.training = Training(lacking=" beside dataset.split=train: choose the split to be judged on")
+        else:
+            self.training = Training({"split": "train"})
         self.split = f"{split}; configuration {config}"
         if self.commit:
             self.split += f"; revision {revision}" + (f" = {self.commit}" if revision != self.commit else "")

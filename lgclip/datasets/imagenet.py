@@ -4,6 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lgclip.datasets.base import Training
 from lgclip.datasets.files import ImageFiles, check_counts, images_below, root_folder
 from lgclip.datasets.imagenet_classes import (
     NUM_CLASSES,
@@ -18,6 +19,10 @@ from lgclip.datasets.imagenet_classes import (
 IMAGES = {"val": 50_000, "train": 1_281_167}
 """Official number of images of each split (Russakovsky et al. 2015, table 2)."""
 _EACH = {"val": 50, "train": None}
+_TRAINING = {
+    "val": Training({"split": "train"}),
+    "train": Training(lacking=" beside dataset.split=train: choose dataset.split=val, which leaves images to train on"),
+}
 _BASES = ("", "ILSVRC/Data/CLS-LOC")  # as image-net.org's archives are usually unpacked, and as Kaggle's is
 _DEVKIT = Path("ILSVRC2012_devkit_t12/data")
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -87,6 +92,7 @@ class ImageNet(ImageFiles):
         super().__init__(
             "imagenet", base, chosen.files, chosen.labels, class_names(names, indices, found),
             split=split + chosen.note, names=names + said, context=context, templates=templates,
+            training=_TRAINING[split],
         )  # fmt: skip
         self.class_indices = chosen.indices
 

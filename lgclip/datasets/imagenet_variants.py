@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lgclip.datasets.base import Training
 from lgclip.datasets.files import ImageFiles, check_counts, root_folder
 from lgclip.datasets.imagenet_classes import (
     NUM_CLASSES,
@@ -14,6 +15,7 @@ from lgclip.datasets.imagenet_classes import (
     wordnet_ids,
 )
 
+TRAINING = Training(lacking=": its images are for tests alone; train on dataset=imagenet, and judge this one beside it")
 V2_FOLDERS = {
     "matched-frequency": "imagenetv2-matched-frequency-format-val",
     "threshold-0.7": "imagenetv2-threshold0.7-format-val",
@@ -101,7 +103,7 @@ class ImageNetV2(ImageFiles):
         chosen = choose(images, indices, NUM_CLASSES, 10 * len(indices))
         super().__init__(
             "imagenet_v2", folder, chosen.files, chosen.labels, class_names(names, indices),
-            split=split + chosen.note, names=names, context=context, templates=templates,
+            split=split + chosen.note, names=names, context=context, templates=templates, training=TRAINING,
         )  # fmt: skip
         self.class_indices = chosen.indices
 
@@ -163,6 +165,6 @@ class ImageNetShift(ImageFiles):
             check_counts(name, chosen.labels, len(indices), official, hint)
         super().__init__(
             name, folder, chosen.files, chosen.labels, class_names(names, indices),
-            split="all" + chosen.note, names=names, context=context, templates=templates,
+            split="all" + chosen.note, names=names, context=context, templates=templates, training=TRAINING,
         )  # fmt: skip
         self.class_indices = chosen.indices

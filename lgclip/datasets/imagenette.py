@@ -9,7 +9,8 @@ WORDNET_IDS = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
     "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
 )  # fmt: skip
-"""ImageNet's classes 0, 217, 482, 491, 497, 566, 569, 571, 574 and 701."""
+INDICES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+"""Index of each among ImageNet's 1000 classes."""
 IMAGES = {"official": {"train": 9_469, "val": 3_925}}
 _URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 ARCHIVES = {
@@ -64,5 +65,6 @@ class Imagenette(ImageFiles):
         super().__init__(
             "imagenette", place, files, labels, named("imagenette", names, WORDNET_IDS),
             split=shown if size == "full" else f"{shown}, {size}",
-            names=names, context=context, templates=templates,
+            names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip
+        self.class_indices = INDICES

@@ -68,5 +68,5 @@ class Pets(ImageFiles):
         found = [breeds.get(at, "") for at in range(CLASSES)]
         super().__init__(
             "pets", place, files, labels, named("pets", names, found),
-            split=shown, names=names, context=context, templates=templates,
+            split=shown, names=names, context=context, templates=templates, training=asked.training,
         )  # fmt: skip

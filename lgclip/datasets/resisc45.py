@@ -65,7 +65,7 @@ class Resisc45(ImageFiles):
         shown = tree.check(folder, files, labels, choice, len(classes) if counts else 0)
         super().__init__(
             "resisc45", folder, files, labels, named("resisc45", names, classes),
-            split=shown, names=names, context=context, templates=templates,
+            split=shown, names=names, context=context, templates=templates, training=choice.training,
         )  # fmt: skip
 
 

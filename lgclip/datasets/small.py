@@ -4,58 +4,93 @@ from functools import cached_property
 
 from PIL import Image
 
-from lgclip.datasets.base import Dataset
+from lgclip.datasets.base import Dataset, Training
 from lgclip.identity import SCHEMA, key_of
+
+_LACKING = Training(lacking=" beside dataset.split=train: choose dataset.split=test, which leaves images to train on")
 
 
 class Shapes(Dataset):
-    """The 30 held-out kinds of the small world, 40 images each; no small model was trained on them."""
+    """The 30 held-out kinds of the small world; no model of the package was trained on them.
 
-    name = "shapes"
-    split = "test (held-out kinds)"
+    Args:
+        split: `test` (40 images a class) or `train` (100, for students).
+        style: `photo`, or the same scenes in another style: `sketch`, `inverted`, `noisy`.
 
-    def __init__(self) -> None:
-        from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS
+    Raises:
+        ValueError: If there is no such split or style.
+    """
 
+    def __init__(self, split: str = "test", style: str = "photo") -> None:
+        from lgclip.tiny.styles import STYLES
+        from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, TRAIN_IMAGES_PER_CLASS
+
+        _check_split(split)
+        if style not in STYLES:
+            raise ValueError(f"dataset.style={style}: choose {', '.join(STYLES)}")
+        each = TRAIN_IMAGES_PER_CLASS if split == "train" else TEST_IMAGES_PER_CLASS
+        self.name = "shapes" if style == "photo" else f"shapes_{style}"
+        self.split = f"{split} (held-out kinds)"
         self.class_names = tuple(kind.name for kind in HELD_OUT_KINDS)
-        self.labels = tuple(c for c in range(len(HELD_OUT_KINDS)) for _ in range(TEST_IMAGES_PER_CLASS))
+        self.labels = tuple(c for c in range(len(HELD_OUT_KINDS)) for _ in range(each))
+        self.training = _LACKING if split == "train" else Training({"split": "train"})
+        self._split, self._style = split, style
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        return tuple(key_of({"shapes": index, "schema": SCHEMA}) for index in range(len(self)))
+        # What is as it was at first is not told, so that those keys stay.
+        told = {"split": self._split, "style": self._style}
+        other = {name: value for name, value in told.items() if value not in ("test", "photo")}
+        return tuple(key_of({"shapes": index, "schema": SCHEMA, **other}) for index in range(len(self)))
 
     def image(self, index: int) -> Image.Image:
+        from lgclip.tiny.styles import STYLES
         from lgclip.tiny.world import image_of
 
-        return Image.fromarray(image_of("test", index))
+        picture = image_of("train" if self._split == "train" else "test", index)
+        return Image.fromarray(STYLES[self._style](picture, index))
 
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": SCHEMA}
 
 
 class Digits(Dataset):
-    """The last 899 of scikit-learn's scans of handwritten digits, enlarged to 64x64.
+    """Half of scikit-learn's scans of handwritten digits, enlarged to 64x64.
 
     The first 898 were in the small models' pre-training, so these ten classes are not unseen, as
     most classes of public data sets are not unseen to CLIP and Stable Diffusion.
+
+    Args:
+        split: `test` (the last 899) or `train` (the first 898).
+
+    Raises:
+        ValueError: If there is no such split.
     """
 
     name = "digits"
-    split = "second half"
 
-    def __init__(self) -> None:
+    def __init__(self, split: str = "test") -> None:
         from lgclip.tiny.world import SCANNED_DIGITS, scanned_digits
 
+        _check_split(split)
+        self.split = "first half" if split == "train" else "second half"
         self.class_names = SCANNED_DIGITS
-        self._images, labels = scanned_digits(pretrain=False)
+        self._images, labels = scanned_digits(pretrain=split == "train")
         self.labels = tuple(labels.tolist())
+        self.training = _LACKING if split == "train" else Training({"split": "train"})
+        self._other = {"split": split} if split == "train" else {}
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        return tuple(key_of({"digits": index, "schema": SCHEMA}) for index in range(len(self)))
+        return tuple(key_of({"digits": index, "schema": SCHEMA, **self._other}) for index in range(len(self)))
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index])
 
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": SCHEMA}
+
+
+def _check_split(split: str) -> None:
+    if split not in ("test", "train"):
+        raise ValueError(f"dataset.split={split}: choose test or train")

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from lgclip.datasets.archive import SUFFIXES, unpack
+from lgclip.datasets.base import Training
 from lgclip.datasets.download import fetch
 from lgclip.datasets.files import check_counts
 
@@ -157,12 +158,14 @@ class Chosen:
         parts: Which parts of that, such as `test`.
         images: How many images these have; None if no count was published.
         shown: The split as results show it.
+        training: The images of the same partition to train on.
     """
 
     partition: str
     parts: tuple[str, ...]
     images: int | None
     shown: str
+    training: Training
 
     def shown_with(self, images: int) -> str:
         """The split as results show it when so many of its images are there."""
@@ -199,4 +202,17 @@ def chosen(split: str, partitions: Mapping[str, Mapping[str, int | None]]) -> Ch
     counts = [partitions[partition][part] for part in parts]
     shown = "all" if split == "all" else f"{partition} {split.partition('-')[2] or parts[0]}"
     images = None if None in counts else sum(count or 0 for count in counts)
-    return Chosen(partition, parts, images, re.sub(r"(?<=[a-z])(\d+) ", r" \1 ", shown))
+    shown = re.sub(r"(?<=[a-z])(\d+) ", r" \1 ", shown)
+    return Chosen(partition, parts, images, shown, _training(split, partition, parts, partitions))
+
+
+def _training(
+    split: str, partition: str, parts: Sequence[str], partitions: Mapping[str, Mapping[str, int | None]]
+) -> Training:
+    part_of = {name: next((p for p in ("train", "trainval") if p in held), None) for name, held in partitions.items()}
+    part = part_of[partition]
+    if part and part not in parts:
+        return Training({"split": f"{partition}-{part}"})
+    others = [partition] if part else [name for name, found in part_of.items() if found]
+    ways = " or ".join(f"dataset.split={name}" for name in others)
+    return Training(lacking=f" beside dataset.split={split}: choose {ways}, which leaves images to train on")

@@ -1,7 +1,8 @@
 """The small world: 64x64 pictures of one object, shape x colour x pattern, drawn procedurally.
 
 An image is a pure function of (split, index). Thirty kinds, one colour of every (shape, pattern)
-pair, are held out: they are the zero-shot classes and no small model is trained on them.
+pair, are held out: they are the zero-shot classes and no small model is trained on them. The split
+`train` has pictures of them too: a student's, never those of the models that come with the package.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-Split = Literal["pretrain", "test"]
+Split = Literal["pretrain", "test", "train"]
 
 SIZE = 64
 """Height and width of every image, in pixels."""
@@ -38,6 +39,11 @@ BACKGROUNDS = {
     "olive": (0.26, 0.30, 0.14),
 }
 TEST_IMAGES_PER_CLASS = 40
+TRAIN_IMAGES_PER_CLASS = 100
+_STREAMS: dict[Split, int] = {"pretrain": 1, "test": 2, "train": 3}
+"""Number of each split's own random stream."""
+_PER_CLASS: dict[Split, int] = {"test": TEST_IMAGES_PER_CLASS, "train": TRAIN_IMAGES_PER_CLASS}
+"""Pictures of each held-out kind, in the order of the kinds."""
 
 SCANNED_DIGITS = tuple(
     f"handwritten digit {word}"
@@ -164,6 +170,12 @@ def _ink(pattern: str, x: Field, y: Field) -> Field:
     return np.zeros_like(x)
 
 
+def pixel_noise(source: np.random.Generator) -> Float[np.ndarray, "64 64 3"]:
+    """Gaussian noise of deviation 1, by Box-Muller: the uniform stream is the one that NumPy keeps stable."""
+    u, v = source.random((2, SIZE, SIZE, 3))
+    return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+
+
 def draw(scene: Scene, noise_source: np.random.Generator) -> UInt8[np.ndarray, "64 64 3"]:
     """Draws one scene with antialiased edges.
 
@@ -185,9 +197,7 @@ def draw(scene: Scene, noise_source: np.random.Generator) -> UInt8[np.ndarray, "
     ground = np.array(BACKGROUNDS[scene.background]) * (1.15 - 0.3 * py[..., None])
     picture = paint * cover + ground * (1 - cover)
     if scene.noise:
-        # Box-Muller on plain uniforms: the uniform stream is the one NumPy keeps stable.
-        u, v = noise_source.random((2, SIZE, SIZE, 3))
-        picture = picture + scene.noise * np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+        picture = picture + scene.noise * pixel_noise(noise_source)
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -195,17 +205,18 @@ def scene_of(split: Split, index: int) -> tuple[Scene, np.random.Generator]:
     """The scene at `index` of `split`, and the generator that draws its noise.
 
     Args:
-        split: `pretrain` (seen kinds, any index) or `test` (held-out kinds, 40 each, in order).
+        split: `pretrain` (seen kinds, any index), `test` or `train` (held-out kinds, 40 or 100 each, in order).
         index: Position in the split, from 0.
 
     Raises:
-        IndexError: If `index` is negative or past the test split's end.
+        IndexError: If `index` is negative or past the split's end.
     """
-    end = len(HELD_OUT_KINDS) * TEST_IMAGES_PER_CLASS
-    if index < 0 or (split == "test" and index >= end):
-        raise IndexError(f"index {index}: the split {split!r} of shapes starts at 0 (test ends at {end - 1})")
-    rng = np.random.Generator(np.random.PCG64([{"pretrain": 1, "test": 2}[split], index]))
-    kind = HELD_OUT_KINDS[index // TEST_IMAGES_PER_CLASS] if split == "test" else SEEN_KINDS[index % len(SEEN_KINDS)]
+    each = _PER_CLASS.get(split)
+    if index < 0 or (each and index >= len(HELD_OUT_KINDS) * each):
+        ends = f" and ends at {len(HELD_OUT_KINDS) * each - 1}" if each else ""
+        raise IndexError(f"index {index}: the split {split!r} of shapes starts at 0{ends}")
+    rng = np.random.Generator(np.random.PCG64([_STREAMS[split], index]))
+    kind = HELD_OUT_KINDS[index // each] if each else SEEN_KINDS[index % len(SEEN_KINDS)]
     u = rng.random(8)
     size = 0.22 + 0.16 * u[0]
     room = 0.5 - 0.9 * size
@@ -226,9 +237,9 @@ def image_of(split: Split, index: int) -> UInt8[np.ndarray, "64 64 3"]:
     return draw(*scene_of(split, index))
 
 
-def label_of(index: int) -> int:
-    """Class index of the test image at `index`: its place in `HELD_OUT_KINDS`."""
-    return index // TEST_IMAGES_PER_CLASS
+def label_of(index: int, split: Split = "test") -> int:
+    """Class index of the image at `index` of `test` or `train`: its place in `HELD_OUT_KINDS`."""
+    return index // _PER_CLASS[split]
 
 
 def scanned_digits(*, pretrain: bool) -> tuple[UInt8[np.ndarray, "n 64 64 3"], UInt8[np.ndarray, " n"]]:
