@@ -27,7 +27,7 @@ types: .venv/ready
 # PRECISION=bf16-mixed is faster on a GPU, and on a CPU with bf16 matrix units.
 PRECISION ?= 32-true
 models: .venv/ready
-	$(BIN)/python train.py -m method=tiny_encoder,tiny_autoencoder,tiny_denoiser,tiny_language trainer.precision=$(PRECISION)
+	$(BIN)/python train.py -m method=tiny_encoder,tiny_autoencoder,tiny_denoiser,tiny_language,tiny_captioner trainer.precision=$(PRECISION)
 	$(BIN)/python -m lgclip.tiny.install
 
 # The peers that benchmarks/ measures against, in an environment of their own: see benchmarks/RESULTS.md.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -71,3 +72,15 @@ class SafetensorsIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+def last_checkpoint(folder: Path, every: int) -> ModelCheckpoint:
+    """Keeps one checkpoint, `last.safetensors`, which is gone on from; also in a folder that was moved.
+
+    Args:
+        folder: Where it lies.
+        every: Optimiser steps between two.
+    """
+    keep = ModelCheckpoint(folder, "last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False)
+    keep.FILE_EXTENSION = ".safetensors"  # pyright: ignore[reportAttributeAccessIssue]
+    return keep

@@ -19,6 +19,7 @@ from torch import Tensor
 from lgclip.checkpoint import SafetensorsIO
 from lgclip.stages import quiet
 from lgclip.tiny.autoencoder import TinyAutoencoder
+from lgclip.tiny.captioner import TinyCaptioner
 from lgclip.tiny.corpus import Corpus
 from lgclip.tiny.denoiser import TinyDenoiser
 from lgclip.tiny.encoder import TinyEncoder
@@ -51,6 +52,7 @@ def recipes(build: Path) -> dict[str, Recipe]:
         "tiny_denoiser": TinyDenoiser(corpus, autoencoder=vae, channels=(16, 32), text_layers=1, **SCHEDULE),
         "tiny_encoder": TinyEncoder(corpus, width=32, layers=1, text_layers=1, **SCHEDULE),
         "tiny_language": TinyLanguageModel(corpus, width=16, layers=1, **SCHEDULE),
+        "tiny_captioner": TinyCaptioner(corpus, stem=8, width=16, blocks=1, layers=1, **SCHEDULE),
     }
 
 

@@ -13,7 +13,7 @@ from worlds import call
 
 from lgclip.tiny.encoder import augment
 
-RECIPES = ("tiny_autoencoder", "tiny_denoiser", "tiny_encoder", "tiny_language")
+RECIPES = ("tiny_autoencoder", "tiny_denoiser", "tiny_encoder", "tiny_language", "tiny_captioner")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from lgclip.prompts.local import LocalLLM
 from lgclip.stages import quiet
 from lgclip.tiny import install
 from lgclip.tiny.autoencoder import TinyAutoencoder
+from lgclip.tiny.captioner import TinyCaptioner
 from lgclip.tiny.corpus import Corpus
 from lgclip.tiny.denoiser import TinyDenoiser
 from lgclip.tiny.encoder import TinyEncoder
@@ -75,6 +76,7 @@ def recipes(corpus: Corpus, build: Path) -> dict[str, Callable[[], Recipe]]:
         "tiny_denoiser": lambda: TinyDenoiser(corpus, autoencoder=vae, channels=(16, 32), text_layers=1, **SCHEDULE),
         "tiny_encoder": lambda: TinyEncoder(corpus, width=32, layers=1, text_layers=1, **SCHEDULE),
         "tiny_language": lambda: TinyLanguageModel(corpus, width=16, layers=1, **SCHEDULE),
+        "tiny_captioner": lambda: TinyCaptioner(corpus, stem=8, width=16, blocks=1, layers=1, **SCHEDULE),
     }
 
 
@@ -101,7 +103,9 @@ def trained(recipes: dict[str, Callable[[], Recipe]], build: Path) -> dict[str, 
     return done
 
 
-@pytest.mark.parametrize("name", ["tiny_autoencoder", "tiny_denoiser", "tiny_encoder", "tiny_language"])
+@pytest.mark.parametrize(
+    "name", ["tiny_autoencoder", "tiny_denoiser", "tiny_encoder", "tiny_language", "tiny_captioner"]
+)
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(
     name: str, recipes: dict[str, Callable[[], Recipe]], trained: dict[str, Trained], tmp_path: Path
 ) -> None:
@@ -205,5 +209,6 @@ def test_the_build_is_installed_whole_or_not_at_all(
         "encoder",
         "diffuser",
         "language",
+        "captioner",
     }
     assert "old.safetensors" not in {path.name for path in installed}

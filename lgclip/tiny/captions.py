@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lgclip.tiny.world import SCANNED_DIGITS, Scene
+from lgclip.tiny.world import BACKGROUNDS, COLOURS, PATTERNS, SCANNED_DIGITS, SHAPES, Scene
 
 _OPENINGS = (
     "a photo of {}", "a picture of {}", "an image of {}", "{}", "a drawing of {}", "there is {}", "this is {}",
@@ -43,6 +43,19 @@ def _tilt(scene: Scene) -> str:
     return "tilted to the right" if scene.angle > 0 else "tilted to the left"
 
 
+def _size(scene: Scene) -> str:
+    if 0.27 < scene.size < 0.33:
+        return ""
+    return "small " if scene.size < 0.3 else "large "
+
+
+def description_of(scene: Scene) -> str:
+    """All that there is to say of a scene, always in the same words and order."""
+    grain = " with some grain" if scene.noise > 0.025 else ""
+    thing = _a(f"{_size(scene)}{scene.kind.name}")
+    return f"{thing} {_place(scene)} {_tilt(scene)} on {_a(scene.background)} background{grain}"
+
+
 def caption_of(scene: Scene, rng: np.random.Generator, *, paraphrase: float = 0.2) -> str:
     """One true caption of a scene; what it mentions, and in which words, varies.
 
@@ -51,9 +64,7 @@ def caption_of(scene: Scene, rng: np.random.Generator, *, paraphrase: float = 0.
         rng: Chooses the words.
         paraphrase: How often the object is named in other words than its kind's name.
     """
-    size = ""
-    if rng.random() < 0.5 and not 0.27 < scene.size < 0.33:
-        size = "small " if scene.size < 0.3 else "large "
+    size = _size(scene) if rng.random() < 0.5 else ""
     noun = _paraphrase(scene, size, rng) if rng.random() < paraphrase else f"{size}{scene.kind.name}"
     parts = [_pick(rng, _OPENINGS).format(_a(noun))]
     if rng.random() < 0.45:
@@ -67,7 +78,40 @@ def caption_of(scene: Scene, rng: np.random.Generator, *, paraphrase: float = 0.
     return " ".join(parts)
 
 
+_WORDS: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "pattern": PATTERNS,
+    "background": tuple(f"{colour} background" for colour in BACKGROUNDS),
+    "place": ("in the middle", "on the right", "on the left", "at the bottom", "at the top"),
+    "tilt": ("upright", "tilted to the right", "tilted to the left"),
+    "size": ("small", "large"),
+    "grain": ("with some grain",),
+}
+
+
+def facts(description: str) -> dict[str, tuple[str, ...]]:
+    """What a description says of each attribute, by the words that `description_of` has for it.
+
+    Returns:
+        Of each attribute the words found; one that is neither small nor large has none for its size.
+    """
+    text = f" {description} "
+    return {name: tuple(words for words in options if f" {words} " in text) for name, options in _WORDS.items()}
+
+
 _DIGIT_OPENINGS = ("a photo of {}", "a scan of {}", "an image of {}", "{}", "a picture of {}")
+
+
+def _stroke(ink: float) -> str:
+    if 0.28 < ink < 0.33:
+        return ""
+    return "thin " if ink < 0.3 else "bold "
+
+
+def digit_description_of(label: int, ink: float) -> str:
+    """All that there is to say of a scanned digit; see `digit_caption_of`."""
+    return f"{_a(_stroke(ink) + SCANNED_DIGITS[label])} on a black background"
 
 
 def digit_caption_of(label: int, ink: float, rng: np.random.Generator) -> str:
@@ -78,8 +122,6 @@ def digit_caption_of(label: int, ink: float, rng: np.random.Generator) -> str:
         ink: Mean brightness of the scan, 0 to 1.
         rng: Chooses the words.
     """
-    stroke = ""
-    if rng.random() < 0.5 and not 0.28 < ink < 0.33:
-        stroke = "thin " if ink < 0.3 else "bold "
+    stroke = _stroke(ink) if rng.random() < 0.5 else ""
     caption = _pick(rng, _DIGIT_OPENINGS).format(_a(stroke + SCANNED_DIGITS[label]))
     return caption + (" on a black background" if rng.random() < 0.4 else "")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lgclip.tiny.captions import caption_of, digit_caption_of
+from lgclip.tiny.captions import caption_of, description_of, digit_caption_of, digit_description_of
 from lgclip.tiny.world import SCANNED_DIGITS, SEEN_KINDS, SIZE, image_of, scanned_digits, scene_of
 from lgclip.whole import write_whole
 
@@ -62,6 +62,13 @@ class Corpus:
             return caption_of(scene_of("pretrain", index)[0], rng)
         at = index - self._shapes
         return digit_caption_of(int(self._labels[at]), float(self._ink[at]), rng)
+
+    def description(self, index: int) -> str:
+        """All that there is to say of picture `index`, always in the same words."""
+        if index < self._shapes:
+            return description_of(scene_of("pretrain", index)[0])
+        at = index - self._shapes
+        return digit_description_of(int(self._labels[at]), float(self._ink[at]))
 
     def captions(self, variants: int) -> list[list[str]]:
         """`variants` captions of every picture."""

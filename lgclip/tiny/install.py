@@ -5,10 +5,15 @@ import sys
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-PARTS = {"encoder": "tiny_encoder", "diffuser": "tiny_denoiser", "language": "tiny_language"}
+PARTS = {
+    "encoder": "tiny_encoder",
+    "diffuser": "tiny_denoiser",
+    "language": "tiny_language",
+    "captioner": "tiny_captioner",
+}
 """Folder of the package, and the recipe that fills it; the autoencoder is part of the diffuser."""
 
-LIMIT = 16_000_000
+LIMIT = 20_000_000
 """Most bytes that all weights together may have."""
 
 

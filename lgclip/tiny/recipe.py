@@ -7,16 +7,20 @@ in which sums are rounded.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
+from lgclip.checkpoint import SafetensorsIO, last_checkpoint
 from lgclip.tiny.corpus import NUM_KINDS, Corpus
 
 
@@ -139,3 +143,30 @@ def distinct_kinds(corpus: Corpus, batch_size: int, generator: torch.Generator) 
     new[1:] = sorted_kinds[1:] != sorted_kinds[:-1]
     chosen = order[first[new]]
     return chosen[torch.randperm(len(chosen), generator=generator)[:batch_size]]
+
+
+def fit(
+    recipe: Recipe, trainer_of: Callable[..., Trainer], logger: Any, folder: Path, *, every: int, ema: float
+) -> None:
+    """Trains a small model, from the last checkpoint if there is one, and saves it.
+
+    Args:
+        recipe: The model.
+        trainer_of: Makes a trainer of the run's devices from the arguments that it is given besides.
+        logger: Of Lightning; False for none.
+        folder: Where `checkpoints/` and `model/` go.
+        every: Steps between two checkpoints.
+        ema: Decay of the average of the weights, which is what is saved.
+    """
+    trainer = trainer_of(
+        max_steps=recipe.steps,
+        max_epochs=-1,
+        plugins=[SafetensorsIO()],
+        callbacks=[last_checkpoint(folder / "checkpoints", every), EMAWeightAveraging(decay=ema)],
+        logger=logger,
+        gradient_clip_val=1.0,
+    )
+    last = folder / "checkpoints" / "last.safetensors"
+    trainer.fit(recipe, ckpt_path=last if last.exists() else None)
+    if trainer.is_global_zero:
+        recipe.save(folder / "model")
