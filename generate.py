@@ -15,17 +15,22 @@ def generate(cfg: DictConfig) -> None:
 
     from hydra.core.hydra_config import HydraConfig
 
+    from lgclip.damage import OnBadImage
     from lgclip.generation import draw, whole_numbers, write_list
     from lgclip.stages import StageBar, Stages, quiet
     from lgclip.store import open_root
 
     quiet()
-    counts = whole_numbers(cfg)
+    counts, policy = whole_numbers(cfg), OnBadImage.of(cfg.on_bad_image)
     folder = Path(HydraConfig.get().runtime.output_dir)
     root = open_root(cfg.paths.store)
     dataset, writer, diffuser = (build(cfg[group], _convert_="all") for group in ("dataset", "llm", "diffuser"))
     trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
-    drawing = draw(Stages(trainer), dataset.subjects, writer, diffuser, root, cfg.paths.images, **counts)
+    drawing = draw(
+        Stages(trainer), dataset.subjects, writer, diffuser, root, cfg.paths.images, **counts,
+        training=lambda: build(cfg.dataset, **dataset.training_values(), _convert_="all"),
+        on_bad_image=policy, workers=cfg.workers,
+    )  # fmt: skip
     if trainer.is_global_zero:
         write_list(folder / "images.jsonl", drawing, dataset.class_names)
         gone = f", {len(drawing.missing)} could not be had" if drawing.missing else ""

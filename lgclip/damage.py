@@ -106,6 +106,7 @@ class Readable(Dataset):
         self._kept = tuple(at for at in range(len(whole)) if at not in self.unread)
         self.name, self.split, self.names, self.context = whole.name, whole.split, whole.names, whole.context
         self.class_names, self.templates = whole.class_names, whole.templates
+        self.class_indices, self.training = whole.class_indices, whole.training
         self.labels = tuple(whole.labels[at] for at in self._kept)
         left = set(self.labels)
         for label, count in sorted(Counter(whole.labels).items()):
@@ -133,6 +134,9 @@ class Readable(Dataset):
     @property
     def places(self) -> tuple[int, ...]:
         return self._kept
+
+    def training_values(self) -> dict[str, object]:
+        return self.whole.training_values()
 
     def source(self) -> dict[str, object]:
         return self.whole.source()

@@ -1,22 +1,50 @@
-"""Class names to prompts to images, each stage only if something is missing."""
+"""Class names, or captions of real images, to prompts to images, each stage only if something is missing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 from lgclip.batch import Prompt, Subject
-from lgclip.diffuser.base import ImageSource, Pictures, image_prompts, seed_of
+from lgclip.captioning import caption
+from lgclip.captions import Captions
+from lgclip.damage import OnBadImage
+from lgclip.datasets.base import Dataset
+from lgclip.diffuser.base import ImageSource, Origins, Pictures, image_prompts, seed_of
 from lgclip.drawing import Drawing
 from lgclip.image_store import KEPT
 from lgclip.prompts.base import PromptWriter
+from lgclip.prompts.captioner import ImageWriter
 from lgclip.stages import Stages
 from lgclip.store import PromptStore
 from lgclip.whole import write_whole
 from lgclip.writing import Writing
 
 _LEAST = {"prompts_per_class": 1, "prompt_pool": 1, "images_per_prompt": 1, "seed": 0, "workers": 0}
+
+
+class Script(Protocol):
+    """The prompts to draw from, written or captioned."""
+
+    @property
+    def subjects(self) -> Sequence[Subject]:
+        """The classes."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Prompts wanted of each."""
+        ...
+
+    def texts(self) -> list[list[str]]:
+        """The prompts of each class, at most `count`."""
+        ...
+
+    def standing_in(self) -> Sequence[Sequence[int]]:
+        """Places of each class's prompts that are template sentences in place of a model's."""
+        ...
 
 
 def whole_numbers(values: Mapping[str, object]) -> dict[str, int]:
@@ -61,10 +89,14 @@ def draw(
     seed: int,
     prompt_pool: int = 10,
     prompt_order_seed: int | None = None,
+    training: Callable[[], Dataset] | None = None,
+    on_bad_image: OnBadImage = OnBadImage.RAISE,
+    workers: int = 0,
 ) -> Pictures:
     """Class names to prompts to images, each stage only if something is missing.
 
-    A source that needs no prompts has none written.
+    A source that needs no prompts has none written. A writer that needs images makes a prompt of each of the first
+    real training images of a class; a class with fewer images than prompts are asked for has fewer prompts.
 
     Args:
         stages: Runs the stages.
@@ -78,18 +110,26 @@ def draw(
         seed: Of the prompts and of the images' noise.
         prompt_pool: How many prompts an order is drawn over.
         prompt_order_seed: Of the order in which each class's prompts are used; None for the order they were written in.
+        training: Opens the real training images; called only for a writer that needs them.
+        on_bad_image: What to do about training images that cannot be read.
+        workers: Processes that decode training images.
 
     Raises:
-        ValueError: If a class has no image at all, or `images` is not known.
+        ValueError: If a class has no image at all, `images` is not known, or a writer needs training images and there
+            are none.
     """
     if images not in KEPT:
         raise ValueError(f"paths.images={images}: choose {' or '.join(KEPT)}")
     diffuser.inputs()  # one that cannot be had is said before anything is written
     pool = prompts_per_class if prompt_order_seed is None else prompt_pool
-    writing = Writing(writer, PromptStore(root), subjects, pool, seed)
-    if diffuser.needs_prompts:
-        stages.complete("prompts", writing, len(subjects))
-    wanted = wanted_images(diffuser, writing, prompts_per_class, images_per_prompt, prompt_order_seed)
+    if isinstance(writer, ImageWriter) and diffuser.needs_prompts:
+        real = opened(writer, training, subjects)
+        script: Script = caption(stages, real, writer, root, per_class=pool, workers=workers, on_bad_image=on_bad_image)
+    else:
+        script = writing = Writing(writer, PromptStore(root), subjects, pool, seed)
+        if diffuser.needs_prompts:
+            stages.complete("prompts", writing, len(subjects))
+    wanted = wanted_images(diffuser, script, prompts_per_class, images_per_prompt, prompt_order_seed)
     drawing = diffuser.stage(root, subjects, wanted, seed)
     if isinstance(drawing, Drawing):  # a folder's images stay where they are
         drawing.store.in_shards = images == "tar"
@@ -100,10 +140,51 @@ def draw(
     if not diffuser.needs_prompts:
         return pictures
     templated = []
-    for c, (texts, last) in enumerate(zip(writing.texts(), writing.templated(), strict=True)):
+    for c, (texts, stand_ins) in enumerate(zip(script.texts(), script.standing_in(), strict=True)):
         used = places(c, len(texts), prompt_order_seed)[:prompts_per_class]
-        templated.append(sum(place >= len(texts) - last for place in used))  # what stands in comes last
-    return replace(pictures, templated=templated)
+        templated.append(len(set(used) & set(stand_ins)))
+    return traced(replace(pictures, templated=templated), script, images_per_prompt)
+
+
+def opened(writer: ImageWriter, training: Callable[[], Dataset] | None, subjects: Sequence[Subject]) -> Dataset:
+    """The real training images that a writer makes prompts of.
+
+    Args:
+        writer: The writer.
+        training: Opens them.
+        subjects: The classes to draw.
+
+    Raises:
+        ValueError: If there are none, or their classes are others.
+    """
+    if training is None:
+        raise ValueError(f"{type(writer).__name__} captions real training images, and none are given")
+    real = training()
+    ours, theirs = [subject.name for subject in subjects], list(real.class_names)
+    if ours != theirs:
+        differ = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), None)
+        first = f", first {differ[0]!r} and {differ[1]!r}" if differ else ""
+        raise ValueError(
+            f"dataset={real.name}: its {len(theirs)} training classes are not the {len(ours)} that are judged{first}; "
+            "give both the same names by dataset.names"
+        )
+    return real
+
+
+def traced(pictures: Pictures, script: Script, images_per_prompt: int) -> Pictures:
+    """The images with the real ones that they go back to, if their prompts are captions.
+
+    Args:
+        pictures: The images of a run.
+        script: The prompts that they were drawn from.
+        images_per_prompt: Images of each prompt.
+    """
+    if not isinstance(script, Captions):
+        return pictures
+    images = image_prompts(script.texts(), script.count, images_per_prompt)
+    sources = [prompt.source for own in script.traced() for prompt in own for _ in range(images_per_prompt)]
+    of = dict(zip(images, sources, strict=True))
+    return replace(pictures, sources=[of[prompt] for prompt in pictures.prompts], origins=script)
 
 
 def places(class_index: int, pool: int, order_seed: int | None) -> list[int]:
@@ -115,7 +196,7 @@ def places(class_index: int, pool: int, order_seed: int | None) -> list[int]:
 
 def wanted_images(
     diffuser: ImageSource,
-    writing: Writing,
+    script: Script,
     prompts_per_class: int,
     images_per_prompt: int,
     prompt_order_seed: int | None = None,
@@ -124,17 +205,17 @@ def wanted_images(
 
     Args:
         diffuser: Where the images come from.
-        writing: The prompts to choose from, written if they are needed.
+        script: The prompts to choose from, there if they are needed.
         prompts_per_class: Prompts of each class.
         images_per_prompt: Images of each prompt.
         prompt_order_seed: Of the order in which they are used; None for the order they were written in.
     """
     if diffuser.needs_prompts:
-        texts: Sequence[Sequence[str]] = writing.texts()
+        texts: Sequence[Sequence[str]] = script.texts()
     else:
-        texts = [[""] * writing.count for _ in writing.subjects]
+        texts = [[""] * script.count for _ in script.subjects]
     # An image belongs to its prompt's place in the pool, so another order draws no other images.
-    pool = image_prompts(texts, writing.count, images_per_prompt)
+    pool = image_prompts(texts, script.count, images_per_prompt)
     wanted: list[Prompt] = []
     for class_index, images in groupby(pool, key=lambda prompt: prompt.class_index):
         own = list(images)
@@ -145,7 +226,10 @@ def wanted_images(
 
 
 def write_list(path: Path, drawing: Pictures, class_names: Sequence[str]) -> None:
-    """Writes one JSON line an image: class, name, prompt, repeat and where it lies, `FILE` or `SHARD!MEMBER`."""
+    """Writes one JSON line an image: class, name, prompt, repeat and where it lies, `FILE` or `SHARD!MEMBER`.
+
+    Of an image that was drawn from a caption also the caption, and the real image's id and file.
+    """
     lines = [
         json.dumps(
             {
@@ -154,10 +238,19 @@ def write_list(path: Path, drawing: Pictures, class_names: Sequence[str]) -> Non
                 "prompt": prompt.text,
                 "repeat": prompt.repeat,
                 "file": str(file),
+                **_origin(drawing.origins, source),
             },
             ensure_ascii=False,
         )
-        for prompt, file in zip(drawing.prompts, drawing.paths, strict=True)
+        for prompt, file, source in zip(drawing.prompts, drawing.paths, drawing.sources, strict=True)
     ]
     with write_whole(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _origin(origins: Origins | None, source: str) -> dict[str, str]:
+    """What is told of the real image that one goes back to; nothing without captions."""
+    if origins is None:
+        return {}
+    told = (origins.caption(source), origins.where(source)) if source else ("", "")
+    return {"caption": told[0], "source": source, "source_file": told[1]}

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load
 
+from lgclip.caption_store import captions_in
 from lgclip.diffuser.faults import Fault
 from lgclip.drawn_inspection import (
     FaultyError,
@@ -21,7 +22,7 @@ from lgclip.drawn_inspection import (
     parsed,
 )
 from lgclip.identity import SCHEMA, key_of
-from lgclip.inventory import Item, Kind
+from lgclip.inventory import Item, Kind, sha256_of
 from lgclip.ledger import Line
 from lgclip.shard_index import look
 
@@ -69,6 +70,24 @@ def _prompts(item: Item) -> None:
     )  # fmt: skip
 
 
+def _captions(item: Item) -> None:
+    try:
+        captions_in(_json(item.path), item.path.stem)
+    except FaultyError:
+        raise
+    except ValueError as error:
+        raise FaultyError(str(error)) from error
+
+
+def caption_names(path: Path) -> set[str]:
+    """Ids of the images that a file of captions tells of; empty if it cannot be read."""
+    try:
+        captions = _json(path).get("captions")
+    except (FaultyError, FileNotFoundError):
+        return set()
+    return set(captions) if isinstance(captions, dict) else set()
+
+
 def _findings(item: Item) -> None:
     faults = _json(item.path).get("faults")
     must(isinstance(faults, dict) and all(fault in tuple(Fault) for fault in faults.values()), "it names no findings")
@@ -76,7 +95,7 @@ def _findings(item: Item) -> None:
 
 def _inputs(item: Item) -> None:
     inputs = _json(item.path)
-    if item.parts[0] == "images":
+    if item.parts[0] in ("captions", "images"):
         must(key_of(inputs) == item.parts[1], "its folder is not the key of its inputs")
         return
     of = (inputs.get("encoder"), inputs.get("source"))
@@ -161,9 +180,33 @@ def _features(item: Item) -> None:
         raise FaultyError(f"features of {int((~fine).sum())} things are not of unit length, first {first}")
 
 
+def _student(item: Item) -> None:
+    told = item.path.with_name("student.json")
+    if not told.exists():  # its training has just ended, or was stopped there
+        return
+    about = _json(told)
+    must(about.get("key") == item.parts[1], "its student.json is of another student")
+    if item.path == told:
+        must(key_of(about.get("inputs") or {}) == item.parts[1], "its folder is not the key of its inputs")
+    else:
+        must(sha256_of(item.path) == about.get("sha256"), "its content is not what its student.json says")
+
+
+def _checkpoint(item: Item) -> None:
+    try:
+        with safe_open(item.path, framework="np") as file:
+            json.loads((file.metadata() or {})["plain"])
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        raise FaultyError("its header cannot be read, or it is cut") from error
+
+
 _LOOKS: Mapping[Kind, Callable[[Item], None]] = {
-    Kind.PROMPTS: _prompts, Kind.IMAGE: look_at_image, Kind.MARKER: look_at_marker, Kind.FINDINGS: _findings,
+    Kind.PROMPTS: _prompts, Kind.CAPTIONS: _captions, Kind.IMAGE: look_at_image, Kind.MARKER: look_at_marker,
+    Kind.FINDINGS: _findings,
     Kind.SHARD: look_at_shard, Kind.INDEX: look_at_index, Kind.LIST: look_at_list,
+    Kind.STUDENT: _student, Kind.CHECKPOINT: _checkpoint,
     Kind.FEATURES: _features, Kind.INPUTS: _inputs, Kind.TOWERS: _towers, Kind.LEDGER: _ledger,
 }  # fmt: skip
 _OTHERS = {

@@ -23,7 +23,7 @@ MANIFEST = "MANIFEST.sha256"
 HOUR = 3600 * 10**9
 """In nanoseconds: a temporary file that is younger is being written, perhaps."""
 
-TOPS = ("features", "images", "prompts")
+TOPS = ("captions", "features", "images", "prompts", "students")
 """Folders of a store that hold its entries."""
 
 
@@ -31,6 +31,7 @@ class Kind(StrEnum):
     """What a file of a store is."""
 
     PROMPTS = "prompts"
+    CAPTIONS = "captions"
     IMAGE = "image"
     MARKER = "fault marker"
     """Stands in place of an image that could not be used."""
@@ -39,6 +40,10 @@ class Kind(StrEnum):
     FINDINGS = "findings"
     """What is wrong with images that lie elsewhere, see `diffuser.folder`."""
     FEATURES = "features"
+    STUDENT = "student"
+    """Its weights, or what is told of it."""
+    CHECKPOINT = "checkpoint"
+    """Of a student whose training has not ended."""
     INPUTS = "inputs"
     TOWERS = "towers"
     LEDGER = "ledger"
@@ -52,18 +57,22 @@ class Kind(StrEnum):
     """Anything else."""
 
 
-ENTRIES = {Kind.PROMPTS, Kind.IMAGE, Kind.MARKER, Kind.SHARD, Kind.FINDINGS, Kind.FEATURES}
+ENTRIES = {
+    Kind.PROMPTS, Kind.CAPTIONS, Kind.IMAGE, Kind.MARKER, Kind.SHARD, Kind.FINDINGS, Kind.FEATURES,
+    Kind.STUDENT, Kind.CHECKPOINT,
+}  # fmt: skip
 """What a run makes and finds again."""
 
 COMPANIONS = {Kind.INPUTS, Kind.TOWERS, Kind.LEDGER, Kind.INDEX, Kind.LIST}
 """What is told of entries; worth nothing without them."""
 
-CHANGING = {Kind.LEDGER, Kind.LIST}
+CHANGING = {Kind.LEDGER, Kind.LIST, Kind.CHECKPOINT}
 """What runs write to again; no manifest holds its sum."""
 
 _KEY = "[0-9a-f]{32}"
 _PLACES = {
     Kind.PROMPTS: rf"prompts/{_KEY}\.json",
+    Kind.CAPTIONS: rf"captions/{_KEY}/{_KEY}\.json",
     Kind.IMAGE: rf"images/{_KEY}/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}\.png",
     Kind.MARKER: rf"images/{_KEY}/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}\.fault\.json",
     Kind.SHARD: rf"images/{_KEY}/shards/{_KEY}\.tar",
@@ -71,9 +80,11 @@ _PLACES = {
     Kind.LIST: rf"images/{_KEY}/shards/{re.escape(SHARDS)}",
     Kind.FINDINGS: rf"images/{_KEY}/{_KEY}\.json",
     Kind.FEATURES: rf"features/{_KEY}/{_KEY}/{_KEY}\.safetensors",
-    Kind.INPUTS: rf"(images/{_KEY}|features/{_KEY}/{_KEY})/inputs\.json",
+    Kind.STUDENT: rf"students/{_KEY}/(model\.safetensors|student\.json)",
+    Kind.CHECKPOINT: rf"students/{_KEY}/checkpoints/last\.safetensors",
+    Kind.INPUTS: rf"((captions|images)/{_KEY}|features/{_KEY}/{_KEY})/inputs\.json",
     Kind.TOWERS: rf"features/{_KEY}/towers\.json",
-    Kind.LEDGER: rf"(prompts/{_KEY}\.|images/{_KEY}/|features/{_KEY}/{_KEY}/){re.escape(LEDGER)}",
+    Kind.LEDGER: rf"(prompts/{_KEY}\.|(captions|images)/{_KEY}/|features/{_KEY}/{_KEY}/){re.escape(LEDGER)}",
     # As `whole.write_whole`, an import, and `store.open_root` (at the top alone) name what they write to.
     # The second is safetensors' own, beside ours.
     Kind.LEFTOVER: r"(.*/)?\.[^/]{1,40}\.[a-z0-9_]{8}(/.*)?|(.*/)?\.tmp[A-Za-z0-9]{6}|tmp[a-z0-9_]{8}",
@@ -131,7 +142,7 @@ def existing(root: Path) -> Path:
 def walk(root: Path) -> Iterator[Item]:
     """Every file of a store, sorted; not those in quarantine, and not its manifest.
 
-    The three folders at the top may be links, to another disk for instance. No other link is followed.
+    The folders at the top may be links, to another disk for instance. No other link is followed.
     What goes away in the meantime is passed over.
     """
     with os.scandir(root) as found:

@@ -8,13 +8,15 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from lgclip.allowed import TargetError, build
+from lgclip.captions import Captions
 from lgclip.damage import Readable
 from lgclip.data import Stream
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder
 from lgclip.features import real_stream, synthetic_stream, text_stream
-from lgclip.generation import wanted_images
+from lgclip.generation import Script, opened, traced, wanted_images
+from lgclip.prompts.captioner import ImageWriter
 from lgclip.runs import Run, RunError
 from lgclip.scales import Scales
 from lgclip.store import PromptStore, open_root
@@ -30,6 +32,7 @@ class Reopened:
         drawing: The synthetic images; None if the method used none.
         encoder: What encoded them.
         scales: Views of an image.
+        captions: What was said of the real training images; None if the prompts were no captions.
         streams: `text`, `synthetic` and `real`, as far as the run had them, with their stored features.
     """
 
@@ -37,6 +40,7 @@ class Reopened:
     drawing: Pictures | None
     encoder: Encoder
     scales: Scales
+    captions: Captions | None
     streams: Mapping[str, Stream]
 
 
@@ -56,16 +60,22 @@ def reopen(run: Run) -> Reopened:
         raise RunError(f"{run.folder} cannot be brought back: {why}") from error
     dataset = _as_judged(dataset, run)
     streams = [text_stream(dataset, encoder, root)] if encoder.has_text else []
-    drawing = None
+    drawing, captions = None, None
     if run.result["diffuser"]:
         pool = cfg.prompts_per_class if cfg.prompt_order_seed is None else cfg.prompt_pool
-        writing = Writing(writer, PromptStore(root), dataset.subjects, pool, cfg.seed)
+        if isinstance(writer, ImageWriter) and diffuser.needs_prompts:
+            values = dataset.training_values()
+            real = opened(writer, lambda: build(cfg.dataset, **values, _convert_="all"), dataset.subjects)
+            script: Script = (captions := Captions(real, writer, root, pool))
+        else:
+            script = Writing(writer, PromptStore(root), dataset.subjects, pool, cfg.seed)
         counts = (cfg.prompts_per_class, cfg.images_per_prompt, cfg.prompt_order_seed)
-        wanted = wanted_images(diffuser, writing, *counts)
+        wanted = wanted_images(diffuser, script, *counts)
         drawing = diffuser.stage(root, dataset.subjects, wanted, cfg.seed).pictures()
+        drawing = traced(drawing, script, cfg.images_per_prompt)
         streams.append(synthetic_stream(drawing, encoder, scales, root))
     streams.append(real_stream(dataset, encoder, scales, root))
-    return Reopened(dataset, drawing, encoder, scales, {stream.name: stream for stream in streams})
+    return Reopened(dataset, drawing, encoder, scales, captions, {stream.name: stream for stream in streams})
 
 
 def _as_judged(dataset: Dataset, run: Run) -> Dataset:
@@ -90,7 +100,7 @@ def _config_of(run: Run) -> DictConfig:
     cfg: Any = OmegaConf.create(run.result["config"])
     if "download" in cfg.dataset:
         cfg.dataset.download = False
-    for group in ("encoder", "diffuser"):
+    for group in ("encoder", "diffuser", "llm"):
         made = run.result[group] or {}
         if "precision" in made:
             cfg[group].precision = made["precision"]

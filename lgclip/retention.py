@@ -13,7 +13,7 @@ from lgclip.allowed import build
 from lgclip.diffuser.base import image_id
 from lgclip.diffuser.folder import ImageFolder
 from lgclip.identity import SCHEMA, key_of
-from lgclip.inspection import chunk_names, read_inputs, shard_names
+from lgclip.inspection import caption_names, chunk_names, read_inputs, shard_names
 from lgclip.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
 from lgclip.reopen import reopen
 from lgclip.runs import Run, RunError, find_runs
@@ -31,15 +31,17 @@ class Used:
     """What some runs need of a store.
 
     Attributes:
-        places: Files of prompts and images, there or not.
+        places: Files of prompts, images and students, there or not.
         images: Keys of the folders of images.
         drawn: Ids of images, there or not.
+        captions: Ids of real images by the key of their captions.
         features: Ids and views by the folders of features.
     """
 
     places: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
     drawn: set[str] = field(default_factory=set)
+    captions: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     features: defaultdict[str, list[tuple[set[str], set[str]]]] = field(default_factory=lambda: defaultdict(list))
 
     def needs(self, item: Item) -> bool:
@@ -47,6 +49,9 @@ class Used:
         match item.kind:
             case Kind.FINDINGS:
                 return item.parts[1] in self.images
+            case Kind.CAPTIONS:
+                wanted_of = self.captions.get(item.parts[1])
+                return wanted_of is not None and not wanted_of.isdisjoint(caption_names(item.path))
             case Kind.SHARD:
                 return not self.drawn.isdisjoint(shard_names(item.path)) if item.parts[1] in self.images else False
             case Kind.FEATURES:
@@ -92,7 +97,12 @@ def _add(used: Used, run: Run, root: Path, whole: bool) -> None:
         missing += len(stream.missing()) if whole else 0
     used.images.add(key_of(opened.dataset.source()))  # what is known of test images that cannot be read
     cfg: Any = OmegaConf.create(here)
-    if run.result["llm"]:
+    if student := run.result.get("student"):
+        used.places |= {f"students/{student['key']}/{name}" for name in ("model.safetensors", "student.json")}
+    if opened.captions is not None:
+        used.captions[opened.captions.store.key] |= set(opened.captions.images.ids)
+        used.images.add(key_of(opened.captions.images.source()))  # what is known of training images that cannot be read
+    elif run.result["llm"]:
         writer = build(cfg.llm, _convert_="all")
         keys = [key_of(writer.inputs(subject, cfg.seed)) for subject in opened.dataset.subjects]
         used.places |= {f"prompts/{key}.json" for key in keys}
@@ -217,7 +227,8 @@ def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dic
 
 def _folder(item: Item) -> str:
     """The folder of a store that an item counts for."""
-    return "/".join(item.parts[: {"images": 2, "features": 3}.get(item.parts[0], 1)][: len(item.parts) - 1]) or "."
+    depth = {"captions": 2, "images": 2, "features": 3, "students": 2}.get(item.parts[0], 1)
+    return "/".join(item.parts[:depth][: len(item.parts) - 1]) or "."
 
 
 def _is_orphan(item: Item, drawn: set[str]) -> bool:

@@ -1,6 +1,7 @@
 """Content-addressed stores of prompts, images and features; every entry is whole or absent. Here: prompts.
 
     STORE/prompts/KEY.json             the prompts of one class
+    STORE/captions/KEY/....json        captions of real images by one captioner, a file a batch
     STORE/images/KEY/ab/abcd....png    images by one diffuser, what each was made from inside it
     STORE/features/KEY/SOURCE/....safetensors   unit features by one encoder, a file a batch
 

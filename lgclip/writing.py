@@ -74,6 +74,12 @@ class Writing(LightningModule):
         """How many of `texts` are template sentences that stand in for a language model's, by class."""
         return [max(0, len(self._texts(entry)) - len(entry.prompts)) for entry in self._entries()]
 
+    def standing_in(self) -> list[range]:
+        """Places of those template sentences, by class: they come last."""
+        return [
+            range(len(texts) - last, len(texts)) for texts, last in zip(self.texts(), self.templated(), strict=True)
+        ]
+
     def missing(self) -> list[int]:
         """Classes with fewer prompts than wanted."""
         return [c for c, texts in enumerate(self.texts()) if len(texts) < self.count]

@@ -4,10 +4,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -51,6 +51,19 @@ class Brush(Protocol):
         ...
 
 
+@runtime_checkable
+class Origins(Protocol):
+    """The real images that synthetic ones go back to."""
+
+    def caption(self, image: str) -> str:
+        """The caption of a real image, by its id."""
+        ...
+
+    def where(self, image: str) -> str:
+        """Where a real image lies, by its id."""
+        ...
+
+
 class Missing(NamedTuple):
     """An image that was wanted and is not there.
 
@@ -76,6 +89,8 @@ class Pictures:
         missing: The images that were wanted and are not there.
         templated: Of each class, how many prompts are template sentences that stand in for a language model's.
         drawn: Whether they lie in the store: what is damaged there is drawn again.
+        sources: Of each image, the id of the real image whose caption it was drawn from; empty if there is none.
+        origins: What is known of those real images; None without captions.
 
     Raises:
         ValueError: If a class has no image at all.
@@ -89,8 +104,12 @@ class Pictures:
     missing: Sequence[Missing] = ()
     templated: Sequence[int] = ()
     drawn: bool = False
+    sources: Sequence[str] = field(default=(), repr=False)
+    origins: Origins | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if not self.sources:
+            object.__setattr__(self, "sources", ("",) * len(self.prompts))
         there = {prompt.class_index for prompt in self.prompts}
         for subject in self.subjects:
             if subject.class_index not in there:
@@ -103,6 +122,32 @@ class Pictures:
             f"class {subject.class_index} ({subject.name!r}): not one of {len(faults)} images could be used "
             f"({counts}); raise diffuser.retries, change the prompts of this class, or choose another "
             "diffuser or diffuser.precision=fp32"
+        )
+
+    def only(self, classes: Sequence[int]) -> "Pictures":
+        """The images of some classes, which are numbered anew in the order given.
+
+        Args:
+            classes: The classes, by their index.
+        """
+        new = {label: index for index, label in enumerate(classes)}
+        kept = [at for at, prompt in enumerate(self.prompts) if prompt.class_index in new]
+        kept.sort(key=lambda at: new[self.prompts[at].class_index])  # stable: within a class as they were
+
+        def moved(prompt: Prompt) -> Prompt:
+            return prompt._replace(class_index=new[prompt.class_index])
+
+        return replace(
+            self,
+            subjects=[self.subjects[label]._replace(class_index=index) for label, index in new.items()],
+            prompts=[moved(self.prompts[at]) for at in kept],
+            ids=[self.ids[at] for at in kept],
+            paths=[self.paths[at] for at in kept],
+            missing=[
+                gone._replace(prompt=moved(gone.prompt)) for gone in self.missing if gone.prompt.class_index in new
+            ],
+            templated=[self.templated[label] for label in classes] if self.templated else (),
+            sources=[self.sources[at] for at in kept],
         )
 
     def image(self, at: int) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -67,7 +67,13 @@ class Pen(Protocol):
 
 
 class PromptWriter(ABC):
-    """How prompts come to be: a light description, hashed into keys; `load` brings its model."""
+    """How prompts come to be: a light description, hashed into keys; `load` brings its model.
+
+    Attributes:
+        needs_images: Whether it makes prompts of real training images, not of class names alone.
+    """
+
+    needs_images: ClassVar[bool] = False
 
     @property
     def at_once(self) -> int:

@@ -158,13 +158,22 @@ class LocalLLM(ChatWriter):
         return [(texts[own], Tokens(sum(read[own]), sum(written[own]))) for own in rows]
 
     def _rendered(self, tokenizer: Any, book: Notebook) -> str:
-        template = _NOW.sub(repr(TODAY), tokenizer.get_chat_template())
-        # A template is told what it asks for; one that cannot think does not hear of it.
-        told = {"enable_thinking": self.thinking, "date_string": TODAY}
-        known = {name: value for name, value in told.items() if name in template}
+        template, known = steady(tokenizer.get_chat_template(), thinking=self.thinking)
         return tokenizer.apply_chat_template(
             self.chat(book), chat_template=template, add_generation_prompt=True, tokenize=False, **known
         )
+
+
+def steady(template: str, *, thinking: bool) -> tuple[str, dict[str, Any]]:
+    """A chat template that says the same on every day, and what it is to be told.
+
+    Args:
+        template: The template.
+        thinking: Whether a model that can think does so; one that cannot does not hear of it.
+    """
+    template = _NOW.sub(repr(TODAY), template)
+    told = {"enable_thinking": thinking, "date_string": TODAY}
+    return template, {name: value for name, value in told.items() if name in template}
 
 
 def _lengths(said: Int[torch.Tensor, "b t"], ends: int | Sequence[int] | None) -> Int[torch.Tensor, " b"]:
