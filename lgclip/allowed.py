@@ -36,7 +36,8 @@ PARTS = frozenset({
     "lgclip.datasets.base.Dataset", "lgclip.prompts.base.PromptWriter", "lgclip.diffuser.base.ImageSource",
     "lgclip.encoder.base.Encoder", "lgclip.scales.Scales", "lgclip.methods.base.Classifier", "lgclip.rules.Rule",
     "lgclip.selection.Selection", "lgclip.calibration.LeaveOneOut", "lgclip.tiny.recipe.Recipe",
-    "lgclip.tiny.corpus.Corpus", "lightning.pytorch.trainer.trainer.Trainer", "lightning.fabric.loggers.logger.Logger",
+    "lgclip.tiny.corpus.Corpus", "lgclip.student_spec.Student",
+    "lightning.pytorch.trainer.trainer.Trainer", "lightning.fabric.loggers.logger.Logger",
     "lightning.pytorch.strategies.strategy.Strategy", "lightning.pytorch.profilers.profiler.Profiler",
     "lightning.fabric.plugins.environments.cluster_environment.ClusterEnvironment",
 })  # fmt: skip

@@ -7,7 +7,7 @@ one image), d feature width, h and w pixels.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 
@@ -79,3 +79,19 @@ class FeatureBatch(NamedTuple):
     features: Float[Tensor, "b s d"]
     labels: Int[Tensor, " b"]
     indices: Int[Tensor, " b"]
+
+
+class TrainingBatch(NamedTuple):
+    """One device's share of a training step's batch.
+
+    Attributes:
+        step: Which step it is, from 0.
+        pixels: Images as bytes, changed as the recipe says.
+        labels: Class indices.
+        total: How many images the whole batch has, on all devices.
+    """
+
+    step: int
+    pixels: UInt8[Tensor, "b 3 h w"]
+    labels: Int[Tensor, " b"]
+    total: int

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from lgclip.encoder.backbone import Tower
+
 
 class Transform(Protocol):
     """An image to the pixels that a tower reads."""
@@ -59,6 +61,14 @@ class Encoder(ABC):
     @abstractmethod
     def load(self, device: torch.device) -> Towers:
         """The towers on `device`."""
+
+    def tower(self) -> Tower:
+        """The vision tower alone, on the CPU and in fp32, to be trained further.
+
+        Raises:
+            ValueError: If it cannot be taken out.
+        """
+        raise ValueError(f"{type(self).__name__}: the tower of this encoder cannot be trained; name another backbone")
 
     @abstractmethod
     def inputs(self) -> dict[str, object]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lgclip.encoder.backbone import OPEN_CLIP, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.encoder.catalogue import LAYOUT, Named
 from lgclip.encoder.files import HUB, checkpoint_content, hub_tokenizer
@@ -119,6 +120,19 @@ class OpenClip(Encoder):
             chosen["resize_mode"] = "squash"
         transform: Any = image_transform_v2(PreprocessCfg(**chosen), is_train=False)
         return transform
+
+    def tower(self) -> Tower:
+        from open_clip.transform import PreprocessCfg
+
+        config, read = self._config("model_cfg"), PreprocessCfg(**self._preprocessing())
+        options = {
+            "embed_dim": config["embed_dim"],
+            "vision_cfg": config["vision_cfg"] | {"timm_model_pretrained": False},  # its weights are the student's
+            "quick_gelu": config.get("quick_gelu", False),
+        }
+        size = read.size if isinstance(read.size, int) else read.size[0]
+        plan = Plan(OPEN_CLIP, self.model.rpartition("/")[2], options)
+        return Tower(self._model().visual, plan, size, tuple(read.mean), tuple(read.std), read.interpolation)
 
     def load(self, device: torch.device) -> Towers:
         return _OpenClipTowers(self._model().to(device).eval(), self._tokenizer(), device, decided(self.precision))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lgclip.encoder.backbone import TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.encoder.files import HUB, checkpoint_content, checkpoint_file, did_you_mean, hub_file
 from lgclip.encoder.precision import arithmetic, check_precision, decided
@@ -124,6 +125,17 @@ class Timm(Encoder):
         chosen = self._preprocessing() | ({"crop_mode": "squash", "crop_pct": 1.0} if squash else {})
         transform: Any = create_transform(**chosen, is_training=False)
         return transform
+
+    def tower(self) -> Tower:
+        name, weights, options = self._described()
+        if self.image_size is not None and weights.get("fixed_input_size"):
+            options["img_size"] = self.image_size
+        model, read = self._model(), self._preprocessing()
+        model.reset_classifier(0, *([self.pooling] if self.pooling else []))
+        plan = Plan(TIMM, name, options, self.pooling)
+        return Tower(
+            model, plan, read["input_size"][-1], tuple(read["mean"]), tuple(read["std"]), read["interpolation"]
+        )
 
     def load(self, device: torch.device) -> Towers:
         return _TimmTower(self._model().to(device).eval(), device, decided(self.precision))
