@@ -36,6 +36,8 @@ def exposure(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         result: Content of its result.json.
     """
     judged = result["judged_by"][result["method"]]
+    if judged.get("learned"):
+        return [asdict(row) for row in [*_made(result), *_learned(result["student"]), *_judged(result, 0.0)]]
     rows = [*_made(result), Exposure("features", True, False, True, False, "each image by itself, by the image tower")]
     if "text" in result["store"]:
         rows.append(_sentences(judged))
@@ -50,6 +52,9 @@ def _made(result: Mapping[str, Any]) -> list[Exposure]:
     if result["llm"]:
         if result["config"]["llm"]["_target_"].startswith("lgclip.prompts.published."):
             rows.append(Exposure("prompts", True, None, None, None, "from a file; who wrote them is not known here"))
+        elif result["config"]["llm"]["_target_"].startswith("lgclip.prompts.captioner."):
+            note = "captions of real training images, with the names of their classes"
+            rows.append(Exposure("prompts", True, False, False, False, note))
         else:
             note = "written from class names and the words of the config"
             rows.append(Exposure("prompts", True, False, False, False, note))
@@ -61,6 +66,21 @@ def _made(result: Mapping[str, Any]) -> list[Exposure]:
             note = "drawn from the prompts alone; a diffusion model reads them with a text encoder of its own"
             rows.append(Exposure("images", True, False, False, False, note))
     return rows
+
+
+def _learned(student: Mapping[str, Any]) -> list[Exposure]:
+    """The training of a student, and the choice of its checkpoint."""
+    on = student["trained_on"]
+    peeks = student["selected_on"] == "real"
+    note = f"{on['synthetic']} synthetic and {on['real']} real training images with their labels"
+    chosen = {
+        "synthetic": "by accuracy on left-out synthetic images",
+        "real": "by accuracy on the test images",
+    }.get(student["selected_on"], "the last one, by nothing")
+    return [
+        Exposure("training", True, False, False, False, note),
+        Exposure("checkpoint", True, peeks, peeks, False, chosen),
+    ]
 
 
 def _sentences(judged: Mapping[str, Any]) -> Exposure:

@@ -11,7 +11,7 @@ from lgclip.encoder.base import Encoder
 from lgclip.encoding import Encoding, SharedViews
 from lgclip.feature_store import FeatureStore
 from lgclip.identity import key_of
-from lgclip.scales import Scales
+from lgclip.scales import Scales, SquareCrops
 from lgclip.stages import Stages
 
 
@@ -77,6 +77,8 @@ def encode(
     *,
     drawing: Pictures | None,
     workers: int,
+    student: Encoder | None = None,
+    title: str = "features",
 ) -> tuple[Streams, Dataset]:
     """Everything that is to be judged, and what it is judged by, to features.
 
@@ -89,6 +91,8 @@ def encode(
         on_bad_image: What to do about images to judge that cannot be read; all others are encoded first.
         drawing: The synthetic images; None if the method needs none.
         workers: Processes that decode images.
+        student: Whose logits are wanted of the images to judge; None for no student.
+        title: Name of the stage.
 
     Returns:
         The streams, and the images that are judged: those of `dataset` that can be read.
@@ -102,14 +106,38 @@ def encode(
     streams.append(real := real_stream(dataset, encoder, scales, root))
     before = len(real.unread())
     data = Streams(streams, len(dataset.class_names), SharedViews(encoder, scales), encoder.batch_size, workers)
-    stages.complete("features", Encoding(encoder, data), sum(len(s.ids) for s in streams), data)
+    stages.complete(title, Encoding(encoder, data), sum(len(s.ids) for s in streams), data)
     unread = real.unread()
-    if not unread:
-        return data, dataset
-    if on_bad_image is OnBadImage.RAISE:
+    if unread:
+        if on_bad_image is OnBadImage.RAISE:
+            raise ValueError(refusal(dataset, unread))
+        account = stages.accounts[-1]  # it counted what was tried
+        made, reused = account.made - (len(unread) - before), account.reused - before
+        stages.accounts[-1] = replace(account, made=made, reused=reused)
+        dataset = Readable(dataset, unread)
+        data.streams[-1] = real_stream(dataset, encoder, scales, root)
+    if student is not None:
+        data.streams.insert(-1, answered(stages, dataset, student, root, workers, title.replace("features", "student")))
+    return data, dataset
+
+
+def answered(
+    stages: Stages, dataset: Dataset, student: Encoder, root: Path, workers: int, title: str = "student"
+) -> Stream:
+    """The logits that a student gives some images, as unit vectors (see `logits`); made where they are missing.
+
+    Args:
+        stages: Runs the stage.
+        dataset: The images.
+        student: Who answers.
+        root: The store's folder.
+        workers: Processes that decode images.
+        title: Name of the stage.
+    """
+    whole = SquareCrops()
+    stream = replace(real_stream(dataset, student, whole, root), name="student")
+    data = Streams([stream], len(dataset.class_names), SharedViews(student, whole), student.batch_size, workers)
+    stages.complete(title, Encoding(student, data), len(stream.ids), data)
+    if unread := stream.unread():
         raise ValueError(refusal(dataset, unread))
-    account = stages.accounts[-1]  # it counted what was tried
-    stages.accounts[-1] = replace(account, made=account.made - (len(unread) - before), reused=account.reused - before)
-    readable = Readable(dataset, unread)
-    data.streams[-1] = real_stream(readable, encoder, scales, root)
-    return data, readable
+    return stream

@@ -1,4 +1,4 @@
-"""What a run leaves behind: result.json, per_class.csv, predictions.csv, and a table for the eye."""
+"""What a run leaves behind: result.json, per_class.csv, predictions.csv."""
 
 import csv
 import json
@@ -27,13 +27,11 @@ from lgclip.identity import inputs_of
 from lgclip.jobs import choices, sweep_job
 from lgclip.methods.base import Classifier, Judged
 from lgclip.runs import DIAGNOSTICS, JUDGED, PER_CLASS, PREDICTIONS, RESULT, RESULT_SCHEMA
-from lgclip.shown import one_line
 from lgclip.stages import Stages
 from lgclip.statistics import detectable, metrics, paired, per_class
 from lgclip.sweeps import run_key
 from lgclip.whole import write_whole
 
-_SHOWN = 5
 _ROWS = 8192  # of predictions.csv, written at once
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
 
@@ -76,6 +74,7 @@ def report(
     method: Classifier,
     stages: Stages,
     drawing: Pictures | None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the files of a run that is judged, and returns the content of its result.json.
 
@@ -88,6 +87,7 @@ def report(
         method: The method, after its test.
         stages: What each stage did.
         drawing: The synthetic images; None if the method needs none.
+        more: What else result.json says: `student`, `ood`, `membership`.
 
     Raises:
         ValueError: If not every image of the data set was judged once.
@@ -102,7 +102,7 @@ def report(
         judged = next(iter(method.results.values()))
         real = (parts["scales"].fuse(batch.features) for batch in data.streams[-1].batches())
         diagnosis = diagnose(method.support, real, judged.label, judged.rank == 0)
-    result = result_of(config, dataset, took_part, data, method, stages, drawing, diagnosis)
+    result = result_of(config, dataset, took_part, data, method, stages, drawing, diagnosis) | dict(more or {})
     if config.on_bad_image == OnBadImage.QUARANTINE:
         quarantine(folder, dataset)
     write_report(folder, result, method.results, dataset, diagnosis)
@@ -161,6 +161,9 @@ def result_of(
         "metrics": figures[first],
         "beside": {name: figures[name] for name in others},
         "baseline": figures.get("clip_text"),
+        "student": None,  # see `judging`
+        "ood": {},
+        "membership": None,
         "paired": against,
         "detectable": _detectable(n, figures[first], against),
         "confidence": confidence_of(own, method.temperatures[first]),
@@ -257,44 +260,3 @@ def _predictions(judged: Judged, beside: Sequence[Tensor], places: Sequence[int]
     for parts in zip(*(column.split(_ROWS) for column in (*own, *beside)), strict=True):
         for at, label, prediction, rank, confidence, *others in zip(*(part.tolist() for part in parts), strict=True):
             yield places[at], label, prediction, rank, f"{confidence:.6f}", *others
-
-
-def _counted(result: Mapping[str, Any]) -> str:
-    """The denominator, and what it lacks."""
-    skipped = result.get("skipped", ())
-    if not skipped:
-        return f"{result['n']} images"
-    shown = "; ".join(one_line(f"{one['file']} ({one['reason']})") for one in skipped[:_SHOWN])
-    more = f"; and {len(skipped) - _SHOWN} more, listed in {RESULT}" if len(skipped) > _SHOWN else ""
-    return f"{result['n']:,} of {result['images_in_dataset']:,} images, {len(skipped)} could not be read: {shown}{more}"
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """The short table at the end of a run."""
-    lines = [f"{'method':<10} {'n':>6} {'top-1':>7} {'95% interval':>15} {'top-5':>7} {'per class':>10}"]
-    for name, m in {result["method"]: result["metrics"], **result["beside"]}.items():
-        low, high = m["top1_ci95"]
-        interval = f"{100 * low:.1f} - {100 * high:.1f}"
-        lines.append(
-            f"{name:<10} {result['n']:>6} {100 * m['top1']:>6.1f}% {interval:>15} {100 * m['top5']:>6.1f}% "
-            f"{100 * m['mean_per_class']:>9.1f}%"
-        )
-    for name, test in result["paired"].items():
-        low, high = (100 * bound for bound in test["ci95"])
-        lines.append(
-            f"against {name}: {100 * test['difference']:+.2f} points ({low:+.2f} to {high:+.2f}), p = {test['p']:.3f}"
-        )
-    if result["baseline"] is None:
-        lines.append("clip_text: none, this encoder has no text tower")
-    data = result["dataset"]
-    where = one_line(f"{data['name']}, {data['split']}")
-    lines.append(f"{where}: {result['num_classes']} classes, {_counted(result)}")
-    if templated := sum(result.get("templated_prompts", ())):
-        lines.append(f"{templated} prompts are template sentences in place of the language model's")
-    if gone := result.get("missing_images"):
-        lines.append(f"{len(gone)} synthetic images of {len({one['class'] for one in gone})} classes could not be had")
-    for stage in result["stages"]:
-        lines.append(
-            f"{stage['stage']:<9} made {stage['made']:>6}, re-used {stage['reused']:>6}, {stage['seconds']:>6.1f} s"
-        )
-    return "\n".join(lines)

@@ -64,7 +64,8 @@ def objective(cfg: DictConfig, result: Mapping[str, Any]) -> float:
 def _check(cfg: DictConfig) -> None:
     if cfg.objective not in ("top1", "leave_one_out"):
         raise ValueError(f"objective={cfg.objective}: choose top1 or leave_one_out")
-    if cfg.objective == "leave_one_out" and not (cfg.get("calibration") and cfg.method.text_weight < 1):
+    weight = cfg.method.get("text_weight")
+    if cfg.objective == "leave_one_out" and not (cfg.get("calibration") and weight is not None and weight < 1):
         raise ValueError("objective=leave_one_out needs calibration=leave_one_out and a method that uses images")
 
 

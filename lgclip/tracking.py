@@ -124,10 +124,10 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The figures of result.json as a logger takes them.
 
     `top1`, `top1_low`, ... of the method, `clip_text/top1`, ... of what stands beside it,
-    `paired/clip_text/difference`, `confidence/ece`, `diagnostics/margin/spearman`, `seconds` in all and
-    `seconds/images` of a stage.
+    `paired/clip_text/difference`, `confidence/ece`, `diagnostics/margin/spearman`, `ood/NAME/metrics/top1`,
+    `membership/auroc`, `seconds` in all and `seconds/images` of a stage.
     """
-    parts = ("paired", "detectable", "confidence", "diagnostics")
+    parts = ("paired", "detectable", "confidence", "diagnostics", "ood", "membership")
     flat = dict(_flat(result["metrics"], ""))
     flat |= _flat(result["beside"], "")
     flat |= _flat({name: result.get(name) for name in parts}, "")

@@ -32,6 +32,12 @@ def test_the_images_of_some_classes_keep_their_ids_and_get_new_labels(pictures: 
     assert len(some) == 8
     assert some.split.endswith("2 of 3 classes")
     assert some.source() == pictures.source()
+    assert some.class_indices is None
+    pictures.class_indices = (4, 5, 9)
+    try:
+        assert Selected(pictures, (2, 0)).class_indices == (9, 4)
+    finally:
+        pictures.class_indices = None
     assert some.image(0).tobytes() == pictures.image(some.places[0]).tobytes()
     assert some.where(1) == pictures.where(some.places[1])
     assert some.original(1) == pictures.original(some.places[1])

@@ -150,6 +150,10 @@ def test_an_embedded_set_is_rebuilt_from_its_config(choice: str) -> None:
 
 def test_shapes_are_judged_on_test_by_default() -> None:
     assert (Shapes().split, Digits().split) == ("test (held-out kinds)", "second half")
+    assert (Shapes().where(3), Shapes("train", "noisy").where(3)) == (
+        "image 3 of shapes",
+        "image 3 of shapes_noisy, train",
+    )
 
 
 def test_a_folder_of_one_s_own_has_another_root(tmp_path: Path) -> None:

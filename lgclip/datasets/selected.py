@@ -28,6 +28,8 @@ class Selected(Dataset):
         self.split = f"{whole.split}; {len(classes)} of {len(whole.class_names)} classes"
         self.class_names, self.templates = tuple(whole.class_names[label] for label in classes), whole.templates
         self.labels = tuple(new[whole.labels[at]] for at in self._kept)
+        if whole.class_indices is not None:
+            self.class_indices = tuple(whole.class_indices[label] for label in classes)
 
     @cached_property
     def ids(self) -> Sequence[str]:

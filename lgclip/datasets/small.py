@@ -1,7 +1,9 @@
 """The data sets that come with the package or with scikit-learn."""
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from lgclip.datasets.base import Dataset, Training
@@ -44,11 +46,10 @@ class Shapes(Dataset):
         return tuple(key_of({"shapes": index, "schema": SCHEMA, **other}) for index in range(len(self)))
 
     def image(self, index: int) -> Image.Image:
-        from lgclip.tiny.styles import STYLES
-        from lgclip.tiny.world import image_of
+        return Image.fromarray(_picture(self._split, self._style, index))
 
-        picture = image_of("train" if self._split == "train" else "test", index)
-        return Image.fromarray(STYLES[self._style](picture, index))
+    def where(self, index: int) -> str:
+        return _place(self.name, self._split, index)
 
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": SCHEMA}
@@ -78,19 +79,35 @@ class Digits(Dataset):
         self._images, labels = scanned_digits(pretrain=split == "train")
         self.labels = tuple(labels.tolist())
         self.training = _LACKING if split == "train" else Training({"split": "train"})
-        self._other = {"split": split} if split == "train" else {}
+        self._split = split
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        return tuple(key_of({"digits": index, "schema": SCHEMA, **self._other}) for index in range(len(self)))
+        other = {} if self._split == "test" else {"split": self._split}
+        return tuple(key_of({"digits": index, "schema": SCHEMA, **other}) for index in range(len(self)))
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index])
+
+    def where(self, index: int) -> str:
+        return _place(self.name, self._split, index)
 
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": SCHEMA}
 
 
+@lru_cache(maxsize=6144)  # 75 MB: a sweep of students looks at the same pictures in each job
+def _picture(split: str, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
+    from lgclip.tiny.styles import STYLES
+    from lgclip.tiny.world import image_of
+
+    return STYLES[style](image_of("train" if split == "train" else "test", index), index)
+
+
 def _check_split(split: str) -> None:
     if split not in ("test", "train"):
         raise ValueError(f"dataset.split={split}: choose test or train")
+
+
+def _place(name: str, split: str, index: int) -> str:
+    return f"image {index} of {name}" + (f", {split}" if split != "test" else "")

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from lgclip.batch import FeatureBatch
-from lgclip.calibration import Choice, LeaveOneOut, temperature_of
+from lgclip.calibration import Choice, LeaveOneOut, Temperature, temperature_of
+from lgclip.logits import from_unit
 from lgclip.methods.base import Classifier
 from lgclip.prototypes import Gathered
 from lgclip.rules import Rule, Scorer
@@ -19,7 +20,7 @@ class ZeroShot(Classifier):
 
     Args:
         name: What the result is called.
-        text_weight: Share of the text prototype, 0 to 1.
+        text_weight: Share of the text prototype, 0 to 1; None for a student, whose scores are streamed.
         beside: Other text weights, by name, judged in the same pass; left out are those that need
             text or images that are not there.
         prototype: Score of a class from its images.
@@ -35,7 +36,7 @@ class ZeroShot(Classifier):
     def __init__(
         self,
         name: str,
-        text_weight: float,
+        text_weight: float | None,
         beside: Mapping[str, float] | None = None,
         *,
         prototype: Rule,
@@ -44,29 +45,34 @@ class ZeroShot(Classifier):
         scales: Scales,
         has_text: bool,
     ) -> None:
-        weights = {name: text_weight, **(beside or {})}
+        self.learned = text_weight is None
+        weights = {**({} if text_weight is None else {name: text_weight}), **(beside or {})}
         for who, weight in weights.items():
             if not 0 <= weight <= 1:
                 raise ValueError(f"text weight of {who} is {weight}: it must be in [0, 1]")
-        if text_weight > 0 and not has_text:
+        if (text_weight or 0) > 0 and not has_text:
             raise ValueError(f"method {name} needs a text tower, which this encoder does not have; use method=lgclip")
-        if text_weight < 1 and selection.needs_text and selection.keep is not None and not has_text:
+        if text_weight != 1 and selection.needs_text and selection.keep is not None and not has_text:
             raise ValueError("selection=text needs a text tower, which this encoder lacks; use selection=medoid")
         if text_weight == 1:  # then no image was drawn
             weights = {who: weight for who, weight in weights.items() if weight == 1}
         if not has_text:
             weights = {who: weight for who, weight in weights.items() if weight == 0}
-        super().__init__(list(weights))
+        super().__init__([*([name] if self.learned else []), *weights])
         self.given = {who: Choice(prototype, selection, weight) for who, weight in weights.items()}
         self.calibration = calibration
         self.scales, self.has_text = scales, has_text
-        self.needs_images = text_weight < 1
+        self.needs_images = text_weight != 1
         self._scorers: dict[str, Scorer] = {}
+        if self.learned:  # its scores are logits
+            self.temperatures[name] = Temperature(1.0, "default")
+            self.choices[name] = {"learned": True}
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.text = Gathered(data.num_classes, data.width)
         self.image = Gathered(data.num_classes, data.width)
+        self._scorers = {}  # of another data set, if one was judged before
 
     def _fit(self) -> None:
         text = self.text.support().means(renormalise=True) if self.has_text else None
@@ -78,7 +84,7 @@ class ZeroShot(Classifier):
             self._scorers[name] = used.fit(images, text)
             self.choices[name] = {**used.described(), "leave_one_out": loo}
             self.temperatures[name] = temperature_of(used, images, text)
-            if images is not None and name == self.names[0]:
+            if images is not None and name == next(iter(self.given)):
                 self.support = used.selection.select(images, text)
 
     def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -88,6 +94,10 @@ class ZeroShot(Classifier):
                 self.text.update(batch.features[:, 0], batch.labels, batch.indices)
             case "synthetic":
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
+            case "student":
+                columns = self.trainer.datamodule.columns  # pyright: ignore[reportAttributeAccessIssue]
+                logits = from_unit(batch.features[:, 0])
+                self.judge(self.names[0], logits if columns is None else logits[:, list(columns)], batch)
             case "real":
                 if not self._scorers:  # every device has a first batch of real images
                     self._fit()

@@ -1,0 +1,266 @@
+"""A method judged on a data set and on shifted ones of the same classes, and what a student remembers."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning import Trainer
+
+from lgclip.damage import OnBadImage
+from lgclip.data import Streams
+from lgclip.datasets.base import Dataset
+from lgclip.datasets.selected import First, Selected, classes_in
+from lgclip.diffuser.base import Pictures
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.student import StudentEncoder
+from lgclip.features import answered, encode
+from lgclip.learning import learn
+from lgclip.lesson import Lesson
+from lgclip.logits import from_unit, log_chances
+from lgclip.membership import attack
+from lgclip.methods.base import Classifier, Judged
+from lgclip.robustness import shift_of
+from lgclip.scales import Scales
+from lgclip.stages import Stages
+from lgclip.statistics import metrics
+from lgclip.student_spec import Student
+
+
+class Shift(NamedTuple):
+    """An out-of-distribution set.
+
+    Attributes:
+        dataset: Its images.
+        classes: Which of the judged data set's classes each of its classes is.
+    """
+
+    dataset: Dataset
+    classes: tuple[int, ...]
+
+
+def shifts_of(known: Dataset, sets: Mapping[str, Dataset]) -> dict[str, Shift]:
+    """Out-of-distribution sets, by name.
+
+    Args:
+        known: The data set that the classifier is made for.
+        sets: The others.
+
+    Raises:
+        ValueError: If one has classes that the data set has not.
+    """
+    return {name: Shift(one, classes_in(known, one, name)) for name, one in sets.items()}
+
+
+def student_of(
+    method: Classifier, recipe: Callable[[], Student | None], folder: str | None, dataset: Dataset, *, membership: bool
+) -> Student | StudentEncoder | None:
+    """The student that a run asks for, to be trained or there already; None if its method has none.
+
+    Args:
+        method: The method.
+        recipe: Makes the recipe.
+        folder: Where a student lies; None to train one.
+        dataset: What it is to judge.
+        membership: Whether it is asked which images it was trained on.
+
+    Raises:
+        ValueError: If there is no recipe, or no student in the folder, or it knows other classes.
+    """
+    if not method.learned:
+        for name, asked in (("ckpt", folder), ("membership", membership)):
+            if asked:
+                raise ValueError(f"{name}={asked} is asked of a student: use method=student")
+        return None
+    if folder is None:
+        student = recipe()
+        if not student:  # the config of student=none is empty
+            raise ValueError("method=student needs a recipe: student=tiny, small_set, release, probe or finetune")
+        return student
+    found = StudentEncoder(folder)
+    if found.class_names != tuple(dataset.class_names):
+        raise ValueError(
+            f"ckpt={folder}: this student knows {len(found.class_names)} classes, {found.class_names[0]!r} "
+            f"first, which are not the {len(dataset.class_names)} of dataset={dataset.name}; name the data set that "
+            "it was trained for"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What judges: the same for every data set of a run.
+
+    Attributes:
+        trainer: Runs the test.
+        stages: Runs what must be made before.
+        method: The method.
+        encoder: Who encodes.
+        scales: Views of an image.
+        root: The store's folder.
+        policy: What to do about images to judge that cannot be read.
+        workers: Processes that decode images.
+        student: A trained student; None if the method has none.
+    """
+
+    trainer: Trainer
+    stages: Stages
+    method: Classifier
+    encoder: Encoder
+    scales: Scales
+    root: Path
+    policy: OnBadImage
+    workers: int
+    student: StudentEncoder | None = None
+
+    def taught(
+        self,
+        student: Student | StudentEncoder | None,
+        make_trainer: Callable[..., Trainer],
+        dataset: Dataset,
+        drawing: Pictures | None,
+        training: Callable[[], Dataset],
+        each: int,
+    ) -> "Bench":
+        """This bench with its student, which is trained if it is not there yet.
+
+        Args:
+            student: A recipe, or a student; None if the method has none.
+            make_trainer: Makes a Lightning trainer of the run's devices.
+            dataset: What the student will be judged on.
+            drawing: The synthetic images.
+            training: Opens the real training images.
+            each: How many of these it learns from, of each class.
+
+        Raises:
+            ValueError: If images that the recipe asks for are not there.
+        """
+        if student is None:
+            return self
+        device = self.trainer.strategy.root_device
+        if isinstance(student, Student):
+            assert drawing is not None
+            lesson = Lesson.of(student.on(device), dataset, self.encoder, lambda: drawing, training, each)
+            student = StudentEncoder(str(learn(self.stages, make_trainer, lesson, self.root, workers=self.workers)))
+        return replace(self, student=student.on(device))
+
+    def judge(
+        self, dataset: Dataset, drawing: Pictures | None, classes: tuple[int, ...] | None = None, name: str = ""
+    ) -> tuple[Streams, Dataset]:
+        """Makes what is missing and judges; the judgement is in the method's `results`.
+
+        Args:
+            dataset: The images to judge.
+            drawing: The synthetic images of its classes; None if the method needs none.
+            classes: Which of the student's classes these are; None for all of them, in order.
+            name: Of a shifted set, for the names of the stages.
+
+        Returns:
+            The streams, and the images that were judged: those that can be read.
+        """
+        title = f"features {name}".strip()
+        data, dataset = encode(
+            self.stages, dataset, self.encoder, self.scales, self.root, self.policy,
+            drawing=drawing, workers=self.workers, student=self.student, title=title,
+        )  # fmt: skip
+        data.columns = classes
+        with self.stages.timed(f"judging {name}".strip(), unit="image", total=len(dataset)):
+            self.trainer.test(self.method, datamodule=data, verbose=False)
+        return data, dataset
+
+    def shifted(
+        self, known: Dataset, drawing: Pictures | None, shifts: Mapping[str, Shift]
+    ) -> dict[str, dict[str, Any]]:
+        """Judges out-of-distribution sets, each beside the in-distribution images of the same classes.
+
+        To be called after `judge` of the data set itself, whose judgement the method keeps.
+
+        A set with some of the classes is judged over those: the student's other logits and the other classes'
+        prototypes are left out, as ImageNet-R and -A ask for.
+
+        Args:
+            known: The images that were judged.
+            drawing: The synthetic images of their classes.
+            shifts: The shifted sets, by name.
+
+        Returns:
+            Of each set what `result.json` says of it.
+        """
+        found = {}
+        for name, shift in shifts.items():
+            with _unchanged(self.method):
+                found[name] = self._shifted(known, drawing, shift, name)
+        return found
+
+    def _shifted(self, known: Dataset, drawing: Pictures | None, shift: Shift, name: str) -> dict[str, Any]:
+        dataset, classes = shift
+        whole = classes == tuple(range(len(known.class_names)))
+        some = drawing if whole or drawing is None else drawing.only(classes)
+        columns, first = None if whole else classes, self.method.names[0]
+        if not whole:
+            self.judge(Selected(known, classes), some, columns, f"in distribution {name}")
+        earlier = dict(self.method.results)
+        _, judged_on = self.judge(dataset, some, columns, name)
+        figures, before = (
+            {who: _figures(judged, len(classes)) for who, judged in results.items()}
+            for results in (self.method.results, earlier)
+        )
+        return {
+            "dataset": {"name": dataset.name, "split": dataset.split, "source": dataset.source()},
+            "n": len(judged_on),
+            "images_in_dataset": len(dataset),
+            "num_classes": len(classes),
+            "metrics": figures.pop(first),
+            "beside": figures,
+            "in_distribution": before.pop(first),
+            "in_distribution_beside": before,
+            "shift": shift_of(_right(earlier[first]), _right(self.method.results[first])),
+        }
+
+    def of_student(
+        self, form: str | None, training: Callable[[], Dataset] | None, each: int
+    ) -> dict[str, dict[str, Any] | None]:
+        """What result.json says of a student: `student`, and `membership` if it is asked for.
+
+        To be called after `judge` of the test images.
+
+        Args:
+            form: Of the prompts that its synthetic images were drawn from; None if they have no name.
+            training: Opens the real training images; None to ask nothing of them.
+            each: How many of each class it was trained on, or its prompts were made of.
+        """
+        if self.student is None:
+            return {"student": None, "membership": None}
+        about = self.student.about
+        told = {name: about.get(name) for name in ("key", "backbone", "seed", "selected_on", "epoch", "accuracy")}
+        told["trained_on"] = {"form": form, **about["trained_on"]}
+        return {"student": told, "membership": self._membership(First(training(), each)) if training else None}
+
+    def _membership(self, members: Dataset) -> dict[str, Any]:
+        """How well a threshold on the true class's probability tells real training images from the test images."""
+        assert self.student is not None
+        stream = answered(self.stages, members, self.student, self.root, self.workers, "student members")
+        parts = [log_chances(from_unit(batch.features[:, 0]), batch.labels) for batch in stream.batches()]
+        others = self.method.results[self.method.names[0]].log_chance
+        return attack(torch.cat(parts), others.double())
+
+
+@contextmanager
+def _unchanged(method: Classifier) -> Iterator[None]:
+    """Gives a method back what it knew before another data set was judged."""
+    results, choices = dict(method.results), dict(method.choices)
+    temperatures, support = dict(method.temperatures), method.support
+    yield
+    method.results, method.choices = results, choices
+    method.temperatures, method.support = temperatures, support
+
+
+def _right(judged: Judged) -> np.ndarray:
+    return (judged.rank == 0).numpy()
+
+
+def _figures(judged: Judged, num_classes: int) -> dict[str, object]:
+    return metrics(judged.label.numpy(), judged.rank.numpy(), num_classes)
