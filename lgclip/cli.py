@@ -47,6 +47,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--with", dest="reference", metavar="RUN[:METHOD]", help="the others are compared with it")
     compare.add_argument("--json", action="store_true", help="figures instead of a table")
 
+    students = parts.add_parser("students", help="students by what they were trained on: in and out of distribution")
+    students.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="a folder of runs of method=student")
+    students.add_argument("-o", "--out", type=Path, metavar="FIGURE.png", help="figure to write")
+    students.add_argument("--csv", type=Path, metavar="FILE", help="every figure, unrounded")
+    students.add_argument("--markdown", action="store_true", help="tables for a page")
+
+    captions = parts.add_parser("captions", help="captions of real training images, as JSON lines")
+    captions.add_argument("action", choices=("export", "import"))
+    captions.add_argument("file", type=Path, metavar="FILE.jsonl", help="written, or read")
+    captions.add_argument("values", nargs="+", metavar="KEY=VALUE", help="as of generate.py: dataset=cub llm=blip2")
+
     report = parts.add_parser("report", help="runs on one page: a file that needs no network")
     report.add_argument("places", type=Path, nargs="+", metavar="RUN_OR_SWEEP", help="folders of runs, or of sweeps")
     report.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="page to write")
@@ -139,6 +150,14 @@ def _said(args: argparse.Namespace) -> Iterator[str]:
             from lgclip.comparison_table import compare_command
 
             yield compare_command(args.places, args.reference, args.json)
+        case "captions":
+            from lgclip.caption_exchange import captions_command
+
+            yield from captions_command(args.action, args.file, args.values, _place("conf"))
+        case "students":
+            from lgclip.students_table import students
+
+            yield students(args.sweep, args.out, args.csv, args.markdown)
         case "report":
             from lgclip.dashboard.page import IMAGES, write_page
 
