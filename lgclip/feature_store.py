@@ -215,7 +215,7 @@ def _chunk_header(path: Path, changed: int) -> _Chunk | None:
     return chunk
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _chunk_features(path: Path, changed: int) -> Float[torch.Tensor, "n s d"]:
     # Read, not mapped: a mapped file that is cut short kills the process.
     features = load(path.read_bytes())["features"]
