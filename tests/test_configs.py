@@ -35,6 +35,7 @@ RUNTIME = {
 """What an entry script hands to a constructor besides the config."""
 ASKED = {
     "dataset=folder": ["dataset.root=DIR"],
+    "ood=imagenet": ["dataset=imagenet"],  # whose choice of classes the shifted sets take over
     "dataset=hub": ["dataset.repo=OWNER/NAME"],
     "diffuser=folder": ["diffuser.root=DIR"],
     "diffuser=hub": ["diffuser.model=OWNER/NAME"],
@@ -42,6 +43,7 @@ ASKED = {
     "encoder=timm": ["encoder.model=NAME"],
     **{f"llm={name}": ["llm.model=NAME"] for name in ("local", "server", "ollama", "llama_cpp")},
     "llm=file": ["llm.path=FILE"],
+    "llm=captions": ["llm.file=FILE"],
 }
 """What only the user can say."""
 
@@ -51,7 +53,8 @@ def groups_of(root: str) -> dict[str, Any]:
     written: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
     found: dict[str, Any] = {}
     for entry in written["defaults"]:
-        found |= entry if isinstance(entry, dict) else groups_of(entry) if entry in ROOTS else {}
+        chosen = entry if isinstance(entry, dict) else groups_of(entry) if entry in ROOTS else {}
+        found |= {group.rpartition(" ")[2]: choice for group, choice in chosen.items()}  # `override method`
     return found
 
 
@@ -59,7 +62,7 @@ def root_of(group: str, choice: str) -> str:
     """The root that a choice is for: recipes are trained, all else is evaluated."""
     if group == "experiment":  # its first line is the command
         return next(root for root in ROOTS if f"{root}.py" in (CONF / group / f"{choice}.yaml").read_text())
-    return "train" if choice.startswith("tiny_") else "evaluate"
+    return "train" if group == "method" and choice.startswith("tiny_") else "evaluate"
 
 
 def composed(root: str, *overrides: str) -> DictConfig:
@@ -125,7 +128,7 @@ def test_a_root_composes_and_experiments_have_the_last_word(root: str) -> None:
     after = written["defaults"][written["defaults"].index("_self_") + 1 :]
     wanted = {
         "evaluate": [{"protocol": "clean"}, {"experiment": None}],
-        "train": [{"experiment": None}],
+        "train": [{"override method": "tiny_encoder"}],
         "generate": [],
     }
     assert after == wanted[root], "what stands before `_self_` is silently overruled by the root"
@@ -170,18 +173,20 @@ def test_no_file_is_forgotten() -> None:
 PAGES = {
     "dataset": "datasets", "llm": "llms", "diffuser": "diffusers", "encoder": "encoders", "scales": "protocols",
     "protocol": "protocols", "method": "methods", "prototype": "methods", "selection": "methods",
-    "calibration": "methods",
+    "calibration": "methods", "student": "students", "ood": "students",
 }  # fmt: skip
 """Where each group's choices are told of."""
 
 
 def test_every_choice_has_its_place_in_the_docs() -> None:
     told = {page: (CONF.parent / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in PAGES.values()}
-    recipes = {choice for group, choice in CHOICES if choice.startswith("tiny_")}  # the model card's
+    recipes = {
+        ("method", choice) for group, choice in CHOICES if group == "method" and choice.startswith("tiny_")
+    }  # the model card's
     untold = [
         f"{group}={choice}"
         for group, choice in CHOICES
-        if group in PAGES and choice not in recipes and not re.search(rf"[`=]{choice}\b", told[PAGES[group]])
+        if group in PAGES and (group, choice) not in recipes and not re.search(rf"[`=]{choice}\b", told[PAGES[group]])
     ]
     assert not untold
     assert {group for group, _ in CHOICES} - PAGES.keys() == {"experiment", "logger", "trainer"}
