@@ -14,6 +14,9 @@ from lgclip.identity import key_of
 from lgclip.scales import Scales, SquareCrops
 from lgclip.stages import Stages
 
+WHOLE_IMAGE = SquareCrops()
+"""What a student sees of an image."""
+
 
 def text_stream(dataset: Dataset, encoder: Encoder, root: Path) -> Stream:
     """The sentences of the text baseline: every template with every class name."""
@@ -65,6 +68,11 @@ def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: Path) 
         findings=Findings(root, dataset.source()),
         where=lambda at: f"{dataset.where(at)}, class {dataset.labels[at]} ({names[dataset.labels[at]]!r})",
     )
+
+
+def student_stream(dataset: Dataset, student: Encoder, root: Path) -> Stream:
+    """Some images as a student answers to them."""
+    return replace(real_stream(dataset, student, WHOLE_IMAGE, root), name="student")
 
 
 def encode(
@@ -134,9 +142,8 @@ def answered(
         workers: Processes that decode images.
         title: Name of the stage.
     """
-    whole = SquareCrops()
-    stream = replace(real_stream(dataset, student, whole, root), name="student")
-    data = Streams([stream], len(dataset.class_names), SharedViews(student, whole), student.batch_size, workers)
+    stream = student_stream(dataset, student, root)
+    data = Streams([stream], len(dataset.class_names), SharedViews(student, WHOLE_IMAGE), student.batch_size, workers)
     stages.complete(title, Encoding(student, data), len(stream.ids), data)
     if unread := stream.unread():
         raise ValueError(refusal(dataset, unread))

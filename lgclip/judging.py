@@ -236,7 +236,7 @@ class Bench:
             return {"student": None, "membership": None}
         about = self.student.about
         told = {name: about.get(name) for name in ("key", "backbone", "seed", "selected_on", "epoch", "accuracy")}
-        told["trained_on"] = {"form": form, **about["trained_on"]}
+        told |= {"precision": self.student.precision, "trained_on": {"form": form, **about["trained_on"]}}
         return {"student": told, "membership": self._membership(First(training(), each)) if training else None}
 
     def _membership(self, members: Dataset) -> dict[str, Any]:

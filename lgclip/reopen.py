@@ -12,9 +12,11 @@ from lgclip.captions import Captions
 from lgclip.damage import Readable
 from lgclip.data import Stream
 from lgclip.datasets.base import Dataset
+from lgclip.datasets.selected import First
 from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder
-from lgclip.features import real_stream, synthetic_stream, text_stream
+from lgclip.encoder.student import StudentEncoder
+from lgclip.features import real_stream, student_stream, synthetic_stream, text_stream
 from lgclip.generation import Script, opened, traced, wanted_images
 from lgclip.prompts.captioner import ImageWriter
 from lgclip.runs import Run, RunError
@@ -76,6 +78,33 @@ def reopen(run: Run) -> Reopened:
         streams.append(synthetic_stream(drawing, encoder, scales, root))
     streams.append(real_stream(dataset, encoder, scales, root))
     return Reopened(dataset, drawing, encoder, scales, captions, {stream.name: stream for stream in streams})
+
+
+def beside(run: Run, opened: Reopened) -> list[Stream]:
+    """The streams of a run beyond those of its data set: of shifted sets, and what a student answered.
+
+    Args:
+        run: The run.
+        opened: What it worked with.
+
+    Raises:
+        ValueError: If something is not there any more.
+    """
+    cfg = _config_of(run)
+    root, streams = open_root(cfg.paths.store), []
+    shifted = [build(one, _convert_="all") for one in (cfg.get("ood") or {}).values()]
+    for one in shifted:
+        streams += [text_stream(one, opened.encoder, root)] if opened.encoder.has_text else []
+        streams.append(real_stream(one, opened.encoder, opened.scales, root))
+    if told := run.result.get("student"):
+        folder = cfg.ckpt or root / "students" / told["key"]
+        student = StudentEncoder(str(folder), precision=told["precision"])
+        asked = [opened.dataset, *shifted]
+        if run.result["membership"]:
+            training = build(cfg.dataset, **opened.dataset.training_values(), _convert_="all")
+            asked.append(First(training, cfg.prompts_per_class))
+        streams += [student_stream(one, student, root) for one in asked]
+    return streams
 
 
 def _as_judged(dataset: Dataset, run: Run) -> Dataset:

@@ -15,7 +15,7 @@ from lgclip.diffuser.folder import ImageFolder
 from lgclip.identity import SCHEMA, key_of
 from lgclip.inspection import caption_names, chunk_names, read_inputs, shard_names
 from lgclip.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
-from lgclip.reopen import reopen
+from lgclip.reopen import beside, reopen
 from lgclip.runs import Run, RunError, find_runs
 from lgclip.shard_index import list_shards
 
@@ -85,7 +85,8 @@ def used_by(places: Sequence[Path], root: Path, *, whole: bool = False) -> Used:
 def _add(used: Used, run: Run, root: Path, whole: bool) -> None:
     config: Any = run.result["config"]
     here = {**config, "paths": {**config["paths"], "store": str(root)}}
-    opened = reopen(replace(run, result={**run.result, "config": here}))
+    run = replace(run, result={**run.result, "config": here})
+    opened = reopen(run)
     missing = 0
     for name, stream in opened.streams.items():
         if stream.store.key != run.result["store"].get(name):
@@ -93,6 +94,7 @@ def _add(used: Used, run: Run, root: Path, whole: bool) -> None:
                 f"{run.folder}: its {name} features lie under {run.result['store'].get(name)}, and its config leads to "
                 f"{stream.store.key}: its encoder, diffuser or data set is not what it was; run it again"
             )
+    for stream in (*opened.streams.values(), *beside(run, opened)):
         used.features[stream.store.key].append((set(stream.ids), set(stream.views)))
         missing += len(stream.missing()) if whole else 0
     used.images.add(key_of(opened.dataset.source()))  # what is known of test images that cannot be read

@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from crowd import ROOT, finished, started
 from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
 from worlds import IMAGES_PER_CLASS, NAMES, World, judge, made, picture_folder
@@ -16,6 +19,7 @@ from lgclip.datasets.folder import Folder
 from lgclip.encoder.student import StudentEncoder
 from lgclip.methods.zero_shot import ZeroShot
 from lgclip.prototypes import Support
+from lgclip.retention import collect, used_by
 from lgclip.rules import Mean
 from lgclip.scales import SquareCrops
 from lgclip.selection import First
@@ -104,6 +108,28 @@ def test_a_student_is_trained_judged_shifted_and_asked_what_it_remembers(
     assert not remade, "all of it is stored"
     for part in ("metrics", "beside", "ood", "membership", "student"):
         assert again[part] == result[part]
+    kept = list(collect(world.store, keep=[tmp_path / "run"], older_than=0.0))
+    assert kept == [f"{world.store}: 0 files, 0 bytes would go"], "all of it is this run's"
+    assert used_by([tmp_path / "run"], world.store, whole=True).features
+
+
+def test_one_command_trains_and_judges_on_two_devices(
+    fresh_world: World, tmp_path: Path, training: Path, shifted: Path
+) -> None:
+    """A backbone without batch statistics, so that the student is that of one device up to rounding."""
+    asked = (*SMALL, "student.backbone=test_vit", "student.mix=0.5", f"dataset.train_root={training}")
+    sets = ("+dataset@ood.some=folder", f"ood.some.root={shifted}", "membership=true")
+    alone = judge(fresh_world, tmp_path / "alone", *asked, *sets)
+    other = [*replace(fresh_world, store=tmp_path / "two").evaluating(), f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, str(ROOT / "evaluate.py"), *other, *asked, *sets, "trainer=ddp", "trainer.devices=2"]
+    (said,) = finished([started(command)])
+    assert said.count("out of distribution, some") == 1, "one table, not one a process"
+    both = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert both["student"]["key"] == alone["student"]["key"]
+    assert both["metrics"] == alone["metrics"]
+    assert both["beside"] == alone["beside"]
+    assert both["ood"] == alone["ood"]
+    assert both["membership"]["auroc"] == pytest.approx(alone["membership"]["auroc"], abs=0.02)
 
 
 def test_zero_shot_methods_are_judged_on_some_classes_by_the_prototypes_of_those(
