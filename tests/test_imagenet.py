@@ -109,6 +109,7 @@ def test_the_devkit_s_numbers_are_read_as_torchvision_reads_them(
     ids = trees.devkit(root, WNIDS, TRUTH)
     assert [ids[wnid] - 1 for wnid in WNIDS] != list(range(1000)), "the kit has an order of its own"
     data = ImageNet(str(root), classes=sorted(set(TRUTH)), names="folder", counts=False)
+    assert data.class_indices is not None
     by_file = {Path(data.files[i]).name: data.class_indices[label] for i, label in enumerate(data.labels)}
     assert [by_file[trees.val_name(i)] for i in range(1, len(TRUTH) + 1)] == TRUTH
     assert data.class_names == tuple(f"word {WNIDS[index]}" for index in sorted(set(TRUTH)))

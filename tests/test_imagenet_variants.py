@@ -64,6 +64,7 @@ def test_a_shift_is_judged_over_its_own_classes(
     root = str(tmp_path if above else inside)
     data = ImageNetShift(name, root, counts=False)
     assert data.labels == tuple(range(classes))
+    assert data.class_indices is not None
     assert wnids(data.class_indices) == list(wordnet_ids(shift.classes)) == [Path(f).parent.name for f in data.files]
     assert data.class_names == tuple(imagenet.class_names("clip", data.class_indices))
     assert data.files[0] == f"{wordnet_ids(shift.classes)[0]}/{wordnet_ids(shift.classes)[0]}_0.JPEG"

@@ -19,7 +19,8 @@ from lgclip.data import Streams
 from lgclip.datasets.base import Dataset
 from lgclip.identity import weights_of
 from lgclip.methods.base import Classifier, Judged
-from lgclip.report import git_commit, report, table
+from lgclip.report import git_commit, report
+from lgclip.result_table import table
 from lgclip.stages import Stages
 from lgclip.statistics import wilson
 
