@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,28 @@ class Towers(Protocol):
     def parameters(self) -> dict[str, int]:
         """How many parameters take part in an `image`'s features, and in a `text`'s if there is a text tower."""
         ...
+
+
+class LearningTowers(NamedTuple):
+    """Both towers of an open_clip model, frozen: what a soft prompt is learned through.
+
+    Attributes:
+        model: The model.
+        tokenizer: Sentences to token ids of the text tower's length.
+        device: Where the model is.
+        precision: In which arithmetic the towers run.
+        scale: What cosines are multiplied by to become logits.
+        key: Stands for the towers, whatever the precision.
+        name: What they are called in messages.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    precision: str
+    scale: float
+    key: str
+    name: str
 
 
 class Encoder(ABC):
@@ -69,6 +91,31 @@ class Encoder(ABC):
             ValueError: If it cannot be taken out.
         """
         raise ValueError(f"{type(self).__name__}: the tower of this encoder cannot be trained; name another backbone")
+
+    def prompt_key(self, *kinds: str) -> str:
+        """Key of the towers that soft prompts are learned through, whatever the precision; no weights are read.
+
+        Args:
+            kinds: `text`, `visual`, or both.
+
+        Raises:
+            ValueError: If such a prompt cannot be learned through them.
+        """
+        raise self._no_prompts()
+
+    def learning_towers(self, device: torch.device, *kinds: str) -> LearningTowers:
+        """The towers on `device`, frozen, for soft prompts of some kinds.
+
+        Raises:
+            ValueError: As of `prompt_key`.
+        """
+        raise self._no_prompts()
+
+    def _no_prompts(self) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__}: this encoder has no text tower, and prompts are learned against one; choose one "
+            "of open_clip's, such as encoder=vit_b16 or encoder=tiny"
+        )
 
     @abstractmethod
     def inputs(self) -> dict[str, object]:

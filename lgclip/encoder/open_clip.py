@@ -10,16 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lgclip.encoder.backbone import OPEN_CLIP, Plan, Tower
-from lgclip.encoder.base import Encoder, Towers, Transform
+from lgclip.encoder.base import Encoder, LearningTowers, Towers, Transform
 from lgclip.encoder.catalogue import LAYOUT, Named
 from lgclip.encoder.files import HUB, checkpoint_content, hub_tokenizer
 from lgclip.encoder.precision import arithmetic, check_precision, decided
 from lgclip.encoder.sources import Folder, Repository, Source
 from lgclip.hub import HubError, commit_of, hub_errors
-from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of, local_folder, weights_of
+from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of, key_of, local_folder, weights_of
 
 _TOKENIZER = {"clean", "strip_sep_token", "language"}
 """What a model's config may say of its tokenizer; transformers would be told the rest, `trust_remote_code` too."""
+
+_LEARNABLE = "choose another encoder, such as vit_b16 or tiny"
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,26 @@ class OpenClip(Encoder):
 
     def load(self, device: torch.device) -> Towers:
         return _OpenClipTowers(self._model().to(device).eval(), self._tokenizer(), device, decided(self.precision))
+
+    def prompt_key(self, *kinds: str) -> str:
+        config = self._config("model_cfg")
+        text, vision = config["text_cfg"], config["vision_cfg"]
+        if text.get("hf_model_name") or text.get("embed_cls"):
+            what = "is a model of transformers" if text.get("hf_model_name") else "reads a class token of its own"
+            raise ValueError(f"encoder.model={self.model}: its text tower {what}, which takes no prompt; {_LEARNABLE}")
+        if "visual" in kinds and (vision.get("timm_model_name") or isinstance(vision.get("layers"), list)):
+            what = vision.get("timm_model_name") or "a ResNet"
+            raise ValueError(
+                f"encoder.model={self.model}: its vision tower is {what}, and a visual prompt goes into open_clip's "
+                f"own ViT; {_LEARNABLE}, or prompts of text alone"
+            )
+        return key_of(replace(self, precision="fp32").inputs())
+
+    def learning_towers(self, device: torch.device, *kinds: str) -> LearningTowers:
+        key = self.prompt_key(*kinds)  # refused before the weights are read
+        model = self._model().to(device).eval().requires_grad_(False)
+        precision, scale = decided(self.precision, device), float(model.logit_scale.exp())
+        return LearningTowers(model, self._tokenizer(), device, precision, scale, key, self.model)
 
     def _model(self) -> Any:
         """The model on the CPU, in fp32."""
