@@ -7,7 +7,7 @@ one image), d feature width, h and w pixels.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -95,3 +95,21 @@ class TrainingBatch(NamedTuple):
     pixels: UInt8[Tensor, "b 3 h w"]
     labels: Int[Tensor, " b"]
     total: int
+
+
+class PromptBatch(NamedTuple):
+    """One device's share of a step's batch that soft prompts are learnt from.
+
+    Attributes:
+        step: Which step of the round it is, from 0.
+        inputs: Unit features (b, d), or preprocessed pixels (b, 3, h, w).
+        sets: The classes that each image may be of; one where its label is known.
+        kinds: Of each image 0 if it is labelled, 1 if its label is a guess, 2 if it is synthetic.
+        totals: How many of each kind the whole batch has, on all devices.
+    """
+
+    step: int
+    inputs: Float[Tensor, "b ..."]
+    sets: Bool[Tensor, "b c"]
+    kinds: Int[Tensor, " b"]
+    totals: Int[Tensor, " 3"]
