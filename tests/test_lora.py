@@ -27,8 +27,8 @@ def drawn(folder: Path, **settings: Any) -> np.ndarray:
     return Diffuser(str(folder), steps=2, guidance=3.0, size=32, **settings).load(CPU)(PROMPTS, 0).astype(int)
 
 
-def recorded(**settings: Any) -> Any:
-    inputs: Any = Diffuser("tiny:diffuser", **settings).inputs()
+def recorded(folder: Path, **settings: Any) -> Any:
+    inputs: Any = Diffuser(str(folder), **settings).inputs()
     return inputs["diffuser"]["lora"]
 
 
@@ -76,12 +76,16 @@ def test_its_scale_counts_and_none_of_it_is_the_pipeline_alone(folder: Path, lor
     assert min(np.abs(half - alone).max(), np.abs(half - whole).max()) > 1
 
 
-def test_the_key_holds_the_weights_and_not_their_place(lora: Path, tmp_path: Path) -> None:
+def test_the_key_holds_the_weights_and_not_their_place(folder: Path, lora: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(lora, tmp_path / "moved") / "pytorch_lora_weights.safetensors"
-    assert recorded(lora=str(lora)) == recorded(lora=str(moved)) == recorded(lora=str(moved.parent))
-    assert recorded(lora=None) is None
+    assert (
+        recorded(folder, lora=str(lora))
+        == recorded(folder, lora=str(moved))
+        == recorded(folder, lora=str(moved.parent))
+    )
+    assert recorded(folder, lora=None) is None
     save_file({"other": torch.ones(3)}, moved)
-    assert recorded(lora=str(moved)) != recorded(lora=str(lora))
+    assert recorded(folder, lora=str(moved)) != recorded(folder, lora=str(lora))
 
 
 def test_weights_that_do_not_fit_are_an_error_and_not_left_out(folder: Path, lora: Path, tmp_path: Path) -> None:

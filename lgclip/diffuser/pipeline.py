@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from lgclip.batch import Prompt, Subject
-from lgclip.diffuser.adapter import adapter_file, adapter_weights, attach, check_adapter
+from lgclip.diffuser.adapter import adapter_file, adapter_weights, attach, check_adapter, check_fits
 from lgclip.diffuser.base import ImageSource, noise_seed, shared_noise_seed
 from lgclip.diffuser.brush import OURS, PipelineBrush, arguments_of
 from lgclip.diffuser.sampler import check_scheduler, replace_scheduler
@@ -72,7 +72,7 @@ class Diffuser(ImageSource):
 
     Raises:
         ValueError: If a number is out of range, a name is not known, or `model` or `lora` names
-            something that is not there.
+            something that is not there, or `lora` is for another network.
     """
 
     needs_prompts: ClassVar[bool] = True
@@ -117,6 +117,8 @@ class Diffuser(ImageSource):
         if self.lora is not None:
             check_adapter(self.lora)
         local_folder(self.model)
+        if self.lora is not None:
+            check_fits(self.lora, self.model)
 
     def _check_numbers(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("retries", 0)):
@@ -151,7 +153,7 @@ class Diffuser(ImageSource):
             HubError: If the model cannot be had from the hub.
             ValueError: If the model is no text-to-image pipeline, or does not take what is set.
         """
-        pipeline = self._pipeline()
+        pipeline = self.pipeline()
         settings = {
             "steps": (self.steps, "num_inference_steps"),
             "guidance": (self.guidance, "guidance_scale"),
@@ -165,7 +167,33 @@ class Diffuser(ImageSource):
         self._place(pipeline, device)
         return PipelineBrush(pipeline, device, arguments, self.negative_prompt, NOISES[self.noise], self.size)
 
-    def _pipeline(self) -> Any:
+    def kind(self) -> str:
+        """Class of the pipeline, told by its `model_index.json` alone.
+
+        Raises:
+            HubError: If that cannot be had from the hub.
+            ValueError: If the model is no pipeline.
+        """
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+        folder = local_folder(self.model)
+        commit = None if folder else commit_of(self.model, self.revision)
+        with hub_errors(self.model):
+            try:
+                config: Any = DiffusionPipeline.load_config(folder or self.model, revision=commit)
+            except OSError as error:
+                if folder is None:
+                    raise
+                raise ValueError(f"diffuser.model={self.model}: no pipeline, it has no model_index.json") from error
+        return config["_class_name"]
+
+    def pipeline(self) -> Any:
+        """The pipeline in memory, on no device yet, without LoRA weights and with its own scheduler.
+
+        Raises:
+            HubError: If the model cannot be had from the hub.
+            ValueError: If it is no text-to-image pipeline.
+        """
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
