@@ -1,4 +1,4 @@
-"""Trains a student, `python train.py method=student`, or a small model of the package, `method=tiny_encoder`."""
+"""Trains a student, soft prompts, an adapter or a small model: `python train.py method=student|air|diffuser_lora`."""
 
 import hydra
 from omegaconf import DictConfig
@@ -9,50 +9,50 @@ from lgclip.errors import plain_errors
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def train(cfg: DictConfig) -> None:
+    from lgclip.stages import quiet
+    from lgclip.tiny.recipe import Recipe
+
+    quiet()
+    (_model if issubclass(target_of(cfg.method), Recipe) else _from_images)(cfg)
+
+
+def _model(cfg: DictConfig) -> None:
+    """A small model of the package."""
     from functools import partial
     from pathlib import Path
 
     import torch
 
-    from lgclip.stages import quiet
-    from lgclip.tiny.recipe import Recipe, fit
+    from lgclip.tiny.recipe import fit
 
-    quiet()
-    if not issubclass(target_of(cfg.method), Recipe):
-        return _student(cfg)
     torch.manual_seed(cfg.seed)  # the models' first weights
     recipe, folder = build(cfg.method, corpus=build(cfg.corpus)), Path(cfg.paths.build) / cfg.name
     logger = build(cfg.logger, save_dir=folder) if "_target_" in cfg.logger else False
     fit(recipe, partial(build, cfg.trainer), logger, folder, every=cfg.checkpoint_every, ema=cfg.ema)
 
 
-def _student(cfg: DictConfig) -> None:
+def _from_images(cfg: DictConfig) -> None:
     from functools import partial
-    from pathlib import Path
-
-    from hydra.core.hydra_config import HydraConfig
 
     from lgclip.damage import OnBadImage
     from lgclip.generation import draw, whole_numbers
-    from lgclip.learning import learn, told
-    from lgclip.lesson import Lesson, check_asked
+    from lgclip.jobs import output_folder
     from lgclip.stages import StageBar, Stages
     from lgclip.store import open_root
+    from lgclip.taught import recipe_of
+    from lgclip.workshop import Workshop
 
-    check_asked(cfg.name, cfg.method.get("text_weight", 0), cfg.get("student"))
-    counts, root, folder = whole_numbers(cfg), open_root(cfg.paths.store), Path(HydraConfig.get().runtime.output_dir)
-    groups = ("dataset", "llm", "diffuser", "encoder", "student")
-    dataset, writer, diffuser, encoder, student = (build(cfg[group], _convert_="all") for group in groups)
+    counts, root, make = whole_numbers(cfg), open_root(cfg.paths.store), partial(build, _convert_="all")
+    asked = recipe_of(cfg.name, cfg.method, lambda group: make(cfg[group]))
+    parts = {group: make(cfg[group]) for group in ("dataset", "llm", "diffuser", "encoder", "scales")}
     trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
-    encoder, student = (part.on(trainer.strategy.root_device) for part in (encoder, student))
-    stages, more = Stages(trainer), {**counts, "on_bad_image": OnBadImage.of(cfg.on_bad_image), "workers": cfg.workers}
-    real = lambda: build(cfg.dataset, **dataset.training_values(), _convert_="all")  # noqa: E731
-    drawn = partial(draw, stages, dataset.subjects, writer, diffuser, root, cfg.paths.images, training=real, **more)
-    lesson = Lesson.of(student, dataset, encoder, drawn, real, cfg.prompts_per_class)
-    logger = build(cfg.logger, save_dir=folder) if "_target_" in cfg.logger else False
-    learned = learn(stages, partial(build, cfg.trainer), lesson, root, logger=logger, workers=cfg.workers)
-    if trainer.is_global_zero:
-        print(told(learned))
+    stages, dataset, opened = Stages(trainer), parts["dataset"], partial(make, cfg.dataset)
+    more = {"on_bad_image": OnBadImage.of(cfg.on_bad_image), "workers": cfg.workers, **counts}
+    drawn_by = (dataset.subjects, parts["llm"], parts["diffuser"], root, cfg.paths.images)
+    drawn = partial(draw, stages, *drawn_by, training=lambda: opened(**dataset.training_values()), **more)
+    logger = build(cfg.logger, save_dir=output_folder()) if "_target_" in cfg.logger else False
+    shop = Workshop(stages, partial(build, cfg.trainer), root, dataset, opened, drawn, logger, cfg.workers)
+    trainer.print(shop.make(asked, trainer, parts, cfg.prompts_per_class))
 
 
 main = plain_errors(train)

@@ -37,7 +37,8 @@ def exposure(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     judged = result["judged_by"][result["method"]]
     if judged.get("learned"):
-        return [asdict(row) for row in [*_made(result), *_learned(result["student"]), *_judged(result, 0.0)]]
+        learnt = _learned(result["student"]) if result["student"] else _prompted(result["learner"])
+        return [asdict(row) for row in [*_made(result), *learnt, *_judged(result, 0.0)]]
     rows = [*_made(result), Exposure("features", True, False, True, False, "each image by itself, by the image tower")]
     if "text" in result["store"]:
         rows.append(_sentences(judged))
@@ -81,6 +82,16 @@ def _learned(student: Mapping[str, Any]) -> list[Exposure]:
         Exposure("training", True, False, False, False, note),
         Exposure("checkpoint", True, peeks, peeks, False, chosen),
     ]
+
+
+def _prompted(learner: Mapping[str, Any]) -> list[Exposure]:
+    """The learning of soft prompts, which have the text tower for their classes."""
+    on = learner["learnt_from"]
+    note = (
+        f"{on['unlabelled']} unlabelled, {on['labelled']} labelled and {on['synthetic']} synthetic images, none of "
+        "them judged; guessed labels"
+    )
+    return [Exposure("prompt learning", True, False, False, True, note)]
 
 
 def _sentences(judged: Mapping[str, Any]) -> Exposure:

@@ -180,16 +180,22 @@ def _features(item: Item) -> None:
         raise FaultyError(f"features of {int((~fine).sum())} things are not of unit length, first {first}")
 
 
-def _student(item: Item) -> None:
-    told = item.path.with_name("student.json")
+_TOLD = {"students": "student.json", "adapters": "lora.json", "prompts_learned": "learner.json"}
+"""What is told of something learnt, in its folder."""
+
+
+def _learnt(item: Item) -> None:
+    told = item.path.with_name(_TOLD[item.parts[0]])
     if not told.exists():  # its training has just ended, or was stopped there
         return
     about = _json(told)
-    must(about.get("key") == item.parts[1], "its student.json is of another student")
+    must(about.get("key") == item.parts[1], f"its {told.name} is of another")
     if item.path == told:
         must(key_of(about.get("inputs") or {}) == item.parts[1], "its folder is not the key of its inputs")
-    else:
-        must(sha256_of(item.path) == about.get("sha256"), "its content is not what its student.json says")
+        return
+    sums = about.get("sha256")  # of prompts, one a file
+    wanted = sums.get(item.path.stem) if isinstance(sums, dict) else sums
+    must(sha256_of(item.path) == wanted, f"its content is not what its {told.name} says")
 
 
 def _checkpoint(item: Item) -> None:
@@ -206,7 +212,7 @@ _LOOKS: Mapping[Kind, Callable[[Item], None]] = {
     Kind.PROMPTS: _prompts, Kind.CAPTIONS: _captions, Kind.IMAGE: look_at_image, Kind.MARKER: look_at_marker,
     Kind.FINDINGS: _findings,
     Kind.SHARD: look_at_shard, Kind.INDEX: look_at_index, Kind.LIST: look_at_list,
-    Kind.STUDENT: _student, Kind.CHECKPOINT: _checkpoint,
+    Kind.STUDENT: _learnt, Kind.ADAPTER: _learnt, Kind.LEARNT: _learnt, Kind.CHECKPOINT: _checkpoint,
     Kind.FEATURES: _features, Kind.INPUTS: _inputs, Kind.TOWERS: _towers, Kind.LEDGER: _ledger,
 }  # fmt: skip
 _OTHERS = {

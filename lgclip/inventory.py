@@ -23,7 +23,7 @@ MANIFEST = "MANIFEST.sha256"
 HOUR = 3600 * 10**9
 """In nanoseconds: a temporary file that is younger is being written, perhaps."""
 
-TOPS = ("captions", "features", "images", "prompts", "students")
+TOPS = ("adapters", "captions", "features", "images", "prompts", "prompts_learned", "students")
 """Folders of a store that hold its entries."""
 
 
@@ -42,8 +42,12 @@ class Kind(StrEnum):
     FEATURES = "features"
     STUDENT = "student"
     """Its weights, or what is told of it."""
+    ADAPTER = "adapter"
+    """As of a student, of what was tuned of a diffusion model."""
+    LEARNT = "learnt prompt"
+    """As of a student, of soft prompts."""
     CHECKPOINT = "checkpoint"
-    """Of a student whose training has not ended."""
+    """Of what is being learnt."""
     INPUTS = "inputs"
     TOWERS = "towers"
     LEDGER = "ledger"
@@ -59,7 +63,7 @@ class Kind(StrEnum):
 
 ENTRIES = {
     Kind.PROMPTS, Kind.CAPTIONS, Kind.IMAGE, Kind.MARKER, Kind.SHARD, Kind.FINDINGS, Kind.FEATURES,
-    Kind.STUDENT, Kind.CHECKPOINT,
+    Kind.STUDENT, Kind.ADAPTER, Kind.LEARNT, Kind.CHECKPOINT,
 }  # fmt: skip
 """What a run makes and finds again."""
 
@@ -81,7 +85,10 @@ _PLACES = {
     Kind.FINDINGS: rf"images/{_KEY}/{_KEY}\.json",
     Kind.FEATURES: rf"features/{_KEY}/{_KEY}/{_KEY}\.safetensors",
     Kind.STUDENT: rf"students/{_KEY}/(model\.safetensors|student\.json)",
-    Kind.CHECKPOINT: rf"students/{_KEY}/checkpoints/last\.safetensors",
+    Kind.ADAPTER: rf"adapters/{_KEY}/(pytorch_lora_weights\.safetensors|lora\.json)",
+    Kind.LEARNT: rf"prompts_learned/{_KEY}/((text|visual)\.safetensors|learner\.json)",
+    Kind.CHECKPOINT: rf"((students|adapters)/{_KEY}/checkpoints/last"
+    rf"|prompts_learned/{_KEY}/checkpoints/(rounds|\d\d+/last))\.safetensors",
     Kind.INPUTS: rf"((captions|images)/{_KEY}|features/{_KEY}/{_KEY})/inputs\.json",
     Kind.TOWERS: rf"features/{_KEY}/towers\.json",
     Kind.LEDGER: rf"(prompts/{_KEY}\.|(captions|images)/{_KEY}/|features/{_KEY}/{_KEY}/){re.escape(LEDGER)}",

@@ -64,6 +64,11 @@ def sweep_job() -> dict[str, object] | None:
     return job.described() if job else None
 
 
+def output_folder() -> Path:
+    """The run's folder."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
 def choices() -> dict[str, str | None]:
     """The choice of each config group in this run."""
     return {group: choice for group, choice in HydraConfig.get().runtime.choices.items() if "/" not in group}

@@ -16,6 +16,7 @@ from lgclip.datasets.base import Dataset
 from lgclip.datasets.selected import First, Selected, classes_in
 from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder
+from lgclip.encoder.prompted import Learnt
 from lgclip.encoder.student import StudentEncoder
 from lgclip.features import answered, encode
 from lgclip.learning import learn
@@ -23,11 +24,13 @@ from lgclip.lesson import Lesson
 from lgclip.logits import from_unit, log_chances
 from lgclip.membership import attack
 from lgclip.methods.base import Classifier, Judged
+from lgclip.pool import check_apart
 from lgclip.robustness import shift_of
 from lgclip.scales import Scales
 from lgclip.stages import Stages
 from lgclip.statistics import metrics
 from lgclip.student_spec import Student
+from lgclip.taught import Asked, Prompted, PromptTask
 
 
 class Shift(NamedTuple):
@@ -55,41 +58,6 @@ def shifts_of(known: Dataset, sets: Mapping[str, Dataset]) -> dict[str, Shift]:
     return {name: Shift(one, classes_in(known, one, name)) for name, one in sets.items()}
 
 
-def student_of(
-    method: Classifier, recipe: Callable[[], Student | None], folder: str | None, dataset: Dataset, *, membership: bool
-) -> Student | StudentEncoder | None:
-    """The student that a run asks for, to be trained or there already; None if its method has none.
-
-    Args:
-        method: The method.
-        recipe: Makes the recipe.
-        folder: Where a student lies; None to train one.
-        dataset: What it is to judge.
-        membership: Whether it is asked which images it was trained on.
-
-    Raises:
-        ValueError: If there is no recipe, or no student in the folder, or it knows other classes.
-    """
-    if not method.learned:
-        for name, asked in (("ckpt", folder), ("membership", membership)):
-            if asked:
-                raise ValueError(f"{name}={asked} is asked of a student: use method=student")
-        return None
-    if folder is None:
-        student = recipe()
-        if not student:  # the config of student=none is empty
-            raise ValueError("method=student needs a recipe: student=tiny, small_set, release, probe or finetune")
-        return student
-    found = StudentEncoder(folder)
-    if found.class_names != tuple(dataset.class_names):
-        raise ValueError(
-            f"ckpt={folder}: this student knows {len(found.class_names)} classes, {found.class_names[0]!r} "
-            f"first, which are not the {len(dataset.class_names)} of dataset={dataset.name}; name the data set that "
-            "it was trained for"
-        )
-    return found
-
-
 @dataclass(frozen=True)
 class Bench:
     """What judges: the same for every data set of a run.
@@ -104,6 +72,8 @@ class Bench:
         policy: What to do about images to judge that cannot be read.
         workers: Processes that decode images.
         student: A trained student; None if the method has none.
+        prompt: Learnt prompts; None if the method has none.
+        each: How many real training images of each class a student was taught with, or its prompts made of.
     """
 
     trainer: Trainer
@@ -115,37 +85,51 @@ class Bench:
     policy: OnBadImage
     workers: int
     student: StudentEncoder | None = None
+    prompt: Prompted | None = None
+    each: int = 0
 
     def taught(
         self,
-        student: Student | StudentEncoder | None,
+        asked: Asked | None,
         make_trainer: Callable[..., Trainer],
         dataset: Dataset,
         drawing: Pictures | None,
-        training: Callable[[], Dataset],
+        opened: Callable[..., Dataset],
         each: int,
     ) -> "Bench":
-        """This bench with its student, which is trained if it is not there yet.
+        """This bench with what its method learns, which is learnt if it is not there yet.
 
         Args:
-            student: A recipe, or a student; None if the method has none.
+            asked: A recipe, or what was learnt before; None if the method learns nothing.
             make_trainer: Makes a Lightning trainer of the run's devices.
-            dataset: What the student will be judged on.
+            dataset: What will be judged.
             drawing: The synthetic images.
-            training: Opens the real training images.
-            each: How many of these it learns from, of each class.
+            opened: Opens the data set with other values of its config: its training images, or all not judged.
+            each: How many training images a student learns from, of each class.
 
         Raises:
             ValueError: If images that the recipe asks for are not there.
         """
-        if student is None:
-            return self
-        device = self.trainer.strategy.root_device
-        if isinstance(student, Student):
-            assert drawing is not None
-            lesson = Lesson.of(student.on(device), dataset, self.encoder, lambda: drawing, training, each)
-            student = StudentEncoder(str(learn(self.stages, make_trainer, lesson, self.root, workers=self.workers)))
-        return replace(self, student=student.on(device))
+        device, encoder = self.trainer.strategy.root_device, self.encoder
+        match asked:
+            case None:
+                return self
+            case PromptTask() | Learnt():
+                if isinstance(asked, PromptTask):
+                    pool, towers = opened(**dataset.pool_values()), (encoder, self.scales)
+                    check_apart(pool, dataset)
+                    more = (drawing, self.root, self.workers, self.policy)
+                    asked = Prompted.learn(asked, self.stages, make_trainer, towers, pool, *more)
+                return replace(self, prompt=Prompted(asked, encoder, self.scales, device))
+            case Student():
+                assert drawing is not None
+
+                def training() -> Dataset:
+                    return opened(**dataset.training_values())
+
+                lesson = Lesson.of(asked.on(device), dataset, encoder, lambda: drawing, training, each)
+                asked = StudentEncoder(str(learn(self.stages, make_trainer, lesson, self.root, workers=self.workers)))
+        return replace(self, student=asked.on(device), each=each)
 
     def judge(
         self, dataset: Dataset, drawing: Pictures | None, classes: tuple[int, ...] | None = None, name: str = ""
@@ -167,6 +151,9 @@ class Bench:
             drawing=drawing, workers=self.workers, student=self.student, title=title,
         )  # fmt: skip
         data.columns = classes
+        if self.prompt is not None:
+            where = (data, self.root, self.workers, title.replace("features", "prompted"))
+            data.streams.insert(-1, self.prompt.answers(self.stages, dataset, *where))
         with self.stages.timed(f"judging {name}".strip(), unit="image", total=len(dataset)):
             self.trainer.test(self.method, datamodule=data, verbose=False)
         return data, dataset
@@ -220,24 +207,29 @@ class Bench:
             "shift": shift_of(_right(earlier[first]), _right(self.method.results[first])),
         }
 
-    def of_student(
-        self, form: str | None, training: Callable[[], Dataset] | None, each: int
+    def of_learnt(
+        self, dataset: Dataset, form: str | None, opened: Callable[..., Dataset] | None
     ) -> dict[str, dict[str, Any] | None]:
-        """What result.json says of a student: `student`, and `membership` if it is asked for.
+        """What result.json says of what was learnt: `student`, and `membership` if it is asked for; or `learner`.
 
         To be called after `judge` of the test images.
 
         Args:
+            dataset: The test images.
             form: Of the prompts that its synthetic images were drawn from; None if they have no name.
-            training: Opens the real training images; None to ask nothing of them.
-            each: How many of each class it was trained on, or its prompts were made of.
+            opened: Opens the data set with other values of its config: a student is asked about its training images,
+                as many as it was taught with; None asks nothing.
         """
         if self.student is None:
-            return {"student": None, "membership": None}
+            learner = None if self.prompt is None else self.prompt.told(self.method.results, dataset)
+            return {"learner": learner, "student": None, "membership": None}
         about = self.student.about
         told = {name: about.get(name) for name in ("key", "backbone", "seed", "selected_on", "epoch", "accuracy")}
         told |= {"precision": self.student.precision, "trained_on": {"form": form, **about["trained_on"]}}
-        return {"student": told, "membership": self._membership(First(training(), each)) if training else None}
+        return {
+            "student": told,
+            "membership": self._membership(First(opened(**dataset.training_values()), self.each)) if opened else None,
+        }
 
     def _membership(self, members: Dataset) -> dict[str, Any]:
         """How well a threshold on the true class's probability tells real training images from the test images."""

@@ -106,23 +106,6 @@ class Lesson:
         }
 
 
-def check_asked(method: str, text_weight: object, student: object) -> None:
-    """Whether `train.py` is asked for a student.
-
-    Args:
-        method: The method's name.
-        text_weight: What its config says of it; None for a student.
-        student: The config of the student.
-
-    Raises:
-        ValueError: If the method trains nothing, or no student is chosen.
-    """
-    if text_weight is not None:
-        raise ValueError(f"method={method} trains nothing: choose method=student, or a recipe such as tiny_encoder")
-    if not student:
-        raise ValueError("method=student needs a recipe: student=tiny, small_set, release, probe or finetune")
-
-
 def _content(source: Source) -> str:
     """Hash of the ids and the labels of some images, in their order."""
     digest = hashlib.sha256()

@@ -15,6 +15,7 @@ from lgclip.datasets.base import Dataset
 from lgclip.datasets.selected import First
 from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder
+from lgclip.encoder.prompted import Learnt
 from lgclip.encoder.student import StudentEncoder
 from lgclip.features import real_stream, student_stream, synthetic_stream, text_stream
 from lgclip.generation import Script, opened, traced, wanted_images
@@ -104,6 +105,14 @@ def beside(run: Run, opened: Reopened) -> list[Stream]:
             training = build(cfg.dataset, **opened.dataset.training_values(), _convert_="all")
             asked.append(First(training, cfg.prompts_per_class))
         streams += [student_stream(one, student, root) for one in asked]
+    if told := run.result.get("learner"):
+        learnt = Learnt(str(cfg.ckpt or root / "prompts_learned" / told["key"]))
+        if not cfg.ckpt:  # else they were learnt by another run
+            pool = build(cfg.dataset, **opened.dataset.pool_values(), _convert_="all")
+            streams.append(real_stream(pool, opened.encoder, opened.scales, root))
+        if "visual" in learnt.kinds:
+            seen = learnt.encoder(opened.encoder)
+            streams += [student_stream(one, seen, root) for one in (opened.dataset, *shifted)]
     return streams
 
 

@@ -162,6 +162,7 @@ def result_of(
         "beside": {name: figures[name] for name in others},
         "baseline": figures.get("clip_text"),
         "student": None,  # see `judging`
+        "learner": None,
         "ood": {},
         "membership": None,
         "paired": against,

@@ -31,7 +31,7 @@ class Used:
     """What some runs need of a store.
 
     Attributes:
-        places: Files of prompts, images and students, there or not.
+        places: Files of prompts, images and what was learnt, there or not.
         images: Keys of the folders of images.
         drawn: Ids of images, there or not.
         captions: Ids of real images by the key of their captions.
@@ -101,6 +101,12 @@ def _add(used: Used, run: Run, root: Path, whole: bool) -> None:
     cfg: Any = OmegaConf.create(here)
     if student := run.result.get("student"):
         used.places |= {f"students/{student['key']}/{name}" for name in ("model.safetensors", "student.json")}
+    if learner := run.result.get("learner"):
+        files = ("text.safetensors", "visual.safetensors", "learner.json")
+        used.places |= {f"prompts_learned/{learner['key']}/{name}" for name in files}
+    lora = Path(cfg.diffuser.get("lora") or "")
+    if lora.parent.name == "adapters":
+        used.places |= {f"adapters/{lora.name}/{name}" for name in ("pytorch_lora_weights.safetensors", "lora.json")}
     if opened.captions is not None:
         used.captions[opened.captions.store.key] |= set(opened.captions.images.ids)
         used.images.add(key_of(opened.captions.images.source()))  # what is known of training images that cannot be read
@@ -229,7 +235,9 @@ def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dic
 
 def _folder(item: Item) -> str:
     """The folder of a store that an item counts for."""
-    depth = {"captions": 2, "images": 2, "features": 3, "students": 2}.get(item.parts[0], 1)
+    depth = {"captions": 2, "images": 2, "features": 3, "students": 2, "adapters": 2, "prompts_learned": 2}.get(
+        item.parts[0], 1
+    )
     return "/".join(item.parts[:depth][: len(item.parts) - 1]) or "."
 
 

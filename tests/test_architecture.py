@@ -45,9 +45,15 @@ ORDER = [
     "lgclip.encoder.base", "lgclip.encoder.measure", "lgclip.encoder.precision", "lgclip.encoder.sources",
     "lgclip.encoder.catalogue", "lgclip.encoder.open_clip", "lgclip.encoder.timm", "lgclip.logits",
     "lgclip.encoder.student", "lgclip.student_spec", "lgclip.lesson",
+    "lgclip.soft_prompts", "lgclip.prompt_files", "lgclip.encoder.prompted",
     "lgclip.scales", "lgclip.encoding", "lgclip.features",
     "lgclip.prototypes", "lgclip.rules", "lgclip.selection", "lgclip.calibration",
+    "lgclip.paradigms", "lgclip.pseudolabels", "lgclip.auxiliary",
+    "lgclip.prompt_spec", "lgclip.pool", "lgclip.guessing", "lgclip.prompt_batches",
     "lgclip.methods", "lgclip.methods.base", "lgclip.methods.zero_shot", "lgclip.methods.student", "lgclip.learning",
+    "lgclip.lora_spec", "lgclip.tuning_pool", "lgclip.adaptation", "lgclip.methods.diffuser_lora", "lgclip.adapting",
+    "lgclip.methods.prompt_learner", "lgclip.prompt_rounds", "lgclip.prompt_learning", "lgclip.taught",
+    "lgclip.workshop",
     "lgclip.tiny.ceilings",
     "lgclip.confidence", "lgclip.diagnostics",
     "lgclip.statistics", "lgclip.membership", "lgclip.robustness", "lgclip.judging",
@@ -115,7 +121,7 @@ def test_no_stage_knows_a_method() -> None:
     knowing = {name for name in FILES if any(i.startswith("lgclip.methods") for i in imports(parsed(name)))}
     assert {name for name in knowing if not name.startswith("lgclip.methods")} <= {
         "lgclip.confidence", "lgclip.report", "lgclip.contact_sheet", "lgclip.learning", "lgclip.judging",
-        "lgclip.publishing",
+        "lgclip.publishing", "lgclip.adapting", "lgclip.prompt_rounds", "lgclip.taught",
     }  # fmt: skip
 
 

@@ -173,7 +173,8 @@ def test_no_file_is_forgotten() -> None:
 PAGES = {
     "dataset": "datasets", "llm": "llms", "diffuser": "diffusers", "encoder": "encoders", "scales": "protocols",
     "protocol": "protocols", "method": "methods", "prototype": "methods", "selection": "methods",
-    "calibration": "methods", "student": "students", "ood": "students",
+    "calibration": "methods", "student": "students", "ood": "students", "paradigm": "paradigms",
+    "learner": "prompt_learning",
 }  # fmt: skip
 """Where each group's choices are told of."""
 

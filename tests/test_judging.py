@@ -163,7 +163,7 @@ def test_a_student_that_is_there_is_judged_where_it_knows_the_classes(
     ("overrides", "said"),
     [
         (("membership=true",), "membership=True is asked of a student: use method=student"),
-        (("ckpt=somewhere",), "ckpt=somewhere is asked of a student: use method=student"),
+        (("ckpt=somewhere",), "ckpt=somewhere is asked of a student or a prompt: use method=student"),
         (("method=student", "student=none"), "needs a recipe: student=tiny"),
         ((*SMALL, "student.backbone=no_such_net"), "no_such_net"),
         ((*SMALL, "student.mix=0.5"), "train_root"),
@@ -203,7 +203,7 @@ def test_without_a_text_tower_the_text_baseline_is_left_out() -> None:
     given = {"prototype": Mean(), "selection": First(), "scales": SquareCrops()}
     method = ZeroShot("student", None, {"lgclip": 0.0, "clip_text": 1.0}, **given, has_text=False)
     assert method.names == ["student", "lgclip"]
-    assert method.learned
+    assert method.learns == "student"
     assert method.needs_images
-    assert method.choices == {"student": {"learned": True}}
+    assert method.choices == {"student": {"learned": "student"}}
     assert Support(torch.eye(2), torch.tensor([0, 1]), 2).counts().tolist() == [1, 1]

@@ -33,10 +33,12 @@ class Training:
 
     Attributes:
         values: The values of its config that make it those; empty if there are none.
+        pool: The values that make it all images that are not judged, if those are more: train and val together.
         lacking: Why there are none, and the way out, as the end of a sentence.
     """
 
     values: Mapping[str, object] = field(default_factory=dict)
+    pool: Mapping[str, object] = field(default_factory=dict)
     lacking: str = ": its images are for tests alone; judge it beside a data set that has one"
 
 
@@ -108,6 +110,14 @@ class Dataset(ABC):
         if not self.training.values:
             raise ValueError(f"dataset={self.name} has no training split{self.training.lacking}")
         return dict(self.training.values)
+
+    def pool_values(self) -> dict[str, object]:
+        """The values of its config that make it all of its images that are not judged: train and val where both are.
+
+        Raises:
+            ValueError: As of `training_values`.
+        """
+        return dict(self.training.pool) or self.training_values()
 
     @property
     def subjects(self) -> tuple[Subject, ...]:

@@ -212,7 +212,8 @@ def _training(
     part_of = {name: next((p for p in ("train", "trainval") if p in held), None) for name, held in partitions.items()}
     part = part_of[partition]
     if part and part not in parts:
-        return Training({"split": f"{partition}-{part}"})
+        whole = {"train", "val"} <= partitions[partition].keys() - parts
+        return Training({"split": f"{partition}-{part}"}, {"split": f"{partition}-trainval"} if whole else {})
     others = [partition] if part else [name for name, found in part_of.items() if found]
     ways = " or ".join(f"dataset.split={name}" for name in others)
     return Training(lacking=f" beside dataset.split={split}: choose {ways}, which leaves images to train on")

@@ -117,10 +117,10 @@ class Classifier(LightningModule, ABC):
         choices: After the test, what each name stands for, in plain values.
         temperatures: After the test, what each name's scores were divided by to become probabilities.
         support: After the test, the synthetic images that stand for the classes; None if the method uses none.
-        learned: Whether its scores are those of a student, streamed as `student`.
+        learns: What its scores are streamed by: a `student` or a `prompt`; None if it compares features itself.
     """
 
-    learned = False
+    learns: str | None = None
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()

@@ -11,6 +11,9 @@ from lgclip.rules import Rule, Scorer
 from lgclip.scales import Scales
 from lgclip.selection import Selection
 
+LEARNT = ("student", "prompt")
+"""What may answer in place of a comparison with prototypes."""
+
 
 class ZeroShot(Classifier):
     """LGCLIP (text weight 0), CLIP's text baseline (1), and fusion between them.
@@ -28,6 +31,7 @@ class ZeroShot(Classifier):
         calibration: Chooses the free parameters on synthetic images; None leaves them as they are.
         scales: Adds up the views of an image.
         has_text: Whether there is a text stream.
+        learns: With no text weight, what answers: a `student` or a `prompt`.
 
     Raises:
         ValueError: If a weight is out of range or needs a text tower that is not there.
@@ -38,6 +42,7 @@ class ZeroShot(Classifier):
         name: str,
         text_weight: float | None,
         beside: Mapping[str, float] | None = None,
+        learns: str = "student",
         *,
         prototype: Rule,
         selection: Selection,
@@ -45,7 +50,9 @@ class ZeroShot(Classifier):
         scales: Scales,
         has_text: bool,
     ) -> None:
-        self.learned = text_weight is None
+        if learns not in LEARNT:
+            raise ValueError(f"method.learns={learns}: choose {' or '.join(LEARNT)}")
+        self.learns = learns if text_weight is None else None
         weights = {**({} if text_weight is None else {name: text_weight}), **(beside or {})}
         for who, weight in weights.items():
             if not 0 <= weight <= 1:
@@ -58,15 +65,15 @@ class ZeroShot(Classifier):
             weights = {who: weight for who, weight in weights.items() if weight == 1}
         if not has_text:
             weights = {who: weight for who, weight in weights.items() if weight == 0}
-        super().__init__([*([name] if self.learned else []), *weights])
+        super().__init__([*([name] if self.learns else []), *weights])
         self.given = {who: Choice(prototype, selection, weight) for who, weight in weights.items()}
         self.calibration = calibration
         self.scales, self.has_text = scales, has_text
         self.needs_images = text_weight != 1
         self._scorers: dict[str, Scorer] = {}
-        if self.learned:  # its scores are logits
+        if self.learns:  # its scores are logits
             self.temperatures[name] = Temperature(1.0, "default")
-            self.choices[name] = {"learned": True}
+            self.choices[name] = {"learned": self.learns}
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -94,8 +101,8 @@ class ZeroShot(Classifier):
                 self.text.update(batch.features[:, 0], batch.labels, batch.indices)
             case "synthetic":
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
-            case "student":
-                columns = self.trainer.datamodule.columns  # pyright: ignore[reportAttributeAccessIssue]
+            case "student" | "prompted":  # a student's columns are its own classes, a prompt's those of the data set
+                columns = self.trainer.datamodule.columns if stream == "student" else None  # pyright: ignore[reportAttributeAccessIssue]
                 logits = from_unit(batch.features[:, 0])
                 self.judge(self.names[0], logits if columns is None else logits[:, list(columns)], batch)
             case "real":
