@@ -241,8 +241,9 @@ def test_one_device_and_two_train_the_same_student_but_for_rounding(tmp_path: Pa
 
 
 STUDENT = (
-    "method=student", "dataset=digits", "student.mix=1", "student.epochs=1", "student.checkpoint_every=3",
-    "student.image_size=32", "student.batch_size=64", "trainer.accelerator=cpu", "logger=none",
+    "method=student", "dataset=digits", "prompts_per_class=90", "student.mix=1", "student.epochs=1",
+    "student.checkpoint_every=3", "student.image_size=32", "student.batch_size=64", "trainer.accelerator=cpu",
+    "logger=none",
 )  # fmt: skip
 KILLED_AT = f"""
 import os, runpy, signal, sys
@@ -277,7 +278,7 @@ def test_a_killed_command_that_is_given_again_ends_with_the_very_weights_of_an_u
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["method=lgclip"], "method=lgclip trains nothing: choose method=student"),
+        (["method=lgclip"], "method=lgclip trains nothing: choose student, air"),
         (["method=student", "student=none"], "method=student needs a recipe"),
         (["method=student", "student.backbone=resnet51"], "timm has no such network"),
         (["method=student", "student.mix=1", "dataset=shapes", "dataset.split=train"], "has no training split"),
