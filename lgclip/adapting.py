@@ -8,7 +8,6 @@ STORE/adapters/KEY/checkpoints/                        while they are tuned, so 
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning import Trainer
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from lgclip.adaptation import Adaptation
 from lgclip.checkpoint import SafetensorsIO, last_checkpoint
@@ -34,41 +31,15 @@ from lgclip.ledger import Account
 from lgclip.memory import device_name
 from lgclip.methods.diffuser_lora import DiffuserLora, Parts
 from lgclip.stages import Stages
-from lgclip.stopping import heed
+from lgclip.steps import StepBar
 from lgclip.tuning_pool import TuningPool
 from lgclip.whole import write_json, write_whole
 
 WEIGHTS, ABOUT = "pytorch_lora_weights.safetensors", "lora.json"
 
 
-class StepBar(ProgressBar):
-    """One line: steps done, and the last mean loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._bar: Any = None
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Lightning calls this on every device but the first."""
-        self._enabled = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heed()
-        self._bar = tqdm(
-            total=trainer.max_steps, initial=trainer.global_step, desc="lora", unit=" step",
-            disable=not self._enabled, file=sys.stderr, dynamic_ncols=True, mininterval=0.5,
-        )  # fmt: skip
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._bar.update(trainer.global_step - self._bar.n)
-        if isinstance(pl_module, DiffuserLora) and pl_module.history:
-            self._bar.set_postfix({"loss": round(pl_module.history[-1]["loss"], 4)}, False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.close()
+def _last_loss(learner: DiffuserLora) -> dict[str, float]:
+    return {"loss": learner.history[-1]["loss"]} if learner.history else {}
 
 
 def folder_of(adaptation: Adaptation, root: Path) -> Path:
@@ -124,7 +95,7 @@ def adapt(
             accumulate_grad_batches=tuning.accumulate,
             gradient_clip_val=tuning.clip,
             plugins=[SafetensorsIO()],
-            callbacks=[last_checkpoint(folder / "checkpoints", tuning.checkpoint_every), StepBar()],
+            callbacks=[last_checkpoint(folder / "checkpoints", tuning.checkpoint_every), StepBar("lora", _last_loss)],
             logger=logger,
             log_every_n_steps=1,
         )

@@ -7,7 +7,6 @@ STORE/students/KEY/checkpoints/         while it is trained, so that the same co
 
 import hashlib
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning import Trainer
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from lgclip.checkpoint import SafetensorsIO, last_checkpoint
 from lgclip.encoder.backbone import Network, Tower, with_head
@@ -33,42 +30,16 @@ from lgclip.memory import device_name
 from lgclip.methods.student import Learner
 from lgclip.mixture import Mixture
 from lgclip.stages import Stages
-from lgclip.stopping import heed
+from lgclip.steps import StepBar
 from lgclip.whole import write_json, write_whole
 
 TRAINER_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """What Lightning calls them; mixed: the weights stay in fp32."""
 
 
-class EpochBar(ProgressBar):
-    """One line: steps done, the last epoch's loss and its accuracy on the held-out images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._bar: Any = None
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Lightning calls this on every device but the first."""
-        self._enabled = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heed()
-        self._bar = tqdm(
-            total=trainer.max_steps, initial=trainer.global_step, desc="student", unit=" step",
-            disable=not self._enabled, file=sys.stderr, dynamic_ncols=True, mininterval=0.5,
-        )  # fmt: skip
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._bar.update(trainer.global_step - self._bar.n)
-        if isinstance(pl_module, Learner) and pl_module.history:
-            row = pl_module.history[-1]
-            self._bar.set_postfix({name: round(row[name], 4) for name in ("loss", "accuracy") if name in row}, False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.close()
+def _last_epoch(learner: Learner) -> dict[str, float]:
+    """The last epoch's loss, and its accuracy on the held-out images."""
+    return {name: row[name] for row in learner.history[-1:] for name in ("loss", "accuracy") if name in row}
 
 
 def folder_of(lesson: Lesson, root: Path) -> Path:
@@ -149,7 +120,7 @@ def _fit(
         max_epochs=-1,
         precision=TRAINER_PRECISION[decided(student.precision)],
         plugins=[SafetensorsIO()],
-        callbacks=[last_checkpoint(folder / "checkpoints", student.checkpoint_every), EpochBar()],
+        callbacks=[last_checkpoint(folder / "checkpoints", student.checkpoint_every), StepBar("student", _last_epoch)],
         logger=logger,
         log_every_n_steps=mixture.steps_per_epoch,
     )

@@ -5,7 +5,7 @@ step takes the next images of both, so many of each that after any number of ste
 was asked for, but for less than one image. How an image is changed depends on the seed, its id and the pass alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,13 +17,14 @@ from jaxtyping import Int
 from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lgclip.augmentation import Change, seeded
 from lgclip.batch import TrainingBatch
 from lgclip.data import DECODERS, start_method
 from lgclip.diffuser.base import seed_of
+from lgclip.steps import StepsFrom
 
 KEPT_BYTES = 2**30
 """Decoded images of a stream that are kept in memory, at most; those that come later are decoded each time."""
@@ -175,19 +176,6 @@ def _decoded(images: Sequence[tuple[_Pixels, int]]) -> list[Tensor]:
         return list(pool.map(lambda one: one[0](one[1]), images))
 
 
-class _From(Sampler[int]):
-    """Steps from one on. Its length is that of all: Lightning counts those that were made before a resume, too."""
-
-    def __init__(self, first: int, steps: int) -> None:
-        self._first, self._steps = first, steps
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._first, self._steps))
-
-    def __len__(self) -> int:
-        return self._steps
-
-
 class Mixture(LightningDataModule):
     """Streams the batches of a training, each device its share, and the images to select on.
 
@@ -258,7 +246,7 @@ class Mixture(LightningDataModule):
         return DataLoader(
             _Steps(self, self.trainer.global_rank, self.trainer.world_size),
             batch_size=None,
-            sampler=_From(self.trainer.global_step, self.steps),
+            sampler=StepsFrom(self.trainer.global_step, self.steps),
             **self._processes(),
         )
 

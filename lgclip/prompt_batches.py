@@ -3,7 +3,7 @@
 Both are streams of their own: one pass after another over all of them, each pass in another order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lgclip.batch import PromptBatch
 from lgclip.data import DECODERS, start_method
@@ -20,6 +20,7 @@ from lgclip.diffuser.base import seed_of
 from lgclip.encoder.base import Transform
 from lgclip.mixture import KEPT_BYTES
 from lgclip.pool import Images
+from lgclip.steps import StepsFrom
 
 
 class Rows(NamedTuple):
@@ -101,19 +102,6 @@ def _order(n: int, seed: int, name: str, turn: int) -> Int[Tensor, " n"]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of("prompts", seed, name, turn)))
 
 
-class _From(Sampler[int]):
-    """Steps from one on. Its length is that of all: Lightning counts those that were made before a resume, too."""
-
-    def __init__(self, first: int, steps: int) -> None:
-        self._first, self._steps = first, steps
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._first, self._steps))
-
-    def __len__(self) -> int:
-        return self._steps
-
-
 class Batches(LightningDataModule):
     """Streams the batches of a round, each device its share.
 
@@ -180,7 +168,7 @@ class Batches(LightningDataModule):
         return DataLoader(
             self.steps_of(self.trainer.global_rank, self.trainer.world_size),
             batch_size=None,
-            sampler=_From(self.trainer.global_step, self.steps),
+            sampler=StepsFrom(self.trainer.global_step, self.steps),
             num_workers=self._workers,
             multiprocessing_context=start_method() if self._workers else None,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",

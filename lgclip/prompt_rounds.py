@@ -1,18 +1,15 @@
 """The rounds of prompt learning: guess labels, learn from them, look at the pool again; each is kept when it ends."""
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning import Trainer
 from torch import Tensor
 from torch.nn.functional import one_hot
-from tqdm import tqdm
 
 from lgclip.checkpoint import SafetensorsIO, last_checkpoint
 from lgclip.diffuser.base import seed_of
@@ -26,7 +23,7 @@ from lgclip.prompt_files import save_prompt
 from lgclip.prompt_spec import PromptSpec
 from lgclip.prototypes import Support
 from lgclip.soft_prompts import TextContext, TextPrompt, VisualPrompt, VisualTokens
-from lgclip.stopping import heed
+from lgclip.steps import StepBar
 
 
 class State(NamedTuple):
@@ -43,37 +40,8 @@ class State(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-class RoundBar(ProgressBar):
-    """One line: steps done of a round, and the last epoch's loss.
-
-    Args:
-        title: Of the round.
-    """
-
-    def __init__(self, title: str) -> None:
-        super().__init__()
-        self._title, self._bar, self._enabled = title, None, True
-
-    def disable(self) -> None:
-        """Lightning calls this on every device but the first."""
-        self._enabled = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heed()
-        self._bar: Any = tqdm(
-            total=trainer.max_steps, initial=trainer.global_step, desc=self._title, unit=" step",
-            disable=not self._enabled, file=sys.stderr, dynamic_ncols=True, mininterval=0.5,
-        )  # fmt: skip
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._bar.update(trainer.global_step - self._bar.n)
-        if isinstance(pl_module, PromptRound) and pl_module.losses:
-            self._bar.set_postfix({"loss": round(pl_module.losses[-1], 4)}, False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.close()
+def _last_loss(learner: PromptRound) -> dict[str, float]:
+    return {"loss": learner.losses[-1]} if learner.losses else {}
 
 
 class Course:
@@ -193,7 +161,10 @@ class Course:
             precision="32-true",  # the towers have the encoder's own
             gradient_clip_val=spec.clip,
             plugins=[SafetensorsIO()],
-            callbacks=[last_checkpoint(folder, spec.checkpoint_every), RoundBar(f"round {turn}/{spec.rounds}")],
+            callbacks=[
+                last_checkpoint(folder, spec.checkpoint_every),
+                StepBar(f"round {turn}/{spec.rounds}", _last_loss),
+            ],
             logger=False,
         )
         last = folder / "last.safetensors"

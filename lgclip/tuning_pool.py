@@ -3,7 +3,7 @@
 No label is known here: an image is its id and its pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -13,13 +13,14 @@ from jaxtyping import Float, Int
 from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lgclip.augmentation import centred
 from lgclip.data import start_method
 from lgclip.diffuser.base import seed_of
 from lgclip.lora_spec import LoraTuning, TuningBatch
+from lgclip.steps import StepsFrom
 
 KEPT_BYTES = 2**30
 """Decoded images of a kind that are kept in memory, at most; those that come later are decoded each time."""
@@ -111,19 +112,6 @@ class Steps(Dataset[TuningBatch]):
         )
 
 
-class _From(Sampler[int]):
-    """Places from one on. Its length is that of all: Lightning counts those before a resume, too."""
-
-    def __init__(self, first: int, count: int) -> None:
-        self._first, self._count = first, count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._first, self._count))
-
-    def __len__(self) -> int:
-        return self._count
-
-
 class TuningPool(LightningDataModule):
     """Streams the images of a tuning, each device its share.
 
@@ -162,7 +150,7 @@ class TuningPool(LightningDataModule):
         return DataLoader(
             Steps(self, self.trainer.global_rank, self.trainer.world_size),
             batch_size=None,
-            sampler=_From(self.trainer.global_step * parts, self.tuning.steps * parts),
+            sampler=StepsFrom(self.trainer.global_step * parts, self.tuning.steps * parts),
             num_workers=self._workers,
             multiprocessing_context=start_method() if self._workers else None,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",

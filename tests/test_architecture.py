@@ -20,7 +20,7 @@ ORDER = [
     "lgclip.allowed", "lgclip.jobs", "lgclip.ledger", "lgclip.costs", "lgclip.summary", "lgclip.sweeps",
     "lgclip.hub", "lgclip.identity", "lgclip.batch", "lgclip.texts", "lgclip.memory", "lgclip.store",
     "lgclip.shard_index", "lgclip.tar_store", "lgclip.image_store", "lgclip.caption_store", "lgclip.feature_store",
-    "lgclip.checkpoint", "lgclip.stages", "lgclip.agreement",
+    "lgclip.checkpoint", "lgclip.stages", "lgclip.steps", "lgclip.agreement",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.styles", "lgclip.tiny.captions", "lgclip.tiny.corpus",
     "lgclip.tiny.vocabulary", "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser",
     "lgclip.tiny.encoder", "lgclip.tiny.language", "lgclip.tiny.install", "lgclip.tiny.captioner",
