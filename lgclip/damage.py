@@ -5,21 +5,19 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import PIL
-from PIL import Image
 
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.files import IMAGE_SUFFIXES
+from lgclip.datasets.selected import Part
 from lgclip.diffuser.faults import Fault
 from lgclip.identity import key_of
-from lgclip.texts import Texts
 from lgclip.whole import write_json
 
 log = logging.getLogger(__name__)
@@ -89,7 +87,7 @@ class Findings:
         return known
 
 
-class Readable(Dataset):
+class Readable(Part):
     """A data set without the images that cannot be read.
 
     Args:
@@ -102,12 +100,8 @@ class Readable(Dataset):
     """
 
     def __init__(self, whole: Dataset, unread: Mapping[int, str]) -> None:
-        self.whole, self.unread = whole, dict(sorted(unread.items()))
-        self._kept = tuple(at for at in range(len(whole)) if at not in self.unread)
-        self.name, self.split, self.names, self.context = whole.name, whole.split, whole.names, whole.context
-        self.class_names, self.templates = whole.class_names, whole.templates
-        self.class_indices, self.training = whole.class_indices, whole.training
-        self.labels = tuple(whole.labels[at] for at in self._kept)
+        self.unread = dict(sorted(unread.items()))
+        super().__init__(whole, [at for at in range(len(whole)) if at not in self.unread])
         left = set(self.labels)
         for label, count in sorted(Counter(whole.labels).items()):
             if label not in left:
@@ -117,29 +111,6 @@ class Readable(Dataset):
                     f"{whole.where(first)} ({self.unread[first]}); mend one at least, or take the class out of "
                     "the data set"
                 )
-
-    @cached_property
-    def ids(self) -> Sequence[str]:
-        return Texts(self.whole.ids[at] for at in self._kept)
-
-    def image(self, index: int) -> Image.Image:
-        return self.whole.image(self._kept[index])
-
-    def where(self, index: int) -> str:
-        return self.whole.where(self._kept[index])
-
-    def original(self, index: int) -> Path | bytes | None:
-        return self.whole.original(self._kept[index])
-
-    @property
-    def places(self) -> tuple[int, ...]:
-        return self._kept
-
-    def training_values(self) -> dict[str, object]:
-        return self.whole.training_values()
-
-    def source(self) -> dict[str, object]:
-        return self.whole.source()
 
 
 def left_out(dataset: Dataset) -> list[dict[str, Any]]:

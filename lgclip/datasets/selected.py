@@ -1,4 +1,4 @@
-"""Some classes of a data set, and which of its classes another data set has."""
+"""A part of a data set: some images or some classes; and which of its classes another data set has."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,26 +10,20 @@ from lgclip.datasets.base import Dataset
 from lgclip.texts import Texts
 
 
-class Selected(Dataset):
-    """The images of some classes, which are numbered anew in the order given.
-
-    The images keep their ids, so what is stored of them is found again.
+class Part(Dataset):
+    """Some images of a data set. They keep their ids, so what is stored of them is found again.
 
     Args:
         whole: The data set.
-        classes: The classes, by their index in it.
+        kept: Places of the images in it.
     """
 
-    def __init__(self, whole: Dataset, classes: Sequence[int]) -> None:
-        self.whole = whole
-        new = {label: index for index, label in enumerate(classes)}
-        self._kept = tuple(at for at, label in enumerate(whole.labels) if label in new)
-        self.name, self.names, self.context = whole.name, whole.names, whole.context
-        self.split = f"{whole.split}; {len(classes)} of {len(whole.class_names)} classes"
-        self.class_names, self.templates = tuple(whole.class_names[label] for label in classes), whole.templates
-        self.labels = tuple(new[whole.labels[at]] for at in self._kept)
-        if whole.class_indices is not None:
-            self.class_indices = tuple(whole.class_indices[label] for label in classes)
+    def __init__(self, whole: Dataset, kept: Sequence[int]) -> None:
+        self.whole, self._kept = whole, tuple(kept)
+        self.name, self.split, self.names, self.context = whole.name, whole.split, whole.names, whole.context
+        self.class_names, self.templates = whole.class_names, whole.templates
+        self.class_indices, self.training = whole.class_indices, whole.training
+        self.labels = tuple(whole.labels[at] for at in self._kept)
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -48,11 +42,32 @@ class Selected(Dataset):
     def places(self) -> tuple[int, ...]:
         return self._kept
 
+    def training_values(self) -> dict[str, object]:
+        return self.whole.training_values()
+
     def source(self) -> dict[str, object]:
         return self.whole.source()
 
 
-class First(Selected):
+class Selected(Part):
+    """The images of some classes, which are numbered anew in the order given.
+
+    Args:
+        whole: The data set.
+        classes: The classes, by their index in it.
+    """
+
+    def __init__(self, whole: Dataset, classes: Sequence[int]) -> None:
+        new = {label: index for index, label in enumerate(classes)}
+        super().__init__(whole, [at for at, label in enumerate(whole.labels) if label in new])
+        self.split = f"{whole.split}; {len(classes)} of {len(whole.class_names)} classes"
+        self.class_names = tuple(whole.class_names[label] for label in classes)
+        self.labels = tuple(new[label] for label in self.labels)
+        if whole.class_indices is not None:
+            self.class_indices = tuple(whole.class_indices[label] for label in classes)
+
+
+class First(Part):
     """The first images of every class, as many as there are up to a number.
 
     Args:
@@ -61,15 +76,14 @@ class First(Selected):
     """
 
     def __init__(self, whole: Dataset, each: int) -> None:
-        super().__init__(whole, range(len(whole.class_names)))
         seen = [0] * len(whole.class_names)
         kept = []
         for at, label in enumerate(whole.labels):
             if seen[label] < each:
                 kept.append(at)
             seen[label] += 1
-        self._kept, self.split = tuple(kept), f"{whole.split}; the first {each} of a class"
-        self.labels = tuple(whole.labels[at] for at in kept)
+        super().__init__(whole, kept)
+        self.split = f"{whole.split}; the first {each} of a class"
 
 
 def classes_in(known: Dataset, other: Dataset, name: str) -> tuple[int, ...]:
