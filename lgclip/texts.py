@@ -1,5 +1,6 @@
 """Many short texts in little memory."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -16,7 +17,7 @@ class Texts(Sequence[str]):
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        joined, ends = bytearray(), [0]
+        joined, ends = bytearray(), array("Q", [0])
         for text in texts:
             joined += text.encode("utf-8", "surrogateescape")  # a file's name need not be valid UTF-8
             ends.append(len(joined))

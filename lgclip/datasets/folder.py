@@ -1,7 +1,7 @@
 """A folder of the user's own images."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -44,15 +44,18 @@ class Folder(Dataset):
             raise ValueError(f"dataset.root={root}: no folder in it; it should hold one folder of images a class")
         self.name = one_line(self.root.name)
         self.class_names = _names(folders, names)
-        paths: list[str] = []
         labels: list[int] = []
+        self.files = Texts(self._listed(folders, labels))
+        self.labels = tuple(labels)
+
+    def _listed(self, folders: Sequence[Path], labels: list[int]) -> Iterator[str]:
+        """Each image's file; its class goes to the labels. One class at a time: a million paths take 300 MB."""
         for label, folder in enumerate(folders):
             images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not images:
                 raise ValueError(f"class {label} has no image: {folder} holds no file named {'|'.join(IMAGE_SUFFIXES)}")
-            paths += (path.relative_to(self.root).as_posix() for path in images)
             labels += [label] * len(images)
-        self.files, self.labels = Texts(paths), tuple(labels)
+            yield from (path.relative_to(self.root).as_posix() for path in images)
 
     @cached_property
     def ids(self) -> Sequence[str]:

@@ -68,8 +68,11 @@ class Judgement(Metric):
         size = SCORES_AT_ONCE // scores.shape[1] if scores.device.type == "cpu" else len(scores)
         parts = (part.split(max(1, size)) for part in (scores, labels, indices))
         judged = [_judged(some, of, at, temperature) for some, of, at in zip(*parts, strict=True)]
-        self.rows.extend(rows for rows, _ in judged)
-        self.chances.extend(chances for _, chances in judged)
+        for kept, new in zip((self.rows, self.chances), map(torch.cat, zip(*judged, strict=True)), strict=True):
+            kept.append(new)
+            # Few large tensors: many small ones would lie between the scores that come and go, and hold their room.
+            while len(kept) > 1 and len(kept[-1]) >= len(kept[-2]):
+                kept[-2:] = [torch.cat(kept[-2:])]
 
     def compute(self) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 3"]]:
         """What a `Judged` holds of every image, in the order of the indices."""
@@ -101,7 +104,7 @@ def _judged(
     log_chance = ((own - highest) / temperature)[:, 0] - total.log()
     squares = (torch.linalg.vector_norm(shares, dim=1) / total).square()
     return (
-        torch.stack([indices, labels, prediction[:, 0], rank], dim=1),
+        torch.stack([indices, labels, prediction[:, 0], rank], dim=1).int(),  # half the room; no set has 2^31 images
         torch.stack([1 / total, log_chance, squares], dim=1),
     )
 
