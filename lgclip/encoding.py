@@ -78,8 +78,8 @@ class Encoding(LightningModule):
         ]
 
     def lacking(self) -> list[int]:
-        """How many views of each stream are encoded; a thing that lacks one gets all of them."""
-        return [len(stream.missing()) * len(stream.views) for stream in self._data.streams]
+        """Views that each stream lacks, of unreadable images too; a thing that lacks one gets all of them."""
+        return [(len(s.missing()) + len(s.unread())) * len(s.views) for s in self._data.streams]
 
     def on_predict_start(self) -> None:
         self.towers = self.encoder.load(self.device)

@@ -132,7 +132,7 @@ class Stages:
         start = time.perf_counter()
         missing = len(stage.missing())
         account: Accounted | None = stage if isinstance(stage, Accounted) else None
-        lacking = account.lacking() if missing and account else []
+        lacked = account.lacking() if missing and account else []
         peak = Peak(self._device)
         if missing:
             self._make(title, stage, datamodule, peak)
@@ -140,8 +140,9 @@ class Stages:
                 raise RuntimeError(f"{title}: {left} of {total} are still missing after the stage")
         seconds = round(time.perf_counter() - start, 3)
         parts = account.parts() if account else []
-        if lacking:
-            parts = _shared_out(parts, lacking, seconds, self._bar.spent)
+        if lacked and account:
+            made = [before - after for before, after in zip(lacked, account.lacking(), strict=True)]
+            parts = _shared_out(parts, made, seconds, self._bar.spent)
         device = next((part.elsewhere for part in parts if part.elsewhere), device_name(self._device))
         tokens = self._summed(account.tokens) if missing and account else None
         unit = getattr(stage, "unit", "thing")

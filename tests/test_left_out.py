@@ -27,6 +27,7 @@ from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoding import Encoding, SharedViews
 from lgclip.export import export_features
 from lgclip.feature_store import FeatureStore
+from lgclip.ledger import LEDGER, lines_of
 from lgclip.reopen import reopen
 from lgclip.retention import used_by
 from lgclip.runs import Run, RunError
@@ -73,6 +74,8 @@ def test_whatever_reads_a_run_knows_which_images_it_left_out(
     run = Run(tmp_path / "run", judge(spoilt, tmp_path / "run", "on_bad_image=skip"))
     kept = [int(row["index"]) for row in rows(run.folder / "predictions.csv")]
     assert len(run.predictions.label) == GOOD
+    [encoding] = lines_of(spoilt.store / "features" / run.result["store"]["real"] / LEDGER)
+    assert encoding.count == GOOD, "what could not be read was not encoded"
     opened = reopen(run)
     assert isinstance(opened.dataset, Readable)
     assert list(opened.dataset.places) == kept
