@@ -10,39 +10,31 @@ from torch import Tensor
 
 from lgclip.encoder.precision import PRECISIONS, decided
 from lgclip.identity import NOT_AN_INPUT, STANDS_FOR
+from lgclip.limits import Limits
 
-CHOICES = {
-    "captions": ("sentence", "none", "class_list"),
-    "schedule": ("cosine", "constant"),
-    "precision": ("auto", *PRECISIONS),
-}
-"""Values that are one of a few words."""
-
-_RANGES = {
-    "rank": (lambda v: v >= 1, "at least 1"),
-    "alpha": (lambda v: v > 0, "above 0, or null for the rank"),
-    "steps": (lambda v: v >= 1, "at least 1"),
-    "batch_size": (lambda v: v >= 1, "at least 1"),
-    "accumulate": (lambda v: v >= 1, "at least 1"),
-    "lr": (lambda v: v > 0, "above 0"),
-    "weight_decay": (lambda v: v >= 0, "at least 0"),
-    "warmup": (lambda v: v >= 0, "at least 0 steps"),
-    "clip": (lambda v: v > 0, "above 0, or null for no limit"),
-    "min_snr": (lambda v: v > 0, "above 0, or null for equal weights"),
-    "prior_weight": (lambda v: v >= 0, "at least 0"),
-    "seed": (lambda v: v >= 0, "at least 0"),
-    "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
-}
-"""Numbers and what they must be."""
-_WHOLE = {"rank", "steps", "batch_size", "accumulate", "warmup", "seed", "checkpoint_every"}
-_OPTIONAL = {"alpha", "clip", "min_snr"}
-
-
-def _fits(name: str, value: object) -> bool:
-    if value is None:
-        return name in _OPTIONAL
-    number = isinstance(value, int if name in _WHOLE else int | float) and not isinstance(value, bool)
-    return number and value != float("inf") and _RANGES[name][0](value)
+_LIMITS = Limits(
+    group="method",
+    words={
+        "captions": ("sentence", "none", "class_list"),
+        "schedule": ("cosine", "constant"),
+        "precision": ("auto", *PRECISIONS),
+    },
+    numbers={
+        "rank": (lambda v: v >= 1, "at least 1"),
+        "alpha": (lambda v: v > 0, "above 0, or null for the rank"),
+        "steps": (lambda v: v >= 1, "at least 1"),
+        "batch_size": (lambda v: v >= 1, "at least 1"),
+        "accumulate": (lambda v: v >= 1, "at least 1"),
+        "lr": (lambda v: v > 0, "above 0"),
+        "weight_decay": (lambda v: v >= 0, "at least 0"),
+        "warmup": (lambda v: v >= 0, "at least 0 steps"),
+        "clip": (lambda v: v > 0, "above 0, or null for no limit"),
+        "min_snr": (lambda v: v > 0, "above 0, or null for equal weights"),
+        "prior_weight": (lambda v: v >= 0, "at least 0"),
+        "seed": (lambda v: v >= 0, "at least 0"),
+        "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -104,13 +96,7 @@ class LoraTuning:
     checkpoint_every: int = field(default=100, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
-        for name, (_, what) in _RANGES.items():
-            if not _fits(name, value := getattr(self, name)):
-                whole = "a whole number, " if name in _WHOLE else ""
-                raise ValueError(f"method.{name}={value}: it must be {whole}{what}")
-        for name, words in CHOICES.items():
-            if (value := getattr(self, name)) not in words:
-                raise ValueError(f"method.{name}={value}: choose {', '.join(words)}")
+        _LIMITS.check(self)
         if not self.targets or not all(isinstance(name, str) and name for name in self.targets):
             raise ValueError(f"method.targets={list(self.targets)}: name layers of the U-Net, such as to_q")
         if self.accumulate > self.batch_size:

@@ -3,56 +3,43 @@
 One class holds every strategy (arXiv:2306.01669, GRIP, FPL and IFPL; arXiv:2406.10502, CPL; arXiv:2504.11930, AiR).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lgclip.identity import NOT_AN_INPUT
+from lgclip.limits import Limits
 
-CHOICES = {
-    "prompt": ("text", "visual", "both"),
-    "position": ("front", "middle", "end"),
-    "auxiliary": ("none", "given", "chosen"),
-    "quirks": ("none", "release"),
-}
-"""Values that are one of a few words."""
-
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "tokens": (lambda v: v >= 1, "at least 1"),
-    "rounds": (lambda v: v >= 0, "at least 0: with 0 nothing is learnt, which is zero-shot"),
-    "shots": (lambda v: v >= 1, "at least 1 image a class, or null to grow from round to round"),
-    "alpha": (lambda v: 0 <= v <= 1, "in [0, 1]: a quantile"),
-    "beta": (lambda v: 0 <= v <= 1, "in [0, 1]: a quantile"),
-    "temperature": (lambda v: v > 0, "above 0, or null for the encoder's own"),
-    "nearest": (lambda v: v >= 1, "at least 1 synthetic image a class, or null for all"),
-    "aux_weight": (lambda v: v >= 0, "at least 0"),
-    "aux_temperature": (lambda v: v > 0, "above 0"),
-    "synthetic_images": (lambda v: v >= 1, "at least 1 of each class, or null for all there are"),
-    "synthetic_weight": (lambda v: v >= 0, "at least 0"),
-    "synthetic_batch": (lambda v: v >= 1, "at least 1, or null for as many as batch_size"),
-    "epochs": (lambda v: v >= 1, "at least 1"),
-    "batch_size": (lambda v: v >= 1, "at least 1"),
-    "lr": (lambda v: v > 0, "above 0"),
-    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "weight_decay": (lambda v: v >= 0, "at least 0"),
-    "warmup_epochs": (lambda v: v >= 0, "at least 0"),
-    "clip": (lambda v: v > 0, "above 0, or null for no limit"),
-    "seed": (lambda v: v >= 0, "at least 0"),
-    "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
-}
-"""Numbers and what they must be."""
-_WHOLE = {
-    "tokens", "rounds", "shots", "nearest", "synthetic_images", "synthetic_batch", "epochs", "batch_size",
-    "warmup_epochs", "seed", "checkpoint_every",
-}  # fmt: skip
-_OPTIONAL = {"shots", "temperature", "nearest", "synthetic_images", "synthetic_batch", "clip"}
-
-
-def _fits(name: str, value: object) -> bool:
-    if value is None:
-        return name in _OPTIONAL
-    if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
-        return False
-    return _RANGES[name][0](value)
+_LIMITS = Limits(
+    group="learner",
+    words={
+        "prompt": ("text", "visual", "both"),
+        "position": ("front", "middle", "end"),
+        "auxiliary": ("none", "given", "chosen"),
+        "quirks": ("none", "release"),
+    },
+    numbers={
+        "tokens": (lambda v: v >= 1, "at least 1"),
+        "rounds": (lambda v: v >= 0, "at least 0: with 0 nothing is learnt, which is zero-shot"),
+        "shots": (lambda v: v >= 1, "at least 1 image a class, or null to grow from round to round"),
+        "alpha": (lambda v: 0 <= v <= 1, "in [0, 1]: a quantile"),
+        "beta": (lambda v: 0 <= v <= 1, "in [0, 1]: a quantile"),
+        "temperature": (lambda v: v > 0, "above 0, or null for the encoder's own"),
+        "nearest": (lambda v: v >= 1, "at least 1 synthetic image a class, or null for all"),
+        "aux_weight": (lambda v: v >= 0, "at least 0"),
+        "aux_temperature": (lambda v: v > 0, "above 0"),
+        "synthetic_images": (lambda v: v >= 1, "at least 1 of each class, or null for all there are"),
+        "synthetic_weight": (lambda v: v >= 0, "at least 0"),
+        "synthetic_batch": (lambda v: v >= 1, "at least 1, or null for as many as batch_size"),
+        "epochs": (lambda v: v >= 1, "at least 1"),
+        "batch_size": (lambda v: v >= 1, "at least 1"),
+        "lr": (lambda v: v > 0, "above 0"),
+        "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+        "weight_decay": (lambda v: v >= 0, "at least 0"),
+        "warmup_epochs": (lambda v: v >= 0, "at least 0"),
+        "clip": (lambda v: v > 0, "above 0, or null for no limit"),
+        "seed": (lambda v: v >= 0, "at least 0"),
+        "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -130,13 +117,7 @@ class PromptSpec:
     checkpoint_every: int = field(default=500, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
-        for name, (_, what) in _RANGES.items():
-            if not _fits(name, value := getattr(self, name)):
-                whole = "a whole number, " if name in _WHOLE else ""
-                raise ValueError(f"learner.{name}={value}: it must be {whole}{what}")
-        for name, words in CHOICES.items():
-            if (value := getattr(self, name)) not in words:
-                raise ValueError(f"learner.{name}={value}: choose {', '.join(words)}")
+        _LIMITS.check(self)
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"learner.warmup_epochs={self.warmup_epochs}: a round has {self.epochs} epochs, of which the warm-up "

@@ -11,50 +11,43 @@ from lgclip.encoder.files import checkpoint_content
 from lgclip.encoder.precision import PRECISIONS, decided
 from lgclip.encoder.timm import Timm
 from lgclip.identity import NOT_AN_INPUT, STANDS_FOR
+from lgclip.limits import Limits
 
 ENCODER, PRETRAINED = "encoder", "pretrained"
-CHOICES = {
-    "optimiser": ("sgd", "adamw"),
-    "schedule": ("cosine", "steps"),
-    "select_on": ("synthetic", "last", "real"),
-    "precision": ("auto", *PRECISIONS),
-}
-"""Values that are one of a few words."""
 
 
 def _share(value: float) -> bool:
     return 0 <= value <= 1
 
 
-_RANGES = {
-    "mix": (_share, "in [0, 1]: the share of real images in each batch"),
-    "epochs": (lambda v: v >= 1, "at least 1"),
-    "batch_size": (lambda v: v >= 1, "at least 1"),
-    "lr": (lambda v: v > 0, "above 0"),
-    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "weight_decay": (lambda v: v >= 0, "at least 0"),
-    "gamma": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "warmup_epochs": (lambda v: v >= 0, "at least 0"),
-    "warmup_lr": (lambda v: v >= 0, "at least 0"),
-    "label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "colour_jitter": (_share, "in [0, 1]"),
-    "centre": (lambda v: 0 < v <= 1, "in (0, 1]: the share of the shorter side that is seen"),
-    "validation": (lambda v: 0 <= v < 1, "in [0, 1): the share of the synthetic images that is held out"),
-    "image_size": (lambda v: v >= 1, "at least 1 pixel, or null"),
-    "ema": (lambda v: 0 < v < 1, "in (0, 1), or null for no average"),
-    "seed": (lambda v: v >= 0, "at least 0"),
-    "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
-}
-"""Numbers and what they must be."""
-_WHOLE = {"epochs", "batch_size", "image_size", "warmup_epochs", "seed", "checkpoint_every"}
-_OPTIONAL = {"image_size", "ema"}
-
-
-def _fits(name: str, value: object) -> bool:
-    if value is None:
-        return name in _OPTIONAL
-    number = isinstance(value, int if name in _WHOLE else int | float) and not isinstance(value, bool)
-    return number and _RANGES[name][0](value)
+_LIMITS = Limits(
+    group="student",
+    words={
+        "optimiser": ("sgd", "adamw"),
+        "schedule": ("cosine", "steps"),
+        "select_on": ("synthetic", "last", "real"),
+        "precision": ("auto", *PRECISIONS),
+    },
+    numbers={
+        "mix": (_share, "in [0, 1]: the share of real images in each batch"),
+        "epochs": (lambda v: v >= 1, "at least 1"),
+        "batch_size": (lambda v: v >= 1, "at least 1"),
+        "lr": (lambda v: v > 0, "above 0"),
+        "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+        "weight_decay": (lambda v: v >= 0, "at least 0"),
+        "gamma": (lambda v: 0 < v <= 1, "in (0, 1]"),
+        "warmup_epochs": (lambda v: v >= 0, "at least 0"),
+        "warmup_lr": (lambda v: v >= 0, "at least 0"),
+        "label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
+        "colour_jitter": (_share, "in [0, 1]"),
+        "centre": (lambda v: 0 < v <= 1, "in (0, 1]: the share of the shorter side that is seen"),
+        "validation": (lambda v: 0 <= v < 1, "in [0, 1): the share of the synthetic images that is held out"),
+        "image_size": (lambda v: v >= 1, "at least 1 pixel, or null"),
+        "ema": (lambda v: 0 < v < 1, "in (0, 1), or null for no average"),
+        "seed": (lambda v: v >= 0, "at least 0"),
+        "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -128,13 +121,7 @@ class Student:
     checkpoint_every: int = field(default=500, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
-        for name, (_, what) in _RANGES.items():
-            if not _fits(name, value := getattr(self, name)):
-                whole = "a whole number, " if name in _WHOLE else ""
-                raise ValueError(f"student.{name}={value}: it must be {whole}{what}")
-        for name, words in CHOICES.items():
-            if (value := getattr(self, name)) not in words:
-                raise ValueError(f"student.{name}={value}: choose {', '.join(words)}")
+        _LIMITS.check(self)
         if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"student.crop={list(self.crop)}: give the least and the greatest share, in (0, 1]")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < at < 1 for at in self.milestones):
