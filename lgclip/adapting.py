@@ -5,10 +5,7 @@ STORE/adapters/KEY/lora.json                           what they were tuned from
 STORE/adapters/KEY/checkpoints/                        while they are tuned, so that the same command goes on
 """
 
-import hashlib
 import json
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,13 +22,12 @@ from lgclip.checkpoint import SafetensorsIO, last_checkpoint
 from lgclip.diffuser.embeddings import Texts
 from lgclip.diffuser.sampler import replace_scheduler
 from lgclip.encoder.precision import decided
-from lgclip.identity import key_of
-from lgclip.learning import TRAINER_PRECISION
+from lgclip.identity import digest_of, key_of
 from lgclip.ledger import Account
-from lgclip.memory import device_name
 from lgclip.methods.diffuser_lora import DiffuserLora, Parts
 from lgclip.stages import Stages
 from lgclip.steps import StepBar
+from lgclip.training import PRECISION, Fitted, train_once
 from lgclip.tuning_pool import TuningPool
 from lgclip.whole import write_json, write_whole
 
@@ -83,15 +79,12 @@ def adapt(
         ValueError: If an image cannot be read, or the pipeline cannot be had or tuned.
     """
     folder, tuning = folder_of(adaptation, root), adaptation.tuning
-    if is_tuned(folder):
-        stages.accounts.append(Account("lora", 0, tuning.steps, 0.0, "step"))
-        return folder
-    with stages.timed("lora", unit="step", total=tuning.steps):
-        start = time.perf_counter()
+
+    def train() -> Fitted:
         trainer = make_trainer(
             max_steps=tuning.steps,
             max_epochs=-1,
-            precision=TRAINER_PRECISION[decided(tuning.precision)],
+            precision=PRECISION[decided(tuning.precision)],
             accumulate_grad_batches=tuning.accumulate,
             gradient_clip_val=tuning.clip,
             plugins=[SafetensorsIO()],
@@ -103,15 +96,10 @@ def adapt(
         pool = TuningPool(tuning, adaptation.images(), learner.size, workers)
         last = folder / "checkpoints" / "last.safetensors"
         trainer.fit(learner, datamodule=pool, ckpt_path=last if last.exists() else None)
-        if trainer.is_global_zero:
-            spent = {
-                "seconds": round(time.perf_counter() - start, 3),
-                "device": device_name(trainer.strategy.root_device),
-                "devices": trainer.world_size,
-            }
-            _write(folder, adaptation, learner, spent)
-        trainer.strategy.barrier()
-    return folder
+        return trainer, lambda spent: _write(folder, adaptation, learner, spent)
+
+    spared = Account("lora", 0, tuning.steps, 0.0, "step")
+    return train_once(folder, stages, spared, train, there=is_tuned(folder))
 
 
 def learner_of(adaptation: Adaptation, device: torch.device) -> DiffuserLora:
@@ -155,16 +143,13 @@ def _words(pipeline: Any, sentences: Sequence[str], device: torch.device) -> tup
 
 
 def _write(folder: Path, adaptation: Adaptation, learner: DiffuserLora, spent: dict[str, object]) -> None:
-    """Writes the weights, what is told of them last, and takes the checkpoints away."""
+    """Writes the weights, and what is told of them last."""
     tuning, diffuser = adaptation.tuning, adaptation.pipeline
-    folder.mkdir(parents=True, exist_ok=True)
     told_of = {"unet.r": tuning.rank, "unet.lora_alpha": tuning.strength, "unet.target_modules": list(tuning.targets)}
     # One entry in a fixed order: equal weights are equal files, and so have one hash in the key of an image.
     metadata = {"lora_adapter_metadata": json.dumps(told_of, sort_keys=True)}
     with write_whole(folder / WEIGHTS) as temporary:
         save_file({f"unet.{name}": value for name, value in learner.layers().items()}, temporary, metadata=metadata)
-    with (folder / WEIGHTS).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     images = {images.name: len(images.ids) for images in adaptation.images()}
     about = {
         "key": folder.name,
@@ -176,14 +161,13 @@ def _write(folder: Path, adaptation: Adaptation, learner: DiffuserLora, spent: d
         "trained_on": {"dataset": adaptation.pool.name, "split": adaptation.pool.split, **images},
         "steps": tuning.steps,
         "loss": learner.history[-1]["loss"],
-        "sha256": sha256,
+        "sha256": digest_of(folder / WEIGHTS),
         **spent,
         "versions": {name: version(name) for name in ("torch", "diffusers", "peft", "lightning")},
         "inputs": adaptation.inputs(),
         "history": learner.history,
     }
     write_json(folder / ABOUT, about)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def told(folder: Path) -> str:

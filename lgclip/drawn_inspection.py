@@ -13,8 +13,9 @@ from PIL import Image, UnidentifiedImageError
 from lgclip.batch import Prompt
 from lgclip.diffuser.base import image_id
 from lgclip.diffuser.faults import Fault
+from lgclip.identity import digest_of
 from lgclip.image_store import PNG_END
-from lgclip.inventory import Item, sha256_of
+from lgclip.inventory import Item
 from lgclip.shard_index import NAME, Listing, ends_well, listing_of, look, read_index, read_manifest, scan
 
 TORN = "it is cut, or ends in the middle of a batch"
@@ -151,7 +152,7 @@ def look_at_shard(item: Item) -> None:
     must(end >= look(shard).end, f"it is damaged at byte {end}")
     must(ends_well(shard, end), TORN)
     listed = read_manifest(shard.parent).get(shard.name)
-    must(listed in (None, (size, sha256_of(shard))), "its bytes are not those of the list of shards")
+    must(listed in (None, (size, digest_of(shard))), "its bytes are not those of the list of shards")
 
 
 def look_at_index(item: Item) -> None:
@@ -164,7 +165,7 @@ def look_at_index(item: Item) -> None:
     must(listing is not None and (_equal(listing, found) or found.end < listing.end), "it does not fit its shard")
     assert listing is not None
     listed = read_manifest(shard.parent).get(shard.name)
-    must(listing.sha256 == (listed[1] if listed else sha256_of(shard)), "it tells another sum of its shard")
+    must(listing.sha256 == (listed[1] if listed else digest_of(shard)), "it tells another sum of its shard")
 
 
 def _equal(one: Listing, other: Listing) -> bool:

@@ -33,6 +33,12 @@ def key_of(inputs: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def digest_of(path: Path, algorithm: str = "sha256") -> str:
+    """Hash of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def local_folder(model: str) -> Path | None:
     """Folder of a model that lies on this machine, or None for an id of the hub.
 

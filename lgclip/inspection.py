@@ -21,8 +21,8 @@ from lgclip.drawn_inspection import (
     must,
     parsed,
 )
-from lgclip.identity import SCHEMA, key_of
-from lgclip.inventory import Item, Kind, sha256_of
+from lgclip.identity import SCHEMA, digest_of, key_of
+from lgclip.inventory import Item, Kind
 from lgclip.ledger import Line
 from lgclip.shard_index import look
 
@@ -195,7 +195,7 @@ def _learnt(item: Item) -> None:
         return
     sums = about.get("sha256")  # of prompts, one a file
     wanted = sums.get(item.path.stem) if isinstance(sums, dict) else sums
-    must(sha256_of(item.path) == wanted, f"its content is not what its {told.name} says")
+    must(digest_of(item.path) == wanted, f"its content is not what its {told.name} says")
 
 
 def _checkpoint(item: Item) -> None:

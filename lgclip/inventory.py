@@ -1,6 +1,5 @@
 """What lies in a store, file by file, told from its place alone; and the list of sha256 sums of it."""
 
-import hashlib
 import os
 import re
 import stat
@@ -185,12 +184,6 @@ def _item(root: Path, path: Path) -> Iterator[Item]:
     if kind != Kind.LINK and not stat.S_ISREG(stats.st_mode):
         kind = Kind.FOREIGN
     yield Item(root, place, kind, stats.st_size, stats.st_mtime_ns, max(stats.st_mtime_ns, stats.st_ctime_ns))
-
-
-def sha256_of(path: Path) -> str:
-    """Sum of a file's bytes, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")

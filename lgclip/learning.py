@@ -5,9 +5,6 @@ STORE/students/KEY/student.json         what it is and what it was made from; wr
 STORE/students/KEY/checkpoints/         while it is trained, so that the same command goes on
 """
 
-import hashlib
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,18 +20,15 @@ from lgclip.encoder.backbone import Network, Tower, with_head
 from lgclip.encoder.files import read_config
 from lgclip.encoder.precision import decided
 from lgclip.encoder.student import ABOUT, WEIGHTS
-from lgclip.identity import key_of
+from lgclip.identity import digest_of, key_of
 from lgclip.ledger import Account
 from lgclip.lesson import Lesson, mixture_of
-from lgclip.memory import device_name
 from lgclip.methods.student import Learner
 from lgclip.mixture import Mixture
 from lgclip.stages import Stages
 from lgclip.steps import StepBar
+from lgclip.training import PRECISION, Fitted, train_once
 from lgclip.whole import write_json, write_whole
-
-TRAINER_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""What Lightning calls them; mixed: the weights stay in fp32."""
 
 
 def _last_epoch(learner: Learner) -> dict[str, float]:
@@ -82,25 +76,18 @@ def learn(
     Raises:
         ValueError: If an image cannot be read, or the backbone cannot be built.
     """
-    folder, epochs = folder_of(lesson, root), lesson.student.epochs
-    if is_trained(folder):
-        stages.accounts.append(Account("student", 0, epochs, 0.0, "epoch"))
-        return folder
-    with stages.timed("student", unit="epoch", total=epochs):
-        start = time.perf_counter()
+    folder = folder_of(lesson, root)
+
+    def train() -> Fitted:
         tower, network = _network(lesson)
         mixture = mixture_of(lesson, tower, workers)
         learner = Learner(network, lesson.student, tower.mean, tower.std)
         trainer = _fit(make_trainer, learner, mixture, folder, logger)
-        if trainer.is_global_zero:
-            spent = {
-                "seconds": round(time.perf_counter() - start, 3),
-                "device": device_name(trainer.strategy.root_device),
-                "devices": trainer.world_size,
-            }
-            _write(folder, lesson, learner, spent | _of_network(tower, network) | _of_images(lesson, mixture))
-        trainer.strategy.barrier()
-    return folder
+        found = _of_network(tower, network) | _of_images(lesson, mixture)
+        return trainer, lambda spent: _write(folder, lesson, learner, spent | found)
+
+    spared = Account("student", 0, lesson.student.epochs, 0.0, "epoch")
+    return train_once(folder, stages, spared, train, there=is_trained(folder))
 
 
 def _network(lesson: Lesson) -> tuple[Tower, Network]:
@@ -118,7 +105,7 @@ def _fit(
     trainer = make_trainer(
         max_steps=mixture.steps,
         max_epochs=-1,
-        precision=TRAINER_PRECISION[decided(student.precision)],
+        precision=PRECISION[decided(student.precision)],
         plugins=[SafetensorsIO()],
         callbacks=[last_checkpoint(folder / "checkpoints", student.checkpoint_every), StepBar("student", _last_epoch)],
         logger=logger,
@@ -160,13 +147,10 @@ def _of_images(lesson: Lesson, mixture: Mixture) -> dict[str, object]:
 
 
 def _write(folder: Path, lesson: Lesson, learner: Learner, found: dict[str, object]) -> None:
-    """Writes the student, what is told of it last, and takes the checkpoints away."""
+    """Writes the student, and what is told of it last."""
     student = lesson.student
-    folder.mkdir(parents=True, exist_ok=True)
     with write_whole(folder / WEIGHTS) as temporary:
         save_file(learner.weights(), temporary)
-    with (folder / WEIGHTS).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     epoch = learner.best_epoch or student.epochs
     about = {
         "key": folder.name,
@@ -178,14 +162,13 @@ def _write(folder: Path, lesson: Lesson, learner: Learner, found: dict[str, obje
         "class_names": list(lesson.dataset.class_names),
         "num_classes": len(lesson.dataset.class_names),
         "centre": student.centre,
-        "sha256": sha256,
+        "sha256": digest_of(folder / WEIGHTS),
         **found,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")},
         "inputs": lesson.inputs(),
         "history": learner.history,
     }
     write_json(folder / ABOUT, about)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def told(folder: Path) -> str:

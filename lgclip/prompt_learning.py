@@ -6,9 +6,6 @@ STORE/prompts_learned/KEY/learner.json          what they were learnt from, and 
 STORE/prompts_learned/KEY/checkpoints/          while it lasts: `rounds` after each round, and a folder a round
 """
 
-import hashlib
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,15 +23,15 @@ from lgclip.encoder.precision import decided
 from lgclip.encoder.prompted import ABOUT, FILES
 from lgclip.features import encode
 from lgclip.guessing import images_of_class
-from lgclip.identity import SCHEMA, inputs_of, key_of
+from lgclip.identity import SCHEMA, digest_of, inputs_of, key_of
 from lgclip.ledger import Account
-from lgclip.memory import device_name
 from lgclip.paradigms import Paradigm
 from lgclip.pool import Ground
 from lgclip.prompt_rounds import Course, State
 from lgclip.prompt_spec import PromptSpec
 from lgclip.scales import WHOLE, Scales
 from lgclip.stages import Stages
+from lgclip.training import Fitted, train_once
 from lgclip.whole import write_json
 
 
@@ -181,37 +178,24 @@ def learn_prompts(
     Raises:
         ValueError: If an image cannot be read, or a class name is too long for the text tower.
     """
-    folder, rounds = folder_of(lesson, root), lesson.spec.rounds
-    if is_learned(folder):
-        stages.accounts.append(Account("prompt learning", 0, rounds, 0.0, "round"))
-        return folder
-    with stages.timed("prompt learning", unit="round", total=rounds):
-        start = time.perf_counter()
+    folder = folder_of(lesson, root)
+
+    def train() -> Fitted:
         trainer = make_trainer(logger=False, enable_checkpointing=False)  # its device; no round may be left to run
         course = Course(
             lesson.spec, lesson.encoder, lesson.ground, folder / "checkpoints", trainer.strategy.root_device, workers
         )
         state, trainer = course.run(make_trainer, trainer, hidden, logger)
-        if trainer.is_global_zero:
-            spent = {
-                "seconds": round(time.perf_counter() - start, 3),
-                "device": device_name(trainer.strategy.root_device),
-                "devices": trainer.world_size,
-            }
-            _write(folder, lesson, course, state, spent)
-        trainer.strategy.barrier()
-    return folder
+        return trainer, lambda spent: _write(folder, lesson, course, state, spent)
+
+    spared = Account("prompt learning", 0, lesson.spec.rounds, 0.0, "round")
+    return train_once(folder, stages, spared, train, there=is_learned(folder))
 
 
 def _write(folder: Path, lesson: PromptLesson, course: Course, state: State, spent: dict[str, object]) -> None:
-    """Writes the prompts, what is told of them last, and takes the checkpoints away."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the prompts, and what is told of them last."""
     spec, ground = lesson.spec, lesson.ground
     kinds = course.save(state, folder) if spec.rounds else ()
-    sums = {}
-    for kind in kinds:
-        with (folder / FILES[kind]).open("rb") as file:
-            sums[kind] = hashlib.file_digest(file, "sha256").hexdigest()
     drawn = len(ground.chosen(spec.synthetic_images)) if spec.needs_images else 0
     about = {
         "key": folder.name,
@@ -229,13 +213,12 @@ def _write(folder: Path, lesson: PromptLesson, course: Course, state: State, spe
             "unlabelled": len(ground.division.unlabelled),
             "synthetic": drawn,
         },
-        "sha256": sums,
+        "sha256": {kind: digest_of(folder / FILES[kind]) for kind in kinds},
         **spent,
         "versions": {name: version(name) for name in ("torch", "open_clip_torch", "lightning")},
         "inputs": lesson.inputs(),
     }
     write_json(folder / ABOUT, about)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def told(folder: Path) -> str:

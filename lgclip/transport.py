@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 from typing import IO
 
 from lgclip.datasets.archive import unpack
-from lgclip.identity import SCHEMA
+from lgclip.identity import SCHEMA, digest_of
 from lgclip.inspection import fault_in
 from lgclip.inventory import (
     COMPANIONS,
@@ -23,7 +23,6 @@ from lgclip.inventory import (
     amount,
     existing,
     read_manifest,
-    sha256_of,
     walk,
     write_manifest,
 )
@@ -62,7 +61,7 @@ def export(root: Path, out: Path, runs: Sequence[Path] = ()) -> Iterator[str]:
         fault = fault_in(item)
         if fault is not None:
             raise StoreError(f"{item.path}: {fault}; see lgclip store verify --repair. Nothing was written")
-        sums[item.place] = sha256_of(item.path)
+        sums[item.place] = digest_of(item.path)
     if not items:
         raise StoreError(f"{root} holds nothing to export")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +72,7 @@ def export(root: Path, out: Path, runs: Sequence[Path] = ()) -> Iterator[str]:
         for item in items:
             _pack(tar, item, sums[item.place])
     size = sum(item.size for item in items)
-    yield f"{out}: {amount(len(items), size)}, sha256 {sha256_of(out)}"
+    yield f"{out}: {amount(len(items), size)}, sha256 {digest_of(out)}"
 
 
 def _chosen(root: Path, runs: Sequence[Path]) -> list[Item]:
@@ -184,7 +183,7 @@ def _checked(archive: Path, aside: Path) -> dict[str, str]:
             continue
         if item.kind not in ENTRIES | COMPANIONS:
             raise StoreError(f"{archive}: {item.place!r} is {fault_in(item)}; nothing was placed")
-        if sums.get(item.place) != sha256_of(item.path):
+        if sums.get(item.place) != digest_of(item.path):
             raise StoreError(f"{archive}: {item.place} is not what its manifest says; nothing was placed, get it again")
         fault = fault_in(item)
         if fault is not None:
@@ -207,7 +206,7 @@ def _fresh(root: Path, items: Sequence[Item], sums: Mapping[str, str]) -> list[I
         there = root / item.place
         if not there.exists():
             fresh.append(item)
-        elif item.kind not in (Kind.LEDGER, Kind.TOWERS) and sha256_of(there) != sums[item.place]:
+        elif item.kind not in (Kind.LEDGER, Kind.TOWERS) and digest_of(there) != sums[item.place]:
             other.append(item.place)
     if other:
         raise StoreError(

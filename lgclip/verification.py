@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lgclip.drawn_inspection import TORN, inside
+from lgclip.identity import digest_of
 from lgclip.inspection import fault_in, width_of
 from lgclip.inventory import (
     CHANGING,
@@ -20,7 +21,6 @@ from lgclip.inventory import (
     existing,
     forget,
     read_manifest,
-    sha256_of,
     walk,
     write_manifest,
 )
@@ -107,7 +107,7 @@ class _Seen:
                 if fault == TORN and now - item.changed < HOUR:  # a run is at work on it, perhaps
                     fault = None
                 if sums and fault is None and not _grows(item):
-                    self.sums[item.place] = sha256_of(item.path)
+                    self.sums[item.place] = digest_of(item.path)
             except FileNotFoundError:  # another process has taken it away
                 continue
             self.counts[item.kind] += 1
@@ -129,7 +129,7 @@ class _Seen:
         # A run adds sentences to a class's prompts; every other entry is written once.
         if listed is None or (item.kind == Kind.PROMPTS and item.changed > self._written):
             return None
-        return None if sha256_of(item.path) == listed else f"its bytes are not those of {MANIFEST}"
+        return None if digest_of(item.path) == listed else f"its bytes are not those of {MANIFEST}"
 
     def _odd(self, widths: Mapping[Item, int]) -> Iterator[tuple[Item, str]]:
         """Chunks of one encoder with another width than most: their name does not say whose they are."""

@@ -15,7 +15,8 @@ from worlds import FirstRun, World, call, judge, made, tree
 from lgclip.artifacts import _contents
 from lgclip.audit import audit
 from lgclip.dashboard.page import write_page
-from lgclip.inventory import Kind, sha256_of
+from lgclip.identity import digest_of
+from lgclip.inventory import Kind
 from lgclip.packing import pack, unpack
 from lgclip.reopen import reopen
 from lgclip.retention import collect
@@ -96,7 +97,7 @@ def test_the_list_of_images_leads_to_each_and_the_manifest_to_each_shard(packed:
         (member,) = [m for _, _, m in look(Path(shard)).members(Path(shard)) if m.name == name]
         assert member.read_bytes() == drawn(packed)[name.removesuffix(".png")]
     (shard,) = files(packed.store, Kind.SHARD)
-    assert read_manifest(shard.parent) == {shard.name: (shard.stat().st_size, sha256_of(shard))}
+    assert read_manifest(shard.parent) == {shard.name: (shard.stat().st_size, digest_of(shard))}
     told = json.loads((shard.parent / "manifest.json").read_text(encoding="utf-8"))["shards"]
     assert [(row["images"], row["faults"]) for row in told] == [(9, 0)]
     assert len(list(shard.parent.iterdir())) == 3, "a shard, its index, the manifest"

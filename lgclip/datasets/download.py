@@ -1,6 +1,5 @@
 """Files from the network: resumed where they were cut, checked, and there whole or not at all."""
 
-import hashlib
 import json
 import logging
 import re
@@ -12,6 +11,8 @@ from pathlib import Path
 import requests
 import urllib3
 from tqdm import tqdm
+
+from lgclip.identity import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
             part.drop()
             raise
     if checksum is None:
-        found = digest(part.path, "sha256")
+        found = digest_of(part.path)
         log.warning("%s: nobody published a checksum to compare with; its sha256 is %s", url, found)
         path.with_name(f"{path.name}.sha256").write_text(f"{found}  {path.name}\n", encoding="utf-8")
     part.path.replace(path)
@@ -109,17 +110,11 @@ def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
     return path
 
 
-def digest(path: Path, algorithm: str) -> str:
-    """A file's hash, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
 def _check(path: Path, url: str, checksum: str | None, way_out: str) -> None:
     if checksum is None:
         return
     algorithm, _, wanted = checksum.partition(":")
-    found = digest(path, algorithm)
+    found = digest_of(path, algorithm)
     if found != wanted:
         raise DownloadError(f"{url}: its {algorithm} is {found}, not {wanted}, as published; {way_out}")
 

@@ -119,6 +119,25 @@ def read_config(file: Path) -> dict[str, Any]:
     return found
 
 
+def read_learnt(folder: str, name: str, method: str) -> dict[str, Any]:
+    """What is told of something learnt, from the file of its folder that is written last.
+
+    Args:
+        folder: Where it lies, as the user names it.
+        name: Of the file.
+        method: Whose training writes such a folder.
+
+    Raises:
+        ValueError: If there is none, or it is damaged.
+    """
+    file = Path(folder).expanduser() / name
+    if not file.is_file():
+        raise ValueError(
+            f"ckpt={folder}: there is no {name} in it; give the folder that train.py method={method} prints"
+        )
+    return read_config(file)
+
+
 def did_you_mean(value: str, known: Collection[str]) -> str:
     """` (did you mean A, B?)` with the names nearest to `value`, or nothing if none is near."""
     plain = {name.lower().replace("_", "-"): name for name in known}

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.encoder.files import checkpoint_content, read_config
+from lgclip.encoder.files import checkpoint_content, read_learnt
 from lgclip.identity import SCHEMA, STANDS_FOR, inputs_of
 from lgclip.prompt_files import about_prompt, load_prompt
 from lgclip.soft_prompts import VisualPrompt
@@ -45,17 +45,8 @@ class Learnt:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What its learner.json says.
-
-        Raises:
-            ValueError: If there is none, or it is damaged.
-        """
-        file = Path(self.folder).expanduser() / ABOUT
-        if not file.is_file():
-            raise ValueError(
-                f"ckpt={self.folder}: there is no {ABOUT} in it; give the folder that train.py method=air prints"
-            )
-        return read_config(file)
+        """What its learner.json says; a ValueError if there is none, or it is damaged."""
+        return read_learnt(self.folder, ABOUT, "air")
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from lgclip.augmentation import Change, centred, normalised
 from lgclip.encoder.backbone import Network, Plan
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.encoder.files import checkpoint_content, read_config
+from lgclip.encoder.files import checkpoint_content, read_learnt
 from lgclip.encoder.precision import arithmetic, check_precision, decided
 from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of
 from lgclip.logits import as_unit
@@ -62,17 +62,8 @@ class StudentEncoder(Encoder):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What its student.json says.
-
-        Raises:
-            ValueError: If there is none, or it is damaged.
-        """
-        file = Path(self.folder).expanduser() / ABOUT
-        if not file.is_file():
-            raise ValueError(
-                f"ckpt={self.folder}: there is no {ABOUT} in it; give the folder that train.py method=student prints"
-            )
-        return read_config(file)
+        """What its student.json says; a ValueError if there is none, or it is damaged."""
+        return read_learnt(self.folder, ABOUT, "student")
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A diffusion U-Net whose low-rank adapters are tuned: the denoising loss on unlabelled images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lgclip.lora_spec import LoraTuning, TuningBatch
@@ -134,13 +133,7 @@ class DiffuserLora(LightningModule):
         }
         return {"encoder_hidden_states": words, "added_cond_kwargs": added}
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         rate_used = optimizer.param_groups[0]["lr"]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         done, every = self.global_step + 1, max(1, self.tuning.steps // ROWS)

@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Bool, Float
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from lgclip.batch import PromptBatch
@@ -149,13 +148,7 @@ class PromptRound(LightningModule):
         self._loss = self._loss.to(loss) + loss.detach()
         return loss
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Any = None,
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if (self.global_step + 1) % self.lessons.steps_per_epoch == 0:
             total = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
