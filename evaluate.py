@@ -45,14 +45,14 @@ def evaluate(cfg: DictConfig) -> float | None:
     with track(cfg.get("logger"), folder, OmegaConf.to_container(cfg, resolve=True), choices(), sweep_job()) as tracker:
         stages, drawn_by = Stages(trainer), (parts["llm"], parts["diffuser"], root, cfg.paths.images)
         drawing = draw(stages, dataset.subjects, *drawn_by, **counts, **real) if method.needs_images else None
-        bench = Bench(trainer, stages, method, parts["encoder"], parts["scales"], root, policy, cfg.workers)
+        where = (root, policy, cfg.workers, tracker.logger)
+        bench = Bench(trainer, stages, method, parts["encoder"], parts["scales"], *where)
         bench = bench.taught(asked, partial(build, cfg.trainer), dataset, drawing, opened, cfg.prompts_per_class)
         judged = bench.judge(dataset, drawing)
         found = {"ood": bench.shifted(judged[1], drawing, shifts)}
         found |= bench.of_learnt(judged[1], cfg.llm.get("form"), opened if cfg.membership else None)
         if trainer.is_global_zero:
-            result = publish(folder, cfg, judged, parts, method, stages, drawing, found, tracker)
-            return objective(cfg, result)
+            return objective(cfg, publish(folder, cfg, judged, parts, method, stages, drawing, found, tracker))
 
 
 main = plain_errors(evaluate)

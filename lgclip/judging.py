@@ -71,6 +71,7 @@ class Bench:
         root: The store's folder.
         policy: What to do about images to judge that cannot be read.
         workers: Processes that decode images.
+        logger: Of Lightning, which is told of what is learnt while it is learnt; False for none.
         student: A trained student; None if the method has none.
         prompt: Learnt prompts; None if the method has none.
         each: How many real training images of each class a student was taught with, or its prompts made of.
@@ -84,6 +85,7 @@ class Bench:
     root: Path
     policy: OnBadImage
     workers: int
+    logger: Any = False
     student: StudentEncoder | None = None
     prompt: Prompted | None = None
     each: int = 0
@@ -118,7 +120,7 @@ class Bench:
                 if isinstance(asked, PromptTask):
                     pool, towers = opened(**dataset.pool_values()), (encoder, self.scales)
                     check_apart(pool, dataset)
-                    more = (drawing, self.root, self.workers, self.policy)
+                    more = (drawing, self.root, self.workers, self.policy, self.logger)
                     asked = Prompted.learn(asked, self.stages, make_trainer, towers, pool, *more)
                 return replace(self, prompt=Prompted(asked, encoder, self.scales, device))
             case Student():
@@ -128,7 +130,8 @@ class Bench:
                     return opened(**dataset.training_values())
 
                 lesson = Lesson.of(asked.on(device), dataset, encoder, lambda: drawing, training, each)
-                asked = StudentEncoder(str(learn(self.stages, make_trainer, lesson, self.root, workers=self.workers)))
+                more = {"logger": self.logger, "workers": self.workers}
+                asked = StudentEncoder(str(learn(self.stages, make_trainer, lesson, self.root, **more)))
         return replace(self, student=asked.on(device), each=each)
 
     def judge(
@@ -225,6 +228,9 @@ class Bench:
             return {"learner": learner, "student": None, "membership": None}
         about = self.student.about
         told = {name: about.get(name) for name in ("key", "backbone", "seed", "selected_on", "epoch", "accuracy")}
+        history = about.get("history", [])
+        columns = {name: [row[name] for row in history] for name in (history[0] if history else ()) if name != "epoch"}
+        told |= {"steps": about.get("steps"), "history": columns}
         told |= {"precision": self.student.precision, "trained_on": {"form": form, **about["trained_on"]}}
         return {
             "student": told,

@@ -1,7 +1,7 @@
 """The rounds of prompt learning: guess labels, learn from them, look at the pool again; each is kept when it ends."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,22 @@ class State(NamedTuple):
     learnt: dict[str, Tensor]
     cosines: Float[Tensor, "u t"]
     rows: list[dict[str, Any]]
+
+
+def log_rounds(rows: Iterable[Mapping[str, Any]], logger: Any) -> None:
+    """Logs what is told of rounds: the loss of each epoch, and with its last one the round's row.
+
+    Args:
+        rows: The rows; that of zero-shot, which learnt nothing, is left out.
+        logger: Of Lightning; its steps are epochs, over all rounds.
+    """
+    for row in rows:
+        losses = row.get("losses", ())
+        told = {name: float(value) for name, value in row.items() if name != "losses"}
+        for epoch, loss in enumerate(losses, 1):
+            step = (row["round"] - 1) * len(losses) + epoch
+            logger.log_metrics({"loss": loss, **(told if epoch == len(losses) else {})}, step=step)
+    logger.save()
 
 
 def _last_loss(learner: PromptRound) -> dict[str, float]:
@@ -90,6 +106,8 @@ class Course:
         column = {label: at for at, label in enumerate(self.ground.division.targets)}
         truth = None if hidden is None else torch.tensor([column[label] for label in hidden])
         state = self._begun(truth)
+        if logger and trainer.is_global_zero:
+            log_rounds(state.rows, logger)  # those of a run that was interrupted
         for turn in range(len(state.rows), self.spec.rounds + 1):
             guesses, row = self._guessed(turn, state.cosines)
             module, trainer = self._fit(turn, guesses, state, make_trainer)
@@ -98,7 +116,8 @@ class Course:
             state = State(module.prompts.learnt(), cosines, [*state.rows, row])
             if trainer.is_global_zero:
                 self._keep(turn, state)
-                self._log(row, logger)
+                if logger:
+                    log_rounds([row], logger)
             trainer.strategy.barrier()
         return state, trainer
 
@@ -220,12 +239,3 @@ class Course:
         self._rounds.parent.mkdir(parents=True, exist_ok=True)
         SafetensorsIO().save_checkpoint(state._asdict(), self._rounds)
         shutil.rmtree(self._folder / f"{turn:02}", ignore_errors=True)
-
-    def _log(self, row: dict[str, Any], logger: Any) -> None:
-        if not logger:
-            return
-        first, last = (row["round"] - 1) * self.spec.epochs, len(row["losses"]) - 1
-        told = {name: float(value) for name, value in row.items() if name != "losses"}
-        for epoch, loss in enumerate(row["losses"]):
-            logger.log_metrics({"loss": loss, **(told if epoch == last else {})}, step=first + epoch + 1)
-        logger.save()

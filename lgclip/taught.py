@@ -194,13 +194,15 @@ class Prompted:
         root: Path,
         workers: int,
         policy: OnBadImage,
+        logger: Any,
     ) -> Learnt:
         """Learns the prompts of a task, unless they are there; the pool's hidden labels serve the analysis alone."""
         lesson, hidden = PromptLesson.of(
             stages, task.spec, towers[0], task.paradigm, pool, towers[1], root,
             drawing=drawing if task.spec.needs_images else None, on_bad_image=policy, workers=workers,
         )  # fmt: skip
-        return Learnt(str(learn_prompts(stages, make_trainer, lesson, root, hidden=hidden, workers=workers)))
+        more = {"hidden": hidden, "logger": logger, "workers": workers}
+        return Learnt(str(learn_prompts(stages, make_trainer, lesson, root, **more)))
 
     def answers(self, stages: Stages, dataset: Dataset, data: Streams, root: Path, workers: int, title: str) -> Stream:
         """What they say of the images of a data set, over its own classes.

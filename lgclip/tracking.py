@@ -15,6 +15,7 @@ from lgclip.allowed import build, target_of
 from lgclip.artifacts import KEEP, log_artifacts
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import Pictures
+from lgclip.prompt_rounds import log_rounds
 from lgclip.runs import Run
 from lgclip.wandb_tables import tables_of
 
@@ -90,34 +91,54 @@ class Tracker:
         logger: Any of Lightning's loggers, or None.
         folder: The run's folder.
         axes: What the run's job of a sweep is, by the swept keys.
+
+    Attributes:
+        logger: The logger, for what the run learns; False for none.
     """
 
     def __init__(self, logger: Logger | None, folder: Path, axes: Mapping[str, str]) -> None:
-        self._logger, self._folder, self._axes = logger, folder, dict(axes)
+        self.logger: Logger | Literal[False] = logger or False  # a trainer takes None for its own logger
+        self._folder, self._axes = folder, dict(axes)
 
     def log(self, result: Mapping[str, Any], dataset: Dataset, drawing: Pictures | None) -> None:
         """Logs the figures, and to W&B the tables, the confusion matrix and the artifacts.
+
+        Before them the curve of what was learnt, unless this run learnt it and has logged it meanwhile.
 
         Args:
             result: Content of result.json; it and the other files are in the run's folder already.
             dataset: What was judged.
             drawing: The synthetic images; None if the method needs none.
         """
-        if self._logger is None:
+        if not self.logger:
             return
+        _log_curve(result, self.logger)
         figures, run = flat_metrics(result), Run(self._folder, result)
-        experiment: Any = self._logger.experiment if isinstance(self._logger, WandbLogger) else None
+        experiment: Any = self.logger.experiment if isinstance(self.logger, WandbLogger) else None
         for name in figures if experiment else ():
             if way := _BETTER.get(name.rpartition("/")[2]):
                 experiment.define_metric(name, summary=way)
-        self._logger.log_metrics(figures)
-        self._logger.save()
+        self.logger.log_metrics(figures)
+        self.logger.save()
         if experiment:
             experiment.log(tables_of(run, dataset, drawing, self._axes))
             experiment.summary.update(figures)  # the plain number, where W&B would have {"max": number}
             log_artifacts(
-                experiment, run, drawing, self._logger.artifacts if isinstance(self._logger, Wandb) else KEEP[0]
+                experiment, run, drawing, self.logger.artifacts if isinstance(self.logger, Wandb) else KEEP[0]
             )
+
+
+def _log_curve(result: Mapping[str, Any], logger: Logger) -> None:
+    """What was learnt before, as the loggers of the run that learnt it were told."""
+    if any(stage["made"] for stage in result["stages"] if stage["stage"] in ("prompt learning", "student")):
+        return
+    if learner := result["learner"]:
+        log_rounds(learner["rounds"], logger)
+    elif student := result["student"]:
+        names, rows = student["history"], [*zip(*student["history"].values(), strict=True)]
+        for epoch, row in enumerate(rows, 1):
+            told = {"epoch": float(epoch), **dict(zip(names, row, strict=True))}
+            logger.log_metrics(told, step=epoch * student["steps"] // len(rows))
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
@@ -125,12 +146,13 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
 
     `top1`, `top1_low`, ... of the method, `clip_text/top1`, ... of what stands beside it,
     `paired/clip_text/difference`, `confidence/ece`, `diagnostics/margin/spearman`, `ood/NAME/metrics/top1`,
-    `membership/auroc`, `seconds` in all and `seconds/images` of a stage.
+    `membership/auroc`, `by_kind/air/harmonic`, `seconds` in all and `seconds/images` of a stage.
     """
     parts = ("paired", "detectable", "confidence", "diagnostics", "ood", "membership")
     flat = dict(_flat(result["metrics"], ""))
     flat |= _flat(result["beside"], "")
     flat |= _flat({name: result.get(name) for name in parts}, "")
+    flat |= _flat({"by_kind": (result.get("learner") or {}).get("by_kind", {})}, "")
     stages = {stage["stage"]: float(stage["seconds"]) for stage in result["stages"]}
     return flat | {"seconds": sum(stages.values())} | {f"seconds/{name}": spent for name, spent in stages.items()}
 

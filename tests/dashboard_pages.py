@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page as Tab
 
-from lgclip.dashboard.shape import ClassRow, Comparison, Confusion, Drawn, Page, RunData, SeedGroup, Stage
+from lgclip.dashboard.shape import ClassRow, Comparison, Confusion, Drawn, Learning, Page, RunData, SeedGroup, Stage
 from lgclip.statistics import holm, metrics, over_seeds, paired
 
 Open = Callable[..., Tab]
@@ -76,6 +76,7 @@ def run_of(number: int, axes: dict[str, Any], names: list[str], strength: float,
         dataset="shapes", split="held out", method="lgclip", n=int(label.size), metrics=dict(told),
         beside={"clip_text": dict(rival)}, paired={"clip_text": test},
         detectable={"difference": 0.012, "power": 0.8, "discordant": 0.04}, confidence=confidence(float(share.mean())),
+        learning=None,
         correlations={measure: {"spearman": 0.1 * k, "p": 0.5 / (k + 1)} for k, measure in enumerate(MEASURES)},
         class_list=0, classes=classes,
         diagnostics={m: (0.5 + 0.4 * share + rng.normal(0, 0.05, c)).round(4).tolist() for m in MEASURES},
@@ -90,6 +91,18 @@ def confidence(top1: float) -> dict[str, Any]:
     rejection = [{"coverage": float(c), "top1": float(1 - (1 - top1) * c**2)} for c in coverage]
     figures = {"ece": 0.021, "nll": 0.11, "brier": 0.05, "aurc": 0.004, "temperature": 0.0123}
     return {**figures, "fitted_on": "synthetic images", "rejection": rejection}
+
+
+def rounds(number: int, count: int = 3) -> Learning:
+    """What a learner says of its rounds, better with each."""
+    accuracy: list[float | None] = [round(0.6 + 0.05 * at + 0.002 * number, 4) for at in range(count + 1)]
+    figures: dict[str, list[float | None]] = {
+        "precision": [None, *(0.9 - 0.01 * at for at in range(count))],
+        "coverage": [None, *((at + 1) / count for at in range(count))],
+        "accuracy": accuracy, "loss": [None, *(1.5 / (at + 1) for at in range(count))],
+    }  # fmt: skip
+    by_kind = {"lgclip": {"seen": 0.8, "unseen": 0.6 + number / 100, "harmonic": 0.7}}
+    return Learning(unit="round", first=0, figures=figures, by_kind=by_kind)
 
 
 def stages(number: int) -> list[Stage]:
@@ -202,8 +215,8 @@ def failed_run(number: int, axes: dict[str, Any], error: str) -> RunData:
     return RunData(
         id=number, name=told, folder=f"multirun/grid/{number}", status="failed", error=error, sweep="multirun/grid",
         job=number, axes=axes, dataset="", split="", method="", n=0, metrics=None, beside={}, paired={},
-        detectable=None, confidence=None, correlations={}, class_list=0, classes=[], diagnostics={}, confusions=[],
-        gallery=[], stages=[], cost={}, config=axes, provenance=[], right=None, judged=None,
+        detectable=None, confidence=None, learning=None, correlations={}, class_list=0, classes=[], diagnostics={},
+        confusions=[], gallery=[], stages=[], cost={}, config=axes, provenance=[], right=None, judged=None,
     )  # fmt: skip
 
 
@@ -245,7 +258,7 @@ def hostile_page() -> Page:
             "stages": [
                 {**one, "stage": bad + one["stage"], "unit": HOSTILE[1], "device": text} for one in run["stages"]
             ],
-            "confidence": {**confidence(0.8), "fitted_on": bad},
+            "confidence": {**confidence(0.8), "fitted_on": bad}, "learning": rounds(number),
             "diagnostics": {HOSTILE[1]: run["diagnostics"]["gap"], "alignment": [None] * len(names)},
         }  # fmt: skip
         runs.append({**run, **more})

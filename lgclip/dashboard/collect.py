@@ -13,7 +13,7 @@ from lgclip.costs import add_up
 from lgclip.dashboard import rows
 from lgclip.dashboard.shape import Axis, Comparison, Page, RunData, SeedGroup
 from lgclip.jobs import FAILED, SWEEP
-from lgclip.runs import RESULT, Run, RunError, differing, find_runs
+from lgclip.runs import RESULT, Run, RunError, differing, find_runs, settings_of
 from lgclip.statistics import over_seeds
 
 CLASS_ROWS = 100_000
@@ -101,7 +101,7 @@ def _axes(runs: Sequence[Run], data: Sequence[RunData], lost: Sequence[RunData])
 
     What a job that failed was told counts too; what it was not told is not known of it.
     """
-    apart: dict[str, list[Any]] = {} if len(runs) < 2 else differing(runs)
+    apart = _apart(runs)
     asked = {key: value for one in lost for key, value in one["config"].items()}
     for key in [key for key in asked if key not in apart]:
         own = [one["config"].get(key) for one in data]
@@ -112,6 +112,21 @@ def _axes(runs: Sequence[Run], data: Sequence[RunData], lost: Sequence[RunData])
     for one in lost:
         one["axes"] = {key: one["config"][key] for key in apart if key in one["config"]}
     return [_axis(key, [one["axes"][key] for one in (*data, *lost) if key in one["axes"]]) for key in apart]
+
+
+def _apart(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """As `differing`, and the values in which runs with the same choice of a part differ, such as `learner.seed`."""
+    if len(runs) < 2:
+        return {}
+    apart = differing(runs)
+    told = [settings_of(run) for run in runs]
+    for group in [key for key in apart if key in runs[0].result["choices"]]:
+        chosen = [json.dumps(choice) for choice in apart[group]]
+        for choice in dict.fromkeys(chosen):
+            own = [run for run, one in zip(runs, chosen, strict=True) if one == choice]
+            inside = (key for key in differing(own) if key.startswith(f"{group}."))
+            apart |= {key: [one.get(key) for one in told] for key in inside}
+    return apart
 
 
 def _axis(key: str, column: Sequence[Any]) -> Axis:

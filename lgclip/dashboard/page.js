@@ -211,6 +211,7 @@ function start() {
     showRuns,
     showGrid,
     showCompare,
+    showLearning,
     showCost,
     showFocus,
     showFigures,

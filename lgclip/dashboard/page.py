@@ -17,7 +17,7 @@ from lgclip.whole import write_whole
 
 SCRIPTS = (
     "data.js", "dom.js", "figures.js", "table.js", "charts.js", "summary.js", "runs.js", "compare.js", "grid.js",
-    "lines.js", "classes.js", "confidence.js", "pictures.js", "costs.js", "page.js",
+    "lines.js", "learning.js", "classes.js", "confidence.js", "pictures.js", "costs.js", "page.js",
 )  # fmt: skip
 """The page's own scripts, in the order in which they are joined."""
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from lgclip.dashboard.shape import ClassRow, Confusion, RunData, Stage
+from lgclip.dashboard.shape import ClassRow, Confusion, Learning, RunData, Stage
 from lgclip.identity import key_of
 from lgclip.jobs import FAILED
 from lgclip.runs import Run, RunError, flat
@@ -21,7 +22,10 @@ SKIPPED = 5
 """Images that could not be read that are named of a run."""
 
 DIGITS = 4
-"""Decimals of a diagnostic on the page; its file has six."""
+"""Decimals of a diagnostic on the page, whose file has six, and of a figure of a round or an epoch."""
+
+LEARNING = ("precision", "coverage", "accuracy", "loss")
+"""What is shown of a round or an epoch."""
 
 _NO_MEASURE = ("class", "name", "images", "nearest", "accuracy")
 _NO_SETTING = ("logger", "paths", "workers", "rerun")
@@ -60,6 +64,7 @@ def finished(run: Run, number: int) -> RunData:
             paired=result["paired"],
             detectable=result["detectable"],
             confidence=result["confidence"],
+            learning=_learning(result),
             correlations=result["diagnostics"] or {},
             class_list=0,
             classes=_classes(run, mistaken),
@@ -95,7 +100,7 @@ def failed(folder: Path, number: int) -> RunData:
         raise RunError(f"{path} is damaged: run the job again, or remove its folder") from error
     job = int(folder.name) if folder.name.isdecimal() else None
     empty: Any = {"axes": {}, "beside": {}, "paired": {}, "correlations": {}, "diagnostics": {}, "cost": {}}
-    none: Any = dict.fromkeys(("metrics", "detectable", "confidence", "right", "judged"))
+    none: Any = dict.fromkeys(("metrics", "detectable", "confidence", "learning", "right", "judged"))
     lists: Any = {key: [] for key in ("classes", "confusions", "gallery", "stages", "provenance")}
     return RunData(
         id=number, name="", folder=str(folder), status="failed", error=error, job=job,
@@ -148,6 +153,24 @@ def _classes(run: Run, mistaken: Int[np.ndarray, "c c"]) -> list[ClassRow]:
             ClassRow(n=int(row["n"]), right=int(row["right"]), taken_for=taken[c] if times else None, times=times)
         )
     return rows
+
+
+def _learning(result: Mapping[str, Any]) -> Learning | None:
+    """The rounds of a prompt, each with the loss of its last epoch, or the epochs of a student."""
+    if learner := result.get("learner"):
+        rows = [{**row, "loss": row["losses"][-1]} if row.get("losses") else row for row in learner["rounds"]]
+        columns = {name: [row.get(name) for row in rows] for name in LEARNING}
+        unit, first, by_kind = "round", 0, learner.get("by_kind", {})
+    elif columns := (result.get("student") or {}).get("history"):
+        unit, first, by_kind = "epoch", 1, {}
+    else:
+        return None
+    shown = {
+        name: [None if one is None or not math.isfinite(one) else round(one, DIGITS) for one in columns.get(name, ())]
+        for name in LEARNING
+    }
+    figures = {name: column for name, column in shown.items() if any(one is not None for one in column)}
+    return Learning(unit=unit, first=first, figures=figures, by_kind=by_kind)
 
 
 def _diagnostics(run: Run) -> dict[str, list[float | None]]:

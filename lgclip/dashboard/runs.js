@@ -209,6 +209,10 @@ function runColumns(state, against) {
         `Top-1 of ${name} in the same run`,
       ),
     ),
+    ...["seen", "unseen", "harmonic"]
+      .map((kind) => ({ kind, read: (run) => run.learning?.by_kind[run.method]?.[kind] ?? null }))
+      .filter(({ read }) => some(read))
+      .map(({ kind, read }) => number(kind, KINDS[kind][0], read, (value) => percent(value), KINDS[kind][1])),
     number("seconds", "Time", seconds, duration, "What this run spent; what was stored cost it nothing"),
   ].filter(Boolean);
 }

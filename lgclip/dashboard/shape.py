@@ -53,6 +53,15 @@ class ClassRow(TypedDict):
     times: int
 
 
+class Learning(TypedDict):
+    """What a run's method learnt on the way: a prompt round by round, a student epoch by epoch."""
+
+    unit: str  # "round" | "epoch"
+    first: int  # the number of the first of them: 0 for zero-shot, before the first round
+    figures: dict[str, list[float | None]]  # precision, coverage, accuracy: shares 0..1; loss; a value each
+    by_kind: dict[str, dict[str, float]]  # method -> top-1 on seen and on unseen classes, and their harmonic mean
+
+
 class RunData(TypedDict):
     """One run, finished or failed; of a failed one only what is known is there, the rest is null or empty."""
 
@@ -73,6 +82,7 @@ class RunData(TypedDict):
     paired: dict[str, dict[str, Any]]  # difference, ci95, only_this, only_other, p
     detectable: dict[str, Any] | None
     confidence: dict[str, Any] | None  # temperature, fitted_on, ece, nll, brier, aurc, rejection: [{coverage, top1}]
+    learning: Learning | None
     correlations: dict[str, dict[str, float | None]]  # measure -> {spearman, p}
     class_list: int  # place in `Page.class_lists`
     classes: list[ClassRow]

@@ -1,13 +1,12 @@
 """A classifier in training: cross-entropy on batches of bytes, by the recipe of a `Student`."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -92,13 +91,7 @@ class Learner(LightningModule):
         self._loss = self._loss.to(loss) + loss.detach()
         return loss
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -116,10 +109,16 @@ class Learner(LightningModule):
                 self.best_epoch = epoch
                 self._best = {name: value.detach().cpu().clone() for name, value in self._own(self.judged).items()}
         self.history.append(row)
+        self._tell(row)
+
+    def on_train_start(self) -> None:
+        for row in self.history:  # of a run that was interrupted
+            self._tell(row)
+
+    def _tell(self, row: dict[str, float]) -> None:
+        told = {name: float(value) for name, value in row.items()}
         for logger in self.loggers:
-            logger.log_metrics(
-                {name: float(value) for name, value in row.items()}, step=epoch * self.mixture.steps_per_epoch
-            )
+            logger.log_metrics(told, step=int(row["epoch"]) * self.mixture.steps_per_epoch)
 
     @property
     def best_accuracy(self) -> float:
