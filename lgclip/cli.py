@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     students.add_argument("--csv", type=Path, metavar="FILE", help="every figure, unrounded")
     students.add_argument("--markdown", action="store_true", help="tables for a page")
 
+    learners = parts.add_parser("learners", help="learnt prompts by learner and paradigm, as Markdown")
+    learners.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP_DIR", help="folders of runs of method=air")
+    learners.add_argument("--with", dest="reference", metavar="ROW", help="the others are compared with it (grip)")
+    learners.add_argument("-o", "--figure", type=Path, metavar="FIGURE.png", help="figure to write")
+
     captions = parts.add_parser("captions", help="captions of real training images, as JSON lines")
     captions.add_argument("action", choices=("export", "import"))
     captions.add_argument("file", type=Path, metavar="FILE.jsonl", help="written, or read")
@@ -158,6 +163,10 @@ def _said(args: argparse.Namespace) -> Iterator[str]:
             from lgclip.students_table import students
 
             yield students(args.sweep, args.out, args.csv, args.markdown)
+        case "learners":
+            from lgclip.learners_table import learners
+
+            yield learners(args.sweeps, args.reference, args.figure)
         case "report":
             from lgclip.dashboard.page import IMAGES, write_page
 

@@ -150,7 +150,7 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     A part whose choice differs stands for its values: `scales`, not `scales.fractions`. Where a run writes and
     logs does not count.
     """
-    told = [_settings(run.result) for run in runs]
+    told = [settings_of(run) for run in runs]
     keys = list(dict.fromkeys(key for values in told for key in values))
     columns = {key: [values.get(key) for values in told] for key in keys}
     apart = {key: column for key, column in columns.items() if any(value != column[0] for value in column)}
@@ -164,10 +164,10 @@ def _group(key: str) -> str:
 _APART = ("logger", "trainer", "paths", "workers", "rerun", "on_bad_image")  # which images were judged is a result
 
 
-def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The config, flat; a group's choice stands under the group's name."""
-    config = {key: value for key, value in result["config"].items() if key not in _APART}
-    return {**dict(flat(config)), **{group: choice for group, choice in result["choices"].items() if group in config}}
+def settings_of(run: Run) -> dict[str, Any]:
+    """A run's config, flat, without where it writes and logs; a group's choice stands under the group's name."""
+    config = {key: value for key, value in run.result["config"].items() if key not in _APART}
+    return {**dict(flat(config)), **{group: one for group, one in run.result["choices"].items() if group in config}}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

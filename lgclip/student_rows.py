@@ -4,34 +4,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lgclip.comparison import SEEDS, comparable
+from lgclip.comparison import SEEDS, Side, comparable
 from lgclip.robustness import Line, Share, baseline, effective_robustness
 from lgclip.runs import Run, differing, find_runs
-from lgclip.statistics import over_seeds
+from lgclip.seed_rows import TOP1, Figure, Row
 
 REAL, BASIC = "real", "basic"
 """Names of the training sets that others are compared with."""
-
-
-class Figure(NamedTuple):
-    """A column.
-
-    Attributes:
-        kind: `top1`; `inside`, top-1 in distribution over the classes of a shifted set; `rho`, the effective
-            robustness; `auroc`, `balanced_accuracy` or `held_out_balanced_accuracy` of membership.
-        shifted: The shifted set that it is of; "" for the data set itself.
-    """
-
-    kind: str
-    shifted: str = ""
-
-
 MEMBERSHIP = ("auroc", "balanced_accuracy", "held_out_balanced_accuracy")
-TOP1 = Figure("top1")
-
-
+"""Columns beside `top1`; `inside`, top-1 in distribution over the classes of a shifted set; and `rho`, the effective
+robustness."""
 _JUDGED_ON = ("ckpt", "membership", "ood")  # what they were judged on, or where they lie
 
 
@@ -40,48 +24,11 @@ class StudentsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
-    """Students of one training set, or a method that was judged beside them.
-
-    Attributes:
-        name: What they were trained on, or the method's name.
-        apart: The settings that tell it from others of its name; "" if there is none.
-        values: Figures of each run by seed; what a run does not tell is not there. Of a method that no run changes,
-            its figures alone.
-        runs: The students' runs by seed; none of a method beside.
-    """
-
-    name: str
-    apart: str
-    values: Mapping[int, Mapping[Figure, float]]
-    runs: Mapping[int, Run]
-
-    @property
-    def label(self) -> str:
-        """Its name, with the settings that tell it apart."""
-        return f"{self.name} ({self.apart})" if self.apart else self.name
-
-    @property
-    def mixed(self) -> bool:
-        """Whether its students saw real and synthetic images."""
-        return any(of["real"] and of["synthetic"] for of in map(_training_set, self.runs.values()))
-
-    def of(self, figure: Figure) -> dict[int, float]:
-        """A figure by seed, of the runs that tell it."""
-        return {seed: told[figure] for seed, told in self.values.items() if figure in told}
-
-    def summary(self, figure: Figure) -> dict[str, Any] | None:
-        """`n`, `mean`, `std` and `ci95` of `statistics.over_seeds`; None where no run tells it."""
-        values = list(self.of(figure).values())
-        return over_seeds(values) if values else None
-
-
-@dataclass(frozen=True)
 class Students:
     """What a sweep says of its students.
 
     Attributes:
-        rows: Students first, then the methods beside.
+        rows: Students by what they were trained on, then the methods beside, which have no runs of their own.
         shifted: Names of the shifted sets.
         lines: The baseline of each shifted set through the runs on real images; none without such a run.
         left_out: Runs of other methods.
@@ -141,6 +88,11 @@ def _training_set(run: Run) -> Mapping[str, Any]:
     return run.result["student"]["trained_on"]
 
 
+def is_mixed(row: Row) -> bool:
+    """Whether a row's students saw real and synthetic images."""
+    return any(of["real"] and of["synthetic"] for (side,) in row.runs.values() for of in [_training_set(side.run)])
+
+
 def trained_on(run: Run) -> str:
     """What a student was trained on: `real`, the form of the prompts, or `form + share of real`."""
     said = _training_set(run)
@@ -175,10 +127,15 @@ def _rows(runs: Sequence[Run], lines: Mapping[str, Line]) -> list[Row]:
                 f"{student['seed']}: leave one of them out of a mean over seeds"
             )
     found = [
-        Row(group[0], _apart(group, settings), {seed: _values(run, lines) for seed, run in by_seed.items()}, by_seed)
+        Row(
+            group[0],
+            _apart(group, settings),
+            {seed: _values(run, lines) for seed, run in by_seed.items()},
+            {("", seed): [Side(run)] for seed, run in by_seed.items()},
+        )
         for group, by_seed in groups.items()
     ]
-    return sorted(found, key=lambda row: (row.name != REAL, row.mixed, row.name != BASIC, row.name, row.apart))
+    return sorted(found, key=lambda row: (row.name != REAL, is_mixed(row), row.name != BASIC, row.name, row.apart))
 
 
 def _apart(group: tuple[str, str], settings: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
@@ -225,10 +182,14 @@ def _values(run: Run, lines: Mapping[str, Line], column: str | None = None) -> d
 
 def _beside(rows: Sequence[Row], lines: Mapping[str, Line]) -> Iterator[Row]:
     """The methods beside: one row where no run changes one, else one for each of what the students were trained on."""
-    runs = [run for row in rows for run in row.runs.values()]
+    runs = [side.run for row in rows for (side,) in row.runs.values()]
     for column in dict.fromkeys(name for run in runs for name in run.result["beside"]):
         told = {
-            row.label: {s: _values(run, lines, column) for s, run in row.runs.items() if column in run.result["beside"]}
+            row.label: {
+                seed: _values(side.run, lines, column)
+                for (_, seed), (side,) in row.runs.items()
+                if column in side.run.result["beside"]
+            }
             for row in rows
         }
         every = [values for by_seed in told.values() for values in by_seed.values()]

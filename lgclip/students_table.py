@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.robustness import Line
-from lgclip.student_differences import Difference, differences
-from lgclip.student_rows import REAL, TOP1, Figure, Row, Students, read_students
+from lgclip.row_table import MISSING, about_pairs, aligned, markdown_table, paired
+from lgclip.seed_rows import TOP1, Difference, Figure, Row
+from lgclip.student_differences import differences
+from lgclip.student_rows import REAL, Students, read_students
 from lgclip.whole import write_whole
 
 _HEADS = {"auroc": "AUROC", "balanced_accuracy": "best bal. acc.", "held_out_balanced_accuracy": "held out"}
-_MISSING = "-"
 CSV_HEADER = ("trained_on", "settings", "figure", "shifted_set", "seeds", "mean", "std", "ci95_low", "ci95_high")
 
 
@@ -51,7 +52,7 @@ def table(found: Students, pairs: Sequence[Difference] = (), markdown: bool = Fa
         pairs: How training sets differ.
         markdown: Whether the tables are Markdown's.
     """
-    laid = _markdown if markdown else _aligned
+    laid = markdown_table if markdown else aligned
     accuracy = [TOP1, *(Figure("top1", name) for name in found.shifted)]
     more = [figure for figure in found.figures if figure.kind not in ("top1", "inside")]
     parts = [
@@ -63,18 +64,19 @@ def table(found: Students, pairs: Sequence[Difference] = (), markdown: bool = Fa
         laid([["trained on", "seeds", *map(_head, more)], *([*_named(r), *_cells(r, more)] for r in found.rows)]),
     ]
     if pairs:
-        parts += ["differences of top-1, in points, over the seeds that both have", laid(_paired(pairs)), _about(pairs)]
+        lines = paired(pairs, "trained on", "judged on", _head)
+        parts += ["differences of top-1, in points, over the seeds that both have", laid(lines), about_pairs(pairs)]
     return "\n\n".join(parts)
 
 
 def _head(figure: Figure) -> str:
     if figure.kind == "rho":
-        return f"rho {figure.shifted}"
-    return figure.shifted or _HEADS.get(figure.kind, "in distribution")
+        return f"rho {figure.on}"
+    return figure.on or _HEADS.get(figure.kind, "in distribution")
 
 
 def _named(row: Row) -> tuple[str, str]:
-    return row.label, str(len(row.values)) if row.runs or len(row.values) > 1 else _MISSING
+    return row.label, str(len(row.values)) if row.runs or len(row.values) > 1 else MISSING
 
 
 def _cells(row: Row, figures: Sequence[Figure]) -> list[str]:
@@ -83,7 +85,7 @@ def _cells(row: Row, figures: Sequence[Figure]) -> list[str]:
 
 def _cell(summary: dict[str, Any] | None, figure: Figure) -> str:
     if summary is None:
-        return _MISSING
+        return MISSING
     scale, mark, digits = (1, "", 3) if figure.kind in _HEADS else (100, "+" if figure.kind == "rho" else "", 1)
     mean = f"{round(scale * summary['mean'], digits) + 0.0:{mark}.{digits}f}"  # no -0.0
     if summary["ci95"] is None:
@@ -99,7 +101,7 @@ def _notes(found: Students) -> list[str]:
         fewer: dict[int, list[str]] = {}
         for figure in found.figures:
             if row.runs and 0 < (n := len(row.of(figure))) < len(row.values):
-                fewer.setdefault(n, []).append(" ".join(filter(None, (figure.kind, figure.shifted))))
+                fewer.setdefault(n, []).append(" ".join(filter(None, figure)))
         notes += [f"{row.label}: {', '.join(names)} in {n} of {len(row.values)} seeds" for n, names in fewer.items()]
     return notes
 
@@ -127,52 +129,6 @@ def _baseline(name: str, line: Line) -> str:
     slope = f"{line.slope:.2f}" if line.fitted else "1"
     runs = "1 run" if line.n == 1 else f"{line.n} runs"
     return f"{name}: logit = {slope} x logit in distribution {line.intercept:+.2f}, through {runs} on {REAL} images"
-
-
-def _paired(pairs: Sequence[Difference]) -> list[list[str]]:
-    lines = [["trained on", "judged on", "seeds", "difference", "95% interval", "p", "Holm", "over images", "p"]]
-    for one in pairs:
-        seeds, images = ((None, None) if t is None else (t["ci95"], t["p"]) for t in (one.over_seeds, one.over_images))
-        lines.append([
-            f"{one.one} - {one.other}", _head(one.figure), str(one.n), f"{100 * one.mean:+.1f}",
-            _interval(seeds[0]), _p(seeds[1]), _p(one.p_holm), _interval(images[0]), _p(images[1]),
-        ])  # fmt: skip
-    return lines
-
-
-def _interval(ci95: Sequence[float] | None) -> str:
-    return _MISSING if ci95 is None else " to ".join(f"{100 * bound:+.1f}" for bound in ci95)
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return _MISSING
-    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _about(pairs: Sequence[Difference]) -> str:
-    n = sum(one.over_seeds is not None for one in pairs)
-    if not n:
-        return "over seeds no difference is tested: that needs two seeds at least that both training sets have"
-    return (
-        f"p: paired t test, the seeds are the sample; Holm: p for a family of {n}; over images: the seeds as they are"
-    )
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first starts at the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{'<' if not i else '>'}{width}}" for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    rows = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
-    return "\n".join([rows[0], "|---|" + "---:|" * (len(lines[0]) - 1), *rows[1:]])
 
 
 def _write_csv(path: Path, found: Students) -> None:

@@ -15,8 +15,9 @@ from written_runs import write_run
 
 from lgclip.comparison import ComparisonError
 from lgclip.runs import RunError
+from lgclip.seed_rows import TOP1, Figure, Row
 from lgclip.student_differences import differences
-from lgclip.student_rows import TOP1, Figure, Row, StudentsError, read_students
+from lgclip.student_rows import StudentsError, read_students
 from lgclip.students_table import CSV_HEADER, students, table
 
 N, CLASSES = 40, ("ant", "bee")
