@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from lgclip.credentials import KeyInConfigError, refuse_on_command_line
 from lgclip.shown import shown
 from lgclip.stopping import Stopped, say, stoppable
+from lgclip.usage import HELP, usage
 from lgclip.whole import WAY_OUT, WriteError, refusal
 
 FULL = "HYDRA_FULL_ERROR"
@@ -31,11 +32,14 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
 
     Mistakes are `ValueError` raised by this package, Hydra's and OmegaConf's own errors and unusable files;
     everything else keeps its stack trace. `HYDRA_FULL_ERROR=1` keeps all of them. SIGINT and SIGTERM end it with
-    one line and exit status 130 or 143.
+    one line and exit status 130 or 143. `--help` alone is answered here, see `usage`.
     """
 
     @functools.wraps(run)
     def plain() -> object:
+        if len(sys.argv) == 2 and sys.argv[1] in HELP:
+            script = sys.modules[run.__module__]
+            return print(usage(Path(str(script.__file__)), str(script.__doc__)))
         try:
             refuse_on_command_line(sys.argv[1:])  # Hydra's own errors would repeat the key
             with stoppable():

@@ -16,7 +16,7 @@ FILES = {
 }
 # Each may import those before it. Only the entry scripts and YAML bring the stages together.
 ORDER = [
-    "lgclip", "lgclip.stopping", "lgclip.whole", "lgclip.credentials", "lgclip.shown", "lgclip.errors",
+    "lgclip", "lgclip.usage", "lgclip.stopping", "lgclip.whole", "lgclip.credentials", "lgclip.shown", "lgclip.errors",
     "lgclip.allowed", "lgclip.jobs", "lgclip.ledger", "lgclip.costs", "lgclip.summary", "lgclip.sweeps",
     "lgclip.hub", "lgclip.identity", "lgclip.limits", "lgclip.batch", "lgclip.texts", "lgclip.memory", "lgclip.store",
     "lgclip.shard_index", "lgclip.tar_store", "lgclip.image_store", "lgclip.caption_store", "lgclip.feature_store",
@@ -170,8 +170,9 @@ def test_help_and_config_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
     *shown, loaded = done.stdout.splitlines()
-    assert "prompts_per_class: 10" in shown
+    assert "prompts_per_class: 10" in shown, "of Hydra's own, beside other words"
     assert "scales: multi, official_code, paper, single, ten" in shown
+    assert "  scales          multi, official_code, paper, *single, ten" in shown
     heavy = {"torch", "lightning", "numpy", "PIL", "diffusers", "transformers", "open_clip", "wandb", "scipy"}
     assert "hydra" in loaded.split()
     assert not heavy & set(loaded.split())
