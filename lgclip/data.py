@@ -24,7 +24,7 @@ TEXT_VIEW = ("text",)
 DECODERS = 8
 """Threads that decode images in the main process, at most."""
 
-ROWS_PER_BATCH = 2048
+ROWS_PER_BATCH = 1024
 """Features judged at once: more are no faster, and with a thousand classes take 10 MB a thousand."""
 
 

@@ -25,6 +25,10 @@ NAME = np.dtype("S16")
 """What stands for an id in memory: a million images take 24 MB, as strings they would take 200."""
 
 
+BLOCK = 16384
+"""Things that are looked for at once: what that takes goes again."""
+
+
 class BadFeatureError(StoreError):
     """Features that cannot be used.
 
@@ -77,7 +81,10 @@ class FeatureStore:
     def missing(self, ids: Sequence[str], views: Sequence[str]) -> list[int]:
         """Places in `ids` of the things that lack at least one of the views."""
         self.refresh()
-        return self._absent(self._find(ids, views)).tolist()
+        absent: list[int] = []
+        for start in range(0, len(ids), BLOCK):
+            absent += (start + self._absent(self._find(ids[start : start + BLOCK], views))).tolist()
+        return absent
 
     def _absent(self, places: Int[np.ndarray, "n s 3"]) -> Int[np.ndarray, " m"]:
         return np.flatnonzero((places[..., 0] < 0).any(axis=1))

@@ -1,4 +1,4 @@
-"""Many short texts in little memory."""
+"""Many short texts, or keys, in little memory."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -37,6 +37,38 @@ class Texts(Sequence[str]):
         place = range(len(self))[at]  # from the end, and an IndexError, as of a list
         start, end = self._ends[place : place + 2].tolist()
         return self._joined[start:end].decode("utf-8", "surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+class Keys(Sequence[str]):
+    """Keys of 32 hexadecimal digits, as `identity.key_of` makes them, 16 bytes each.
+
+    Args:
+        keys: The keys, gone through once.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        held = bytearray()  # a join would first list them all
+        for key in keys:
+            held += bytes.fromhex(key)
+        self._bytes = bytes(held)
+
+    def __len__(self) -> int:
+        return len(self._bytes) // 16
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "list[str]": ...
+    def __getitem__(self, at: int | slice) -> "str | list[str]":
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        place = range(len(self))[at]  # from the end, and an IndexError, as of a list
+        return self._bytes[16 * place : 16 * (place + 1)].hex()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))

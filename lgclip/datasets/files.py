@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lgclip.datasets.base import BadImageError, Dataset, Training, checked_names
 from lgclip.identity import SCHEMA, key_of
-from lgclip.texts import Texts
+from lgclip.texts import Keys, Texts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LONGEST = 300
@@ -68,7 +68,7 @@ class ImageFiles(Dataset):
     def ids(self) -> Sequence[str]:
         # Where a file lies, its size and its time: hashing 50,000 images at each start would cost minutes.
         stats = ((file, (self.root / file).stat()) for file in self.files)
-        return Texts(key_of({"file": file, "size": s.st_size, "changed": s.st_mtime_ns}) for file, s in stats)
+        return Keys(key_of({"file": file, "size": s.st_size, "changed": s.st_mtime_ns}) for file, s in stats)
 
     def image(self, index: int) -> Image.Image:
         return read_image(self.original(index))

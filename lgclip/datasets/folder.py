@@ -11,7 +11,7 @@ from lgclip.datasets.base import Dataset, checked_names
 from lgclip.datasets.files import IMAGE_SUFFIXES, names_in, read_image
 from lgclip.identity import SCHEMA, key_of
 from lgclip.shown import one_line
-from lgclip.texts import Texts
+from lgclip.texts import Keys, Texts
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Folder(Dataset):
     @cached_property
     def ids(self) -> Sequence[str]:
         stats = ((path, path.stat()) for path in map(self.original, range(len(self))))
-        return Texts(key_of({"file": str(path), "size": s.st_size, "changed": s.st_mtime_ns}) for path, s in stats)
+        return Keys(key_of({"file": str(path), "size": s.st_size, "changed": s.st_mtime_ns}) for path, s in stats)
 
     def image(self, index: int) -> Image.Image:
         return read_image(self.original(index))

@@ -76,7 +76,8 @@ class Judgement(Metric):
 
     def compute(self) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 3"]]:
         """What a `Judged` holds of every image, in the order of the indices."""
-        rows, chances = dim_zero_cat(self.rows), dim_zero_cat(self.chances)
+        self.rows = [rows := dim_zero_cat(self.rows)]  # what it was put together from goes before more is made
+        self.chances = [chances := dim_zero_cat(self.chances)]
         if bool((rows[1:, 0] > rows[:-1, 0]).all()):  # as one device leaves them
             return rows, chances
         order = rows[:, 0].argsort()
