@@ -1,5 +1,6 @@
 """Many short texts, or keys, in little memory."""
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -7,7 +8,29 @@ from typing import overload
 import numpy as np
 
 
-class Texts(Sequence[str]):
+class _Packed(Sequence[str]):
+    """A list of strings that are made when they are asked for."""
+
+    @abstractmethod
+    def _text(self, place: int) -> str:
+        """The string at a place, which is not negative."""
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "list[str]": ...
+    def __getitem__(self, at: int | slice) -> "str | list[str]":
+        if isinstance(at, slice):
+            return [self._text(place) for place in range(*at.indices(len(self)))]
+        return self._text(range(len(self))[at])  # from the end, and an IndexError, as of a list
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+class Texts(_Packed):
     """Texts that stay as they are: a string object each would take four times their room.
 
     A million file names of 30 letters take 34 MB.
@@ -27,24 +50,12 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> "list[str]": ...
-    def __getitem__(self, at: int | slice) -> "str | list[str]":
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        place = range(len(self))[at]  # from the end, and an IndexError, as of a list
+    def _text(self, place: int) -> str:
         start, end = self._ends[place : place + 2].tolist()
         return self._joined[start:end].decode("utf-8", "surrogateescape")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
-
-class Keys(Sequence[str]):
+class Keys(_Packed):
     """Keys of 32 hexadecimal digits, as `identity.key_of` makes them, 16 bytes each.
 
     Args:
@@ -60,17 +71,5 @@ class Keys(Sequence[str]):
     def __len__(self) -> int:
         return len(self._bytes) // 16
 
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> "list[str]": ...
-    def __getitem__(self, at: int | slice) -> "str | list[str]":
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        place = range(len(self))[at]  # from the end, and an IndexError, as of a list
+    def _text(self, place: int) -> str:
         return self._bytes[16 * place : 16 * (place + 1)].hex()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgclip.texts import Texts
+from lgclip.identity import key_of
+from lgclip.texts import Keys, Texts
 
 # What the names of files on Linux can be: half a surrogate pair stands for a byte that is no UTF-8.
 names = st.text(st.characters(exclude_categories=["Cs"])) | st.binary().map(
@@ -15,9 +16,12 @@ names = st.text(st.characters(exclude_categories=["Cs"])) | st.binary().map(
 )
 
 
-@given(st.lists(names), st.slices(8))
-def test_texts_are_a_list_of_strings(texts: list[str], part: slice) -> None:
-    held = Texts(iter(texts))
+@pytest.mark.parametrize("kind", [Texts, Keys])
+@given(texts=st.lists(names), part=st.slices(8))
+def test_they_are_a_list_of_strings(kind: type[Texts] | type[Keys], texts: list[str], part: slice) -> None:
+    if kind is Keys:
+        texts = [key_of({"text": repr(text)}) for text in texts]
+    held = kind(iter(texts))
     assert list(held) == texts
     assert held == texts
     assert held[part] == texts[part]
