@@ -80,7 +80,8 @@ class Stream:
 
     def batches(self) -> Iterator[FeatureBatch]:
         """All things' features in order, some at a time."""
-        yield from map(self.rows, torch.arange(len(self.ids)).split(ROWS_PER_BATCH))
+        parts = _Features(self, range(len(self.ids)))
+        yield from map(parts.__getitem__, range(len(parts)))
 
 
 class Views(Protocol):
@@ -118,16 +119,17 @@ class _Pictures(Dataset[Any]):
 
 
 class _Features(Dataset[FeatureBatch]):
-    """The features of some places, a part at a time."""
+    """The features of some places, a part at a time; one part at least, if need be of no places."""
 
-    def __init__(self, stream: Stream, parts: Sequence[Int[Tensor, " b"]]) -> None:
-        self._stream, self._parts = stream, parts
+    def __init__(self, stream: Stream, places: range) -> None:
+        self._stream, self._places = stream, places
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return max(1, -(-len(self._places) // ROWS_PER_BATCH))
 
     def __getitem__(self, at: int) -> FeatureBatch:
-        return self._stream.rows(self._parts[at])
+        part = self._places[at * ROWS_PER_BATCH : (at + 1) * ROWS_PER_BATCH]
+        return self._stream.rows(torch.arange(part.start, part.stop, part.step))
 
 
 class _Seen(NamedTuple):
@@ -226,6 +228,5 @@ class Streams(LightningDataModule):
         """One loader a stream of `FeatureBatch`es; at least one batch a rank, if need be of no rows."""
         loaders: list[DataLoader[Any]] = []
         for stream in self.streams:
-            share = torch.tensor(self._share(len(stream.ids)), dtype=torch.long)
-            loaders.append(DataLoader(_Features(stream, share.split(ROWS_PER_BATCH)), batch_size=None))
+            loaders.append(DataLoader(_Features(stream, self._share(len(stream.ids))), batch_size=None))
         return loaders

@@ -203,7 +203,7 @@ class _Chunk(NamedTuple):
     width: int
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)  # a sweep's jobs read the same; of a large set their own index is enough
 def _chunk_header(path: Path, changed: int) -> _Chunk | None:
     """What a chunk holds; None, with a warning, for a damaged or older one, which is then made again."""
     try:
