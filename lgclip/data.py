@@ -121,7 +121,7 @@ class _Pictures(Dataset[Any]):
 class _Features(Dataset[FeatureBatch]):
     """The features of some places, a part at a time; one part at least, if need be of no places."""
 
-    def __init__(self, stream: Stream, places: range) -> None:
+    def __init__(self, stream: Stream, places: Sequence[int]) -> None:
         self._stream, self._places = stream, places
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class _Features(Dataset[FeatureBatch]):
 
     def __getitem__(self, at: int) -> FeatureBatch:
         part = self._places[at * ROWS_PER_BATCH : (at + 1) * ROWS_PER_BATCH]
-        return self._stream.rows(torch.arange(part.start, part.stop, part.step))
+        return self._stream.rows(torch.tensor(part, dtype=torch.long))
 
 
 class _Seen(NamedTuple):
