@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import diffuser_folder
 
-from lgclip.batch import Prompt
-from lgclip.diffuser.base import image_id, image_prompts, noise_seed, shared_noise_seed
+from lgclip.batch import Prompt, Subject
+from lgclip.diffuser.base import Pictures, image_id, image_prompts, noise_seed, shared_noise_seed
 from lgclip.diffuser.brush import PipelineBrush
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.identity import key_of
@@ -266,3 +266,8 @@ def test_a_variant_is_what_is_read(folder: Path, tmp_path: Path, brush: Pipeline
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(int) - b).mean())
+
+
+def test_images_that_are_in_another_store_are_not_told_as_failed() -> None:
+    with pytest.raises(ValueError, match=r"class 0 \('moon'\): none of its images is there; name the store that holds"):
+        Pictures("key", [Subject(0, "moon")], [], [], [])

@@ -117,6 +117,11 @@ class Pictures:
 
     def _nothing_of(self, subject: Subject) -> str:
         faults = [gone.faults[-1] for gone in self.missing if gone.prompt.class_index == subject.class_index]
+        if not faults:
+            return (
+                f"class {subject.class_index} ({subject.name!r}): none of its images is there; name the store that "
+                "holds them by paths.store or LGCLIP_HOME, or draw them by the run's own command"
+            )
         counts = ", ".join(f"{count} {fault}" for fault, count in Counter(faults).most_common())
         return (
             f"class {subject.class_index} ({subject.name!r}): not one of {len(faults)} images could be used "
