@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp, ttest_rel
+from seed_checks import assert_over_seeds
 from statsmodels.stats.multitest import multipletests
 from written_runs import write_run
 
@@ -91,15 +91,7 @@ def test_a_row_is_a_learner_and_its_figures_are_by_paradigm_and_over_seeds(sweep
         *(Figure("top1", kind) for kind in KINDS), *(Figure(kind, "trzsl") for kind in ("seen", "unseen", "harmonic"))
     ]  # fmt: skip
     values = values_of("cpl", "ssl")
-    told = found.rows[1].summary(Figure("top1", "ssl"))
-    half = student_t.ppf(0.975, 2) * values.std(ddof=1) / 3**0.5
-    assert told is not None
-    assert (told["n"], told["mean"], told["std"]) == (
-        3,
-        pytest.approx(values.mean()),
-        pytest.approx(values.std(ddof=1)),
-    )
-    assert told["ci95"] == pytest.approx([values.mean() - half, values.mean() + half])
+    assert_over_seeds(found.rows[1].summary(Figure("top1", "ssl")), values)
     seen = values_of("air", "trzsl")
     harmonic = found.rows[2].of(Figure("harmonic", "trzsl"))
     assert [harmonic[seed] for seed in range(3)] == pytest.approx(2 * 0.4 * seen / (0.4 + seen))

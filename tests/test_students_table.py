@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.special import expit, logit
 from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp, ttest_rel
+from seed_checks import assert_over_seeds
 from written_runs import write_run
 
 from lgclip.comparison import ComparisonError
@@ -88,15 +89,7 @@ def test_a_row_is_a_training_set_and_its_figures_are_over_seeds(sweep: Path) -> 
     found = read_students(sweep)
     assert [row.label for row in found.rows] == ["real", "basic", "cip", "cip + 50% real", "lgclip", "clip_text"]
     values = np.array(HITS["cip"]) / N
-    told = row_of(found.rows, "cip").summary(TOP1)
-    half = student_t.ppf(0.975, 2) * values.std(ddof=1) / 3**0.5
-    assert told is not None
-    assert (told["n"], told["mean"], told["std"]) == (
-        3,
-        pytest.approx(values.mean()),
-        pytest.approx(values.std(ddof=1)),
-    )
-    assert told["ci95"] == pytest.approx([values.mean() - half, values.mean() + half])
+    assert_over_seeds(row_of(found.rows, "cip").summary(TOP1), values)
     assert row_of(found.rows, "basic").of(SKETCH) == pytest.approx({0: 0.45, 1: 0.46, 2: 0.47})
     assert row_of(found.rows, "real").of(Figure("auroc")) == pytest.approx({0: 0.6, 1: 0.61, 2: 0.62})
     assert row_of(found.rows, "clip_text").of(NOISY) == {0: 0.7}
