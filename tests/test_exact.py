@@ -1,5 +1,7 @@
 """The same command gives the same bytes on any number of processes, with any batches and any workers."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from crowd import ROOT, Order, assert_same, crowd, finished, outcome, started
+from crowd import PASSES, ROOT, Order, assert_same, crowd, finished, outcome, started
 from worlds import IMAGES_PER_CLASS, NAMES, World, call, judge, picture_folder, rows, tree
 
 from lgclip.batch import Prompt
-from lgclip.data import Streams
 from lgclip.diffuser.pipeline import Diffuser
 
 pytest_plugins = ("run_fixtures",)
+
+CPU = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace") if Path("/proc/cpuinfo").exists() else ""
 
 N = 13
 """Images to judge: a prime number, which no number of processes can share evenly."""
@@ -52,6 +55,11 @@ class Runs:
         stored = f"paths.store={folder / 'store'}"
         return Order(script, [*given, *own, stored, f"hydra.run.dir={folder / 'run'}"], ranks, str(folder))
 
+    def alone(self, name: str) -> None:
+        """A run of this process."""
+        folder = self.folder / name
+        judge(self.world, folder / "run", *batches(32, 0), f"paths.store={folder / 'store'}")
+
 
 def batches(size: int, workers: int) -> list[str]:
     return [f"diffuser.batch_size={size}", f"encoder.batch_size={size}", f"workers={workers}", "scales=multi"]
@@ -71,7 +79,10 @@ def runs(empty_world: World, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     sparse = [*one.few.evaluating(), "prompts_per_class=1"]
     orders += [one.order("evaluate.py", f"few by {n}", n, sparse) for n in (1, 4)]
     crowd(orders, folder / "orders.json")
-    judge(one.world, folder / "alone" / "run", *batches(32, 0), f"paths.store={folder / 'alone' / 'store'}")
+    with pytest.MonkeyPatch.context() as patch:
+        for place, size in PASSES.items():
+            patch.setattr(place, size)
+        one.alone("alone")
     return one
 
 
@@ -99,7 +110,8 @@ def test_one_command_starts_the_other_processes_itself(runs: Runs) -> None:
     order = runs.order("evaluate.py", "by itself", 2, [*runs.world.evaluating(), *batches(7, 0)])
     (said,) = finished([started([sys.executable, str(ROOT / order.script), *order.arguments])])
     assert said.count("lgclip ") == 1, "one table, not one a process"
-    assert_same(runs.found("by itself"), runs.found("alone"))
+    runs.alone("in passes of the usual size")
+    assert_same(runs.found("by itself"), runs.found("in passes of the usual size"))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +126,7 @@ def test_a_run_that_judges_another_number_of_images_than_there_are_is_an_error(
     share: list[int], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = range(IMAGES_PER_CLASS * len(NAMES))
-    monkeypatch.setattr(Streams, "_share", lambda _, n: share if n == len(whole) else range(n))
+    monkeypatch.setattr("lgclip.data.own_share", lambda _, n, size: share if n == len(whole) else [*range(n)])
     with pytest.raises(SystemExit, match="1"):
         call("evaluate", *world.evaluating(), f"hydra.run.dir={tmp_path / 'run'}")
     assert f"{len(share)} images were judged, the data set has {len(whole)}" in capsys.readouterr().err
@@ -141,3 +153,24 @@ def test_a_drawn_image_depends_neither_on_its_place_in_a_batch_nor_on_what_stand
     drawn = brush(prompts, 0)
     assert (brush(prompts[::-1], 0)[::-1] == drawn).all()
     assert (brush([prompts[1]] * 4, 0)[2] == drawn[1]).all()
+
+
+ALIKE = """
+import lgclip, torch
+
+torch.set_num_threads(1)
+row, weights = torch.randn(512), torch.randn(45, 512)
+products = [row.expand(n, 512).contiguous() @ weights.T for n in (1, 2, 7, 13, 32, 544)]
+print(all(torch.equal(product, products[0][:1].expand_as(product)) for product in products))
+"""
+
+
+@pytest.mark.skipif("GenuineIntel" not in CPU or "avx2" not in CPU, reason="MKL can do so on Intel's CPUs alone")
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512"])
+def test_a_row_of_a_product_is_the_same_in_any_company(instructions: str) -> None:
+    """Without what the package tells MKL it is not, with the instructions of either kind of CPU."""
+    environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": instructions}
+    told = {name: value for name, value in environment.items() if name != "MKL_CBWR"}
+    for given, alike in ((told, "True"), ({**told, "MKL_CBWR": "AUTO"}, "False")):
+        said = subprocess.run([sys.executable, "-c", ALIKE], env=given, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == alike
