@@ -25,11 +25,11 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
 from lgclip.batch import ImageBatch
-from lgclip.data import Stream, Streams
+from lgclip.data import CPU_ROWS, Stream, Streams
 from lgclip.datasets.folder import Folder
 from lgclip.encoder.base import Towers
 from lgclip.encoder.open_clip import OpenClip
-from lgclip.encoding import CPU_ROWS, Encoding, SharedViews
+from lgclip.encoding import Encoding, SharedViews
 from lgclip.features import real_stream
 from lgclip.scales import SquareCrops
 

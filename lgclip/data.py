@@ -17,12 +17,16 @@ from lgclip.batch import FeatureBatch, ImageBatch, Unread
 from lgclip.damage import Findings
 from lgclip.datasets.base import BadImageError
 from lgclip.feature_store import FeatureStore
+from lgclip.shares import own_share
 
 TEXT_VIEW = ("text",)
 """The only view of a sentence."""
 
 DECODERS = 8
 """Threads that decode images in the main process, at most."""
+
+CPU_ROWS = 32
+"""Views, or sentences, of a forward pass on a CPU, where the size makes no difference in speed."""
 
 ROWS_PER_BATCH = 1024
 """Features judged at once: more are no faster, and with a thousand classes take 10 MB a thousand."""
@@ -188,16 +192,22 @@ class Streams(LightningDataModule):
         stream = self.streams[-1]
         return stream.store.width(stream.ids[0], stream.views[0])
 
-    def _share(self, n: int) -> range:
+    def each_pass(self, stream: Stream) -> int:
+        """How many things a forward pass takes, each with all its views."""
         assert self.trainer is not None
-        return range(self.trainer.global_rank, n, self.trainer.world_size)
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        return max(1, (CPU_ROWS if on_cpu else self._batch_size) // len(stream.views))
+
+    def _share(self, stream: Stream, size: int) -> list[int]:
+        assert self.trainer is not None
+        return own_share(self.trainer, len(stream.ids), size)
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """One loader a stream: `ImageBatch`es, or lists of (id, sentence)."""
         loaders: list[DataLoader[Any]] = []
         for stream in self.streams:
             todo = set(stream.missing())
-            places = [at for at in self._share(len(stream.ids)) if at in todo]
+            places = [at for at in self._share(stream, self.each_pass(stream)) if at in todo]
             if stream.name == "text":
                 sentences: Any = [(stream.ids[at], stream.load(at)) for at in places]
                 loaders.append(DataLoader(sentences, batch_size=self._batch_size, collate_fn=list))
@@ -228,5 +238,5 @@ class Streams(LightningDataModule):
         """One loader a stream of `FeatureBatch`es; at least one batch a rank, if need be of no rows."""
         loaders: list[DataLoader[Any]] = []
         for stream in self.streams:
-            loaders.append(DataLoader(_Features(stream, self._share(len(stream.ids))), batch_size=None))
+            loaders.append(DataLoader(_Features(stream, self._share(stream, ROWS_PER_BATCH)), batch_size=None))
         return loaders

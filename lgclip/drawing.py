@@ -17,6 +17,7 @@ from lgclip.diffuser.faults import Fault
 from lgclip.image_store import ImageStore
 from lgclip.ledger import Part
 from lgclip.shard_index import Member
+from lgclip.shares import own_share
 
 CPU_IMAGES, CPU_PIXELS = 10, 512 * 512
 """Images of a pass on a CPU, and their pixels, at most: more at once are no faster there, and take memory."""
@@ -138,9 +139,8 @@ class Drawing(LightningModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         self._lists = self.trainer.is_global_zero
-        share = range(self.trainer.global_rank, len(self.wanted), self.trainer.world_size)
         todo = set(self.missing())
-        places: Any = [at for at in share if at in todo]
+        places: Any = [at for at in own_share(self.trainer, len(self.wanted), self._pass) if at in todo]
         # Whole passes: a pass is what it costs, however few of its images are wanted.
         batch_size = -(-self.diffuser.batch_size // self._pass) * self._pass
         return DataLoader(places, batch_size=batch_size, collate_fn=list)
@@ -163,7 +163,7 @@ class Drawing(LightningModule):
     def _drawn(self, places: list[int], attempts: list[int]) -> Drawn:
         """Draws in passes of one size; the last image fills up what is too short.
 
-        A pass of another size rounds otherwise in the last bit, which a trained model makes a grey level of here and
+        A pass of another size may round otherwise in the last bit, of which a trained model makes a grey level here and
         there: so an image would depend on how many devices and images there were.
         """
         assert self.brush is not None

@@ -20,9 +20,6 @@ from lgclip.scales import Scales
 
 log = logging.getLogger(__name__)
 
-CPU_ROWS = 32
-"""Rows of a forward pass on a CPU, where the size makes no difference in speed."""
-
 
 class SharedViews:
     """Crops an image at every scale and preprocesses each crop; decodes nothing twice.
@@ -112,12 +109,12 @@ class Encoding(LightningModule):
     def _encode(self, place: int, *, last: bool = False) -> None:
         """Encodes what waits of one stream, in passes of one size; what is too short for one waits for more.
 
-        A pass of another size rounds otherwise in the last bit: this way a feature does not depend on how many
+        A pass of another size may round otherwise in the last bit: this way a feature does not depend on how many
         devices, workers or images there are. The last pass of all is filled up with copies of its last row.
         """
         assert self.towers is not None
-        queue = self._queues[place]
-        size = CPU_ROWS if self.device.type == "cpu" else self.encoder.batch_size
+        queue, stream = self._queues[place], self._data.streams[place]
+        size = self._data.each_pass(stream) * len(stream.views)
         n = len(queue.rows) if last else len(queue.rows) // size * size
         for start in range(0, n, size):
             rows = queue.rows[start : start + size]

@@ -22,6 +22,7 @@ from lgclip.prompt_batches import Batches, Look, Rows
 from lgclip.prompt_files import save_prompt
 from lgclip.prompt_spec import PromptSpec
 from lgclip.prototypes import Support
+from lgclip.shares import own_share
 from lgclip.soft_prompts import TextContext, TextPrompt, VisualPrompt, VisualTokens
 from lgclip.steps import StepBar
 
@@ -226,10 +227,11 @@ class Course:
         classes = prompts.class_features()[list(division.targets)]
         if not self.spec.has_visual:
             return self.ground.pool.features[division.unlabelled] @ classes.cpu().T
-        mine = range(trainer.global_rank, len(division.unlabelled), trainer.world_size)
+        size = self._encoder.batch_size
+        mine = own_share(trainer, len(division.unlabelled), size)
         found = torch.zeros(len(division.unlabelled), len(classes), device=self._device)
-        for start in range(0, len(mine), self._encoder.batch_size):
-            share = torch.tensor(mine[start : start + self._encoder.batch_size])
+        for start in range(0, len(mine), size):
+            share = torch.tensor(mine[start : start + size])
             pixels = self._looks["real"].stacked(division.unlabelled[share].tolist())
             found[share] = prompts.image_features(pixels.to(self._device)) @ classes.T
         return trainer.strategy.reduce(found, reduce_op="sum").cpu()

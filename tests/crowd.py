@@ -28,6 +28,9 @@ from lgclip.feature_store import FeatureStore
 
 ROOT = Path(__file__).parents[1]
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+PASSES = {"lgclip.drawing.CPU_IMAGES": 2, "lgclip.data.CPU_ROWS": 8, "lgclip.data.ROWS_PER_BATCH": 3}
+"""What a pass takes in the runs of a crowd, so that a few things are shared among all of its processes."""
+
 LIMIT = 240.0
 """Seconds after which the processes of a run are killed."""
 
@@ -195,6 +198,9 @@ def main(listed: Path) -> None:
     for library in LIBRARIES:
         importlib.import_module(library)
     torch.set_num_threads(1)
+    for place, size in PASSES.items():
+        module, _, name = place.rpartition(".")
+        setattr(importlib.import_module(module), name, size)
     for order in (Order(**one) for one in json.loads(listed.read_text(encoding="utf-8"))):
         forked(order.ranks, Path(order.folder), partial(_called, order))
 

@@ -18,8 +18,9 @@ FILES = {
 ORDER = [
     "lgclip", "lgclip.usage", "lgclip.stopping", "lgclip.whole", "lgclip.credentials", "lgclip.shown", "lgclip.errors",
     "lgclip.allowed", "lgclip.jobs", "lgclip.ledger", "lgclip.costs", "lgclip.summary", "lgclip.sweeps",
-    "lgclip.hub", "lgclip.identity", "lgclip.limits", "lgclip.batch", "lgclip.texts", "lgclip.memory", "lgclip.store",
-    "lgclip.shard_index", "lgclip.tar_store", "lgclip.image_store", "lgclip.caption_store", "lgclip.feature_store",
+    "lgclip.hub", "lgclip.identity", "lgclip.limits", "lgclip.batch", "lgclip.texts", "lgclip.memory", "lgclip.shares",
+    "lgclip.store", "lgclip.shard_index", "lgclip.tar_store", "lgclip.image_store", "lgclip.caption_store",
+    "lgclip.feature_store",
     "lgclip.checkpoint", "lgclip.stages", "lgclip.training", "lgclip.steps", "lgclip.agreement",
     "lgclip.tiny", "lgclip.tiny.world", "lgclip.tiny.styles", "lgclip.tiny.captions", "lgclip.tiny.corpus",
     "lgclip.tiny.vocabulary", "lgclip.tiny.recipe", "lgclip.tiny.autoencoder", "lgclip.tiny.denoiser",

@@ -187,14 +187,14 @@ def _serve() -> None:
     import open_clip  # noqa: F401
     import tqdm
 
+    import lgclip.data
     import lgclip.diffuser.brush
     import lgclip.drawing
     import lgclip.encoder.open_clip
-    import lgclip.encoding
     import lgclip.report
     import lgclip.tracking
 
-    lgclip.drawing.CPU_IMAGES = lgclip.encoding.CPU_ROWS = 3  # as `busy`: many small batches, each whole passes
+    lgclip.drawing.CPU_IMAGES = lgclip.data.CPU_ROWS = 3  # as `busy`: many small batches, each whole passes
     tqdm.tqdm.monitor_interval = 0  # its thread would not survive a fork
     for line in sys.stdin:
         order = json.loads(line)
