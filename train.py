@@ -40,19 +40,19 @@ def _from_images(cfg: DictConfig) -> None:
     from lgclip.stages import StageBar, Stages
     from lgclip.store import open_root
     from lgclip.taught import recipe_of
-    from lgclip.workshop import Workshop
+    from lgclip.workshop import Workshop, told
 
     counts, root, make = whole_numbers(cfg), open_root(cfg.paths.store), partial(build, _convert_="all")
     asked = recipe_of(cfg.name, cfg.method, lambda group: make(cfg[group]))
     parts = {group: make(cfg[group]) for group in ("dataset", "llm", "diffuser", "encoder", "scales")}
     trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     stages, dataset, opened = Stages(trainer), parts["dataset"], partial(make, cfg.dataset)
-    more = {"on_bad_image": OnBadImage.of(cfg.on_bad_image), "workers": cfg.workers, **counts}
+    more = {"on_bad_image": (policy := OnBadImage.of(cfg.on_bad_image)), "workers": cfg.workers, **counts}
     drawn_by = (dataset.subjects, parts["llm"], parts["diffuser"], root, cfg.paths.images)
     drawn = partial(draw, stages, *drawn_by, training=lambda: opened(**dataset.training_values()), **more)
     logger = build(cfg.logger, save_dir=output_folder()) if "_target_" in cfg.logger else False
-    shop = Workshop(stages, partial(build, cfg.trainer), root, dataset, opened, drawn, logger, cfg.workers)
-    trainer.print(shop.make(asked, trainer, parts, cfg.prompts_per_class))
+    shop = Workshop(stages, partial(build, cfg.trainer), root, dataset, opened, drawn, logger, cfg.workers, policy)
+    trainer.print(told(asked, shop.make(asked, trainer.strategy.root_device, parts, cfg.prompts_per_class)))
 
 
 main = plain_errors(train)

@@ -19,18 +19,16 @@ from lgclip.encoder.base import Encoder
 from lgclip.encoder.prompted import Learnt
 from lgclip.encoder.student import StudentEncoder
 from lgclip.features import answered, encode
-from lgclip.learning import learn
-from lgclip.lesson import Lesson
 from lgclip.logits import from_unit, log_chances
 from lgclip.membership import attack
 from lgclip.methods.base import Classifier, Judged
-from lgclip.pool import check_apart
 from lgclip.robustness import shift_of
 from lgclip.scales import Scales
 from lgclip.stages import Stages
 from lgclip.statistics import metrics
 from lgclip.student_spec import Student
 from lgclip.taught import Asked, Prompted, PromptTask
+from lgclip.workshop import Workshop
 
 
 class Shift(NamedTuple):
@@ -112,26 +110,21 @@ class Bench:
         Raises:
             ValueError: If images that the recipe asks for are not there.
         """
-        device, encoder = self.trainer.strategy.root_device, self.encoder
-        match asked:
-            case None:
-                return self
-            case PromptTask() | Learnt():
-                if isinstance(asked, PromptTask):
-                    pool, towers = opened(**dataset.pool_values()), (encoder, self.scales)
-                    check_apart(pool, dataset)
-                    more = (drawing, self.root, self.workers, self.policy, self.logger)
-                    asked = Prompted.learn(asked, self.stages, make_trainer, towers, pool, *more)
-                return replace(self, prompt=Prompted(asked, encoder, self.scales, device))
-            case Student():
+        if asked is None:
+            return self
+        device = self.trainer.strategy.root_device
+        if isinstance(asked, Student | PromptTask):
+
+            def drawn() -> Pictures:
                 assert drawing is not None
+                return drawing
 
-                def training() -> Dataset:
-                    return opened(**dataset.training_values())
-
-                lesson = Lesson.of(asked.on(device), dataset, encoder, lambda: drawing, training, each)
-                more = {"logger": self.logger, "workers": self.workers}
-                asked = StudentEncoder(str(learn(self.stages, make_trainer, lesson, self.root, **more)))
+            where = (self.logger, self.workers, self.policy)
+            shop = Workshop(self.stages, make_trainer, self.root, dataset, opened, drawn, *where)
+            made = str(shop.make(asked, device, {"encoder": self.encoder, "scales": self.scales}, each))
+            asked = StudentEncoder(made) if isinstance(asked, Student) else Learnt(made)
+        if isinstance(asked, Learnt):
+            return replace(self, prompt=Prompted(asked, self.encoder, self.scales, device))
         return replace(self, student=asked.on(device), each=each)
 
     def judge(

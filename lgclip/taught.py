@@ -7,16 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
 from lgclip.allowed import build, target_of
 from lgclip.batch import FeatureBatch
-from lgclip.damage import OnBadImage
 from lgclip.data import Stream, Streams
 from lgclip.datasets.base import Dataset
-from lgclip.diffuser.base import Pictures
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.prompted import Learnt
 from lgclip.encoder.student import StudentEncoder
@@ -25,7 +22,7 @@ from lgclip.logits import as_unit
 from lgclip.lora_spec import LoraTuning
 from lgclip.methods.base import Classifier, Judged
 from lgclip.paradigms import Paradigm, harmonic
-from lgclip.prompt_learning import PromptLesson, check_towers, learn_prompts
+from lgclip.prompt_learning import check_towers
 from lgclip.prompt_spec import PromptSpec
 from lgclip.prototypes import Support
 from lgclip.scales import Scales
@@ -181,28 +178,6 @@ class Prompted:
     encoder: Encoder
     scales: Scales
     device: torch.device
-
-    @classmethod
-    def learn(
-        cls,
-        task: PromptTask,
-        stages: Stages,
-        make_trainer: Callable[..., Trainer],
-        towers: tuple[Encoder, Scales],
-        pool: Dataset,
-        drawing: Pictures | None,
-        root: Path,
-        workers: int,
-        policy: OnBadImage,
-        logger: Any,
-    ) -> Learnt:
-        """Learns the prompts of a task, unless they are there; the pool's hidden labels serve the analysis alone."""
-        lesson, hidden = PromptLesson.of(
-            stages, task.spec, towers[0], task.paradigm, pool, towers[1], root,
-            drawing=drawing if task.spec.needs_images else None, on_bad_image=policy, workers=workers,
-        )  # fmt: skip
-        more = {"hidden": hidden, "logger": logger, "workers": workers}
-        return Learnt(str(learn_prompts(stages, make_trainer, lesson, root, **more)))
 
     def answers(self, stages: Stages, dataset: Dataset, data: Streams, root: Path, workers: int, title: str) -> Stream:
         """What they say of the images of a data set, over its own classes.

@@ -132,12 +132,10 @@ def outcome(store: Path, folder: Path) -> dict[str, Any]:
 
 def assert_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Compares two outcomes part by part, and names what differs."""
-    for part in ("images", "features"):
-        assert found[part].keys() == wanted[part].keys(), part
-        assert [name for name in wanted[part] if found[part][name] != wanted[part][name]] == [], part
-    assert found["files"] == wanted["files"]
-    assert found["result"].keys() == wanted["result"].keys()
-    assert {key: value for key, value in found["result"].items() if value != wanted["result"][key]} == {}
+    for part, own in wanted.items():
+        assert found[part].keys() == own.keys(), f"{part}: {sorted(found[part].keys() ^ own.keys())}"
+        apart = {name: (found[part][name], value) for name, value in own.items() if found[part][name] != value}
+        assert not apart, f"{part}: {sorted(apart)}\n{apart!s:.3000}"
 
 
 def forked(ranks: int, folder: Path, work: Callable[[], object]) -> None:

@@ -132,6 +132,21 @@ def test_what_cannot_be_learnt_is_said_in_one_line(
     assert re.search(said, capsys.readouterr().err)
 
 
+def test_a_pool_with_an_image_that_cannot_be_read_is_learnt_from_without_it_if_asked(
+    world: World, tmp_path: Path, capsys: Any
+) -> None:
+    pool = picture_folder(tmp_path / "pool", each=2 * IMAGES_PER_CLASS)
+    (pool / "blue_moon" / "0.png").write_bytes(b"not an image")
+    given = [*world.evaluating(), f"dataset.train_root={pool}", *SMALL, "learner=grip"]
+    with pytest.raises(SystemExit):
+        call("train", *given, f"hydra.run.dir={tmp_path / 'refused'}")
+    assert "on_bad_image=skip" in capsys.readouterr().err
+    call("train", *given, f"hydra.run.dir={tmp_path / 'train'}", "on_bad_image=skip")
+    run = judge(world, tmp_path / "run", *SMALL, "learner=grip", f"dataset.train_root={pool}", "on_bad_image=skip")
+    assert made(run)["prompt learning"] == 0
+    assert learnt_of(world, run).about["learnt_from"]["unlabelled"] == 2 * IMAGES_PER_CLASS * 3 - 1
+
+
 def test_train_makes_what_evaluate_finds(world: World, tmp_path: Path, training: Path, capsys: Any) -> None:
     given = [*world.evaluating(), f"dataset.train_root={training}", f"hydra.run.dir={tmp_path / 'train'}"]
     call("train", *given, *SMALL, "learner=grip")
