@@ -19,9 +19,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines += _rows(result)
     for name, test in result["paired"].items():
         low, high = (100 * bound for bound in test["ci95"])
-        lines.append(
-            f"against {name}: {100 * test['difference']:+.2f} points ({low:+.2f} to {high:+.2f}), p = {test['p']:.3f}"
-        )
+        p = "p < 0.001" if test["p"] < 0.001 else f"p = {test['p']:.3f}"
+        lines.append(f"against {name}: {100 * test['difference']:+.2f} points ({low:+.2f} to {high:+.2f}), {p}")
     if result["baseline"] is None:
         lines.append("clip_text: none, this encoder has no text tower")
     data = result["dataset"]

@@ -111,6 +111,8 @@ def test_the_table_has_a_line_a_method_and_one_a_stage(first_run: FirstRun) -> N
     assert lines[4].startswith(f"against clip_text: {100 * test['difference']:+.2f} points (")
     assert lines[4].endswith(f"p = {test['p']:.3f}")
     assert max(map(len, lines)) <= 80
+    for p, said in ((0.0009, "p < 0.001"), (0.001, "p = 0.001")):
+        assert table({**result, "paired": {"clip_text": {**test, "p": p}}}).splitlines()[4].endswith(said)
     alone = table({**result, "beside": {}, "paired": {}, "baseline": None})
     assert "no text tower" in alone
 
