@@ -21,13 +21,14 @@ from side_by_side import Row, keep, seconds
 from torch.nn.functional import normalize
 
 from lgclip.batch import Prompt
-from lgclip.data import Stream, Streams
+from lgclip.data import ROWS_PER_BATCH, Stream, Streams
 from lgclip.datasets.small import Shapes
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.drawing import Drawing
 from lgclip.feature_store import FeatureStore
 from lgclip.identity import key_of
 from lgclip.prototypes import Gathered
+from lgclip.shares import own_share
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/scaling.py"
@@ -119,7 +120,7 @@ def merge(root: Path, stream: Stream) -> None:
     gathered, n = Gathered(CLASSES, WIDTH), len(stream.ids)
     features, labels = store.take(stream.ids, stream.views)[:, 0], torch.tensor(stream.labels)
     for rank in range(WORLD):  # as they come from the devices
-        share = torch.arange(rank, n, WORLD)
+        share = torch.tensor(own_share(of_rank(rank), n, ROWS_PER_BATCH))  # pyright: ignore[reportArgumentType]
         gathered.update(features[share], labels[share], share)
     together, of = gathered.compute()
     if not (torch.equal(together, features) and torch.equal(of, labels)):
