@@ -28,7 +28,9 @@ from lgclip.drawing import CPU_IMAGES, Drawing
 from lgclip.identity import local_folder
 
 COMMAND = "python benchmarks/drawing.py"
-SMALL = Diffuser(model="tiny:diffuser", steps=10, guidance=3.0, size=64, batch_size=30, precision="fp32")
+SMALL = Diffuser(  # as conf/diffuser/tiny.yaml
+    model="tiny:diffuser", steps=10, guidance=3.0, size=64, batch_size=30, precision="fp32", channels_last=True
+)
 CLASSES, EACH = 6, 10
 EQUAL = "pixels of every image, to one grey level"
 LARGER = {"steps": 4, "guidance": 7.5, "size": 256, "batch_size": 4, "precision": "fp32"}

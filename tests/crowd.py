@@ -186,6 +186,17 @@ def _become(said: Path, environment: Mapping[str, str], work: Callable[[], objec
         os._exit(code)
 
 
+def small_passes(sizes: Mapping[str, int]) -> None:
+    """Has passes of this process take less than usual.
+
+    Args:
+        sizes: As `PASSES`.
+    """
+    for place, size in sizes.items():
+        module, _, name = place.rpartition(".")
+        setattr(importlib.import_module(module), name, size)
+
+
 def _called(order: Order) -> None:
     sys.argv = [str(ROOT / order.script), *order.arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -196,9 +207,7 @@ def main(listed: Path) -> None:
     for library in LIBRARIES:
         importlib.import_module(library)
     torch.set_num_threads(1)
-    for place, size in PASSES.items():
-        module, _, name = place.rpartition(".")
-        setattr(importlib.import_module(module), name, size)
+    small_passes(PASSES)
     for order in (Order(**one) for one in json.loads(listed.read_text(encoding="utf-8"))):
         forked(order.ranks, Path(order.folder), partial(_called, order))
 

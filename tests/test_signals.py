@@ -113,7 +113,8 @@ def test_a_device_that_waits_for_another_in_a_collective_can_be_stopped_too(
 ) -> None:
     """No Python runs in a process that waits there, so no handler does."""
     command = [*busy(fresh_world, *LONG, "trainer.devices=2"), f"hydra.run.dir={tmp_path / 'run'}"]
-    pid = forked.start("generate", [*command, "images_per_prompt=1", "prompts_per_class=1"])
+    two_passes_each = ("images_per_prompt=12", "prompts_per_class=1", "diffuser.steps=50")
+    pid = forked.start("generate", [*command, *two_passes_each])
     assert until(some(fresh_world.store / "images", "*.png"))
     (other,) = [one for one in alive(pid) if one != pid]
     os.kill(other, signal.SIGSTOP)

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from crowd import QUIET, ROOT, small_passes
 from worlds import World
 
-ROOT = Path(__file__).parents[1]
-QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 LIMIT = 240.0
 """Seconds after which a run that a test waits for has failed."""
 
@@ -187,14 +186,12 @@ def _serve() -> None:
     import open_clip  # noqa: F401
     import tqdm
 
-    import lgclip.data
     import lgclip.diffuser.brush
     import lgclip.drawing
     import lgclip.encoder.open_clip
     import lgclip.report
-    import lgclip.tracking
+    import lgclip.tracking  # noqa: F401
 
-    lgclip.drawing.CPU_IMAGES = lgclip.data.CPU_ROWS = 3  # as `busy`: many small batches, each whole passes
     tqdm.tqdm.monitor_interval = 0  # its thread would not survive a fork
     for line in sys.stdin:
         order = json.loads(line)
@@ -224,6 +221,8 @@ def _run(order: Mapping[str, Any]) -> NoReturn:
             INJURIES[name](value)
         from worlds import call
 
+        if not any(one.startswith("trainer.devices=") for one in order["overrides"]):  # which are no forks of this one
+            small_passes({"lgclip.drawing.CPU_IMAGES": 3, "lgclip.data.CPU_ROWS": 3})  # as `busy`: many, each whole
         call(order["verb"], *order["overrides"])
         code = 0
     except SystemExit as end:

@@ -65,7 +65,7 @@ class Diffuser(ImageSource):
         tiling: Decode in overlapping tiles, for images that do not fit into memory; blends their edges.
         batch_size: Images drawn at once.
         slicing: Decode one image after another, changes no pixel; None does so on a GPU.
-        channels_last: Memory layout of convolutions, changes no pixel; None uses it on a GPU.
+        channels_last: Memory layout of convolutions, changes no pixel by more than a grey level; None uses it on a GPU.
         compile: Compile the repeated blocks, changes no pixel; minutes once, then faster.
         offload: Keep `model`s or layers (`sequential`) off the GPU while they are idle, changes no
             pixel; of no effect on a CPU.
