@@ -4,8 +4,8 @@ B5a and B5b draw with the package's small pipeline, prompts to PNG files. B5a st
 that loads the pipeline again for each and draws an image at a time, as the official release of LGCLIP does; B5b
 beside the same pipeline, loaded once, called with as many at once. The noise is the same, so the images are: a pixel
 may differ by one grey level, since another batch rounds otherwise. B5c stands beside the forward passes of the U-Net
-and the VAE alone, of a larger pipeline with random weights; those have no image to compare. B5d is what B5a could be
-at most: the bare pipeline, beside the same loop.
+and the VAE alone, of a larger pipeline with random weights; those have no image to compare. B5d is the bare
+pipeline beside the loop of B5a.
 """
 
 import tempfile
@@ -139,7 +139,7 @@ def folders(work: Path) -> Callable[[], Path]:
 
 
 def class_loop_rows(work: Path) -> None:
-    """B5a, and its bound B5d."""
+    """B5a, and B5d."""
     subjects, folder = list(Shapes().subjects[:CLASSES]), folders(work)
     prompts = [Prompt(s.class_index, f"a photo of a {s.name}.", repeat) for s in subjects for repeat in range(EACH)]
     theirs, pipeline = folder(), plain_pipeline()
@@ -154,8 +154,8 @@ def class_loop_rows(work: Path) -> None:
     kind, against = f"{len(prompts)} images of {CLASSES} classes", "loaded for every class, batch 1"
     ours = f"{kind}, the small pipeline, prompts to files"
     keep(Row("B5a", ours, against, ">= 3", "s", *a, EQUAL, COMMAND))
-    bound = f"{kind}, the bare pipeline in memory, as many at once as ours: the bound of B5a"
-    keep(Row("B5d", bound, against, "", "s", *d, "as B5a", COMMAND))
+    bare_one = f"{kind}, the bare pipeline in memory, as many at once as ours"
+    keep(Row("B5d", bare_one, against, "", "s", *d, "as B5a", COMMAND))
 
 
 def bare_row(work: Path) -> None:

@@ -201,7 +201,7 @@ def files(bench: Bench) -> None:
             apart = (through(next(fresh)) - past()).abs().max().item()
         except ValueError as error:  # random weights may draw what no run keeps
             raise SystemExit(f"draw -> encode cannot be measured: {error}") from error
-        if apart > (0 if bench.device.type == "cpu" else 1e-2):
+        if apart > 1e-2:  # a pass of another size makes a grey level of the last bit here and there
             raise SystemExit(f"images of files have other features: {apart}")
         with_files = bench.times(lambda: through(next(fresh)))
         without = bench.times(past)

@@ -19,7 +19,7 @@ from lgclip.rules import Mean, Scorer
 from lgclip.selection import First
 
 IMAGES, CLASSES, WIDTH = 200_000, 1000, 512
-CHECKED = 2000
+CHECKED = 1000
 
 
 def world() -> tuple[Support, list[FeatureBatch]]:

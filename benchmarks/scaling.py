@@ -120,7 +120,8 @@ def merge(root: Path, stream: Stream) -> None:
     gathered, n = Gathered(CLASSES, WIDTH), len(stream.ids)
     features, labels = store.take(stream.ids, stream.views)[:, 0], torch.tensor(stream.labels)
     for rank in range(WORLD):  # as they come from the devices
-        share = torch.tensor(own_share(of_rank(rank), n, ROWS_PER_BATCH))  # pyright: ignore[reportArgumentType]
+        places = own_share(of_rank(rank), n, ROWS_PER_BATCH)  # pyright: ignore[reportArgumentType]
+        share = torch.tensor(places, dtype=torch.long)
         gathered.update(features[share], labels[share], share)
     together, of = gathered.compute()
     if not (torch.equal(together, features) and torch.equal(of, labels)):
