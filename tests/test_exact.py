@@ -20,8 +20,9 @@ from lgclip.diffuser.pipeline import Diffuser
 pytest_plugins = ("run_fixtures",)
 
 CPU = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace") if Path("/proc/cpuinfo").exists() else ""
-STRICT = "GenuineIntel" in CPU and "avx2" in CPU and os.environ["MKL_CBWR"] == "AUTO,STRICT"
-"""Whether MKL heeds what the package tells it."""
+HEEDS = "GenuineIntel" in CPU and "avx2" in CPU
+"""Whether MKL can multiply strictly on this CPU."""
+STRICT = HEEDS and os.environ.get("MKL_CBWR") == "AUTO,STRICT"
 
 N = 13
 """Images to judge: a prime number, which no number of processes can share evenly."""
@@ -173,12 +174,11 @@ print(all(torch.equal(product, products[0][:1].expand_as(product)) for product i
 """
 
 
-@pytest.mark.skipif(not STRICT, reason="MKL can do so on Intel's CPUs alone")
+@pytest.mark.skipif(not HEEDS, reason="MKL can do so on Intel's CPUs alone")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512"])
 def test_a_row_of_a_product_is_the_same_in_any_company(instructions: str) -> None:
-    """Without what the package tells MKL it is not, with the instructions of either kind of CPU."""
-    environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": instructions}
-    told = {name: value for name, value in environment.items() if name != "MKL_CBWR"}
-    for given, alike in ((told, "True"), ({**told, "MKL_CBWR": "AUTO"}, "False")):
-        said = subprocess.run([sys.executable, "-c", ALIKE], env=given, capture_output=True, text=True, check=True)
-        assert said.stdout.strip() == alike
+    """Without what the package tells MKL it is not, at least with AVX2."""
+    told = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    given = {**told, "MKL_ENABLE_INSTRUCTIONS": instructions}
+    said = subprocess.run([sys.executable, "-c", ALIKE], env=given, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "True"
