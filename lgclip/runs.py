@@ -148,12 +148,17 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The values of the config in which runs differ: by dotted key, the value of each run.
 
     A part whose choice differs stands for its values: `scales`, not `scales.fractions`. Where a run writes and
-    logs does not count.
+    logs does not count, nor does a part's seed that follows the run's, such as `learner.seed`: it is told by `seed`.
     """
     told = [settings_of(run) for run in runs]
     keys = list(dict.fromkeys(key for values in told for key in values))
     columns = {key: [values.get(key) for values in told] for key in keys}
-    apart = {key: column for key, column in columns.items() if any(value != column[0] for value in column)}
+    follows = {key for key, column in columns.items() if key.endswith(".seed") and column == columns.get("seed")}
+    apart = {
+        key: column
+        for key, column in columns.items()
+        if key not in follows and any(value != column[0] for value in column)
+    }
     return {key: column for key, column in apart.items() if key.partition(".")[0] == key or _group(key) not in apart}
 
 

@@ -23,7 +23,7 @@ from lgclip.comparison import (
     seed_groups,
 )
 from lgclip.comparison_table import as_json, compare_command, table
-from lgclip.runs import Run, RunError
+from lgclip.runs import Run, RunError, differing
 from lgclip.statistics import metrics, paired
 
 CLASSES = ("ant", "bee", "cat")
@@ -182,6 +182,20 @@ def test_seeds_are_gathered_and_settings_told_apart_below_a_choice(write: Writer
         {"scales": "single"}, {"scales": "multi", "scales.n": 4}, {"scales": "multi", "scales.n": 5}
     ]  # fmt: skip
     assert groups[0].values == [side.figures["top1"] for side in sides[::3]]
+
+
+def test_a_seed_of_a_part_that_follows_the_runs_is_told_by_it(write: Writer) -> None:
+    """Every run has a learner's seed in its config, `${seed}`, whether it learns or not."""
+
+    def side(seed: int, own: int) -> Side:
+        config = {"seed": seed, "learner": {"seed": own}, "student": {"seed": seed}}
+        return Side(run_of(write, f"{seed}-{own}", Written(chance=seed, config=config)))
+
+    follow = [side(seed, seed) for seed in (0, 1, 2)]
+    assert list(differing([one.run for one in follow])) == ["seed"]
+    (group,) = seed_groups(follow)
+    assert (group.unit, len(group.sides), group.settings) == ("seed", 3, {})
+    assert list(differing([one.run for one in (*follow, side(2, 7))])) == ["seed", "learner.seed"]
 
 
 def test_orders_within_a_seed_are_one_repetition(write: Writer) -> None:
