@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import lcm
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -192,11 +193,11 @@ class Streams(LightningDataModule):
         stream = self.streams[-1]
         return stream.store.width(stream.ids[0], stream.views[0])
 
-    def each_pass(self, stream: Stream) -> int:
-        """How many things a forward pass takes, each with all its views."""
+    @property
+    def rows_per_pass(self) -> int:
+        """Views, or sentences, of a forward pass."""
         assert self.trainer is not None
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        return max(1, (CPU_ROWS if on_cpu else self._batch_size) // len(stream.views))
+        return CPU_ROWS if self.trainer.strategy.root_device.type == "cpu" else self._batch_size
 
     def _share(self, stream: Stream, size: int) -> list[int]:
         assert self.trainer is not None
@@ -207,7 +208,9 @@ class Streams(LightningDataModule):
         loaders: list[DataLoader[Any]] = []
         for stream in self.streams:
             todo = set(stream.missing())
-            places = [at for at in self._share(stream, self.each_pass(stream)) if at in todo]
+            views = len(stream.views)
+            whole = lcm(self.rows_per_pass, views) // views  # so many things end where a pass does
+            places = [at for at in self._share(stream, whole) if at in todo]
             if stream.name == "text":
                 sentences: Any = [(stream.ids[at], stream.load(at)) for at in places]
                 loaders.append(DataLoader(sentences, batch_size=self._batch_size, collate_fn=list))

@@ -20,7 +20,8 @@ from lgclip.shard_index import Member
 from lgclip.shares import own_share
 
 CPU_IMAGES, CPU_PIXELS = 10, 512 * 512
-"""Images of a pass on a CPU, and their pixels, at most: more at once are no faster there, and take memory."""
+"""Images of a pass on a CPU, and their pixels, at most: more at once are a tenth faster there at best (30 of the small
+pipeline), and take memory, and as long where few are wanted."""
 
 WRITERS = 4
 """Threads that encode and write a batch's images."""

@@ -113,8 +113,7 @@ class Encoding(LightningModule):
         devices, workers or images there are. The last pass of all is filled up with copies of its last row.
         """
         assert self.towers is not None
-        queue, stream = self._queues[place], self._data.streams[place]
-        size = self._data.each_pass(stream) * len(stream.views)
+        queue, size = self._queues[place], self._data.rows_per_pass
         n = len(queue.rows) if last else len(queue.rows) // size * size
         for start in range(0, n, size):
             rows = queue.rows[start : start + size]

@@ -3,6 +3,7 @@
 import pickle
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from lightning import Trainer
 from PIL import Image
 from worlds import encoder_folder, picture_folder
 
-from lgclip.data import Stream, Streams, _Pictures
+from lgclip.data import CPU_ROWS, Stream, Streams, _Pictures
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.folder import Folder
 from lgclip.datasets.small import Digits, Shapes
@@ -105,6 +106,26 @@ def test_more_views_than_fit_into_a_batch_still_make_one_image_a_batch(model: st
     data, stages = encoded(real_stream(dataset, encoder, SCALES, tmp_path / "store"), encoder, SCALES, 0)
     assert stages.accounts[0].made == 3
     assert data.streams[0].features().shape[:2] == (3, 3)
+
+
+@pytest.mark.parametrize("views", [1, 3, 10, 40])
+def test_every_device_starts_a_pass_where_one_device_would(model: str, tmp_path: Path, views: int) -> None:
+    """And each thing is one device's, also where it has more views than a pass."""
+    encoder, n = OpenClip(model, precision="fp32"), 200
+    names, seen = [f"image-{at}" for at in range(n)], [f"view-{at}" for at in range(views)]
+    store = FeatureStore(tmp_path, encoder.inputs(), {"source": "here"})
+    stream = Stream("text", names, [0] * n, seen, store, lambda at: names[at])
+    data, taken = Streams([stream], 1, SharedViews(encoder, SCALES), 7), []
+    for rank in range(3):
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        one: Any = SimpleNamespace(global_rank=rank, world_size=3, strategy=strategy)
+        data.trainer = one
+        (loader,) = data.predict_dataloader()
+        own = [int(name.removeprefix("image-")) for batch in loader for name, _ in batch]
+        begins = [at * views % CPU_ROWS for at in range(n)]
+        assert [place * views % CPU_ROWS for place in range(len(own))] == [begins[at] for at in own]
+        taken += own
+    assert sorted(taken) == list(range(n))
 
 
 @pytest.mark.filterwarnings("ignore:.*suggested max number of worker.*:UserWarning")
