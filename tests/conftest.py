@@ -1,4 +1,4 @@
-"""Every test: annotated shapes and types are checked, nothing leaves the machine, randomness is seeded."""
+"""Configures every test: checks annotated shapes and types, blocks the network, seeds randomness."""
 
 import os
 import warnings
@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for each
 
 
 def checked(function: Any) -> Any:
-    """`function` with its arguments and result checked; an int where a float is annotated is right."""
+    """Returns `function` with checked arguments and result; an int is accepted where a float is annotated."""
     with warnings.catch_warnings():
         # OmegaConf's DictConfig derives from typing's old MutableMapping.
         warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
@@ -32,9 +32,16 @@ def checked(function: Any) -> Any:
 jaxtyping.install_import_hook(["lgclip"], f"{__name__}.checked")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks every test that opens a browser."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An own store and working folder, and the same random numbers whatever ran before."""
+    """Isolates store and working folder, and seeds the random numbers."""
     monkeypatch.setenv("LGCLIP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

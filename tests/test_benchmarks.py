@@ -1,4 +1,4 @@
-"""The benchmarks: how two sides are compared, and that each script starts and refuses wrong use."""
+"""Tests the benchmarks: the comparison of two sides, and that each script starts and rejects wrong use."""
 
 import ast
 import importlib
@@ -13,12 +13,22 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
-MINE = ("cold_start", "default_run", "drawing", "judging", "multi_scale", "scaling", "sweep_grid", "gpu", "gpu_models")
+MINE = (
+    "cold_start",
+    "default_run",
+    "drawing",
+    "evaluation",
+    "multi_scale",
+    "scaling",
+    "sweep_grid",
+    "gpu",
+    "gpu_models",
+)
 
 
 @pytest.fixture
 def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, writing elsewhere."""
+    """Returns the module with another output folder."""
     monkeypatch.syspath_prepend(str(HERE))
     module = importlib.import_module("side_by_side")
     monkeypatch.setattr(module, "HERE", tmp_path)
@@ -28,13 +38,13 @@ def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def row(side: Any) -> Any:
     def of(**changes: Any) -> Any:
-        given = {"number": "B2", "ours": "a", "against": "b", "aim": ">= 2", "unit": "s", "measured": [1.0, 2.0, 4.0]}
-        return side.Row(**{**given, "beside": [3.0, 4.0, 8.0], "equal": "all", "command": "go", **changes})
+        values = {"number": "B2", "ours": "a", "against": "b", "aim": ">= 2", "unit": "s", "measured": [1.0, 2.0, 4.0]}
+        return side.Row(**{**values, "peer": [3.0, 4.0, 8.0], "equal": "all", "command": "go", **changes})
 
     return of
 
 
-def test_the_ratio_is_the_median_of_the_rounds_ratios(row: Any) -> None:
+def test_ratio_is_the_median_of_rounds(row: Any) -> None:
     assert row().ratios == [3.0, 2.0, 2.0]
     assert row().ratio == 2.0
     assert row(inverse=True).ratios == [1 / 3, 0.5, 0.5]
@@ -45,16 +55,16 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios(row: Any) -> None:
     [(">= 2", False, True), (">= 2.01", False, False), ("<= 0.5", True, True), ("<= 0.49", True, False),
      ("", False, None)],
 )  # fmt: skip
-def test_an_aim_is_held_against_the_ratio(row: Any, aim: str, inverse: bool, reached: bool | None) -> None:
+def test_aim_is_compared_with_the_ratio(row: Any, aim: str, inverse: bool, reached: bool | None) -> None:
     assert row(aim=aim, inverse=inverse).reached is reached
 
 
-def test_rounds_of_unequal_number_are_an_error(row: Any) -> None:
+def test_unequal_rounds_are_an_error(row: Any) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        _ = row(beside=[1.0]).ratio
+        _ = row(peer=[1.0]).ratio
 
 
-def test_both_sides_go_in_turns_and_the_first_round_does_not_count(side: Any) -> None:
+def test_rounds_alternate_after_a_warm_up(side: Any) -> None:
     order: list[str] = []
     numbers: Iterator[int] = iter(range(100))
 
@@ -66,13 +76,13 @@ def test_both_sides_go_in_turns_and_the_first_round_does_not_count(side: Any) ->
     assert "".join(order) == "ababab"
 
 
-def test_seconds_are_those_of_the_call(side: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timer_measures_the_call(side: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [10.0]
     monkeypatch.setattr(side.time, "perf_counter", lambda: clock[0])
     assert side.seconds(lambda: clock.__setitem__(0, 12.5)) == 2.5
 
 
-def test_the_table_holds_what_is_kept_in_the_order_of_the_numbers(side: Any, row: Any, tmp_path: Path) -> None:
+def test_table_is_ordered_by_number(side: Any, row: Any, tmp_path: Path) -> None:
     for number in ("G1a", "B10", "B2", "B5b", "B5a"):
         side.keep(row(number=number, aim="" if number == "B10" else ">= 3"), "a device" if number == "G1a" else "")
     side.keep(row(number="B2"))  # measured again
@@ -89,33 +99,35 @@ def test_the_table_holds_what_is_kept_in_the_order_of_the_numbers(side: Any, row
 
 
 @pytest.mark.parametrize("name", MINE)
-def test_a_benchmark_says_its_command_and_what_it_does_starts_in_main_alone(name: str) -> None:
+def test_benchmarks_document_their_command(name: str) -> None:
     tree = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
-    said = ast.get_docstring(tree) or ""
+    docstring = ast.get_docstring(tree) or ""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Expr, ast.If)
     assert all(isinstance(node, allowed) for node in tree.body)
     runs = [node for node in tree.body if isinstance(node, ast.If)]
     if name == "gpu_models":
         assert not runs
     else:
-        assert f"python benchmarks/{name}.py" in said
+        assert f"python benchmarks/{name}.py" in docstring
         assert [ast.unparse(node.test) for node in runs] == ["__name__ == '__main__'"]
 
 
-def test_the_benchmarks_find_what_they_import() -> None:
-    """All in one process: each of them needs torch."""
-    done = started("-c", f"import importlib\nfor name in {MINE!r}: importlib.import_module(name)")
+@pytest.mark.multiprocess
+def test_benchmarks_import() -> None:
+    """Imports all benchmarks in one process, because each needs torch."""
+    done = run_script("-c", f"import importlib\nfor name in {MINE!r}: importlib.import_module(name)")
     assert done.returncode == 0, done.stderr
 
 
-def test_every_part_of_the_gpu_benchmark_runs_small_and_keeps_no_figure() -> None:
-    before = kept()
-    done = started(str(HERE / "gpu.py"), "--device", "cpu", "--small")
+@pytest.mark.multiprocess
+def test_gpu_benchmark_runs_small() -> None:
+    before = stored_results()
+    done = run_script(str(HERE / "gpu.py"), "--device", "cpu", "--small")
     assert done.returncode == 0, done.stderr
     for part in ("bf16 matrix product of", "G1a", "G1b", "G1c", "G2a", "G3", "G4", "G5"):
         assert part in done.stdout
     assert "sweep of 2 cells" in done.stdout
-    assert kept() == before
+    assert stored_results() == before
 
 
 @pytest.mark.parametrize(
@@ -125,7 +137,7 @@ def test_every_part_of_the_gpu_benchmark_runs_small_and_keeps_no_figure() -> Non
         ([], "no CUDA device here; --device cpu --small"),
     ],
 )
-def test_the_gpu_benchmark_says_what_it_needs(
+def test_gpu_benchmark_requires_a_gpu(
     arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(HERE))
@@ -135,13 +147,13 @@ def test_the_gpu_benchmark_says_what_it_needs(
     assert words in capsys.readouterr().err
 
 
-def kept() -> dict[str, bytes]:
-    """The figures that are kept."""
+def stored_results() -> dict[str, bytes]:
+    """Returns the stored results."""
     return {path.name: path.read_bytes() for path in (HERE / "results").glob("G*.json")}
 
 
-def started(*command: str) -> subprocess.CompletedProcess[str]:
-    """A Python command that finds the benchmarks."""
+def run_script(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a Python command that finds the benchmarks."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     return subprocess.run(
         [sys.executable, *command], cwd=HERE.parent, env=env, capture_output=True, text=True, timeout=400, check=False

@@ -16,8 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.lgclip_slots.processes import LOG, Process, how_ended, last_line, run_jobs, slots_of, visible_gpus
-from lgclip.jobs import FAILED, Job, command_of, environment_of, quoted
-from lgclip.whole import write_json
+from lgclip.runtime.sweep_job import FAILED, Job, command_of, environment_of, quoted
+from lgclip.store.atomic import write_json
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgclip.jobs import end_groups
+from lgclip.runtime.sweep_job import end_groups
 
 log = logging.getLogger(__name__)
 

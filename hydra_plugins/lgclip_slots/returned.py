@@ -7,7 +7,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from lgclip.whole import write_json
+from lgclip.store.atomic import write_json
 
 
 class Returned(Callback):

@@ -1,1 +1,1 @@
-"""Data sets: one file a source."""
+"""Provides data sets, one file per source."""

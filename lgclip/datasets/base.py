@@ -1,4 +1,4 @@
-"""Data sets to judge on: images, labels, class names and the split, all keyed by class index."""
+"""Defines the data set interface: images, labels, class names and the split, all keyed by class index."""
 
 import unicodedata
 from abc import ABC, abstractmethod
@@ -10,50 +10,51 @@ from pathlib import Path
 
 from PIL import Image
 
-from lgclip.batch import Subject
-from lgclip.shown import TURNING
+from lgclip.runtime.terminal import TURNING
+from lgclip.types import TargetClass
 
 
 class BadImageError(ValueError):
-    """What an image file holds cannot be read as an image; that the disk or a right fails is another error.
+    """Reports that a file's content cannot be decoded as an image; disk and permission errors are other errors.
 
     Attributes:
-        where: The file, or its place in one.
-        reason: What is wrong with it; the same wherever the file lies.
+        where: The file, or its position in a file.
+        reason: What is wrong with it; independent of the file's location.
     """
 
     def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where} cannot be read as an image ({reason}); mend it or move it away")
-        self.where, self.reason = where, reason
+        super().__init__(f"{where} cannot be read as an image ({reason}); repair it or move it away")
+        self.where = where
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Training:
-    """Where the training images of a data set are.
+    """Describes where the training images of a data set are.
 
     Attributes:
-        values: The values of its config that make it those; empty if there are none.
-        pool: The values that make it all images that are not judged, if those are more: train and val together.
-        lacking: Why there are none, and the way out, as the end of a sentence.
+        values: Config values that select them; empty if there are none.
+        pool: Config values that select all images that are not evaluated, if those are more: train and val together.
+        lacking: Why there are none and how to fix it, as the end of a sentence.
     """
 
     values: Mapping[str, object] = field(default_factory=dict)
     pool: Mapping[str, object] = field(default_factory=dict)
-    lacking: str = ": its images are for tests alone; judge it beside a data set that has one"
+    lacking: str = ": its images are for tests only; train on a data set that has a training split"
 
 
 class Dataset(ABC):
-    """Labelled images of named classes.
+    """Provides labelled images of named classes.
 
     Attributes:
-        name: The data set's name, as shown in results.
-        split: Which of its images these are.
-        names: Which list the class names are from.
-        class_names: Name of each class; only shown and written into prompts, never looked up.
+        name: Name of the data set, as shown in results.
+        split: Split of the images.
+        names: List that the class names come from.
+        class_names: Name of each class; only displayed and used in prompts, never looked up.
         labels: Class index of each image.
         ids: Content key of each image.
-        templates: Sentences for the text baseline; `{}` is the class name.
-        context: What kind of things the classes are, such as "a type of bird"; empty if nothing is said.
+        templates: Templates for the text baseline; `{}` is the class name.
+        context: Type of the classes, such as "a type of bird"; empty if unknown.
         class_indices: Index of each class among ImageNet's 1000; None for other classes.
         training: Where its training images are.
     """
@@ -71,101 +72,112 @@ class Dataset(ABC):
     @cached_property
     @abstractmethod
     def ids(self) -> Sequence[str]:
-        """Content key of each image."""
+        """Returns the content key of each image."""
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """The image at `index`, decoded to RGB.
+        """Returns the image at `index`, decoded to RGB.
 
         Raises:
             BadImageError: If it cannot be decoded.
-            ValueError: If it cannot be got at.
+            ValueError: If it cannot be accessed.
         """
 
     def where(self, index: int) -> str:
-        """Where the image at `index` lies, for the eye."""
+        """Returns the location of the image at `index`, for messages."""
         return f"image {index} of {self.name}"
 
     def original(self, index: int) -> Path | bytes | None:
-        """The file of the image at `index`, or what is in it; None if there is no such thing."""
+        """Returns the file of the image at `index`, or its bytes; None if there is no such thing."""
         return None
 
     @property
     def places(self) -> Sequence[int]:
-        """Place of each image in the whole data set; another than its index where images are left out."""
+        """Returns the position of each image in the complete data set; not its index where images are left out."""
         return range(len(self))
 
     @abstractmethod
     def source(self) -> dict[str, object]:
-        """What these images are, for the key of their features."""
+        """Returns the inputs that identify these images in the key of their features."""
 
     def training_values(self) -> dict[str, object]:
-        """The values of this data set's config that make it its training images, of the same classes.
+        """Returns the config values that turn this data set into its training images, of the same classes.
 
-        None of these images is among the judged ones.
+        None of these images is evaluated.
 
         Raises:
-            ValueError: If it has no training split beside the one that is judged.
+            ValueError: If it has no training split withs the evaluated one.
         """
         if not self.training.values:
             raise ValueError(f"dataset={self.name} has no training split{self.training.lacking}")
         return dict(self.training.values)
 
     def pool_values(self) -> dict[str, object]:
-        """The values of its config that make it all of its images that are not judged: train and val where both are.
+        """Returns the config values that select all images that are not evaluated: train and val where both exist.
 
         Raises:
-            ValueError: As of `training_values`.
+            ValueError: As in `training_values`.
         """
         return dict(self.training.pool) or self.training_values()
 
     @property
-    def subjects(self) -> tuple[Subject, ...]:
-        """The classes as they are told to a writer of prompts."""
-        return tuple(Subject(index, name, self.context) for index, name in enumerate(self.class_names))
+    def target_classes(self) -> tuple[TargetClass, ...]:
+        """Returns the classes in the form that a prompt generator takes."""
+        return tuple(TargetClass(index, name, self.context) for index, name in enumerate(self.class_names))
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def check_same_classes(dataset: Dataset, training: Dataset) -> None:
-    """Compares the classes of a data set with those of its training images.
+    """Checks that a data set and its training images have the same classes.
 
     Raises:
         ValueError: If they are not the same, in the same order.
     """
-    ours, theirs = dataset.class_names, training.class_names
+    ours = dataset.class_names
+    theirs = training.class_names
     if ours == theirs and dataset.class_indices == training.class_indices:
         return
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    first = f"; class {at} is {_name(ours, at)} and {_name(theirs, at)}"
+    difference = ""
+    # Equal names with other indices are two of ImageNet's classes that share a name; then no name distinguishes them.
+    if ours != theirs:
+        # Where one list is the beginning of the other, the first class that it lacks.
+        shorter = min(len(ours), len(theirs))
+        index = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+        difference = f"; class {index} is {_name(ours, index)} and {_name(theirs, index)}"
     raise ValueError(
         f"dataset={dataset.name}: its {len(ours)} classes are not the {len(theirs)} of its training images"
-        f"{first if ours != theirs else ''}; give both one list by dataset.names=FILE, or choose another split"
+        f"{difference}; give both one list by dataset.names=FILE, or choose another split"
     )
 
 
-def _name(names: Sequence[str], at: int) -> str:
-    return repr(names[at]) if at < len(names) else "missing"
+def _name(names: Sequence[str], index: int) -> str:
+    if index >= len(names):
+        return "missing"
+    return repr(names[index])
 
 
 def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ...]:
-    """Class names as they go into prompts: one line each, nothing in it that steers a terminal.
+    """Returns class names ready for prompts: one line each, without control characters.
 
     Args:
-        names: One name a class.
-        unique: Whether no two may be the same but for case and spaces. ImageNet's usual list has two
+        names: One name per class.
+        unique: Whether names must be unique, ignoring case and spaces. ImageNet's usual list has two
             "missile" and two "sunglasses", which stay 1000 classes.
 
     Raises:
-        ValueError: If a name is empty or no text, or stands there twice where it may not.
+        ValueError: If a name is empty, not text, or a duplicate where names must be unique.
     """
-    clean = []
+    clean: list[str] = []
     for index, name in enumerate(names):
-        plain = (letter for letter in unicodedata.normalize("NFC", name) if letter not in TURNING)
-        text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in plain).split())
+        # NFC, because folders on macOS have accents as letters of their own, and the same name would be another prompt.
+        letters = [letter for letter in unicodedata.normalize("NFC", name) if letter not in TURNING]
+        letters = [" " if unicodedata.category(letter) == "Cc" else letter for letter in letters]
+        text = " ".join("".join(letters).split())
+        # Half of a surrogate pair represents a byte of a file name that is not UTF-8; no JSON or text can hold it.
         if any(unicodedata.category(letter) == "Cs" for letter in text):
-            raise ValueError(f"class {index} has a name that is no text in UTF-8: {name!r}; rename it")
+            raise ValueError(f"class {index} has a name that is not text in UTF-8: {name!r}; rename it")
         if not text:
             raise ValueError(f"class {index} has an empty name: {name!r}")
         clean.append(text)
@@ -173,7 +185,5 @@ def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ..
     for name in clean:
         if seen[name.casefold()] > 1:
             places = [i for i, other in enumerate(clean) if other.casefold() == name.casefold()]
-            raise ValueError(
-                f"classes {places} are all named {name!r}: give each a name of its own in dataset.names=FILE"
-            )
+            raise ValueError(f"classes {places} are all named {name!r}: give each a unique name in dataset.names=FILE")
     return tuple(clean)

@@ -1,4 +1,4 @@
-"""Files from the network: resumed where they were cut, checked, and there whole or not at all."""
+"""Downloads files: interrupted downloads resume, checksums are verified, and files appear atomically."""
 
 import json
 import logging
@@ -12,12 +12,12 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from lgclip.identity import digest_of
+from lgclip.store.keys import digest_of
 
 log = logging.getLogger(__name__)
 
 TRIES = 5
-"""How often in a row a download may be cut or refused for the moment without one byte of progress."""
+"""Maximum number of consecutive attempts without any progress."""
 _FIRST_WAIT = 1.0  # seconds, doubled with each try in vain
 _TIMEOUT = (15, 60)  # seconds to connect, and without a byte
 _CHUNK = 1 << 20
@@ -26,20 +26,20 @@ _CUTS = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPErro
 
 
 class DownloadError(ValueError):
-    """A file could not be had whole; the message says why and what to do."""
+    """Reports that a file could not be downloaded completely; the message says why and how to fix it."""
 
 
 class _CutError(Exception):
-    """The download stopped; what came so far is kept."""
+    """Reports an interrupted download; the partial file is kept."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What is there of a file, and which version of it that is.
+    """Describes the partial download of a file, and which version of the file it belongs to.
 
     Attributes:
-        path: The bytes so far.
-        url: Where they are from.
+        path: File of the bytes so far.
+        url: Their origin.
     """
 
     path: Path
@@ -47,23 +47,28 @@ class _Part:
 
     @property
     def note(self) -> Path:
-        """Where the version is written down."""
+        """Returns the file that records the version."""
         return self.path.with_name(f"{self.path.name}.json")
 
     def size(self) -> int:
-        """Bytes so far."""
-        return self.path.stat().st_size if self.path.is_file() else 0
+        """Returns the number of bytes so far."""
+        if not self.path.is_file():
+            return 0
+        return self.path.stat().st_size
 
     def version(self) -> str | None:
-        """The server's mark of the version that the bytes are of; None if it gave none."""
+        """Returns the server's identifier of the version that the bytes belong to; None if it gave none."""
         try:
-            noted = json.loads(self.note.read_text(encoding="utf-8"))
-            return noted["version"] if noted["url"] == self.url else None
+            note = json.loads(self.note.read_text(encoding="utf-8"))
+            # Bytes of another address, as after the file has moved, are not continued.
+            if note["url"] == self.url:
+                return note["version"]
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            pass
+        return None
 
     def drop(self) -> None:
-        """Removes it."""
+        """Removes the partial download."""
         self.path.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
@@ -71,17 +76,17 @@ class _Part:
 def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
     """Downloads a file.
 
-    What a cut download left, in this run or an earlier one, is continued if the server says that the file is
-    still the same (`If-Range`), and begun anew if not. A file that is there already is checked and kept.
+    A partial download, of this run or an earlier one, is resumed if the server confirms that the file is
+    unchanged (`If-Range`), and restarted otherwise. An existing file is verified and kept.
 
     Args:
-        url: Where it is.
-        path: Where it goes.
-        checksum: `md5:...` or `sha256:...`; None if none was published: the sha256 found is then
-            shown and written beside the file.
+        url: Address of the file.
+        path: Target path.
+        checksum: `md5:...` or `sha256:...`; None if none was published: the sha256 of the file is then
+            displayed and written next to it.
 
     Raises:
-        DownloadError: If it cannot be had or is not what the checksum says.
+        DownloadError: If the download fails or does not match the checksum.
     """
     if path.is_file():
         _check(path, url, checksum, f"{path} is there already: move it away to have it downloaded")
@@ -95,16 +100,16 @@ def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
         part.drop()
         if not resumed:
             raise
-        _complete(part, path.name)  # two halves of two versions: once more, from the start
+        _complete(part, path.name)  # halves of two versions: restart from the beginning
         try:
             _check(part.path, url, checksum, "it is not kept")
         except DownloadError:
             part.drop()
             raise
     if checksum is None:
-        found = digest_of(part.path)
-        log.warning("%s: nobody published a checksum to compare with; its sha256 is %s", url, found)
-        path.with_name(f"{path.name}.sha256").write_text(f"{found}  {path.name}\n", encoding="utf-8")
+        digest = digest_of(part.path)
+        log.warning("%s: nobody published a checksum to compare with; its sha256 is %s", url, digest)
+        path.with_name(f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n", encoding="utf-8")
     part.path.replace(path)
     part.drop()
     return path
@@ -114,39 +119,46 @@ def _check(path: Path, url: str, checksum: str | None, way_out: str) -> None:
     if checksum is None:
         return
     algorithm, _, wanted = checksum.partition(":")
-    found = digest_of(path, algorithm)
-    if found != wanted:
-        raise DownloadError(f"{url}: its {algorithm} is {found}, not {wanted}, as published; {way_out}")
+    digest = digest_of(path, algorithm)
+    if digest != wanted:
+        raise DownloadError(f"{url}: its {algorithm} is {digest}, not {wanted}, as published; {way_out}")
 
 
 def _complete(part: _Part, name: str) -> bool:
-    """Downloads until nothing is missing; returns whether the end was put to a beginning that was there."""
-    vain, reason = 0, ""
-    while vain < TRIES:
-        if vain:
-            time.sleep(_FIRST_WAIT * 2 ** (vain - 1))
+    """Downloads until nothing is missing; returns whether an earlier partial download was resumed."""
+    failures = 0
+    reason = ""
+    while failures < TRIES:
+        if failures:
+            time.sleep(_FIRST_WAIT * 2 ** (failures - 1))
         before = part.size()
         try:
             return _attempt(part, name)
         except _CutError as cut:
             reason = str(cut)
-            vain = 0 if part.size() > before else vain + 1
+            failures += 1
+            # Only failures in a row count: a connection that is cut every few minutes still gets there.
+            if part.size() > before:
+                failures = 0
     raise DownloadError(
         f"{part.url}: {reason}, {TRIES} times in a row; start again later, {part.size() / 1e6:.1f} MB are kept,"
-        f" or get it by hand and put it at {part.path.with_name(name)}"
+        f" or download it by hand and put it at {part.path.with_name(name)}"
     )
 
 
 def _attempt(part: _Part, name: str) -> bool:
-    """One request: continues what is there (and returns True), or begins."""
-    have, version = part.size(), part.version()
-    # As it lies on the server: Oxford's says of a .tar.gz that it is a gzipped .tar, to be unzipped on the way.
+    """Makes one request: resumes the partial download (and returns True), or starts from the beginning."""
+    have = part.size()
+    version = part.version()
+    # Undecoded: Oxford's server declares a .tar.gz as gzip-encoded .tar, which clients would decompress.
     headers = {"Accept-Encoding": "identity"}
+    # With If-Range the server sends the rest only if the file is still the same version, otherwise all of it again.
     if have and version:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
         with requests.get(part.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
             total = _accept(answer, part, have)
+            # After `_accept`, which removes the old bytes where the server sends the whole file.
             resumed = part.size() > 0
             if answer.status_code != requests.codes.requested_range_not_satisfiable:
                 _receive(answer, part, total, name)
@@ -154,23 +166,28 @@ def _attempt(part: _Part, name: str) -> bool:
         raise _CutError(f"the connection failed ({type(error).__name__}: {error})") from error
     except requests.RequestException as error:
         raise DownloadError(f"{part.url} cannot be asked for ({error})") from error
+    # The client takes a connection that closes early for the end of the file.
     if total is not None and part.size() != total:
-        raise _CutError(f"{part.size()} of {total} bytes came")
+        raise _CutError(f"{part.size()} of {total} bytes were received")
     return resumed
 
 
 def _accept(answer: requests.Response, part: _Part, have: int) -> int | None:
-    """What the answer means for what is there; returns the size of the whole file if it is said."""
-    status, length = answer.status_code, answer.headers.get("Content-Length")
+    """Interprets the response for the partial download; returns the full size of the file if it is stated."""
+    status = answer.status_code
+    length = answer.headers.get("Content-Length")
     if status == requests.codes.partial:
-        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-        if said and int(said[1]) == have:
-            return int(said[2]) if said[2] != "*" else have + int(length) if length else None
+        content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        if content_range and int(content_range[1]) == have:
+            if content_range[2] != "*":
+                return int(content_range[2])
+            # The server does not know the whole size; the length of the rest gives it.
+            return have + int(length) if length else None
         part.drop()
         raise _CutError("the server sent another part than was asked for")
     if status == requests.codes.requested_range_not_satisfiable:
-        said = re.fullmatch(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
-        if said and int(said[1]) == have:  # all of it had come before
+        content_range = re.fullmatch(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
+        if content_range and int(content_range[1]) == have:  # all of it had come before
             return have
         part.drop()
         raise _CutError("what was there does not fit the server's file")
@@ -182,9 +199,10 @@ def _accept(answer: requests.Response, part: _Part, have: int) -> int | None:
             f" by hand and put it into {part.path.parent}"
         )
     part.drop()
-    mark = answer.headers.get("ETag", "")
+    version: str | None = answer.headers.get("ETag", "")
     # A weak mark (W/...) does not say that the bytes are the same.
-    version = mark if mark.startswith('"') else answer.headers.get("Last-Modified")
+    if not version.startswith('"'):
+        version = answer.headers.get("Last-Modified")
     part.note.write_text(json.dumps({"url": part.url, "version": version}), encoding="utf-8")
     return int(length) if length else None
 
@@ -198,6 +216,6 @@ def _receive(answer: requests.Response, part: _Part, total: int | None, name: st
 
 
 def _raw(answer: requests.Response) -> Iterator[bytes]:
-    """The bytes as they were sent."""
+    """Yields the bytes as transmitted."""
     while chunk := answer.raw.read(_CHUNK, decode_content=False):
         yield chunk

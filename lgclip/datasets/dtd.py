@@ -1,67 +1,40 @@
-"""Describable Textures Dataset."""
+"""Reads the Describable Textures Dataset."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
 
-from lgclip.datasets.files import ImageFiles, folders_in, named
-from lgclip.datasets.reading import index_of, lines
-from lgclip.datasets.tree import Archive, Tree, chosen
+from lgclip.datasets.image_files import folders_in
+from lgclip.datasets.label_files import Listing, list_lines
+from lgclip.datasets.layout import Archive, Selection, Tree
+from lgclip.datasets.public import Options, PublicDataset
 
 CLASSES = 47
 IMAGES = {f"partition{n}": {"train": 1_880, "val": 1_880, "test": 1_880} for n in range(1, 11)}
-
+_URL = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
 TREE = Tree(
     "dtd",
-    "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
-    (
-        Archive(
-            "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
-            "dtd",
-            "md5:fff73e5086ae6bdbea199a49dfb8a4c1",
-        ),
-    ),
+    _URL,
+    (Archive(f"{_URL}download/dtd-r1.0.1.tar.gz", "dtd", "md5:fff73e5086ae6bdbea199a49dfb8a4c1"),),
     ("images", "labels"),
     ("dtd", "", "dtd/dtd"),
+    images=IMAGES,
+    split_files={f"partition{n}": (f"labels/{{part}}{n}.txt",) for n in range(1, 11)},
+    classes=CLASSES,
+    license="for research",
 )
 
 
-class Dtd(ImageFiles):
-    """47 textures (arXiv:1311.3618).
+class Dtd(PublicDataset):
+    """Reads 47 textures (arXiv:1311.3618) with ten official partitions; published results mostly use `partition1`."""
 
-    Args:
-        root: The folder that `dtd` lies in, or that folder; None: `$LGCLIP_DATA/dtd`, or else `data/dtd`.
-        split: `partition1` to `partition10` (the test part of each, or `partition1-train`, `-val`, `-trainval`
-            and so on), or `all`. Published figures are mostly of partition 1.
-        names: `clip` or `folder` (the same words), or a text file.
-        download: Whether to download what is missing.
-        context: What kind of things the classes are.
-        templates: Sentences for the text baseline; CoOp's single one (arXiv:2109.01134).
-        counts: Whether the numbers of images must be the official ones.
+    tree = TREE
 
-    Raises:
-        ValueError: If a file is missing, a line is damaged or a count is off; the message says which.
-    """
+    def __init__(self, root: str | None = None, split: str = "partition1", **options: Unpack[Options]) -> None:
+        # CoOp's template (arXiv:2109.01134).
+        super().__init__(root, split, **Options(context="a texture", templates=["{} texture."]) | options)
 
-    def __init__(
-        self,
-        root: str | None = None,
-        split: str = "partition1",
-        names: str = "clip",
-        download: bool = False,
-        context: str = "a texture",
-        templates: Sequence[str] | None = ("{} texture.",),
-        counts: bool = True,
-    ) -> None:
-        asked = chosen(split, IMAGES)
-        listed = [f"labels/{part}{asked.partition.removeprefix('partition')}.txt" for part in asked.parts]
-        tree = replace(TREE, inside=(*TREE.inside, *listed))
-        place = tree.place(root, download)
-        found = folders_in(place, "images")
-        images = [(place / file, line.strip()) for file in listed for line in lines(place / file)]
-        files = [f"images/{image}" for _, image in images]
-        labels = [index_of(path, image.partition("/")[0], found) for path, image in images]
-        shown = tree.check(place, files, labels, asked, CLASSES if counts else 0)
-        super().__init__(
-            "dtd", place, files, labels, named("dtd", names, found),
-            split=shown, names=names, context=context, templates=templates, training=asked.training,
-        )  # fmt: skip
+    def read(self, folder: Path, selection: Selection) -> Listing:
+        listing = Listing(folders_in(folder, "images"))
+        for path, image in list_lines(folder, selection.files):
+            listing.add_by_name(f"images/{image}", image.partition("/")[0], path)
+        return listing

@@ -1,25 +1,23 @@
-"""Oxford 102 Flowers; its labels are MATLAB files, its class names are in no file of it."""
+"""Reads Oxford 102 Flowers; its labels are MATLAB files, and none of its files has class names."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from jaxtyping import Integer
 
-from lgclip.datasets.files import ImageFiles, named
-from lgclip.datasets.reading import coop_split
-from lgclip.datasets.tree import Archive, Chosen, Tree, chosen
+from lgclip.datasets.label_files import Listing, coop_split
+from lgclip.datasets.layout import Archive, Partitions, Selection, Tree, coop_hint
+from lgclip.datasets.public import Options, PublicDataset
 
 CLASSES = 102
-IMAGES: dict[str, dict[str, int | None]] = {
+IMAGES: Partitions = {
     "official": {"train": 1_020, "val": 1_020, "test": 6_149},
     "coop": {"train": None, "val": None, "test": 2_463},  # no count was found in print for the first two
 }
 COOP = "split_zhou_OxfordFlowers.json"
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 _PARTS = {"train": "trnid", "val": "valid", "test": "tstid"}
-
 TREE = Tree(
     "flowers102",
     _URL,
@@ -30,79 +28,54 @@ TREE = Tree(
     ),
     ("jpg", "imagelabels.mat", "setid.mat"),
     ("", "flowers-102"),
+    coop_hint(COOP, "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT", "jpg"),
+    IMAGES,
+    split_files={"coop": (COOP,)},
+    classes=CLASSES,
+    license="see its page",
 )
 
 
-class Flowers102(ImageFiles):
-    """102 kinds of flowers (Nilsback and Zisserman, ICVGIP 2008).
+class Flowers102(PublicDataset):
+    """Reads 102 species of flowers (Nilsback and Zisserman, ICVGIP 2008); `split=coop` is CoOp's (arXiv:2109.01134).
 
-    Args:
-        root: The folder that `jpg` lies in; None: `$LGCLIP_DATA/flowers102`, or else `data/flowers102`.
-        split: `official` (its test part), `official-train`, `-val`, `-trainval`, `all`, or `coop`
-            (arXiv:2109.01134; its test part, or `coop-train` and so on).
-        names: `clip`, `torchvision` (which has "ball moss" and "pink-yellow dahlia?"), or a text file.
-        download: Whether to download what is missing.
-        context: What kind of things the classes are.
-        templates: Sentences for the text baseline; None makes one of the context.
-        counts: Whether the numbers of images must be the official ones.
-
-    Raises:
-        ValueError: If a file is missing or damaged or a count is off; the message says which.
+    The names that torchvision lists differ from CLIP's: they have "ball moss" and "pink-yellow dahlia?".
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        split: str = "official",
-        names: str = "clip",
-        download: bool = False,
-        context: str = "a type of flower",
-        templates: Sequence[str] | None = None,
-        counts: bool = True,
-    ) -> None:
-        asked, tree = chosen(split, IMAGES), TREE
-        if asked.partition == "coop":
-            drive = "https://drive.google.com/file/d/1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT/view"
-            hand = f"{COOP} is got by hand: {drive} (CoOp's DATASETS.md); put it beside jpg"
-            tree = replace(tree, inside=(*tree.inside, COOP), by_hand=hand)
-        place = tree.place(root, download)
-        files, labels = _read(place, asked)
-        shown = tree.check(place, files, labels, asked, CLASSES if counts else 0)
-        super().__init__(
-            "flowers102", place, files, labels, named("flowers102", names, ("",) * CLASSES),
-            split=shown, names=names, context=context, templates=templates, training=asked.training,
-        )  # fmt: skip
+    tree = TREE
 
+    def __init__(self, root: str | None = None, split: str = "official", **options: Unpack[Options]) -> None:
+        super().__init__(root, split, **Options(context="a type of flower") | options)
 
-def _read(place: Path, asked: Chosen) -> tuple[list[str], list[int]]:
-    label_of = _numbers(place / "imagelabels.mat", "labels", CLASSES)  # of image 1, 2, ...: both count from 1
-    if asked.partition == "coop":
-        return _coop(place / COOP, asked.parts, label_of)
-    images = [
-        image for part in asked.parts for image in _numbers(place / "setid.mat", _PARTS[part], len(label_of)).tolist()
-    ]
-    return [f"jpg/image_{image:05d}.jpg" for image in images], [int(label_of[image - 1]) - 1 for image in images]
-
-
-def _coop(path: Path, parts: Sequence[str], label_of: Integer[np.ndarray, " n"]) -> tuple[list[str], list[int]]:
-    entries = [entry for part in parts for entry in coop_split(path, part)]
-    for file, label in entries:
-        image = file.removeprefix("image_").removesuffix(".jpg")
-        if not image.isdigit() or not 1 <= int(image) <= len(label_of) or label_of[int(image) - 1] - 1 != label:
-            raise ValueError(f"{path} does not fit imagelabels.mat: {file} has the label {label}")
-    return [f"jpg/{file}" for file, _ in entries], [label for _, label in entries]
+    def read(self, folder: Path, selection: Selection) -> Listing:
+        listing = Listing([""] * CLASSES)
+        labels = _numbers(folder / "imagelabels.mat", "labels", CLASSES)  # of image 1, 2, ...: both count from 1
+        if selection.partition == "coop":
+            path = folder / COOP
+            for file, label in coop_split(path, selection.parts):
+                # CoOp's labels count from 0, those of the MATLAB file from 1.
+                image = file.removeprefix("image_").removesuffix(".jpg")
+                known = image.isdigit() and 1 <= int(image) <= len(labels)
+                if not known or labels[int(image) - 1] - 1 != label:
+                    raise ValueError(f"{path} does not fit imagelabels.mat: {file} has the label {label}")
+                listing.add(f"jpg/{file}", label)
+            return listing
+        for part in selection.parts:
+            for image in _numbers(folder / "setid.mat", _PARTS[part], len(labels)).tolist():
+                listing.add(f"jpg/image_{image:05d}.jpg", int(labels[image - 1]) - 1)
+        return listing
 
 
 def _numbers(path: Path, key: str, most: int) -> Integer[np.ndarray, " n"]:
-    """A MATLAB file's row of numbers from 1 to `most`."""
+    """Reads a row of integers from 1 to `most` from a MATLAB file."""
     from scipy.io import loadmat
 
     try:
-        found = np.asarray(loadmat(path)[key]).ravel()
-    except Exception as error:  # SciPy raises as it likes on a damaged file
+        row = np.asarray(loadmat(path)[key]).ravel()
+    except Exception as error:  # SciPy may raise any error on a damaged file
         raise ValueError(f"{path} is damaged: no {key!r} can be read from it ({error})") from error
-    if found.dtype.kind not in "iuf" or not found.size or (found != found.round()).any():
-        raise ValueError(f"{path} is damaged: {key!r} is no row of whole numbers")
-    if found.min() < 1 or found.max() > most:
-        raise ValueError(f"{path} is damaged: {key!r} runs from {found.min()} to {found.max()}, not within 1 to {most}")
-    return found.astype(np.int64)
+    if row.dtype.kind not in "iuf" or not row.size or (row != row.round()).any():
+        raise ValueError(f"{path} is damaged: {key!r} is not a row of integers")
+    if row.min() < 1 or row.max() > most:
+        raise ValueError(f"{path} is damaged: {key!r} runs from {row.min()} to {row.max()}, not within 1 to {most}")
+    return row.astype(np.int64)

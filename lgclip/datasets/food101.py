@@ -1,86 +1,65 @@
-"""Food-101."""
+"""Reads Food-101."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
-from lgclip.datasets.files import ImageFiles, named
-from lgclip.datasets.reading import coop_split, index_of, json_of
-from lgclip.datasets.tree import Archive, Tree, chosen
+from lgclip.datasets.label_files import Listing, coop_folders, json_of
+from lgclip.datasets.layout import Archive, Partitions, Selection, Tree, coop_hint
+from lgclip.datasets.public import Options, PublicDataset
 
 CLASSES = 101
-IMAGES: dict[str, dict[str, int | None]] = {
+IMAGES: Partitions = {
     "official": {"train": 75_750, "test": 25_250},
     "coop": {"train": None, "val": None, "test": None},  # no counts were found in print
 }
 COOP = "split_zhou_Food101.json"
-
 TREE = Tree(
     "food101",
     "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
     (Archive("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "food-101", "md5:85eeb15f3717b99a5da872d97d918f87"),),
     ("meta/train.json", "meta/test.json", "images"),
     ("food-101", ""),
+    coop_hint(COOP, "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl", "images"),
+    IMAGES,
+    split_files={"coop": (COOP,)},
+    classes=CLASSES,
+    license="scientific fair use; the images are Foodspotting's",
 )
 
 
-class Food101(ImageFiles):
-    """101 dishes (Bossard et al., ECCV 2014); the training labels are noisy, the test labels are not.
+class Food101(PublicDataset):
+    """Reads 101 dishes (Bossard et al., ECCV 2014); the training labels are noisy, the test labels are not.
 
-    Args:
-        root: The folder that `food-101` lies in, or that folder; None: `$LGCLIP_DATA/food101`, or else `data/food101`.
-        split: `official` (its test part), `official-train`, `all`, or `coop` (arXiv:2109.01134, which LGCLIP's
-            release judges on; its test part, or `coop-train` and so on).
-        names: `clip` or `folder` (the same words), or a text file.
-        download: Whether to download what is missing.
-        context: What kind of things the classes are.
-        templates: Sentences for the text baseline; CLIP's has no article before a dish.
-        counts: Whether the numbers of images must be the official ones.
-
-    Raises:
-        ValueError: If a file is missing or damaged or a count is off; the message says which.
+    LGCLIP's release evaluates CoOp's split (arXiv:2109.01134), `split=coop`.
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        split: str = "official",
-        names: str = "clip",
-        download: bool = False,
-        context: str = "a type of food",
-        templates: Sequence[str] | None = ("a photo of {}, a type of food.",),
-        counts: bool = True,
-    ) -> None:
-        asked, tree = chosen(split, IMAGES), TREE
-        if asked.partition == "coop":
-            drive = "https://drive.google.com/file/d/1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl/view"
-            hand = f"{COOP} is got by hand: {drive} (CoOp's DATASETS.md); put it beside images"
-            tree = replace(tree, inside=(*tree.inside, COOP), by_hand=hand)
-        place = tree.place(root, download)
-        listed = {part: json_of(place / "meta" / f"{part}.json") for part in ("train", "test")}
-        for part, content in listed.items():
-            if not isinstance(content, dict) or not all(isinstance(images, list) for images in content.values()):
-                raise ValueError(f"{place / 'meta' / part}.json is damaged: it is no list of images a class")
-        found = sorted({name for content in listed.values() for name in content})
-        images = _coop(place / COOP, asked.parts, found) if asked.partition == "coop" else _listed(listed, asked.parts)
-        files = [f"images/{image}.jpg" for image in images]
-        labels = [index_of(place, image.partition("/")[0], found) for image in images]
-        shown = tree.check(place, files, labels, asked, CLASSES if counts else 0)
-        super().__init__(
-            "food101", place, files, labels, named("food101", names, found),
-            split=shown, names=names, context=context, templates=templates, training=asked.training,
-        )  # fmt: skip
+    tree = TREE
+
+    def __init__(self, root: str | None = None, split: str = "official", **options: Unpack[Options]) -> None:
+        # CLIP's template has no article before a dish.
+        defaults = Options(context="a type of food", templates=["a photo of {}, a type of food."])
+        super().__init__(root, split, **defaults | options)
+
+    def read(self, folder: Path, selection: Selection) -> Listing:
+        images_of = {part: _read_meta(folder / "meta" / f"{part}.json") for part in ("train", "test")}
+        # The official classes.txt is in this order too.
+        listing = Listing(sorted({*images_of["train"], *images_of["test"]}))
+        if selection.partition == "coop":
+            path = folder / COOP
+            for file, label in coop_folders(path, selection.parts, listing.class_names, "does not fit meta"):
+                listing.add(f"images/{file.removesuffix('.jpg')}.jpg", label)
+            return listing
+        for part in selection.parts:
+            for images in images_of[part].values():
+                for image in images:
+                    listing.add_by_name(f"images/{image}.jpg", image.partition("/")[0], folder)
+        return listing
 
 
-def _listed(listed: Mapping[str, Mapping[str, Sequence[str]]], parts: Sequence[str]) -> list[str]:
-    return [image for part in parts for images in listed[part].values() for image in images]
-
-
-def _coop(path: Path, parts: Sequence[str], classes: Sequence[str]) -> list[str]:
-    images = []
-    for part in parts:
-        for file, label in coop_split(path, part):
-            if index_of(path, file.partition("/")[0], classes) != label:
-                raise ValueError(f"{path} does not fit meta: {file} has the label {label}")
-            images.append(file.removesuffix(".jpg"))
-    return images
+def _read_meta(path: Path) -> Mapping[str, Sequence[str]]:
+    """Reads the images of each dish."""
+    content = json_of(path)
+    if not isinstance(content, dict) or not all(isinstance(images, list) for images in content.values()):
+        raise ValueError(f"{path} is damaged: it is not a list of images per class")
+    return content

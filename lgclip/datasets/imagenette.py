@@ -1,16 +1,16 @@
-"""Imagenette: ten easy classes of ImageNet."""
+"""Reads Imagenette: ten easy classes of ImageNet."""
 
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack
 
-from lgclip.datasets.files import ImageFiles, images_below, named
-from lgclip.datasets.tree import Archive, Tree, chosen
+from lgclip.datasets.label_files import Listing
+from lgclip.datasets.layout import Archive, Selection, Tree
+from lgclip.datasets.public import Options, PublicDataset
 
 WORDNET_IDS = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
     "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
 )  # fmt: skip
-INDICES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
-"""Index of each among ImageNet's 1000 classes."""
 IMAGES = {"official": {"train": 9_469, "val": 3_925}}
 _URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 ARCHIVES = {
@@ -20,51 +20,43 @@ ARCHIVES = {
 }
 
 
-class Imagenette(ImageFiles):
-    """Ten classes of ImageNet, divided anew (github.com/fastai/imagenette, the second version).
+class Imagenette(PublicDataset):
+    """Reads ten classes of ImageNet with another split (github.com/fastai/imagenette, second version).
 
-    Its validation images are not ImageNet's: most were ImageNet's training images.
-
-    Args:
-        root: The folder that `imagenette2` (`-320`, `-160`) lies in, or that folder; None: `$LGCLIP_DATA/imagenette`,
-            or else `data/imagenette`.
-        split: `official` (its validation part), `official-train`, or `all`.
-        size: `full`, `320px` or `160px`, the shorter side.
-        names: `clip` (as in CLIP's list for ImageNet), `torchvision`, `folder` (the WordNet ids), or a text file.
-        download: Whether to download what is missing.
-        context: What kind of things the classes are.
-        templates: Sentences for the text baseline; None makes one of the context.
-        counts: Whether the numbers of images must be the official ones.
-
-    Raises:
-        ValueError: If a folder is missing or a count is off; the message says which.
+    Its validation images are not ImageNet's: most were ImageNet's training images. `size` is `full`, or the length of
+    the shorter side, `320px` or `160px`.
     """
 
+    class_indices = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+
     def __init__(
-        self,
-        root: str | None = None,
-        split: str = "official",
-        size: str = "full",
-        names: str = "clip",
-        download: bool = False,
-        context: str = "",
-        templates: Sequence[str] | None = None,
-        counts: bool = True,
+        self, root: str | None = None, split: str = "official", size: str = "full", **options: Unpack[Options]
     ) -> None:
         if size not in ARCHIVES:
             raise ValueError(f"dataset.size={size}: choose {', '.join(ARCHIVES)}")
-        asked = chosen(split, IMAGES)
-        folders = [f"{part}/{wordnet_id}" for part in asked.parts for wordnet_id in WORDNET_IDS]
-        page, archive = "https://github.com/fastai/imagenette", ARCHIVES[size]
-        tree = Tree("imagenette", page, (archive,), tuple(folders), (archive.gives, ""))
-        place = tree.place(root, download)
-        listed = [images_below(place, folder) for folder in folders]
-        files = [file for inside in listed for file in inside]
-        labels = [at % len(WORDNET_IDS) for at, inside in enumerate(listed) for _ in inside]
-        shown = tree.check(place, files, labels, asked, len(WORDNET_IDS) if counts else 0)
-        super().__init__(
-            "imagenette", place, files, labels, named("imagenette", names, WORDNET_IDS),
-            split=shown if size == "full" else f"{shown}, {size}",
-            names=names, context=context, templates=templates, training=asked.training,
-        )  # fmt: skip
-        self.class_indices = INDICES
+        self.size = size
+        super().__init__(root, split, **options)
+
+    def describe(self) -> Tree:
+        variant = self.size
+        # The full size is the usual one, and is not named in results.
+        if variant == "full":
+            variant = ""
+        return Tree(
+            "imagenette",
+            "https://github.com/fastai/imagenette",
+            (ARCHIVES[self.size],),
+            (),
+            (ARCHIVES[self.size].extracts, ""),
+            images=IMAGES,
+            split_files={"official": tuple(f"{{part}}/{wordnet_id}" for wordnet_id in WORDNET_IDS)},
+            classes=len(WORDNET_IDS),
+            license="Apache-2.0; the images are under ImageNet's terms",
+            variant=variant,
+        )
+
+    def read(self, folder: Path, selection: Selection) -> Listing:
+        listing = Listing(WORDNET_IDS)
+        for part in selection.parts:
+            listing.add_folders(folder, [f"{part}/{wordnet_id}" for wordnet_id in WORDNET_IDS])
+        return listing

@@ -1,4 +1,4 @@
-"""Parquet files as data sets of the hub have them: images as bytes, labels, and the class names in the schema."""
+"""Reads parquet files in the format of the hub's data sets: images as bytes, labels, and class names in the schema."""
 
 import json
 from bisect import bisect_right
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lgclip.datasets.base import BadImageError
-from lgclip.datasets.files import read_image
+from lgclip.datasets.image_files import read_image
 
 
 class _Group(NamedTuple):
-    """A row group, the least that can be read of a parquet file."""
+    """Describes a row group, the smallest unit that can be read of a parquet file."""
 
     file: Path
     number: int
@@ -25,15 +25,15 @@ class _Group(NamedTuple):
 
 
 class Rows:
-    """The rows of some parquet files, one file after the other; a row group at a time is in memory.
+    """Provides the concatenated rows of some parquet files; one row group at a time is in memory.
 
-    It holds no open file, so it may be sent to the worker processes of a loader.
+    It holds no open file, so that it can be sent to the worker processes of a loader.
 
     Args:
         files: The files, which have the same columns.
 
     Raises:
-        ValueError: If pyarrow is not installed, or a file is no parquet file or has other columns.
+        ValueError: If pyarrow is not installed, or a file is not a parquet file or has other columns.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -47,13 +47,17 @@ class Rows:
         """What the hub's `datasets` wrote into the schema of each column; empty if it did not write the files."""
         for file in files:
             with _opened(file) as parquet:
-                schema, footer = parquet.schema_arrow, parquet.metadata
+                schema = parquet.schema_arrow
+                footer = parquet.metadata
                 columns = {field.name: field.type for field in schema}
+                # What `datasets` leaves in the file: names of classes are there even if the card has none.
                 written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
                 features = (written.get("info") or {}).get("features") or {}
                 if self._groups and (columns, features) != (self.columns, self.features):
-                    raise ValueError(f"{file} has other columns or classes than {files[0]}; they are no one data set")
-                self.columns, self.features, first = columns, features, 0
+                    raise ValueError(f"{file} has other columns or classes than {files[0]}; they are not one data set")
+                self.columns = columns
+                self.features = features
+                first = 0
                 for number in range(footer.num_row_groups):
                     self._groups.append(_Group(file, number, first))
                     self._starts.append(self.total)
@@ -62,26 +66,28 @@ class Rows:
         self.files = tuple(files)
 
     def places(self) -> list[tuple[Path, int]]:
-        """File and row of each row."""
+        """Yields file and row of each row."""
         ends = [*self._starts[1:], self.total]
-        spans = zip(self._groups, self._starts, ends, strict=True)
-        return [(group.file, group.first + i) for group, start, end in spans for i in range(end - start)]
+        places: list[tuple[Path, int]] = []
+        for group, start, end in zip(self._groups, self._starts, ends, strict=True):
+            places += [(group.file, group.first + i) for i in range(end - start)]
+        return places
 
     def values(self, column: str) -> list[Any]:
-        """A whole column, for columns that are small."""
-        found: list[Any] = []
+        """Returns a complete column, for small columns."""
+        values: list[Any] = []
         for file in self.files:
             with _opened(file) as parquet:
-                found += parquet.read(columns=[column], use_threads=False).column(0).to_pylist()
-        return found
+                values += parquet.read(columns=[column], use_threads=False).column(0).to_pylist()
+        return values
 
     def holds_images(self, column: str) -> bool:
-        """Whether a column's type is bytes, or a struct with bytes as the hub has them."""
+        """Checks whether a column's type is bytes, or a struct with bytes as on the hub."""
         kind = str(self.columns[column])
         return kind in ("binary", "large_binary") or (kind.startswith("struct<") and "bytes: " in kind)
 
     def image(self, column: str, row: int) -> Image.Image:
-        """The image in a row, decoded to RGB.
+        """Returns the image in a row, decoded to RGB.
 
         Raises:
             BadImageError: If there is none, or it cannot be decoded.
@@ -94,9 +100,12 @@ class Rows:
         return read_image(BytesIO(content), self.where(row))
 
     def content(self, column: str, row: int) -> bytes | None:
-        """The bytes of the image in a row; None if there are none."""
+        """Returns the bytes of the image in a row; None if there are none."""
         value = self._value(column, row)
-        return value.get("bytes") if isinstance(value, dict) else value
+        # The hub's type for images is a struct of `bytes` and `path`.
+        if isinstance(value, dict):
+            return value.get("bytes")
+        return value
 
     def _value(self, column: str, row: int) -> Any:
         group, inside = self._place(row)
@@ -106,28 +115,30 @@ class Rows:
         return column_of_group[inside].as_py()
 
     def where(self, row: int) -> str:
-        """File and row in it, for the eye."""
+        """Returns file and row number, for messages."""
         group, inside = self._place(row)
         return f"{group.file}, row {group.first + inside}"
 
     def _place(self, row: int) -> tuple[_Group, int]:
-        at = bisect_right(self._starts, row) - 1
-        return self._groups[at], row - self._starts[at]
+        # Of groups without rows, which begin at the same row, the last: it is the one that holds the row.
+        index = bisect_right(self._starts, row) - 1
+        return self._groups[index], row - self._starts[index]
 
 
 _LOADING = Lock()  # threads that decode side by side load a group once
 
 
+# Two groups, which may take hundreds of megabytes each: where a batch crosses a border, both are needed.
 @lru_cache(maxsize=2)
 def _row_group(file: Path, stamp: tuple[int, int], number: int, column: str) -> Any:
-    """One column of a row group; `stamp` makes a changed file be read again."""
+    """Reads one column of a row group; `stamp` invalidates the cache when the file changes."""
     with _opened(file) as parquet:
         return parquet.read_row_group(number, columns=[column], use_threads=False).column(0)
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """An open parquet file; pyarrow's threads, which a forked process has not, are not used."""
+    """Opens a parquet file without pyarrow's threads, which a forked process does not have."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -137,4 +148,4 @@ def _opened(file: Path) -> Iterator[Any]:
         with parquet.ParquetFile(file, pre_buffer=False) as opened:
             yield opened
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{file} cannot be read as a parquet file ({error}); get it again") from error
+        raise ValueError(f"{file} cannot be read as a parquet file ({error}); download it again") from error

@@ -1,1 +1,1 @@
-"""Where synthetic images come from."""
+"""Provides the sources of synthetic images."""

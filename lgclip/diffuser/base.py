@@ -1,4 +1,4 @@
-"""What is to be drawn, and the images of a run as every later stage sees them."""
+"""Defines the interface of image sources, and the synthetic images of a run that later stages use."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -10,66 +10,67 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from lgclip.batch import Prompt, Subject
 from lgclip.datasets.base import BadImageError
-from lgclip.datasets.files import read_image
-from lgclip.diffuser.faults import Fault
-from lgclip.identity import key_of
-from lgclip.shard_index import Member
+from lgclip.datasets.image_files import read_image
+from lgclip.runtime.hub import snapshot
+from lgclip.store.keys import content_key
+from lgclip.store.shard_index import Member
+from lgclip.types import Fault, Prompt, TargetClass
 
 
-class Drawn(NamedTuple):
-    """A batch of images as they leave the device.
+class GeneratedBatch(NamedTuple):
+    """Holds a batch of generated images on the device.
 
     Attributes:
         pixels: The images.
-        faults: What is wrong with each; None for nothing.
+        faults: Fault of each; None for a usable image.
     """
 
     pixels: UInt8[np.ndarray, "b h w 3"]
     faults: list[Fault | None]
 
 
-class Brush(Protocol):
-    """A diffuser that is ready to draw, its pipeline in memory."""
+class LoadedPipeline(Protocol):
+    """Generates images, with its pipeline in memory."""
 
-    def draw(self, prompts: Sequence[Prompt], seed: int, attempts: Sequence[int]) -> Drawn:
-        """One image a prompt.
+    def generate(self, prompts: Sequence[Prompt], seed: int, attempts: Sequence[int]) -> GeneratedBatch:
+        """Generates one image per prompt.
 
         Args:
-            prompts: What to draw.
+            prompts: The prompts.
             seed: The run's seed.
-            attempts: How often each was drawn before: another number is another noise.
+            attempts: Number of earlier attempts at each prompt: each attempt has its own noise.
         """
         ...
 
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> UInt8[np.ndarray, "b h w 3"]:
-        """The first attempt at each prompt, whatever is wrong with it."""
+        """Generates the first attempt at each prompt, whatever its faults."""
         ...
 
 
 @runtime_checkable
 class Origins(Protocol):
-    """The real images that synthetic ones go back to."""
+    """Describes the real images that synthetic ones derive from."""
 
     def caption(self, image: str) -> str:
-        """The caption of a real image, by its id."""
+        """Returns the caption of a real image, by its id."""
         ...
 
     def where(self, image: str) -> str:
-        """Where a real image lies, by its id."""
+        """Returns the location of a real image, by its id."""
         ...
 
 
 class Missing(NamedTuple):
-    """An image that was wanted and is not there.
+    """Describes a requested image that is missing.
 
     Attributes:
-        prompt: What it was to show.
-        faults: What was wrong with each attempt at it.
+        prompt: Its prompt.
+        faults: Fault of each attempt.
     """
 
     prompt: Prompt
@@ -77,194 +78,255 @@ class Missing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The synthetic images of a run; those that could not be had are listed, and nowhere else.
+class SyntheticImages:
+    """Holds the synthetic images of a run; only those that could not be generated are listed as `missing`.
 
     Attributes:
-        key: What their features are kept under.
-        subjects: The classes.
-        prompts: What each image shows; the text is empty if it is not known.
+        key: Store key of their features.
+        target_classes: The classes.
+        prompts: Prompt of each image; its text is empty if unknown.
         ids: Content key of each image.
-        paths: The file that each is, or its place in a shard.
-        missing: The images that were wanted and are not there.
-        templated: Of each class, how many prompts are template sentences that stand in for a language model's.
-        drawn: Whether they lie in the store: what is damaged there is drawn again.
-        sources: Of each image, the id of the real image whose caption it was drawn from; empty if there is none.
-        origins: What is known of those real images; None without captions.
+        paths: File of each image, or its location in a shard.
+        missing: Requested images that are missing.
+        templated: Number of each class's prompts that are template sentences in place of a language model's.
+        is_generated: Whether they are in the store: damaged ones are generated again.
+        sources: For each image, the id of the real image whose caption was its prompt; empty if there is none.
+        origins: Describes those real images; None without captions.
 
     Raises:
         ValueError: If a class has no image at all.
     """
 
     key: str
-    subjects: Sequence[Subject] = field(repr=False)
+    target_classes: Sequence[TargetClass] = field(repr=False)
     prompts: Sequence[Prompt] = field(repr=False)
     ids: Sequence[str] = field(repr=False)
     paths: Sequence[Path | Member] = field(repr=False)
     missing: Sequence[Missing] = ()
     templated: Sequence[int] = ()
-    drawn: bool = False
+    is_generated: bool = False
     sources: Sequence[str] = field(default=(), repr=False)
     origins: Origins | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.sources:
+            # The only way to set a field of a frozen dataclass here.
             object.__setattr__(self, "sources", ("",) * len(self.prompts))
-        there = {prompt.class_index for prompt in self.prompts}
-        for subject in self.subjects:
-            if subject.class_index not in there:
-                raise ValueError(self._nothing_of(subject))
+        # Without an image a class has no prototype, and no image would ever be assigned to it.
+        present = {prompt.class_index for prompt in self.prompts}
+        for target_class in self.target_classes:
+            if target_class.class_index not in present:
+                raise ValueError(self._nothing_of(target_class))
 
-    def _nothing_of(self, subject: Subject) -> str:
-        faults = [gone.faults[-1] for gone in self.missing if gone.prompt.class_index == subject.class_index]
+    def _nothing_of(self, target_class: TargetClass) -> str:
+        faults = [gone.faults[-1] for gone in self.missing if gone.prompt.class_index == target_class.class_index]
         if not faults:
             return (
-                f"class {subject.class_index} ({subject.name!r}): none of its images is there; name the store that "
-                "holds them by paths.store or LGCLIP_HOME, or draw them by the run's own command"
+                f"class {target_class.class_index} ({target_class.name!r}): none of its images is there; name the "
+                f"store that "
+                "holds them by paths.store or LGCLIP_HOME, or generate them by the run's own command"
             )
         counts = ", ".join(f"{count} {fault}" for fault, count in Counter(faults).most_common())
         return (
-            f"class {subject.class_index} ({subject.name!r}): not one of {len(faults)} images could be used "
+            f"class {target_class.class_index} ({target_class.name!r}): not one of {len(faults)} images could be used "
             f"({counts}); raise diffuser.retries, change the prompts of this class, or choose another "
             "diffuser or diffuser.precision=fp32"
         )
 
-    def only(self, classes: Sequence[int]) -> "Pictures":
-        """The images of some classes, which are numbered anew in the order given.
+    def only(self, classes: Sequence[int]) -> "SyntheticImages":
+        """Returns the images of some classes, which are renumbered in the given order.
 
         Args:
             classes: The classes, by their index.
         """
         new = {label: index for index, label in enumerate(classes)}
-        kept = [at for at, prompt in enumerate(self.prompts) if prompt.class_index in new]
-        kept.sort(key=lambda at: new[self.prompts[at].class_index])  # stable: within a class as they were
+        selected = [index for index, prompt in enumerate(self.prompts) if prompt.class_index in new]
+        # By the new class index, as in a run of these classes alone. The sort is stable: within a class the order of
+        # the images stays, and with it which of them a smaller run would use.
+        selected.sort(key=lambda index: new[self.prompts[index].class_index])
 
         def moved(prompt: Prompt) -> Prompt:
             return prompt._replace(class_index=new[prompt.class_index])
 
+        missing = [
+            image._replace(prompt=moved(image.prompt)) for image in self.missing if image.prompt.class_index in new
+        ]
+        templated: Sequence[int] = ()
+        # Empty where no language model was asked: there is nothing to select from then.
+        if self.templated:
+            templated = [self.templated[label] for label in classes]
         return replace(
             self,
-            subjects=[self.subjects[label]._replace(class_index=index) for label, index in new.items()],
-            prompts=[moved(self.prompts[at]) for at in kept],
-            ids=[self.ids[at] for at in kept],
-            paths=[self.paths[at] for at in kept],
-            missing=[
-                gone._replace(prompt=moved(gone.prompt)) for gone in self.missing if gone.prompt.class_index in new
-            ],
-            templated=[self.templated[label] for label in classes] if self.templated else (),
-            sources=[self.sources[at] for at in kept],
+            target_classes=[self.target_classes[label]._replace(class_index=index) for label, index in new.items()],
+            prompts=[moved(self.prompts[index]) for index in selected],
+            ids=[self.ids[index] for index in selected],
+            paths=[self.paths[index] for index in selected],
+            missing=missing,
+            templated=templated,
+            sources=[self.sources[index] for index in selected],
         )
 
-    def image(self, at: int) -> Image.Image:
-        """The image at a place, decoded to RGB.
+    def image(self, index: int) -> Image.Image:
+        """Returns the image at an index, decoded to RGB.
 
         Raises:
             BadImageError: If it cannot be decoded.
-            ValueError: If it cannot be got at.
+            ValueError: If it cannot be accessed.
         """
-        place = self.paths[at]
-        if not self.drawn and isinstance(place, Path):
+        place = self.paths[index]
+        # The user's own folder: the advice below is about the store, which does not hold these files.
+        if not self.is_generated and isinstance(place, Path):
             return read_image(place)
         try:
             return read_image(BytesIO(place.read_bytes()), where=str(place))
         except BadImageError as error:
-            way = "lgclip store verify --repair takes it out of the store, and a run draws it again"
+            way = "lgclip store verify --repair takes it out of the store, and a run generates it again"
             raise BadImageError(error.where, f"{error.reason}; {way}") from error
         except OSError as error:
-            raise ValueError(f"{place} cannot be read ({error.strerror}); what is gone, a run draws again") from error
+            raise ValueError(f"{place} cannot be read ({error.strerror}); a run generates it again") from error
 
     def faults(self) -> list[dict[str, object]]:
-        """The missing images as a result lists them: class, name, prompt, repeat and what was wrong."""
-        names = {subject.class_index: subject.name for subject in self.subjects}
-        return [
-            {
+        """Returns the missing images in the form that a result records: class, name, prompt, repeat and faults."""
+        names = {target_class.class_index: target_class.name for target_class in self.target_classes}
+        rows: list[dict[str, object]] = []
+        for prompt, faults in self.missing:
+            row: dict[str, object] = {
                 "class": prompt.class_index,
                 "name": names[prompt.class_index],
                 "prompt": prompt.text,
                 "repeat": prompt.repeat,
                 "faults": [str(fault) for fault in faults],
             }
-            for prompt, faults in self.missing
-        ]
+            rows.append(row)
+        return rows
 
 
 class ImageStage(Protocol):
-    """Makes the images that are not there."""
+    """Defines the interface of a stage that creates missing images."""
 
     def missing(self) -> list[int]:
-        """Places of the images that are still to be made."""
+        """Returns the indices of images that are still to be created."""
         ...
 
-    def pictures(self) -> Pictures:
-        """The images, once none is still to be made."""
+    def synthetic_images(self) -> SyntheticImages:
+        """Returns the images, once none is missing."""
         ...
 
 
 class ImageSource(ABC):
-    """Where synthetic images come from: a light description, hashed into keys.
+    """Describes where synthetic images come from, without weights, and is hashed into keys.
 
     Attributes:
-        needs_prompts: Whether it must be told what to draw.
+        needs_prompts: Whether it needs prompts.
+        images_from: Origin of its images, for the data-leakage audit: `prompts`, `folder` (of unknown
+            origin); `unknown` unless a class declares it.
     """
 
     needs_prompts: ClassVar[bool]
+    images_from: ClassVar[str] = "unknown"
 
     def repositories(self) -> list[tuple[str, str | None]]:
-        """Repositories of the hub that it loads from, each with its revision."""
+        """Returns the hub repositories that it loads from, each with its revision."""
         return []
+
+    def download(self) -> None:
+        """Downloads what it needs to the hub's cache; loads nothing.
+
+        Raises:
+            HubError: If the hub cannot be reached or refuses.
+        """
+        for repository, revision in self.repositories():
+            snapshot(repository, revision)
 
     @abstractmethod
     def inputs(self) -> dict[str, object]:
-        """Everything that an image depends on besides its prompt and its noise."""
+        """Returns everything that an image depends on besides its prompt and its noise."""
+
+
+class ImageGenerator(ImageSource):
+    """Generates images that are not in the store yet; see `stages.images` for the stage around it.
+
+    Attributes:
+        batch_size: Number of images per batch.
+        size: Height and width of the images in pixels; None if the model decides.
+        retries: How often a faulty image is generated again.
+    """
+
+    batch_size: int
+    size: int | None
+    retries: int
 
     @abstractmethod
-    def stage(self, root: Path, subjects: Sequence[Subject], prompts: Sequence[Prompt], seed: int) -> ImageStage:
-        """What makes the images.
+    def load(self, device: torch.device) -> LoadedPipeline:
+        """Loads the model to `device`."""
+
+
+class ImageCollection(ImageSource):
+    """Provides existing images: nothing is generated."""
+
+    @abstractmethod
+    def stage(
+        self, root: Path, target_classes: Sequence[TargetClass], prompts: Sequence[Prompt], seed: int
+    ) -> ImageStage:
+        """Returns the requested images, as a stage without missing ones.
 
         Args:
             root: The store's folder.
-            subjects: The classes.
-            prompts: The images wanted.
+            target_classes: The classes.
+            prompts: The requested images.
             seed: The run's seed.
         """
 
 
 def seed_of(*parts: object) -> int:
-    """A seed that depends on every one of `parts`, small enough for torch."""
+    """Returns a seed that depends on every one of `parts`, within torch's range."""
     text = "/".join(map(str, parts))
+    # 56 bits, which fit into every integer type that generators use.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 def noise_seed(prompt: Prompt, seed: int, attempt: int = 0) -> int:
-    """Seed of an image's noise: of its class, sentence, repeat, the run's seed and the attempt, nothing else."""
-    again = ("again", attempt) if attempt else ()
-    return seed_of(*again, seed, prompt.class_index, prompt.repeat, prompt.text)
+    """Returns the seed of an image's noise, which depends only on class, sentence, repeat, run seed and attempt."""
+    parts: list[object] = [seed, prompt.class_index, prompt.repeat, prompt.text]
+    # The first attempt has no number in its seed, because images were generated and stored before there were others.
+    if attempt:
+        parts = ["again", attempt, *parts]
+    return seed_of(*parts)
 
 
 def shared_noise_seed(prompt: Prompt, seed: int, attempt: int = 0) -> int:
-    """Seed of the noise that the same repeat of every prompt shares, as in the LGCLIP release."""
-    return seed_of("again", attempt, seed, prompt.repeat) if attempt else seed + prompt.repeat
+    """Returns the seed of the noise that the same repeat of every prompt shares, as in the LGCLIP release."""
+    # The release seeds its generator with seed, seed + 1, ...; a second attempt does not exist there, and must not
+    # take the seed of the next repeat.
+    if attempt:
+        return seed_of("again", attempt, seed, prompt.repeat)
+    return seed + prompt.repeat
 
 
 def image_id(diffuser_key: str, prompt: Prompt, seed: int, attempt: int = 0) -> str:
-    """Content key of one attempt at one synthetic image."""
-    again = {"attempt": attempt} if attempt else {}
-    return key_of({"diffuser": diffuser_key, "seed": seed, **prompt._asdict(), **again})
+    """Returns the content key of one attempt at one synthetic image."""
+    inputs: dict[str, object] = {"diffuser": diffuser_key, "seed": seed, **prompt._asdict()}
+    # Left out of the first attempt's key for the same reason as in `noise_seed`.
+    if attempt:
+        inputs["attempt"] = attempt
+    return content_key(inputs)
 
 
 def image_prompts(texts: Sequence[Sequence[str]], prompts_per_class: int, images_per_prompt: int) -> list[Prompt]:
-    """The images to draw: each class's first prompts, each `images_per_prompt` times.
+    """Returns the images to generate: each class's first prompts, each `images_per_prompt` times.
 
-    Image j of a prompt has the same noise whatever the two numbers are, so a larger set holds the
+    Image j of a prompt has the same noise whatever the two numbers are, so that a larger set contains the
     smaller one's images.
 
     Args:
         texts: Sentences of each class.
-        prompts_per_class: How many of them to use.
-        images_per_prompt: Images of each.
+        prompts_per_class: Number of prompts to use per class.
+        images_per_prompt: Number of images per prompt.
     """
     wanted: list[Prompt] = []
     for class_index, sentences in enumerate(texts):
+        # A sentence may occur twice among those of a class, as templates that are repeated in turn do. Its repeats are
+        # counted on, since two images of one sentence and one number would be the same image.
         repeats: dict[str, int] = {}
         for text in sentences[:prompts_per_class]:
             for _ in range(images_per_prompt):

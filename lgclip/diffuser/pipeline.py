@@ -1,23 +1,21 @@
-"""Prompts to images: any text-to-image pipeline of diffusers, one noise a picture."""
+"""Generates images from prompts with any text-to-image pipeline of diffusers, with independent noise per image."""
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from lgclip.batch import Prompt, Subject
-from lgclip.diffuser.adapter import adapter_file, adapter_weights, attach, check_adapter, check_fits
-from lgclip.diffuser.base import ImageSource, noise_seed, shared_noise_seed
-from lgclip.diffuser.brush import OURS, PipelineBrush, arguments_of
-from lgclip.diffuser.sampler import check_scheduler, replace_scheduler
-from lgclip.drawing import Drawing
-from lgclip.hub import commit_of, hub_errors
-from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, WEIGHTS, hub_repositories, inputs_of, local_folder
+from lgclip.diffuser.base import ImageGenerator, noise_seed, shared_noise_seed
+from lgclip.diffuser.lora_weights import adapter_file, adapter_weights, attach, check_adapter, check_fits
+from lgclip.diffuser.sampling_loop import OURS, SamplingPipeline, arguments_of
+from lgclip.diffuser.schedulers import check_scheduler, replace_scheduler
+from lgclip.runtime.hub import commit_of, hub_errors, snapshot
+from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositories, key_inputs, local_folder
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NOISES = {"image": noise_seed, "repeat": shared_noise_seed}
@@ -25,56 +23,58 @@ OFFLOADS = ("none", "model", "sequential")
 
 
 def decided(precision: str) -> str:
-    """What `auto` comes to: bf16 where there is a CUDA device that computes in it, else fp32.
+    """Resolves `auto`: bf16 where there is a CUDA device that supports it, else fp32.
 
-    It is asked of the machine, not of the device that a run is on: the key of an image must be known
-    before a device is, and what is loaded is what the key says.
+    It depends on the machine, not on the device of a run: the key of an image must be known before a device is, and the
+    model is loaded in the precision that the key names.
     """
     if precision != "auto":
         return precision
+    # Older GPUs emulate bf16 through fp32, which is slower than fp32 and less exact.
     capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if capable else "fp32"
 
 
 @dataclass(frozen=True)
-class Diffuser(ImageSource):
-    """A text-to-image pipeline that AutoPipelineForText2Image can load.
+class Diffuser(ImageGenerator):
+    """Generates images with a text-to-image pipeline that AutoPipelineForText2Image can load.
 
-    What says that it changes no pixel changes at most the last digits of sums of floats, as the
-    batch size does: about one grey level in fp32, a few in fp16 and bf16.
+    A setting described as leaving pixels unchanged alters at most the last digits of floating-point sums, as the
+    batch size does: about one gray level in fp32, a few in fp16 and bf16.
 
     Args:
         model: `tiny:NAME`, a folder, or a hub id.
-        revision: The hub's revision; of no use for a folder.
-        variant: Which of the weight files to read, such as `fp16`; None is the plain ones.
+        revision: The hub's revision; ignored for a folder.
+        variant: Variant of the weight files, such as `fp16`; None is the default one.
         steps: Denoising steps; None is the pipeline's own number, as for the next two.
         guidance: Classifier-free guidance scale; 1 is none, 0 too for most distilled models.
         size: Height and width of the images in pixels.
-        negative_prompt: What not to draw.
+        negative_prompt: What the images should not show.
         options: Further arguments of the pipeline's call, such as `max_sequence_length`.
         precision: `fp32`, `fp16`, `bf16`, or `auto`: bf16 where there is a CUDA device, else fp32.
-            The key names what it comes to, so the two never share an image.
+            The key contains the resolved value, so that two precisions never share an image.
         scheduler: Name of a scheduler of diffusers; None is the checkpoint's own.
-        scheduler_options: What to change of the scheduler's settings.
+        scheduler_options: Overrides of the scheduler's settings.
         lora: LoRA weights: a safetensors file, a folder with one, or a hub id.
         lora_revision: The hub's revision of the LoRA weights.
-        lora_scale: How strongly they count.
-        noise: `image` for noise of an image's own, `repeat` for the same noises for every class, of
+        lora_scale: Strength of the adapter.
+        noise: `image` for independent noise per image, `repeat` for the same noises for every class, of
             seeds seed, seed + 1, ..., as in the LGCLIP release.
-        retries: How often to draw again what came out black, flat or not finite.
-        tiling: Decode in overlapping tiles, for images that do not fit into memory; blends their edges.
-        batch_size: Images drawn at once.
-        slicing: Decode one image after another, changes no pixel; None does so on a GPU.
-        channels_last: Memory layout of convolutions, changes no pixel by more than a grey level; None uses it on a GPU.
-        compile: Compile the repeated blocks, changes no pixel; minutes once, then faster.
-        offload: Keep `model`s or layers (`sequential`) off the GPU while they are idle, changes no
-            pixel; of no effect on a CPU.
+        retries: How often to generate again what came out black, flat or not finite.
+        tiling: Whether to decode in overlapping tiles, for images that do not fit into memory; blends their edges.
+        batch_size: Number of images per batch.
+        slicing: Whether to decode images one by one, leaves pixels unchanged; None does so on a GPU.
+        channels_last: Memory layout of convolutions, leaves pixels unchanged up to a gray level; None uses it on a GPU.
+        compile: Whether to compile the repeated blocks, leaves pixels unchanged; takes minutes once, then is faster.
+        offload: Offload idle `model`s or layers (`sequential`) from the GPU, leaves pixels unchanged; ignored on a CPU.
 
     Raises:
-        ValueError: If a number is out of range, a name is not known, or `model` or `lora` names
-            something that is not there, or `lora` is for another network.
+        ValueError: If a number is out of range, a name is unknown, or `model` or `lora` names
+            something that does not exist, or `lora` is for another network.
     """
 
+    key_name: ClassVar[str] = "Diffuser"
+    images_from: ClassVar[str] = "prompts"
     needs_prompts: ClassVar[bool] = True
 
     model: str = field(metadata=WEIGHTS)
@@ -116,6 +116,7 @@ class Diffuser(ImageSource):
             raise ValueError("diffuser.scheduler_options: name the scheduler too, diffuser.scheduler=NAME")
         if self.lora is not None:
             check_adapter(self.lora)
+        # Called for its error: the model must be there before the adapter can be compared with it.
         local_folder(self.model)
         if self.lora is not None:
             check_fits(self.lora, self.model)
@@ -127,31 +128,45 @@ class Diffuser(ImageSource):
                 raise ValueError(f"diffuser.{name}={value}: it must be at least {least}")
         if self.size is not None and (self.size < 8 or self.size % 8):
             raise ValueError(f"diffuser.size={self.size}: it must be a multiple of 8 pixels")
+        # Not `< 0`, which is false for NaN too.
         if self.guidance is not None and not self.guidance >= 0:
             raise ValueError(f"diffuser.guidance={self.guidance}: it must be at least 0")
         if not math.isfinite(self.lora_scale):
             raise ValueError(f"diffuser.lora_scale={self.lora_scale}: it must be a number")
 
     def repositories(self) -> list[tuple[str, str | None]]:
-        lora = [(self.lora, self.lora_revision)] if self.lora and adapter_file(self.lora) is None else []
-        return [*hub_repositories(self.model, self.revision), *lora]
+        repositories = hub_repositories(self.model, self.revision)
+        if self.lora and adapter_file(self.lora) is None:
+            repositories.append((self.lora, self.lora_revision))
+        return repositories
+
+    def download(self) -> None:
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+        # Only the files that its pipeline loads: repositories also hold the same weights in one piece, and variants.
+        if local_folder(self.model) is None:
+            with hub_errors(self.model):
+                DiffusionPipeline.download(
+                    self.model, revision=self._commit(), variant=self.variant, use_safetensors=True
+                )
+        if self.lora and adapter_file(self.lora) is None:
+            snapshot(self.lora, self.lora_revision)
 
     def inputs(self) -> dict[str, object]:
-        """Everything that an image depends on besides its prompt and its noise."""
-        found = inputs_of(self)
-        if None in (self.steps, self.guidance, self.size):  # what they stand for is written there
-            found["defaults"] = f"diffusers {version('diffusers')}"
-        return {"diffuser": found, "schema": SCHEMA}
+        """Returns everything that an image depends on besides its prompt and its noise."""
+        fields = key_inputs(self)
+        # None leaves a value to the pipeline, whose default may change with a release of diffusers. The number of the
+        # release stands for it, since the default itself is known only once the pipeline is loaded.
+        if None in (self.steps, self.guidance, self.size):
+            fields["defaults"] = f"diffusers {version('diffusers')}"
+        return {"diffuser": fields, "schema": STORE_SCHEMA}
 
-    def stage(self, root: Path, subjects: Sequence[Subject], prompts: Sequence[Prompt], seed: int) -> Drawing:
-        return Drawing(self, root, subjects, prompts, seed)
-
-    def load(self, device: torch.device) -> PipelineBrush:
-        """The pipeline on `device`.
+    def load(self, device: torch.device) -> SamplingPipeline:
+        """Loads the pipeline to `device`.
 
         Raises:
-            HubError: If the model cannot be had from the hub.
-            ValueError: If the model is no text-to-image pipeline, or does not take what is set.
+            HubError: If the model cannot be loaded from the hub.
+            ValueError: If the model is not a text-to-image pipeline, or does not support a setting.
         """
         pipeline = self.pipeline()
         settings = {
@@ -160,48 +175,50 @@ class Diffuser(ImageSource):
             "size": (self.size, "height", "width"),
         }
         arguments = arguments_of(pipeline, settings, self.negative_prompt, self.options)
+        # Before the pipeline is placed, so that the adapter's layers are moved and laid out with it.
         if self.lora is not None:
             attach(pipeline, self.lora, self.lora_revision, self.lora_scale)
         if self.scheduler is not None:
             replace_scheduler(pipeline, self.scheduler, self.scheduler_options)
         self._place(pipeline, device)
-        return PipelineBrush(pipeline, device, arguments, self.negative_prompt, NOISES[self.noise], self.size)
+        return SamplingPipeline(pipeline, device, arguments, self.negative_prompt, NOISES[self.noise], self.size)
 
     def kind(self) -> str:
-        """Class of the pipeline, told by its `model_index.json` alone.
+        """Returns the class of the pipeline, from its `model_index.json` only.
 
         Raises:
-            HubError: If that cannot be had from the hub.
-            ValueError: If the model is no pipeline.
+            HubError: If that cannot be loaded from the hub.
+            ValueError: If the model is not a pipeline.
         """
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
         folder = local_folder(self.model)
-        commit = None if folder else commit_of(self.model, self.revision)
+        commit = self._commit()
         with hub_errors(self.model):
             try:
                 config: Any = DiffusionPipeline.load_config(folder or self.model, revision=commit)
             except OSError as error:
+                # For a hub id `hub_errors` reports more: no connection, no such repository, no access.
                 if folder is None:
                     raise
                 raise ValueError(f"diffuser.model={self.model}: no pipeline, it has no model_index.json") from error
         return config["_class_name"]
 
     def pipeline(self) -> Any:
-        """The pipeline in memory, on no device yet, without LoRA weights and with its own scheduler.
+        """Loads the pipeline to memory, on no device yet, without LoRA weights and with its own scheduler.
 
         Raises:
-            HubError: If the model cannot be had from the hub.
-            ValueError: If it is no text-to-image pipeline.
+            HubError: If the model cannot be loaded from the hub.
+            ValueError: If it is not a text-to-image pipeline.
         """
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-        diffusers_logging.disable_progress_bar()  # the stage has a bar of its own
+        diffusers_logging.disable_progress_bar()  # the stage has its own progress bar
         transformers_logging.disable_progress_bar()
         folder = local_folder(self.model)
-        commit = None if folder else commit_of(self.model, self.revision)
+        commit = self._commit()
         with hub_errors(self.model), warnings.catch_warnings():
             # diffusers' own call of the hub's client
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
@@ -216,31 +233,44 @@ class Diffuser(ImageSource):
             except ValueError as error:
                 raise ValueError(f"diffuser.model={self.model}: {error}") from error
         pipeline.set_progress_bar_config(disable=True)
-        if (
-            getattr(pipeline, "watermark", None) is not None
-        ):  # SDXL signs its images where a package for it is installed
+        # SDXL signs its images where the package for it is installed: pixels would depend on the environment.
+        if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None
         return pipeline
 
+    def _commit(self) -> str | None:
+        """Returns the hub commit in the key; None for a local folder, which is identified by its content."""
+        if local_folder(self.model):
+            return None
+        return commit_of(self.model, self.revision)
+
     def _place(self, pipeline: Any, device: torch.device) -> None:
-        """Brings the pipeline to its device, laid out as the fields say."""
+        """Moves the pipeline to its device, with the memory settings of the fields."""
         on_gpu = device.type != "cpu"
+        channels_last = self.channels_last
+        if channels_last is None:
+            channels_last = on_gpu
+        slicing = self.slicing
+        if slicing is None:
+            slicing = on_gpu
         parts = pipeline.components
+        # Offloading moves each part itself, when its turn comes; `to` would first load all of it.
         if on_gpu and self.offload == "model":
             pipeline.enable_model_cpu_offload(device=device)
         elif on_gpu and self.offload == "sequential":
             pipeline.enable_sequential_cpu_offload(device=device)
         else:
             pipeline.to(device)
-        if on_gpu if self.channels_last is None else self.channels_last:
+        # Only networks of convolutions gain from it; transformers have none to speak of.
+        if channels_last:
             for name in {"unet", "vae"} & parts.keys():
                 parts[name].to(memory_format=torch.channels_last)
-        for wanted, switch in (
-            (on_gpu if self.slicing is None else self.slicing, "enable_slicing"),
-            (self.tiling, "enable_tiling"),
-        ):
-            if wanted and "vae" in parts:
-                getattr(parts["vae"], switch)()
+        # Decoding a whole batch takes more memory than all denoising steps before it.
+        if slicing and "vae" in parts:
+            parts["vae"].enable_slicing()
+        if self.tiling and "vae" in parts:
+            parts["vae"].enable_tiling()
+        # The repeated blocks alone: compiling the whole network takes many times as long for little more speed.
         if self.compile:
             for name in {"unet", "transformer"} & parts.keys():
                 try:

@@ -1,1 +1,1 @@
-"""Vision encoders, with or without a text tower."""
+"""Provides vision encoders, with or without a text tower."""

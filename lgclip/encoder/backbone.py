@@ -1,4 +1,4 @@
-"""Networks to be trained: built anew from plain values, or taken from an encoder with its weights."""
+"""Builds networks to train: from plain values, or from an encoder with its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,22 +11,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lgclip.encoder.files import SAFE, did_you_mean
+from lgclip.encoder.weight_files import SAFE, did_you_mean
 
-TIMM, TORCHVISION, OPEN_CLIP = "timm", "torchvision", "open_clip"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What nearly every network that starts from nothing is fed by."""
+TIMM = "timm"
+TORCHVISION = "torchvision"
+OPEN_CLIP = "open_clip"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Default input normalization of networks with random weights."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is built, without its weights; only plain values, so it is kept beside them.
+    """Describes how to build a network without its weights; stored next to them, so it has only plain values.
 
     Attributes:
         library: `timm`, `torchvision` or `open_clip`.
-        name: The library's name for it; for open_clip only what it is called.
-        options: What its constructor takes besides; of open_clip the vision tower's config.
-        pooling: How timm makes one feature of many patches; None is the model's own.
+        name: The library's name of the network; for open_clip only a display name.
+        options: Further constructor arguments; for open_clip the vision tower's config.
+        pooling: How timm pools patches to one feature; None is the model's own.
     """
 
     library: str
@@ -35,27 +38,29 @@ class Plan:
     pooling: str | None = None
 
     def body(self) -> nn.Module:
-        """The network up to its features, with random weights.
+        """Builds the network up to its features, with random weights.
 
         Raises:
-            ValueError: If it cannot be built, or has no linear classifier to take off.
+            ValueError: If it cannot be built, or has no linear classifier to remove.
         """
         try:
             return _BUILDERS[self.library](self)
         except (KeyError, TypeError, RuntimeError, AssertionError) as error:
-            said = str(error).partition("\n")[0]
-            raise ValueError(f"{self.library}:{self.name} cannot be built with {dict(self.options)}: {said}") from error
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{self.library}:{self.name} cannot be built with {dict(self.options)}: {reason}"
+            ) from error
 
 
 class Tower(NamedTuple):
-    """A network up to its features, to be trained further.
+    """Holds a network up to its features, to be fine-tuned.
 
     Attributes:
-        body: Preprocessed pixels to features.
-        plan: How it is built anew.
+        body: Maps preprocessed pixels to features.
+        plan: How to rebuild it.
         image_size: Height and width of its input in pixels.
-        mean: What is subtracted of each channel, of pixels in 0 to 1.
-        std: What each channel is then divided by.
+        mean: Mean of each channel, for pixels in 0 to 1.
+        std: Standard deviation of each channel.
         interpolation: `bilinear` or `bicubic`.
     """
 
@@ -68,42 +73,49 @@ class Tower(NamedTuple):
 
 
 class Network(nn.Module):
-    """Features and one linear layer on them.
+    """Implements a backbone with one linear layer.
 
     Args:
-        body: Pixels to features.
-        width: How many features there are.
-        num_classes: How many logits.
-        frozen: Whether the body stays as it is: a linear probe, on features brought to one scale.
+        body: Maps pixels to features.
+        width: Feature dimension.
+        num_classes: Number of logits.
+        frozen: Whether the body is frozen: a linear probe, on standardized features.
     """
 
     def __init__(self, body: nn.Module, width: int, num_classes: int, *, frozen: bool) -> None:
         super().__init__()
         self.frozen = frozen
         self.body = body.requires_grad_(not frozen)
-        self.norm = nn.LayerNorm(width, elementwise_affine=False) if frozen else nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        if frozen:
+            # Features of two backbones may differ a hundredfold in scale; one learning rate has to suit them all.
+            self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, num_classes)
 
     def train(self, mode: bool = True) -> "Network":
         super().train(mode)
-        if self.frozen:  # its batch statistics stay, too
+        # A batch norm in training mode updates its statistics even if none of its parameters has a gradient.
+        if self.frozen:
             self.body.eval()
         return self
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        # Parameters without gradients do not save the memory of the activations; this does.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.body(pixels)
         return self.head(self.norm(features))
 
 
 def split_name(backbone: str) -> tuple[str, str]:
-    """Library and name of a backbone: `timm:NAME`, `torchvision:NAME`, or NAME, which is timm's.
+    """Returns library and name of a backbone: `timm:NAME`, `torchvision:NAME`, or NAME, which is timm's.
 
     Raises:
-        ValueError: If the library, or its name for the network, is not known.
+        ValueError: If the library or the network name is unknown.
     """
     library, colon, name = backbone.partition(":")
-    library, name = (library, name) if colon else (TIMM, backbone)
+    if not colon:
+        library = TIMM
+        name = backbone
     if library not in (TIMM, TORCHVISION):
         raise ValueError(f"student.backbone={backbone}: write timm:NAME, torchvision:NAME or encoder")
     known = _known(library)
@@ -113,10 +125,10 @@ def split_name(backbone: str) -> tuple[str, str]:
 
 
 def untrained(backbone: str, image_size: int | None) -> Tower:
-    """A network with random weights, from torch's random numbers.
+    """Builds a network with random weights, from torch's random number generator.
 
     Args:
-        backbone: As of `split_name`.
+        backbone: As in `split_name`.
         image_size: Height and width of its input in pixels; None is 224.
     """
     library, name = split_name(backbone)
@@ -126,6 +138,7 @@ def untrained(backbone: str, image_size: int | None) -> Tower:
         from timm.models import get_pretrained_cfg
 
         known = get_pretrained_cfg(name)
+        # Transformers have a position embedding for each patch; convolutional networks take no such argument.
         if known is not None and known.fixed_input_size:
             options["img_size"] = size
     plan = Plan(library, name, options)
@@ -133,10 +146,10 @@ def untrained(backbone: str, image_size: int | None) -> Tower:
 
 
 def weights_file(file: str) -> Path:
-    """A file of weights for a network of torchvision.
+    """Returns the path of a weight file for a torchvision network.
 
     Raises:
-        ValueError: If it is not there, or no safetensors file by its name.
+        ValueError: If it does not exist, or is not named like a safetensors file.
     """
     path = Path(file).expanduser()
     if not path.is_file() or path.suffix != SAFE:
@@ -145,40 +158,43 @@ def weights_file(file: str) -> Path:
 
 
 def read_into(body: nn.Module, file: str) -> None:
-    """Puts the weights of a safetensors file into a network of torchvision; its classifier is passed over.
+    """Loads a safetensors file into a torchvision network, except for its classifier.
 
     Raises:
-        ValueError: If the file is damaged, or of another network.
+        ValueError: If the file is damaged, or belongs to another network.
     """
     try:
-        found = load_file(weights_file(file))
+        weights = load_file(weights_file(file))
     except SafetensorError as error:
         raise ValueError(f"student.weights={file} is damaged: {error}") from error
-    own = body.get_submodule("net")
-    wanted = own.state_dict()
-    wrong = [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
+    net = body.get_submodule("net")  # below `_MainOutput`, which the file's names do not know
+    state = net.state_dict()
+    wrong = [name for name, value in state.items() if name not in weights or weights[name].shape != value.shape]
     if wrong:
         raise ValueError(f"student.weights={file} is of another network: {', '.join(wrong[:3])} do not fit")
-    own.load_state_dict({name: found[name] for name in wanted})
+    net.load_state_dict({name: weights[name] for name in state})
 
 
 def with_head(tower: Tower, num_classes: int, *, frozen: bool) -> Network:
-    """A tower with a linear layer for some classes on it, from torch's random numbers.
+    """Adds a randomly initialized linear layer to a tower, from torch's random number generator.
 
     Raises:
-        ValueError: If it takes no images of its size, or gives no one vector an image.
+        ValueError: If it does not accept images of its size, or does not return one vector per image.
     """
-    body, size = tower.body, tower.image_size
+    body = tower.body
+    size = tower.image_size
     where = f"{tower.plan.library}:{tower.plan.name} at {size} pixels"
+    # The width is found by a call: no attribute holds it in all three libraries. The mode is restored afterwards,
+    # since a batch norm cannot be trained on a single image.
     training = body.training
     try:
         with torch.no_grad():
             features = body.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"{where} takes no such image: {str(error).partition(chr(10))[0]}") from error
+        raise ValueError(f"{where} does not accept the image: {str(error).partition(chr(10))[0]}") from error
     body.train(training)
     if not isinstance(features, Tensor) or features.ndim != 2:
-        raise ValueError(f"{where} gives no one vector an image; choose another backbone")
+        raise ValueError(f"{where} gives no single vector per image; choose another backbone")
     return Network(body, features.shape[1], num_classes, frozen=frozen)
 
 
@@ -205,10 +221,11 @@ def _of_torchvision(plan: Plan) -> nn.Module:
     from torchvision import models
 
     body: Any = models.get_model(plan.name, weights=None, **plan.options)
-    last = next((name for name, part in reversed(list(body.named_modules())) if isinstance(part, nn.Linear)), None)
-    if last is None:
+    # torchvision has no common name for the classifier (fc, classifier, head, heads); it is the last linear layer.
+    linear = [name for name, part in body.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
         raise ValueError(f"student.backbone=torchvision:{plan.name} has no linear classifier; choose another")
-    parent, _, child = last.rpartition(".")
+    parent, _, child = linear[-1].rpartition(".")
     setattr(body.get_submodule(parent), child, nn.Identity())
     return _MainOutput(body)
 
@@ -216,14 +233,14 @@ def _of_torchvision(plan: Plan) -> nn.Module:
 def _of_open_clip(plan: Plan) -> nn.Module:
     from open_clip.model import CLIP, CLIPTextCfg
 
-    given: Any = dict(plan.options)
+    options: Any = dict(plan.options)
     # The text tower is built and dropped, so it is as small as can be.
     text = CLIPTextCfg(context_length=4, vocab_size=8, width=64, heads=1, layers=1)
-    return CLIP(given["embed_dim"], given["vision_cfg"], text, quick_gelu=given["quick_gelu"]).visual
+    return CLIP(options["embed_dim"], options["vision_cfg"], text, quick_gelu=options["quick_gelu"]).visual
 
 
 class _MainOutput(nn.Module):
-    """A network of torchvision without what its side branches say while it is trained."""
+    """Wraps a torchvision network and drops the outputs of its auxiliary classifiers in training mode."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -231,6 +248,7 @@ class _MainOutput(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         out = self.net(pixels)
+        # GoogLeNet and Inception return the logits of auxiliary classifiers too, but only in training mode.
         return out if isinstance(out, Tensor) else out[0]
 
 

@@ -1,4 +1,4 @@
-"""Images, and for the text baseline sentences, to unit vectors."""
+"""Encodes images, and for the text baseline sentences, to unit vectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,41 +10,42 @@ from PIL import Image
 from torch import Tensor
 
 from lgclip.encoder.backbone import Tower
+from lgclip.runtime.hub import snapshot
 
 
 class Transform(Protocol):
-    """An image to the pixels that a tower reads."""
+    """Converts an image to the pixels that a tower takes."""
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]: ...
 
 
 class Towers(Protocol):
-    """An encoder that is ready to encode, its weights in memory."""
+    """Holds an encoder with its weights in memory."""
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit features of preprocessed images, in fp32."""
+        """Returns unit features of preprocessed images, in fp32."""
         ...
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Unit features of sentences, in fp32."""
+        """Returns unit features of sentences, in fp32."""
         ...
 
     def parameters(self) -> dict[str, int]:
-        """How many parameters take part in an `image`'s features, and in a `text`'s if there is a text tower."""
+        """Returns the number of parameters behind an `image` feature, and a `text` one if there is a text tower."""
         ...
 
 
 class LearningTowers(NamedTuple):
-    """Both towers of an open_clip model, frozen: what a soft prompt is learned through.
+    """Holds both frozen towers of an open_clip model, for prompt tuning.
 
     Attributes:
         model: The model.
-        tokenizer: Sentences to token ids of the text tower's length.
-        device: Where the model is.
-        precision: In which arithmetic the towers run.
-        scale: What cosines are multiplied by to become logits.
-        key: Stands for the towers, whatever the precision.
-        name: What they are called in messages.
+        tokenizer: Converts sentences to token ids of the text tower's length.
+        device: Device of the model.
+        precision: Floating-point precision of the towers.
+        scale: Factor that turns cosines into logits.
+        key: Content key of the towers, whatever the precision.
+        name: Display name for messages.
     """
 
     model: Any
@@ -57,7 +58,7 @@ class LearningTowers(NamedTuple):
 
 
 class Encoder(ABC):
-    """Which towers encode: a light description, hashed into keys; `load` brings the weights."""
+    """Describes the towers of an encoder, without weights, and is hashed into keys; `load` loads the weights."""
 
     has_text: bool
     precision: str
@@ -65,49 +66,58 @@ class Encoder(ABC):
 
     @abstractmethod
     def on(self, device: torch.device) -> "Encoder":
-        """This encoder with what it leaves to the device decided, so that its key tells what is computed."""
+        """Returns this encoder with its device-dependent settings resolved, so that its key covers what is computed."""
 
     @abstractmethod
     def repositories(self) -> list[tuple[str, str | None]]:
-        """Repositories of the hub that the weights are loaded from, each with its revision."""
+        """Returns the hub repositories that the weights are loaded from, each with its revision."""
+
+    def download(self) -> None:
+        """Downloads what `load` needs to the hub's cache; loads nothing.
+
+        Raises:
+            HubError: If the hub cannot be reached or refuses.
+        """
+        for repository, revision in self.repositories():
+            snapshot(repository, revision)
 
     @abstractmethod
     def transform(self, *, squash: bool = False) -> Transform:
-        """The preprocessing that the vision tower was trained with.
+        """Returns the preprocessing that the vision tower was trained with.
 
         Args:
-            squash: Resize both sides straight to the input size, without a crop: for an image that
-                is a crop already. Interpolation and normalisation stay the tower's own.
+            squash: Whether to resize both sides directly to the input size, without a crop: for an image that
+                is already a crop. Interpolation and normalization stay the tower's own.
         """
 
     @abstractmethod
     def load(self, device: torch.device) -> Towers:
-        """The towers on `device`."""
+        """Loads the towers to `device`."""
 
     def tower(self) -> Tower:
-        """The vision tower alone, on the CPU and in fp32, to be trained further.
+        """Loads only the vision tower, on the CPU and in fp32, for fine-tuning.
 
         Raises:
-            ValueError: If it cannot be taken out.
+            ValueError: If it cannot be extracted.
         """
         raise ValueError(f"{type(self).__name__}: the tower of this encoder cannot be trained; name another backbone")
 
     def prompt_key(self, *kinds: str) -> str:
-        """Key of the towers that soft prompts are learned through, whatever the precision; no weights are read.
+        """Returns the content key of the towers for prompt tuning, whatever the precision; reads no weights.
 
         Args:
             kinds: `text`, `visual`, or both.
 
         Raises:
-            ValueError: If such a prompt cannot be learned through them.
+            ValueError: If prompts of these types cannot be tuned with this encoder.
         """
         raise self._no_prompts()
 
     def learning_towers(self, device: torch.device, *kinds: str) -> LearningTowers:
-        """The towers on `device`, frozen, for soft prompts of some kinds.
+        """Loads the frozen towers to `device`, for tuning prompts of some types.
 
         Raises:
-            ValueError: As of `prompt_key`.
+            ValueError: As in `prompt_key`.
         """
         raise self._no_prompts()
 
@@ -119,4 +129,4 @@ class Encoder(ABC):
 
     @abstractmethod
     def inputs(self) -> dict[str, object]:
-        """Everything that a feature depends on besides its image."""
+        """Returns everything that a feature depends on besides its image."""

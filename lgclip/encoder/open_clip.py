@@ -1,8 +1,8 @@
-"""Models of open_clip: both towers, by name and tag, from a folder, or from the hub."""
+"""Encodes with models of open_clip: both towers, by name and tag, from a folder, or from the hub."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,38 +11,41 @@ from torch import Tensor
 
 from lgclip.encoder.backbone import OPEN_CLIP, Plan, Tower
 from lgclip.encoder.base import Encoder, LearningTowers, Towers, Transform
-from lgclip.encoder.catalogue import LAYOUT, Named
-from lgclip.encoder.files import HUB, checkpoint_content, hub_tokenizer
+from lgclip.encoder.open_clip_catalogue import LAYOUT, Named
 from lgclip.encoder.precision import arithmetic, check_precision, decided
-from lgclip.encoder.sources import Folder, Repository, Source
-from lgclip.hub import HubError, commit_of, hub_errors
-from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of, key_of, local_folder, weights_of
+from lgclip.encoder.weight_files import HUB, checkpoint_content, hub_tokenizer
+from lgclip.encoder.weight_sources import Folder, Repository, Source
+from lgclip.runtime.hub import HubError, commit_of, hub_errors
+from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, content_key, key_inputs, local_folder, weights_of
 
 _TOKENIZER = {"clean", "strip_sep_token", "language"}
-"""What a model's config may say of its tokenizer; transformers would be told the rest, `trust_remote_code` too."""
+"""Allowed tokenizer keys of a model's config; others, such as `trust_remote_code`, would reach transformers."""
 
 _LEARNABLE = "choose another encoder, such as vit_b16 or tiny"
 
 
 @dataclass(frozen=True)
 class OpenClip(Encoder):
-    """A model of open_clip with both towers.
+    """Encodes with both towers of an open_clip model.
 
     Args:
         model: `tiny:NAME`, a folder with an open_clip_config.json, `hf-hub:OWNER/NAME`, or the name of
             an architecture.
-        pretrained: Tag of the architecture's weights. None for a folder or a repository, which bring
-            their own. Beside a checkpoint it says how that was trained: activation and preprocessing.
+        pretrained: Tag of the architecture's weights. None for a folder or a repository, which has
+            its own. With a checkpoint it says how that was trained: activation and preprocessing.
         revision: Branch, tag or commit of the hub repository that the weights are in; None is `main`.
-        checkpoint: Weights of the named architecture on this machine, in place of the tag's.
-        allow_pickle: Whether weights may be a pickle. It is read as weights only, and runs no code.
+        checkpoint: Local weights of the named architecture, used instead of the tag's.
+        allow_pickle: Whether weights may be a pickle. It is loaded with `weights_only`, and runs no code.
         precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
-        batch_size: Views encoded at once.
+        batch_size: Number of views per forward pass.
 
     Raises:
-        ValueError: If a value is out of range, names a folder, architecture, tag or file that is not
-            there, or the weights were trained with another activation than the architecture's.
+        ValueError: If a value is out of range, names a folder, architecture, tag or file that does not
+            exist, or the weights were trained with another activation than the architecture's.
     """
+
+    key_name: ClassVar[str] = "OpenClip"
 
     has_text = True
 
@@ -81,35 +84,49 @@ class OpenClip(Encoder):
     def repositories(self) -> list[tuple[str, str | None]]:
         return self._source.repositories()
 
+    def download(self) -> None:
+        self.inputs()  # its config
+        self._source.weights(self.allow_pickle)
+        self._tokenizer()  # may be in another repository
+
     def on(self, device: torch.device) -> "OpenClip":
         return replace(self, precision=decided(self.precision, device))
 
     def inputs(self) -> dict[str, object]:
+        inputs: dict[str, object] = {"encoder": key_inputs(self)}
         # The package's own list may change; a folder or a repository holds its preprocessing itself.
-        listed = {"preprocessing": self._preprocessing()} if isinstance(self._source, Named) else {}
-        return {"encoder": inputs_of(self), **listed, "schema": SCHEMA}
+        if isinstance(self._source, Named):
+            inputs["preprocessing"] = self._preprocessing()
+        inputs["schema"] = STORE_SCHEMA
+        return inputs
 
     def stands_for(self) -> str | dict[str, str]:
-        """What stands for the model in a key: a folder's content, or names and the hub's commits."""
+        """Returns what identifies the model in a key: a folder's content, or names and the hub's commits."""
         source = self._source
-        found = source.stands_for()
+        identity = source.stands_for()
+        # The hash of a folder covers its tokenizer too.
         if isinstance(source, Folder):
-            return found
-        found = {"repository": found} if isinstance(found, str) else found
+            return identity
+        if isinstance(identity, str):
+            identity = {"repository": identity}
+        # A config may name the tokenizer or the text tower of another repository; its commit is then an input as well.
         text = self._config("model_cfg")["text_cfg"]
-        names = {part: text.get(part) for part in ("hf_tokenizer_name", "hf_model_name")}
-        return found | {part: weights_of(name) for part, name in names.items() if name}
+        for part in ("hf_tokenizer_name", "hf_model_name"):
+            if name := text.get(part):
+                identity = {**identity, part: weights_of(name)}
+        return identity
 
     def _config(self, section: str) -> dict[str, Any]:
-        found = self._source.config()
-        if "vision_cfg" not in found.get("model_cfg", {}):
+        config = self._source.config()
+        if "vision_cfg" not in config.get("model_cfg", {}):
             raise ValueError(f"encoder.model={self.model}: its {LAYOUT.config} has no model_cfg with a vision_cfg")
-        return found.get(section, {})
+        return config.get(section, {})
 
     def _preprocessing(self) -> dict[str, Any]:
-        """Arguments of open_clip's evaluation transform. The size is the tower's own, as it is there."""
+        """Returns the arguments of open_clip's evaluation transform. As in open_clip, the size is the tower's own."""
         from open_clip.transform import PreprocessCfg
 
+        # open_clip's list has more in these entries than preprocessing: the address of the weights, for one.
         known = PreprocessCfg.__dataclass_fields__
         chosen = {name: value for name, value in self._config("preprocess_cfg").items() if name in known}
         return chosen | {"size": self._config("model_cfg")["vision_cfg"].get("image_size", 224)}
@@ -126,81 +143,112 @@ class OpenClip(Encoder):
     def tower(self) -> Tower:
         from open_clip.transform import PreprocessCfg
 
-        config, read = self._config("model_cfg"), PreprocessCfg(**self._preprocessing())
+        config = self._config("model_cfg")
+        preprocessing = PreprocessCfg(**self._preprocessing())
         options = {
             "embed_dim": config["embed_dim"],
             "vision_cfg": config["vision_cfg"] | {"timm_model_pretrained": False},  # its weights are the student's
             "quick_gelu": config.get("quick_gelu", False),
         }
-        size = read.size if isinstance(read.size, int) else read.size[0]
+        size = preprocessing.size
+        if not isinstance(size, int):
+            size = size[0]
+        # The last part of the name alone: the plan is stored with the student, and no path of this machine should be.
         plan = Plan(OPEN_CLIP, self.model.rpartition("/")[2], options)
-        return Tower(self._model().visual, plan, size, tuple(read.mean), tuple(read.std), read.interpolation)
+        return Tower(
+            self._model().visual,
+            plan,
+            size,
+            tuple(preprocessing.mean),
+            tuple(preprocessing.std),
+            preprocessing.interpolation,
+        )
 
     def load(self, device: torch.device) -> Towers:
         return _OpenClipTowers(self._model().to(device).eval(), self._tokenizer(), device, decided(self.precision))
 
     def prompt_key(self, *kinds: str) -> str:
         config = self._config("model_cfg")
-        text, vision = config["text_cfg"], config["vision_cfg"]
-        if text.get("hf_model_name") or text.get("embed_cls"):
-            what = "is a model of transformers" if text.get("hf_model_name") else "reads a class token of its own"
-            raise ValueError(f"encoder.model={self.model}: its text tower {what}, which takes no prompt; {_LEARNABLE}")
-        if "visual" in kinds and (vision.get("timm_model_name") or isinstance(vision.get("layers"), list)):
-            what = vision.get("timm_model_name") or "a ResNet"
+        text = config["text_cfg"]
+        vision = config["vision_cfg"]
+        # A prompt is put in place of the embeddings of words, and is read at the position of the last word (CoOp).
+        # Neither works where another library embeds the words, or where an appended token is what is read (CoCa).
+        problem = ""
+        if text.get("hf_model_name"):
+            problem = "is a model of transformers"
+        elif text.get("embed_cls"):
+            problem = "reads a class token of its own"
+        if problem:
             raise ValueError(
-                f"encoder.model={self.model}: its vision tower is {what}, and a visual prompt goes into open_clip's "
-                f"own ViT; {_LEARNABLE}, or prompts of text alone"
+                f"encoder.model={self.model}: its text tower {problem}, which takes no prompt; {_LEARNABLE}"
             )
-        return key_of(replace(self, precision="fp32").inputs())
+        # In open_clip's configs a list of layers is a ResNet: blocks of each stage.
+        if "visual" in kinds and (vision.get("timm_model_name") or isinstance(vision.get("layers"), list)):
+            network = vision.get("timm_model_name") or "a ResNet"
+            raise ValueError(
+                f"encoder.model={self.model}: its vision tower is {network}, and a visual prompt goes into open_clip's "
+                f"own ViT; {_LEARNABLE}, or text prompts only"
+            )
+        # One precision for all: a prompt that was learned in bf16 on a GPU may be used in fp32 on a CPU.
+        return content_key(replace(self, precision="fp32").inputs())
 
     def learning_towers(self, device: torch.device, *kinds: str) -> LearningTowers:
         key = self.prompt_key(*kinds)  # refused before the weights are read
         model = self._model().to(device).eval().requires_grad_(False)
-        precision, scale = decided(self.precision, device), float(model.logit_scale.exp())
+        precision = decided(self.precision, device)
+        scale = float(model.logit_scale.exp())  # the parameter is the logarithm of 1 / temperature
         return LearningTowers(model, self._tokenizer(), device, precision, scale, key, self.model)
 
     def _model(self) -> Any:
-        """The model on the CPU, in fp32."""
+        """Returns the model on the CPU, in fp32."""
         import open_clip
 
         file = self._source.weights(self.allow_pickle)
         text_tower = self._config("model_cfg")["text_cfg"].get("hf_model_name")  # its config alone is read
-        named = isinstance(self._source, Named)
-        place = (self.model, str(file)) if named else (f"local-dir:{file.parent}", None)
+        # The file is downloaded before, at the commit that is in the key; open_clip itself would take the newest one.
+        name = f"local-dir:{file.parent}"
+        pretrained: str | None = None
+        if isinstance(self._source, Named):
+            name = self.model
+            pretrained = str(file)
         try:
             with hub_errors(text_tower or self.model):
-                return open_clip.create_model(*place, precision="fp32", weights_only=True)
+                return open_clip.create_model(name, pretrained, precision="fp32", weights_only=True)
         except HubError:
             raise
         except Exception as error:  # a file that does not fit fails in as many ways as there are architectures
-            said = str(error).partition("\n")[0]
-            raise ValueError(f"encoder.model={self.model} cannot be built from {file}: {said}") from error
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"encoder.model={self.model} cannot be built from {file}: {reason}") from error
 
     def _tokenizer(self) -> Any:
-        """The text tower's tokenizer, at the commit that is in the key."""
+        """Returns the text tower's tokenizer, at the commit that is in the key."""
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
         config = self._config("model_cfg")["text_cfg"]
-        said = config.get("tokenizer_kwargs") or {}
-        if strange := sorted(said.keys() - _TOKENIZER):
+        settings = config.get("tokenizer_kwargs") or {}
+        if unknown := sorted(settings.keys() - _TOKENIZER):
             raise ValueError(
-                f"encoder.model={self.model}: its {LAYOUT.config} sets {', '.join(strange)} of the tokenizer, which "
+                f"encoder.model={self.model}: its {LAYOUT.config} sets {', '.join(unknown)} of the tokenizer, which "
                 f"could have it run code; only {', '.join(sorted(_TOKENIZER))} are taken"
             )
-        options = {"context_length": config.get("context_length", 77), **said}
+        options = {"context_length": config.get("context_length", 77), **settings}
         name = config.get("hf_tokenizer_name")
         if not name:
             return SimpleTokenizer(**options)
         if config.get("tokenizer_mode"):
             options["tokenizer_mode"] = config["tokenizer_mode"]
         source = self._source
-        place = source.path if isinstance(source, Folder) else hub_tokenizer(name, commit_of(name))
-        return HFTokenizer(str(place), **options, trust_remote_code=False)
+        # A folder brings its tokenizer, which its hash covers: the name in its config is not looked up.
+        folder = source.path if isinstance(source, Folder) else hub_tokenizer(name, commit_of(name))
+        return HFTokenizer(str(folder), **options, trust_remote_code=False)
 
 
 class _OpenClipTowers:
     def __init__(self, model: Any, tokenizer: Any, device: torch.device, precision: str) -> None:
-        self._model, self._tokenizer, self._device, self._precision = model, tokenizer, device, precision
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = device
+        self._precision = precision
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         return self._unit(self._model.encode_image, pixels)
@@ -215,8 +263,10 @@ class _OpenClipTowers:
         apart = sum(size for name, size in sizes.items() if name.startswith(("logit_", "text_decoder.")))
         return {"image": image, "text": sum(sizes.values()) - image - apart}
 
-    def _unit(self, encode: Any, given: Tensor) -> Float[Tensor, "b d"]:
+    def _unit(self, encode: Any, batch: Tensor) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):
-                features = encode(given.to(self._device))
+                features = encode(batch.to(self._device))
+            # Outside of the arithmetic: the length of a vector in bf16 is right to two or three digits only, and the
+            # store refuses features that are not of unit length.
             return F.normalize(features.float(), dim=-1)

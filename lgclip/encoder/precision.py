@@ -1,4 +1,4 @@
-"""In which arithmetic a tower runs; its features are brought to unit length in fp32 whatever it is."""
+"""Sets the floating-point precision of a tower; its features are normalized in fp32 in any case."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,7 +8,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def check_precision(precision: str) -> None:
-    """Refuses a precision that is unknown.
+    """Rejects an unknown precision.
 
     Raises:
         ValueError: If it is neither `auto` nor one of `PRECISIONS`.
@@ -18,27 +18,30 @@ def check_precision(precision: str) -> None:
 
 
 def decided(precision: str, device: torch.device | None = None) -> str:
-    """What `auto` comes to: bf16 on a GPU that computes in it, fp32 elsewhere.
+    """Resolves `auto`: bf16 on a GPU that supports it, fp32 elsewhere.
 
     Args:
         precision: `auto` or one of `PRECISIONS`.
-        device: Where the towers run; None asks what this machine has.
+        device: Device of the towers; None uses the machine's default.
     """
     if precision != "auto":
         return precision
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
-    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Older GPUs emulate bf16 through fp32, which is slower than fp32 and less exact.
+    if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp32"
 
 
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Runs what is inside in `precision`.
+    """Runs the block in `precision`.
 
-    Weights stay in fp32 and are cast where a matrix product or a convolution reads them; torch keeps
-    layer norms and softmax in fp32 on a GPU. So one way serves every architecture.
+    Weights stay in fp32 and are cast by autocast in matrix products and convolutions; torch keeps
+    layer norms and softmax in fp32 on a GPU. One mechanism thus serves every architecture.
 
     Args:
         precision: One of `PRECISIONS`.
-        device: Where the towers are.
+        device: Device of the towers.
     """
     if precision == "fp32":
         return nullcontext()

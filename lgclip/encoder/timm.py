@@ -1,9 +1,9 @@
-"""Vision towers of timm, most of them trained without any text."""
+"""Encodes with vision towers of timm, most of them trained without any text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,36 +12,40 @@ from torch import Tensor
 
 from lgclip.encoder.backbone import TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.encoder.files import HUB, checkpoint_content, checkpoint_file, did_you_mean, hub_file
 from lgclip.encoder.precision import arithmetic, check_precision, decided
-from lgclip.encoder.sources import Folder, Layout, Repository, Source
-from lgclip.hub import commit_of
-from lgclip.identity import NOT_AN_INPUT, SCHEMA, STANDS_FOR, inputs_of, local_folder, weights_of
+from lgclip.encoder.weight_files import HUB, checkpoint_content, checkpoint_file, did_you_mean, hub_file
+from lgclip.encoder.weight_sources import Folder, Layout, Repository, Source
+from lgclip.runtime.hub import commit_of
+from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, key_inputs, local_folder, weights_of
 
-_SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
+_SAFE = "model.safetensors"
+_PICKLE = "pytorch_model.bin"
 LAYOUT = Layout(config="config.json", weights=(_SAFE, _PICKLE), weights_here=(_SAFE, _PICKLE))
 
 
 @dataclass(frozen=True)
 class Timm(Encoder):
-    """A vision tower of timm, by its pooled features; it has no text tower.
+    """Encodes with the pooled features of a timm vision tower; it has no text tower.
 
     Args:
         model: `ARCHITECTURE.TAG` or `ARCHITECTURE` as in timm's list, a folder with a config.json in
             timm's layout, or `hf-hub:OWNER/NAME`.
-        pooling: How the features of the patches become one: `token` is the class token, `avg` the mean
+        pooling: How patch features are pooled: `token` is the class token, `avg` the mean
             of the patches, others are timm's. None is the model's own.
         image_size: Height and width of the input in pixels; position embeddings are resampled to it.
             None is the model's own.
         revision: Branch, tag or commit of the hub repository that the weights are in; None is `main`.
-        checkpoint: Weights of the named architecture on this machine, in place of the hub's.
-        allow_pickle: Whether weights may be a pickle. It is read as weights only, and runs no code.
+        checkpoint: Local weights of the named architecture, used instead of the hub's.
+        allow_pickle: Whether weights may be a pickle. It is loaded with `weights_only`, and runs no code.
         precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
-        batch_size: Views encoded at once.
+        batch_size: Number of views per forward pass.
 
     Raises:
-        ValueError: If a value is out of range or names a folder, model or file that is not there.
+        ValueError: If a value is out of range or names a folder, model or file that does not exist.
     """
+
+    key_name: ClassVar[str] = "Timm"
 
     has_text = False
 
@@ -85,44 +89,59 @@ class Timm(Encoder):
     def repositories(self) -> list[tuple[str, str | None]]:
         return self._source.repositories()
 
+    def download(self) -> None:
+        self.inputs()  # its config
+        self._source.weights(self.allow_pickle)
+
     def on(self, device: torch.device) -> "Timm":
         return replace(self, precision=decided(self.precision, device))
 
     def inputs(self) -> dict[str, object]:
+        inputs: dict[str, object] = {"encoder": key_inputs(self)}
         # The package's own list may change; a folder or a repository holds its preprocessing itself.
-        listed = {"preprocessing": self._preprocessing()} if isinstance(self._source, Named) else {}
-        return {"encoder": inputs_of(self), **listed, "schema": SCHEMA}
+        if isinstance(self._source, Named):
+            inputs["preprocessing"] = self._preprocessing()
+        inputs["schema"] = STORE_SCHEMA
+        return inputs
 
     def stands_for(self) -> str | dict[str, str]:
-        """What stands for the model in a key: a folder's content, or names and the hub's commit."""
+        """Returns what identifies the model in a key: a folder's content, or names and the hub's commit."""
         return self._source.stands_for()
 
     def _described(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """Architecture, timm's config of its weights, and arguments of its constructor."""
+        """Returns architecture, timm's config of its weights, and constructor arguments."""
         from timm.models import PretrainedCfg
 
-        found = self._source.config()
-        if "architecture" not in found:
+        config = self._source.config()
+        if "architecture" not in config:
             raise ValueError(f"encoder.model={self.model}: its {LAYOUT.config} names no architecture of timm")
-        weights = found.get("pretrained_cfg", found)  # older files keep all of it at the top
+        weights = config.get("pretrained_cfg", config)  # older files keep all of it at the top
+        # A file by a newer release of timm may have fields that this one does not know.
         known = {name: value for name, value in weights.items() if name in PretrainedCfg.__dataclass_fields__}
-        options = dict(found.get("model_args") or {})
+        options = dict(config.get("model_args") or {})
         if "img_size" in options:  # then the tower was built for another size than its architecture's
             size = options["img_size"]
-            known["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)
-        return found["architecture"], known, options
+            if isinstance(size, int):
+                size = (size, size)
+            known["input_size"] = (3, *size)
+        return config["architecture"], known, options
 
     def _preprocessing(self) -> dict[str, Any]:
-        """Arguments of timm's evaluation transform."""
+        """Returns the arguments of timm's evaluation transform."""
         from timm.data.config import resolve_data_config
 
-        size = None if self.image_size is None else {"input_size": (3, self.image_size, self.image_size)}
+        size: dict[str, Any] | None = None
+        if self.image_size is not None:
+            size = {"input_size": (3, self.image_size, self.image_size)}
         return resolve_data_config(size, pretrained_cfg=self._described()[1])
 
     def transform(self, *, squash: bool = False) -> Transform:
         from timm.data.transforms_factory import create_transform
 
-        chosen = self._preprocessing() | ({"crop_mode": "squash", "crop_pct": 1.0} if squash else {})
+        chosen = self._preprocessing()
+        if squash:
+            # With a crop fraction below 1 timm resizes to a larger size and cuts out the center after all.
+            chosen |= {"crop_mode": "squash", "crop_pct": 1.0}
         transform: Any = create_transform(**chosen, is_training=False)
         return transform
 
@@ -130,18 +149,29 @@ class Timm(Encoder):
         name, weights, options = self._described()
         if self.image_size is not None and weights.get("fixed_input_size"):
             options["img_size"] = self.image_size
-        model, read = self._model(), self._preprocessing()
-        model.reset_classifier(0, *([self.pooling] if self.pooling else []))
+        model = self._model()
+        preprocessing = self._preprocessing()
+        # Not `reset_classifier(0, None)`: where the default is another one, such as `avg` of a ResNet, None means that
+        # nothing is pooled.
+        if self.pooling:
+            model.reset_classifier(0, self.pooling)
+        else:
+            model.reset_classifier(0)
         plan = Plan(TIMM, name, options, self.pooling)
         return Tower(
-            model, plan, read["input_size"][-1], tuple(read["mean"]), tuple(read["std"]), read["interpolation"]
+            model,
+            plan,
+            preprocessing["input_size"][-1],
+            tuple(preprocessing["mean"]),
+            tuple(preprocessing["std"]),
+            preprocessing["interpolation"],
         )
 
     def load(self, device: torch.device) -> Towers:
         return _TimmTower(self._model().to(device).eval(), device, decided(self.precision))
 
     def _model(self) -> Any:
-        """The model on the CPU, in fp32, every weight of it from the file."""
+        """Returns the model on the CPU, in fp32, with all of its weights from the file."""
         import timm
         from timm.models import load_state_dict
 
@@ -154,34 +184,42 @@ class Timm(Encoder):
             # With a classifier as large as the file's timm loads strictly. Where they differ, it
             # would pass over whatever else is missing.
             classes = _classes(state, weights.get("classifier"))
-            here = {"state_dict": state, "file": None, "source": None, "num_classes": classes, "label_offset": None}
+            # Names the weights that are in memory as the only source, so that timm neither queries the hub nor drops
+            # the first class of weights that were trained with a background class.
+            local = {"state_dict": state, "file": None, "source": None, "num_classes": classes, "label_offset": None}
             options["num_classes"] = classes
-            model: Any = timm.create_model(name, pretrained=True, pretrained_cfg=weights | here, **options)
+            model: Any = timm.create_model(name, pretrained=True, pretrained_cfg=weights | local, **options)
             if self.pooling is not None:
                 model.reset_classifier(0, self.pooling)
         except Exception as error:  # what does not fit fails in as many ways as timm has architectures
-            said = str(error).partition("\n")[0]
-            asked = f"pooling={self.pooling} image_size={self.image_size}"
-            raise ValueError(f"encoder.model={self.model} cannot be built from {file.name}, {asked}: {said}") from error
+            reason = str(error).partition("\n")[0]
+            fields = f"pooling={self.pooling} image_size={self.image_size}"
+            raise ValueError(
+                f"encoder.model={self.model} cannot be built from {file.name}, {fields}: {reason}"
+            ) from error
         model.pretrained_cfg = model.default_cfg = {}  # they hold the weights a second time
         return model
 
 
 def _classes(state: dict[str, Any], classifier: str | Sequence[str] | None) -> int:
-    """How many classes the classifier in some weights tells apart; 0 if there is none."""
-    name = classifier if isinstance(classifier, str) or classifier is None else classifier[0]
-    weight = state.get(f"{name}.weight")
-    return 0 if weight is None else len(weight)
+    """Returns the number of classes of the classifier in a state dict; 0 if there is none."""
+    # Distilled transformers have two heads, for the class token and for the distillation token, of equal size.
+    if classifier is not None and not isinstance(classifier, str):
+        classifier = classifier[0]
+    weight = state.get(f"{classifier}.weight")
+    if weight is None:
+        return 0
+    return len(weight)
 
 
 @dataclass(frozen=True)
 class Named(Source):
-    """An architecture of timm with the weights of its tag, or of a checkpoint.
+    """Describes a timm architecture with the weights of its tag, or of a checkpoint.
 
     Attributes:
         model: `ARCHITECTURE.TAG`; without a tag it is timm's default.
         revision: Branch, tag or commit of the hub repository that the weights are in.
-        checkpoint: Weights on this machine, in place of the hub's.
+        checkpoint: Local weights, used instead of the hub's.
     """
 
     model: str
@@ -189,10 +227,10 @@ class Named(Source):
     checkpoint: str | None = None
 
     def check(self, allow_pickle: bool) -> None:
-        """Refuses what cannot be loaded, before anything is.
+        """Rejects what cannot be loaded, before anything is loaded.
 
         Raises:
-            ValueError: If timm knows no such name, or there are no weights for it.
+            ValueError: If timm does not know the name, or there are no weights for it.
         """
         import timm
         from timm.models import get_pretrained_cfg, is_model
@@ -212,44 +250,59 @@ class Named(Source):
         if self.checkpoint is not None:
             checkpoint_file(self.checkpoint, allow_pickle)
             return
-        found = get_pretrained_cfg(self.model)
-        if found is None or not found.hf_hub_id:
-            where = f"download {found.url} and give" if found is not None and found.url else "give"
+        entry = get_pretrained_cfg(self.model)
+        if entry is None or not entry.hf_hub_id:
+            remedy = "give"
+            if entry is not None and entry.url:
+                remedy = f"download {entry.url} and give"
             raise ValueError(
-                f"encoder.model={self.model}: its weights are not on the hub; {where} encoder.checkpoint=FILE"
+                f"encoder.model={self.model}: its weights are not on the hub; {remedy} encoder.checkpoint=FILE"
             )
 
     def config(self) -> dict[str, Any]:
         from timm.models import get_pretrained_cfg
 
-        found = get_pretrained_cfg(self.model)
-        weights = {} if found is None else found.to_dict(remove_source=self.checkpoint is not None)
+        entry = get_pretrained_cfg(self.model)
+        weights: dict[str, Any] = {}
+        if entry is not None:
+            # With a checkpoint nothing may point to timm's own weights, which would be loaded instead.
+            weights = entry.to_dict(remove_source=self.checkpoint is not None)
         return {"architecture": self.model.partition(".")[0], "pretrained_cfg": weights}
 
     def weights(self, allow_pickle: bool) -> Path:
         if self.checkpoint is not None:
             return checkpoint_file(self.checkpoint, allow_pickle)
-        found = self.config()["pretrained_cfg"]
-        repo, own = found["hf_hub_id"], found.get("hf_hub_filename")
-        return hub_file(repo, commit_of(repo, self.revision), (own,) if own else LAYOUT.weights, allow_pickle)
+        entry = self.config()["pretrained_cfg"]
+        repo = entry["hf_hub_id"]
+        names = LAYOUT.weights
+        # Some repositories hold the weights of several models under names of their own.
+        if file := entry.get("hf_hub_filename"):
+            names = (file,)
+        return hub_file(repo, commit_of(repo, self.revision), names, allow_pickle)
 
     def repositories(self) -> list[tuple[str, str | None]]:
-        return [] if self.checkpoint else [(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)]
+        if self.checkpoint:
+            return []
+        return [(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)]
 
     def stands_for(self) -> dict[str, str]:
-        found = {"architecture": self.model}
+        identity = {"architecture": self.model}
+        # A checkpoint has its own field and hash.
         if self.checkpoint is None:
-            found["weights"] = weights_of(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)
-        return found
+            identity["weights"] = weights_of(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)
+        return identity
 
 
 class _TimmTower:
     def __init__(self, model: Any, device: torch.device, precision: str) -> None:
-        self._model, self._device, self._precision = model, device, precision
+        self._model = model
+        self._device = device
+        self._precision = precision
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):
+                # Up to the classifier, which stays on the model because timm loads strictly only with it.
                 patches = self._model.forward_features(pixels.to(self._device))
                 features = self._model.forward_head(patches, pre_logits=True)
             return F.normalize(features.float(), dim=-1)
@@ -258,7 +311,10 @@ class _TimmTower:
         raise ValueError("this encoder has no text tower")
 
     def parameters(self) -> dict[str, int]:
-        classifier = self._model.get_classifier()  # which is not run
+        count = sum(parameter.numel() for parameter in self._model.parameters())
+        # The classifier is in memory but takes no part in the features; distilled transformers have two.
+        classifier = self._model.get_classifier()
         heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
-        apart = sum(parameter.numel() for head in heads for parameter in head.parameters())
-        return {"image": sum(parameter.numel() for parameter in self._model.parameters()) - apart}
+        for head in heads:
+            count -= sum(parameter.numel() for parameter in head.parameters())
+        return {"image": count}

@@ -1,1 +1,1 @@
-"""How images are judged: one file a method."""
+"""Provides the classification methods, one file per method."""

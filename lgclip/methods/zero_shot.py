@@ -1,115 +1,137 @@
-"""Nearest prototype, of images, of sentences, or of both."""
+"""Classifies by the nearest prototype (images, text or both), or by a trained predictor with these as baselines."""
 
 from collections.abc import Mapping
 
-from lgclip.batch import FeatureBatch
-from lgclip.calibration import Choice, LeaveOneOut, Temperature, temperature_of
-from lgclip.logits import from_unit
-from lgclip.methods.base import Classifier
-from lgclip.prototypes import Gathered
-from lgclip.rules import Rule, Scorer
-from lgclip.scales import Scales
-from lgclip.selection import Selection
+from torch import Tensor
 
-LEARNT = ("student", "prompt")
-"""What may answer in place of a comparison with prototypes."""
+from lgclip.batches import FeatureBatch
+from lgclip.encoder.scales import Scales
+from lgclip.methods.base import Classifier
+from lgclip.methods.calibration import Choice, LeaveOneOut, temperature_of
+from lgclip.methods.predictor import PrototypePredictor
+from lgclip.methods.prototypes import FeatureCollector, SupportSet
+from lgclip.methods.scoring import ScoringRule
+from lgclip.methods.selection import Selection
+from lgclip.types import Role
 
 
 class ZeroShot(Classifier):
-    """LGCLIP (text weight 0), CLIP's text baseline (1), and fusion between them.
+    """Implements LGCLIP (text weight 0), CLIP's text baseline (1), and fusion between them.
 
     The cosine is linear in the prototype, so `w * text + (1 - w) * image` prototypes are score
     fusion (arXiv:2512.17160, sec. 3; arXiv:2103.00020, sec. 3.1).
 
     Args:
-        name: What the result is called.
-        text_weight: Share of the text prototype, 0 to 1; None for a student, whose scores are streamed.
-        beside: Other text weights, by name, judged in the same pass; left out are those that need
-            text or images that are not there.
-        prototype: Score of a class from its images.
-        selection: Which images stand for a class.
-        calibration: Chooses the free parameters on synthetic images; None leaves them as they are.
-        scales: Adds up the views of an image.
+        name: Name in the result.
+        text_weight: Weight of the text prototype, 0 to 1; None if a trained predictor gives the logits.
+        baselines: Text weights of baselines, by name, evaluated in the same pass; those that need missing
+            text or images are left out.
+        trained: Recipe of the predictor that gives the logits; its training runs before, see `training.task`.
+        prototype: Scoring rule that computes the score of a class from its images.
+        selection: Selects the images that represent a class.
+        calibration: Selects the free parameters on synthetic images; None leaves them unchanged.
+        scales: Fuses the views of an image.
         has_text: Whether there is a text stream.
-        learns: With no text weight, what answers: a `student` or a `prompt`.
 
     Raises:
-        ValueError: If a weight is out of range or needs a text tower that is not there.
+        ValueError: If a weight is out of range or needs a missing text tower, or the method has neither a
+            text weight nor a predictor.
     """
 
     def __init__(
         self,
         name: str,
-        text_weight: float | None,
-        beside: Mapping[str, float] | None = None,
-        learns: str = "student",
+        text_weight: float | None = None,
+        baselines: Mapping[str, float] | None = None,
+        trained: object = None,
         *,
-        prototype: Rule,
+        prototype: ScoringRule,
         selection: Selection,
         calibration: LeaveOneOut | None = None,
         scales: Scales,
         has_text: bool,
     ) -> None:
-        if learns not in LEARNT:
-            raise ValueError(f"method.learns={learns}: choose {' or '.join(LEARNT)}")
-        self.learns = learns if text_weight is None else None
-        weights = {**({} if text_weight is None else {name: text_weight}), **(beside or {})}
-        for who, weight in weights.items():
+        if trained is not None and text_weight is not None:
+            raise ValueError(f"method.text_weight={text_weight}: {name} scores by what it trains; set it to null")
+        if text_weight is None and not trained:
+            raise ValueError(
+                f"method={name} needs a recipe: student=tiny, small_set, release, probe or finetune; a method that "
+                "trains nothing needs method.text_weight"
+            )
+        weights: dict[str, float] = {}
+        if text_weight is not None:
+            weights[name] = text_weight  # first, since the first name is the method itself
+        weights |= baselines or {}
+        for key, weight in weights.items():
             if not 0 <= weight <= 1:
-                raise ValueError(f"text weight of {who} is {weight}: it must be in [0, 1]")
+                raise ValueError(f"text weight of {key} is {weight}: it must be in [0, 1]")
         if (text_weight or 0) > 0 and not has_text:
             raise ValueError(f"method {name} needs a text tower, which this encoder does not have; use method=lgclip")
         if text_weight != 1 and selection.needs_text and selection.keep is not None and not has_text:
             raise ValueError("selection=text needs a text tower, which this encoder lacks; use selection=medoid")
-        if text_weight == 1:  # then no image was drawn
-            weights = {who: weight for who, weight in weights.items() if weight == 1}
+        # Baselines that lack their inputs are left out without an error: the config lists them for every encoder.
+        if text_weight == 1:  # then no image was generated
+            weights = {key: weight for key, weight in weights.items() if weight == 1}
         if not has_text:
-            weights = {who: weight for who, weight in weights.items() if weight == 0}
-        super().__init__([*([name] if self.learns else []), *weights])
-        self.given = {who: Choice(prototype, selection, weight) for who, weight in weights.items()}
+            weights = {key: weight for key, weight in weights.items() if weight == 0}
+        names = list(weights)
+        if trained:
+            names.insert(0, name)
+        super().__init__(names, trained)
+        self.configured = {key: Choice(prototype, selection, weight) for key, weight in weights.items()}
         self.calibration = calibration
-        self.scales, self.has_text = scales, has_text
+        self.scales = scales
+        self.has_text = has_text
         self.needs_images = text_weight != 1
-        self._scorers: dict[str, Scorer] = {}
-        if self.learns:  # its scores are logits
-            self.temperatures[name] = Temperature(1.0, "default")
-            self.choices[name] = {"learned": self.learns}
+        self._prototypes: dict[str, PrototypePredictor] = {}
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self.text = Gathered(data.num_classes, data.width)
-        self.image = Gathered(data.num_classes, data.width)
-        self._scorers = {}  # of another data set, if one was judged before
+        self.text = FeatureCollector(data.num_classes, data.width)
+        self.image = FeatureCollector(data.num_classes, data.width)
+        self._prototypes = {}  # of another data set, if one was evaluated before
 
     def _fit(self) -> None:
-        text = self.text.support().means(renormalise=True) if self.has_text else None
-        images = self.image.support() if self.needs_images else None
-        for name, choice in self.given.items():
-            used, loo = choice, None
+        """Fits the prototypes of every text weight, once all sentences and synthetic images are collected."""
+        text: Tensor | None = None
+        if self.has_text:
+            # The mean of a class's sentences at unit length: CLIP's prompt ensemble (arXiv:2103.00020, sec. 3.1.4).
+            text = self.text.support().means(renormalize=True)
+        images: SupportSet | None = None
+        if self.needs_images:
+            images = self.image.support()
+        for name, choice in self.configured.items():
+            used = choice
+            accuracy: float | None = None
+            # Text alone has no free parameter that images could choose.
             if self.calibration is not None and images is not None and choice.text_weight < 1:
-                used, loo = self.calibration.choose(choice, images, text)
-            self._scorers[name] = used.fit(images, text)
-            self.choices[name] = {**used.described(), "leave_one_out": loo}
-            self.temperatures[name] = temperature_of(used, images, text)
-            if images is not None and name == next(iter(self.given)):
+                used, accuracy = self.calibration.choose(choice, images, text)
+            described = {**used.described(), "leave_one_out": accuracy}
+            temperature = temperature_of(used, images, text)
+            predictor = PrototypePredictor(used.fit(images, text), self.scales, described, temperature)
+            self._prototypes[name] = predictor
+            self.describe(name, predictor)
+            # Diagnostics use the images of the method itself, not of its baselines.
+            if images is not None and name == next(iter(self.configured)):
                 self.support = used.selection.select(images, text)
 
     def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        stream = self.trainer.datamodule.streams[dataloader_idx].name  # pyright: ignore[reportAttributeAccessIssue]
-        match stream:
-            case "text":
+        role = self.trainer.datamodule.streams[dataloader_idx].role  # pyright: ignore[reportAttributeAccessIssue]
+        match role:
+            case Role.TEXT:
                 self.text.update(batch.features[:, 0], batch.labels, batch.indices)
-            case "synthetic":
+            case Role.SYNTHETIC:
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
-            case "student" | "prompted":  # a student's columns are its own classes, a prompt's those of the data set
-                columns = self.trainer.datamodule.columns if stream == "student" else None  # pyright: ignore[reportAttributeAccessIssue]
-                logits = from_unit(batch.features[:, 0])
-                self.judge(self.names[0], logits if columns is None else logits[:, list(columns)], batch)
-            case "real":
-                if not self._scorers:  # every device has a first batch of real images
+            case Role.PREDICTED:
+                assert self.predictor is not None
+                self.collect(self.names[0], self.predictor.logits(batch), batch)
+            case Role.EVALUATED:
+                # Not in a hook between the streams, which Lightning does not have: the first real image is the first
+                # moment when all sentences and synthetic images are collected. Collecting them synchronizes the
+                # devices, and each of them has a first batch of real images, so none waits in vain.
+                if not self._prototypes:
                     self._fit()
-                features = self.scales.fuse(batch.features)
-                for name, score in self._scorers.items():
-                    self.judge(name, score(features), batch)
+                for name, predictor in self._prototypes.items():
+                    self.collect(name, predictor.logits(batch), batch)
             case _:
-                raise AssertionError(stream)
+                raise AssertionError(role)

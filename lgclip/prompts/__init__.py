@@ -1,1 +1,1 @@
-"""Writers of prompts: one file a kind."""
+"""Provides prompt generators, one file per type."""

@@ -1,4 +1,4 @@
-"""Writers of prompts: class names in, sentences to draw them from out."""
+"""Defines the interface of prompt generators: class names in, prompts for image generation out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -6,34 +6,36 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
-from lgclip.batch import Subject
-from lgclip.identity import SCHEMA, inputs_of
-from lgclip.ledger import Tokens
+from lgclip.runtime.hub import snapshot
+from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.cost_log import Tokens
+from lgclip.store.keys import key_inputs
+from lgclip.types import TargetClass
 
 
 class Task(NamedTuple):
-    """A class that lacks prompts.
+    """Describes a class that lacks prompts.
 
     Attributes:
-        subject: The class.
-        wanted: Prompts, those that are there included.
-        have: Prompts that are there; they stay, and stay first.
-        turn: Rounds that were spent on them: the next is asked with this number's seed.
+        target_class: The class.
+        wanted: Total number of prompts, including existing ones.
+        have: Existing prompts; they stay, and stay first.
+        turn: Rounds already used: the next one is seeded with this number.
     """
 
-    subject: Subject
+    target_class: TargetClass
     wanted: int
     have: tuple[str, ...] = ()
     turn: int = 0
 
 
 class Written(NamedTuple):
-    """What a class has once a writer is done with it.
+    """Holds the prompts of a class once a generator is done with it.
 
     Attributes:
-        prompts: At least as many as were wanted, those that were there first.
-        turn: Rounds that were spent on them.
-        tokens: What a language model read and wrote for them this time; None if there is none, or it does not tell.
+        prompts: At least as many as wanted, existing ones first.
+        turn: Rounds used for them.
+        tokens: Tokens that a language model used this time; None if there is none, or it does not report them.
     """
 
     prompts: list[str]
@@ -42,82 +44,97 @@ class Written(NamedTuple):
 
 
 class PromptError(ValueError):
-    """A writer could not give enough usable prompts of a class.
+    """Reports that a generator did not provide enough usable prompts for a class.
 
     Attributes:
-        prompts: Those that it gave, which are kept.
-        turn: Rounds that were spent on them.
+        prompts: Those that it provided, which are stored.
+        turn: Rounds used for them.
         tokens: As in `Written`.
     """
 
     def __init__(self, message: str, prompts: Sequence[str] = (), turn: int = 0, tokens: Tokens | None = None) -> None:
         super().__init__(message)
-        self.prompts, self.turn, self.tokens = list(prompts), turn, tokens
+        self.prompts = list(prompts)
+        self.turn = turn
+        self.tokens = tokens
 
 
 class Pen(Protocol):
-    """A writer that is ready to write, its model in memory."""
+    """Generates prompts, with its model in memory."""
 
     def __call__(self, tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
-        """Yields each task's place and its prompts, or why there are too few, as soon as it is done.
+        """Yields each task's index and its prompts, or why there are too few, as soon as it is done.
 
-        What a class gets depends on the class, on what it has and on the seed, not on the others.
+        The prompts of a class depend on the class, its existing prompts and the seed, not on the other classes.
         """
         ...
 
 
-class PromptWriter(ABC):
-    """How prompts come to be: a light description, hashed into keys; `load` brings its model.
+class PromptGenerator(ABC):
+    """Describes how prompts are generated, without weights, and is hashed into keys; `load` loads its model.
 
     Attributes:
-        needs_images: Whether it makes prompts of real training images, not of class names alone.
+        needs_images: Whether it makes prompts from real training images, not from class names only.
+        prompts_from: Origin of its prompts, for the data-leakage audit: `class_names`, `captions`, `file` (of unknown
+            authorship); `unknown` unless a class declares it.
     """
 
     needs_images: ClassVar[bool] = False
+    prompts_from: ClassVar[str] = "unknown"
 
     @property
     def at_once(self) -> int:
-        """Classes that are given to the pen together."""
+        """Returns the number of classes per call of the loaded generator."""
         return 1
 
     @property
     def elsewhere(self) -> str:
-        """What the model runs on if it is not the run's own device; else empty."""
+        """Returns what runs the model if it is not the run's own device; else empty."""
         return ""
 
     @property
     def falls_back(self) -> bool:
-        """Whether a class that a model does not describe gets template sentences instead of an error."""
+        """Returns whether a class that a model does not describe gets template sentences instead of an error."""
         return False
 
-    def check(self, subjects: Sequence[Subject], count: int) -> None:
-        """Raises if it is plain, before anything loads, that some classes cannot be written for.
+    def check(self, target_classes: Sequence[TargetClass], count: int) -> None:
+        """Raises before anything loads, if prompts for some classes obviously cannot be generated.
 
         Args:
-            subjects: All classes.
-            count: Prompts wanted for each.
+            target_classes: All classes.
+            count: Number of prompts per class.
         """
         return
 
     def repositories(self) -> list[tuple[str, str | None]]:
-        """Repositories of the hub that it loads from, each with its revision."""
+        """Returns the hub repositories that it loads from, each with its revision."""
         return []
 
+    def download(self) -> None:
+        """Downloads what `load` needs to the hub's cache; loads nothing.
+
+        Raises:
+            HubError: If the hub cannot be reached or refuses.
+        """
+        for repository, revision in self.repositories():
+            snapshot(repository, revision)
+
     def waits_for(self) -> str:
-        """What it needs that only the user can give, such as a key; empty if nothing."""
+        """Returns what it needs that only the user can provide, such as a key; empty if nothing."""
         return ""
 
     @abstractmethod
     def load(self, device: torch.device) -> Pen:
-        """The writer with its model on `device`."""
+        """Loads the generator with its model to `device`."""
 
-    def inputs(self, subject: Subject, seed: int) -> dict[str, object]:
-        """Everything that the prompts of one class depend on."""
+    def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:
+        """Returns everything that the prompts of one class depend on."""
         return {
-            "writer": inputs_of(self),
-            "class": subject.name,
-            "class_index": subject.class_index,
-            "context": subject.context,
+            "prompt_generator": key_inputs(self),
+            "class": target_class.name,
+            # Two classes may share a name, as "crane" does in ImageNet; each has its own prompts.
+            "class_index": target_class.class_index,
+            "context": target_class.context,
             "seed": seed,
-            "schema": SCHEMA,
+            "schema": STORE_SCHEMA,
         }

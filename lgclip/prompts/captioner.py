@@ -1,4 +1,4 @@
-"""Captions of real images as prompts (CiP, arXiv 2307.08526): who captions, and the words around a caption."""
+"""Uses captions of real images as prompts (CiP, arXiv:2307.08526): captioners, and prompt formats around a caption."""
 
 import re
 from abc import abstractmethod
@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 
-from lgclip.batch import Subject
 from lgclip.datasets.base import Dataset
-from lgclip.identity import NOT_AN_INPUT, WEIGHTS, hub_repositories, inputs_of, key_of, local_folder
-from lgclip.prompts.base import Pen, PromptWriter
-from lgclip.prompts.caption_lines import CaptionLines, found_in, read_captions
-from lgclip.prompts.eyes import Beholder, Conversant, Eyes, Sight, as_it_is, sight_of
-from lgclip.prompts.wording import fill
+from lgclip.prompts.base import Pen, PromptGenerator
+from lgclip.prompts.caption_file import CaptionLines, match_images, read_captions
+from lgclip.prompts.captioning_models import Beholder, CaptioningModel, Conversant, Sight, as_it_is, sight_of
+from lgclip.prompts.template import fill
+from lgclip.store.keys import NOT_AN_INPUT, WEIGHTS, content_key, hub_repositories, key_inputs, local_folder
+from lgclip.types import TargetClass
 
 FORMS = {
     "basic": "a photo of {name}",
@@ -24,38 +24,42 @@ FORMS = {
 """The prompts that the paper compares; `cip` is its own, `basic` its baseline."""
 
 EMPTY = ("error", "name")
-"""What becomes of an image of which a captioner says nothing."""
+"""Policies for an image with an empty caption."""
 
 _GAP = re.compile(r"\{([^{}]*)\}")
 _WORDS = ("form", "empty")
-"""Fields that make a prompt of a caption; the caption itself does not depend on them."""
+"""Fields that turn a caption into a prompt; the caption itself does not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageWriter(PromptWriter):
+class CaptionGenerator(PromptGenerator):
     """Makes a prompt of each real training image: its caption, and the name of its class.
 
     Args:
-        form: One of `FORMS`, or a sentence of one's own with `{name}` and `{caption}` or one of them. One without
-            `{caption}` has nothing captioned, and gives as many prompts as there are images.
-        empty: What becomes of an image of which nothing is said: `error`, or `name`, the basic form for it.
+        form: One of `FORMS`, or a custom sentence with `{name}` and `{caption}` or one of them. Without
+            `{caption}` nothing is captioned, and there are as many prompts as images.
+        empty: Policy for an image with an empty caption: `error`, or `name`, which uses the basic form for it.
 
     Raises:
-        ValueError: If the form has neither gap, or another one, or `empty` is not known.
+        ValueError: If the form has neither placeholder, or an unknown one, or `empty` is unknown.
     """
 
     needs_images: ClassVar[bool] = True
+    prompts_from: ClassVar[str] = "captions"
 
     form: str = "cip"
     empty: str = "error"
 
     def __post_init__(self) -> None:
         gaps = _GAP.findall(self.template)
-        strange = sorted({gap for gap in gaps if gap not in ("name", "caption")})
-        if strange or not gaps or set("{}") & set(_GAP.sub("", self.template)):
-            what = f"{{{strange[0]}}} is not known" if strange else "it has no {name} or {caption}, or half a brace"
+        unknown = sorted({gap for gap in gaps if gap not in ("name", "caption")})
+        # A leftover brace would be in every prompt and be rendered as text.
+        if unknown or not gaps or set("{}") & set(_GAP.sub("", self.template)):
+            reason = "it has no {name} or {caption}, or half a brace"
+            if unknown:
+                reason = f"{{{unknown[0]}}} is not known"
             raise ValueError(
-                f"llm.form={self.form!r}: {what}; choose {', '.join(FORMS)}, or write a sentence with {{name}}, "
+                f"llm.form={self.form!r}: {reason}; choose {', '.join(FORMS)}, or write a sentence with {{name}}, "
                 "{caption} or both"
             )
         if self.empty not in EMPTY:
@@ -63,59 +67,64 @@ class ImageWriter(PromptWriter):
 
     @property
     def template(self) -> str:
-        """The sentence with gaps."""
+        """Returns the sentence with placeholders."""
         return FORMS.get(self.form, self.form)
 
     @property
     def reads_captions(self) -> bool:
-        """Whether its prompts hold captions."""
+        """Returns whether its prompts contain captions."""
         return "{caption}" in self.template
 
     def captioned_by(self) -> dict[str, object]:
-        """Everything that a caption depends on besides its image."""
-        return {name: value for name, value in inputs_of(self).items() if name not in _WORDS}
+        """Returns everything that a caption depends on besides its image."""
+        return {name: value for name, value in key_inputs(self).items() if name not in _WORDS}
 
-    def prompt(self, subject: Subject, caption: str) -> str:
-        """The prompt of one image; of the basic form if nothing is said of it and a caption is wanted."""
-        template = self.template if caption or not self.reads_captions else FORMS["basic"]
-        return fill(template, subject, caption=caption)
+    def prompt(self, target_class: TargetClass, caption: str) -> str:
+        """Returns the prompt of one image; in the basic form if its caption is empty and the form needs one."""
+        template = self.template
+        # With an empty caption "a photo of robin, " would end in a comma, and `caption_only` in nothing at all.
+        if self.reads_captions and not caption:
+            template = FORMS["basic"]
+        return fill(template, target_class, caption=caption)
 
     def load(self, device: torch.device) -> Pen:
-        raise ValueError(f"{type(self).__name__} captions images and cannot write from class names alone")
+        raise ValueError(f"{type(self).__name__} captions images and cannot write from class names only")
 
     @abstractmethod
     def known(self, images: Dataset) -> dict[str, str]:
-        """The captions that it has without looking, by image id.
+        """Returns captions that are available without a model, by image id.
 
         Raises:
-            ValueError: If it cannot look, and an image has none.
+            ValueError: If there is no captioning model, and an image has no caption.
         """
 
     @abstractmethod
     def sight(self) -> Sight:
-        """What is done to an image before it is looked at; loads no weights."""
+        """Returns the preprocessing of images before captioning; loads no weights."""
 
     @abstractmethod
-    def look(self, device: torch.device) -> Eyes:
-        """The model on `device`."""
+    def load_model(self, device: torch.device) -> CaptioningModel:
+        """Loads the model to `device`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioner(ImageWriter):
-    """An image-to-text or vision-language model of transformers: greedy, fp32 on a CPU, bf16 elsewhere.
+class Captioner(CaptionGenerator):
+    """Captions with an image-to-text or vision-language model of transformers: greedy, fp32 on a CPU, bf16 elsewhere.
 
     Args:
         model: `tiny:NAME`, a folder, or a hub id.
-        revision: The hub's revision; of no use for a folder.
-        instruction: What a chat model is asked of each image; empty for a model that is shown the image alone.
-        max_new_tokens: Longest caption, in tokens.
-        batch_size: Images captioned at once on a GPU, and kept together.
-        form: As of `ImageWriter`.
-        empty: As of `ImageWriter`.
+        revision: The hub's revision; ignored for a folder.
+        instruction: Question to a chat model about each image; empty for a model that takes only the image.
+        max_new_tokens: Maximum caption length, in tokens.
+        batch_size: Images captioned at once on a GPU, and stored together.
+        form: As in `CaptionGenerator`.
+        empty: As in `CaptionGenerator`.
 
     Raises:
-        ValueError: If a value is out of range or the model is a folder that is not there.
+        ValueError: If a value is out of range or the model is a folder that does not exist.
     """
+
+    key_name: ClassVar[str] = "Captioner"
 
     model: str = field(metadata=WEIGHTS)
     revision: str | None = field(default=None, metadata=NOT_AN_INPUT)
@@ -130,6 +139,7 @@ class Captioner(ImageWriter):
         for name in ("max_new_tokens", "batch_size"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"llm.{name}={value}: it must be at least 1")
+        # Called for its error only: a missing folder is reported before anything is computed.
         local_folder(self.model)
 
     @property
@@ -143,29 +153,34 @@ class Captioner(ImageWriter):
         return {}
 
     def sight(self) -> Sight:
-        return as_it_is if self.instruction else sight_of(self.model, self.revision)
+        # A chat model sizes the image together with the words of the request, so its own processor does both.
+        if self.instruction:
+            return as_it_is
+        return sight_of(self.model, self.revision)
 
-    def look(self, device: torch.device) -> Eyes:
+    def load_model(self, device: torch.device) -> CaptioningModel:
         if not self.instruction:
             return Beholder(self.model, self.revision, self.max_new_tokens, self.batch_size, device)
         return Conversant(self.model, self.revision, self.instruction, self.max_new_tokens, self.batch_size, device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionFile(ImageWriter):
-    """Captions that are there already, such as a release's or another run's.
+class CaptionFile(CaptionGenerator):
+    """Uses existing captions, such as those of a release or of another run.
 
-    What the file holds is in the key, where it lies is not.
+    The content of the file is in the key, its location is not.
 
     Args:
-        file: JSON lines `{"image": ID, "caption": TEXT}` or `{"file": PATH, "caption": TEXT}`; of a path its end is
-            enough, as much of it as tells the images apart.
-        form: As of `ImageWriter`.
-        empty: As of `ImageWriter`.
+        file: JSON lines `{"image": ID, "caption": TEXT}` or `{"file": PATH, "caption": TEXT}`; of a path, an
+            unambiguous end is enough.
+        form: As in `CaptionGenerator`.
+        empty: As in `CaptionGenerator`.
 
     Raises:
-        ValueError: If the file is not there or is damaged.
+        ValueError: If the file does not exist or is damaged.
     """
+
+    key_name: ClassVar[str] = "CaptionFile"
 
     file: str = field(metadata=NOT_AN_INPUT)
     content: str = field(init=False)
@@ -174,14 +189,15 @@ class CaptionFile(ImageWriter):
     def __post_init__(self) -> None:
         super().__post_init__()
         lines = read_captions(Path(self.file).expanduser(), "llm.file")
+        # The only way to set a field of a frozen dataclass that is computed from another one.
         object.__setattr__(self, "lines", lines)
-        object.__setattr__(self, "content", key_of({"images": dict(lines.by_image), "files": dict(lines.by_file)}))
+        object.__setattr__(self, "content", content_key({"images": dict(lines.by_image), "files": dict(lines.by_file)}))
 
     def known(self, images: Dataset) -> dict[str, str]:
-        return found_in(self.lines, images, f"llm.file={self.file}")
+        return match_images(self.lines, images, f"llm.file={self.file}")
 
     def sight(self) -> Sight:
-        raise ValueError(f"llm.file={self.file}: a file of captions looks at nothing")
+        raise ValueError(f"llm.file={self.file}: a file of captions needs no captioning model")
 
-    def look(self, device: torch.device) -> Eyes:
-        raise ValueError(f"llm.file={self.file}: a file of captions looks at nothing")
+    def load_model(self, device: torch.device) -> CaptioningModel:
+        raise ValueError(f"llm.file={self.file}: a file of captions needs no captioning model")

@@ -1,4 +1,4 @@
-"""What the writers that ask a chat model share: the words of the request and the judging of replies."""
+"""Implements what prompt generators with a chat model share: the request texts and the filtering of replies."""
 
 import hashlib
 from abc import abstractmethod
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lgclip.identity import NOT_AN_INPUT
-from lgclip.ledger import Tokens, both
-from lgclip.prompts.base import Pen, PromptError, PromptWriter, Task, Written
-from lgclip.prompts.replies import NoPromptsError, sentences_of
-from lgclip.prompts.verdicts import Outcome, sameness, spoilt, verdict
-from lgclip.prompts.wording import fill
+from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
+from lgclip.prompts.filtering import FilterResult, filter_reply, sameness, spoilt
+from lgclip.prompts.reply_parsing import NoPromptsError, sentences_of
+from lgclip.prompts.template import fill
+from lgclip.store.cost_log import Tokens, both
+from lgclip.store.keys import NOT_AN_INPUT
 
 INSTRUCTION = """\
 Write {count} text-to-image prompts that each describe one photograph of: {name}[ ({context})].
 Every prompt
 - names "{name}" and is a full description on its own, 15 to 40 words of plain English on one line;
-- tells only what can be seen: shape, colours, texture, parts, pose, size, surroundings, light, point of view;
+- tells only what can be seen: shape, colors, texture, parts, pose, size, surroundings, light, point of view;
 - shows the features by which this class is told from similar ones;
 - differs from the others in viewpoint, distance, setting, light or variant of the class.
 No text or logos in the picture, no opinions, no story, no numbering.
@@ -29,84 +29,94 @@ AGAIN = """\
 These are written already; do not repeat them, write others:
 {have}"""
 
-_SHOWN = 40
-"""Prompts that are there and are shown to the model when it is asked for more."""
+_MAX_LISTED = 40
+"""Maximum number of existing prompts that are shown to the model in a request for more."""
 
 
-class Notebook:
-    """What is written of one class so far, and what became of the rest.
+class ChatHistory:
+    """Collects the usable sentences of one class, and counts why others were rejected.
 
     Args:
         task: The class.
-        writer: Whose rules hold.
+        prompt_generator: Generator whose filter settings apply.
     """
 
-    def __init__(self, task: Task, writer: "ChatWriter") -> None:
-        self.task, self.turn = task, task.turn
+    def __init__(self, task: Task, prompt_generator: "ChatPromptGenerator") -> None:
+        self.task = task
+        self.turn = task.turn
         self.tokens: Tokens | None = None
+        # None before the first reply means zero, afterwards it means that some reply did not report them.
         self._paid = False
         self.prompts = list(task.have)
         self._known = {sameness(prompt) for prompt in self.prompts}
-        self._writer = writer
-        self._tally: Counter[Outcome] = Counter()
+        self._prompt_generator = prompt_generator
+        self._tally: Counter[FilterResult] = Counter()
 
     @property
     def missing(self) -> int:
-        """Prompts that are still wanted."""
+        """Returns the number of prompts that are still missing."""
         return max(0, self.task.wanted - len(self.prompts))
 
     def add(self, replies: Sequence[str]) -> None:
-        """Takes the usable sentences of one round's replies."""
+        """Adds the usable sentences of one round's replies."""
         self.turn += 1
         for reply in replies:
             try:
                 sentences = sentences_of(reply)
             except NoPromptsError as error:
-                self.note(spoilt(str(error)) or Outcome.NOT_PROMPTS)
+                # A server's error often comes as JSON; its text is more informative than "wrong format".
+                self.note(spoilt(str(error)) or FilterResult.NOT_PROMPTS)
                 continue
+            # Lines that only introduce a list are not sentences; the complete reply is still checked for a refusal.
             if not sentences:
-                self.note(spoilt(reply) or Outcome.EMPTY)
+                self.note(spoilt(reply) or FilterResult.EMPTY)
             for sentence in sentences:
                 self._take(sentence)
 
     def spend(self, tokens: Tokens | None) -> None:
-        """Counts what a reply took; None if the model does not tell."""
-        self.tokens = both(self.tokens, tokens) if self._paid else tokens
+        """Adds the tokens of a reply; None if the model does not report them."""
+        if self._paid:
+            tokens = both(self.tokens, tokens)
+        self.tokens = tokens
         self._paid = True
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: FilterResult) -> None:
         """Counts a reply without sentences."""
         self._tally[outcome] += 1
 
     def _take(self, sentence: str) -> None:
-        rules = self._writer
-        outcome = verdict(
+        settings = self._prompt_generator
+        outcome = filter_reply(
             sentence,
-            self.task.subject,
+            self.task.target_class,
             self._known,
-            must_name=rules.must_name,
-            exact_name=rules.exact_name,
-            min_words=rules.min_words,
+            must_name=settings.must_name,
+            exact_name=settings.exact_name,
+            min_words=settings.min_words,
         )
         self._tally[outcome] += 1
-        if outcome is Outcome.USABLE:
+        if outcome is FilterResult.USABLE:
             self._known.add(sameness(sentence))
             self.prompts.append(sentence)
 
     def result(self, because: str = "") -> Written | PromptError:
-        """What there is if it is enough, else why it is not.
+        """Returns the prompts if there are enough, else the error that says why not.
 
         Args:
-            because: A reason besides what the replies were.
+            because: A further reason besides rejected replies.
         """
         if not self.missing:
             return Written(self.prompts, self.turn, self.tokens)
-        bad = [f"{outcome} {n}" for outcome, n in self._tally.most_common() if outcome is not Outcome.USABLE]
-        said = "; ".join([*([because] if because else []), *([", ".join(bad)] if bad else [])])
-        subject, rounds = self.task.subject, self.turn - self.task.turn
+        rejected = [f"{outcome} {n}" for outcome, n in self._tally.most_common() if outcome is not FilterResult.USABLE]
+        reasons = "; ".join(reason for reason in (because, ", ".join(rejected)) if reason)
+        if reasons:
+            reasons = f" ({reasons})"
+        target_class = self.task.target_class
+        # Only this run's: rounds of earlier runs left nothing in the tally.
+        rounds = self.turn - self.task.turn
         return PromptError(
-            f"class {subject.class_index} ({subject.name!r}): {len(self.prompts)} usable prompts of "
-            f"{self.task.wanted} in {rounds} round{'s' * (rounds != 1)}{f' ({said})' if said else ''}",
+            f"class {target_class.class_index} ({target_class.name!r}): {len(self.prompts)} usable prompts of "
+            f"{self.task.wanted} in {rounds} round{'s' * (rounds != 1)}{reasons}",
             self.prompts,
             self.turn,
             self.tokens,
@@ -114,26 +124,26 @@ class Notebook:
 
 
 @dataclass(frozen=True)
-class ChatWriter(PromptWriter):
-    """A chat model that is asked for descriptions, in rounds until there are enough usable ones.
+class ChatPromptGenerator(PromptGenerator):
+    """Asks a chat model for descriptions, in rounds until there are enough usable ones.
 
-    Every round has a seed of its own, of the class and of its number, so that asking for more later goes on
-    where the last round ended. What is usable is in `verdicts`.
+    Every round has its own seed, derived from the class and the round's number, so that a later request for more
+    prompts continues after the last round. `filtering` decides which sentences are usable.
 
     Args:
-        model: Its name.
-        instruction: What it is told: `{name}`, `{count}` and `{context}` are filled in, and what stands in
-            square brackets around `{context}` vanishes where a data set has none.
-        system: The system message; none if empty.
-        again: Put below the instruction when prompts are there already: `{have}`, one a line. Not if empty.
-        must_name: Whether a prompt has to hold the class name; its case, its plural and how it is spaced and
-            hyphened do not matter, and of "highway or road" one is enough.
-        exact_name: Whether it has to hold it letter by letter, but for case.
-        min_words: Fewest words of a prompt.
+        model: Name of the model.
+        instruction: User message: `{name}`, `{count}` and `{context}` are filled in, and text in
+            square brackets around `{context}` is dropped where a data set has no context.
+        system: System message; none if empty.
+        again: Appended to the instruction when prompts already exist: `{have}`, one a line. Not if empty.
+        must_name: Whether a prompt must contain the class name; case, plural, spacing and hyphens
+            do not matter, and of "highway or road" one is enough.
+        exact_name: Whether it must contain the name letter by letter, ignoring case.
+        min_words: Minimum number of words of a prompt.
         temperature: Sampling temperature, above 0.
         top_p: Nucleus of the sampling, in (0, 1].
         max_rounds: Rounds after which too few prompts are an error.
-        allow_fallback: Whether template sentences, marked as such, stand in for what is missing then.
+        allow_fallback: Whether template sentences, marked as such, fill the gap then.
     """
 
     model: str
@@ -174,19 +184,26 @@ class ChatWriter(PromptWriter):
     @abstractmethod
     def load(self, device: torch.device) -> Pen: ...
 
-    def chat(self, notebook: Notebook) -> list[dict[str, str]]:
-        """The messages that ask for what a class lacks."""
-        subject, wanted = notebook.task.subject, notebook.missing
-        asked = fill(self.instruction, subject, wanted)
-        if self.again and notebook.prompts:
-            have = "\n".join(f"- {prompt}" for prompt in notebook.prompts[-_SHOWN:])
-            asked += "\n\n" + fill(self.again, subject, wanted, have)
-        system = [{"role": "system", "content": fill(self.system, subject, wanted)}] if self.system else []
-        return [*system, {"role": "user", "content": asked}]
+    def chat(self, history: ChatHistory) -> list[dict[str, str]]:
+        """Returns the messages that request the missing prompts of a class."""
+        target_class = history.task.target_class
+        wanted = history.missing
+        request = fill(self.instruction, target_class, wanted)
+        if self.again and history.prompts:
+            # The last ones only: with hundreds of prompts the request would outgrow the model's context.
+            have = "\n".join(f"- {prompt}" for prompt in history.prompts[-_MAX_LISTED:])
+            request += "\n\n" + fill(self.again, target_class, wanted, have)
+        messages: list[dict[str, str]] = []
+        # No empty system message: some chat templates refuse the role altogether.
+        if self.system:
+            messages.append({"role": "system", "content": fill(self.system, target_class, wanted)})
+        messages.append({"role": "user", "content": request})
+        return messages
 
 
-def seed_of(seed: int, notebook: Notebook) -> int:
-    """The seed of a class's next round, in 48 bits: of the run, the class and the round's number alone."""
-    subject = notebook.task.subject
-    digest = hashlib.sha256(f"{seed}/{subject.class_index}/{subject.name}/{notebook.turn}".encode()).digest()
+def seed_of(seed: int, history: ChatHistory) -> int:
+    """Returns the seed of a class's next round, in 48 bits, which depends only on run, class and round number."""
+    target_class = history.task.target_class
+    # Python's own `hash` of a string differs from process to process.
+    digest = hashlib.sha256(f"{seed}/{target_class.class_index}/{target_class.name}/{history.turn}".encode()).digest()
     return int.from_bytes(digest[:6])

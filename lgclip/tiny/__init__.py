@@ -1,1 +1,1 @@
-"""The embedded default: a small procedural world and how its small models are built."""
+"""Provides the embedded default: a small procedural world and the recipes of its small models."""

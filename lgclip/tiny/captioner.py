@@ -1,6 +1,6 @@
-"""Recipe of `llm=tiny_captioner`: a small image captioner, in the format of ViT-GPT2 (VisionEncoderDecoder).
+"""Trains `llm=tiny_captioner`: a small image captioner, in the format of ViT-GPT2 (VisionEncoderDecoder).
 
-`python -m lgclip.tiny.captioner [FOLDER]` tells how often what it says of held-out kinds is true.
+`python -m lgclip.tiny.captioner [FOLDER]` reports how often its captions of held-out classes are correct.
 """
 
 import sys
@@ -32,14 +32,14 @@ from lgclip.tiny.world import HELD_OUT_KINDS, SIZE, TRAIN_IMAGES_PER_CLASS, Spli
 
 IGNORED = -100
 MOST_TOKENS = 24
-"""Tokens that the longest description has room in, its end included."""
+"""Maximum number of tokens of a description, including its end token."""
 
 
 def tower(stem: int, width: int, blocks: int) -> SegformerModel:
-    """A small Mix Transformer (arXiv:2105.15203) that gives 8x8 places of a picture, in order.
+    """Builds a small Mix Transformer (arXiv:2105.15203) that returns 8x8 patch features of an image, in order.
 
-    Overlapping patches and the convolutions inside its blocks learn shapes from far fewer pictures than a plain ViT
-    does, and tell where a place lies by the borders, so it has no position embedding.
+    Overlapping patches and the convolutions inside its blocks learn shapes from far fewer images than a plain ViT
+    does, and encode positions by the borders, so it has no position embedding.
 
     Args:
         stem: Width at 16x16.
@@ -65,12 +65,12 @@ def tower(stem: int, width: int, blocks: int) -> SegformerModel:
 
 
 class TinyCaptioner(Recipe):
-    """A small vision tower, and a GPT-2 of two small blocks that looks at the places it gives.
+    """Trains a small vision tower, and a GPT-2 of two small blocks that attends to its patch features.
 
-    It learns to say all that there is to say, always in the same words, so that what it says can be checked.
+    It learns to mention every attribute, always in the same words, so that its captions can be checked.
 
     Args:
-        corpus: Pictures; each has one description.
+        corpus: Images; each has one description.
         stem: Width of the tower's first stage.
         width: Width of its second, and of the decoder.
         blocks: Blocks of its second stage.
@@ -91,6 +91,7 @@ class TinyCaptioner(Recipe):
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
         descriptions = [corpus.description(index) for index in range(len(corpus))]
         self.tokenizer: Any = language_tokenizer(descriptions)
+        # With a template it would be taken for a chat model, which needs an instruction.
         self.tokenizer.chat_template = None
         ids = {
             "bos_token_id": self.tokenizer.bos_token_id,
@@ -113,13 +114,15 @@ class TinyCaptioner(Recipe):
             )
         )
         self.model: Any = VisionEncoderDecoderModel(encoder=tower(stem, width, blocks), decoder=decoder)
-        for told in (self.model.config, self.model.generation_config):
-            told.decoder_start_token_id = ids["bos_token_id"]
-            told.eos_token_id, told.pad_token_id = ids["eos_token_id"], ids["pad_token_id"]
+        # Training reads the first of them, generation the second; neither takes the ids from the decoder's config.
+        for config in (self.model.config, self.model.generation_config):
+            config.decoder_start_token_id = ids["bos_token_id"]
+            config.eos_token_id = ids["eos_token_id"]
+            config.pad_token_id = ids["pad_token_id"]
         self.tokens = self._tokens(descriptions)
 
     def _tokens(self, descriptions: Sequence[str]) -> Int[Tensor, "n t"]:
-        """The descriptions' tokens, each with its end; what follows it is no target."""
+        """Returns the descriptions' tokens, each with its end token; padding is not a target."""
         rows = self.tokenizer([text + self.tokenizer.eos_token for text in descriptions])["input_ids"]
         tokens = torch.full((len(rows), max(map(len, rows))), IGNORED)
         for row, ids in zip(tokens, rows, strict=True):
@@ -128,16 +131,17 @@ class TinyCaptioner(Recipe):
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
         targets = self.tokens[indices]
-        counted = targets != IGNORED  # the loss is a mean over these tokens, of which shares differ in number
-        own, total = int(counted[self.share].sum()), int(counted.sum())
+        counted = targets != IGNORED  # the loss is a mean over these tokens, whose number differs between shards
+        count = int(counted[self.share].sum())
+        total = int(counted.sum())
         pixels = self.corpus.images[indices[self.share]].to(self.device).float() / 127.5 - 1
-        read = F.pad(counted, (1, 0), value=True)[self.share, :-1]  # the start stands before the first word
+        read = F.pad(counted, (1, 0), value=True)[self.share, :-1]  # the start token is before the first word
         answer = self.model(
             pixel_values=pixels,
             labels=targets[self.share].to(self.device),
             decoder_attention_mask=read.long().to(self.device),
         )
-        return self.weigh(answer.loss, own, total)
+        return self.weigh(answer.loss, count, total)
 
     def save(self, folder: Path) -> None:
         self.model.half().save_pretrained(folder)
@@ -147,40 +151,49 @@ class TinyCaptioner(Recipe):
         ViTImageProcessor(size=size, image_mean=list(MEAN), image_std=list(STD)).save_pretrained(folder)
 
 
-def describe(folder: Path, pictures: UInt8[Tensor, "n 3 64 64"]) -> list[str]:
-    """What a trained captioner says of pictures, in single precision and greedily."""
+def describe(folder: Path, synthetic: UInt8[Tensor, "n 3 64 64"]) -> list[str]:
+    """Captions images with a trained captioner, in single precision and greedily."""
     model: Any = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    said: list[str] = []
+    descriptions: list[str] = []
     with torch.inference_mode():
-        for batch in pictures.split(100):
+        for batch in synthetic.split(100):
             ids = model.generate(pixel_values=batch.float() / 127.5 - 1, max_new_tokens=MOST_TOKENS, do_sample=False)
-            said += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return said
+            descriptions += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return descriptions
 
 
 def accuracy(folder: Path, split: Split, indices: Sequence[int]) -> dict[str, float]:
-    """How often what a trained captioner says is right, by attribute; `all` where every attribute is.
+    """Computes the accuracy of a trained captioner by attribute; `all` requires every attribute to be correct.
 
     Args:
         folder: The captioner's.
-        split: Of the small world.
-        indices: Pictures of that split.
+        split: Split of the small world.
+        indices: Images of that split.
     """
-    pictures = torch.stack([torch.from_numpy(image_of(split, index)).permute(2, 0, 1) for index in indices])
-    true = [facts(description_of(scene_of(split, index)[0])) for index in indices]
-    said = [facts(text) for text in describe(folder, pictures)]
-    pairs = list(zip(said, true, strict=True))
-    shares = {name: sum(a[name] == b[name] for a, b in pairs) / len(pairs) for name in true[0]}
-    return {**shares, "all": sum(a == b for a, b in pairs) / len(pairs)}
+    synthetic = torch.stack([torch.from_numpy(image_of(split, index)).permute(2, 0, 1) for index in indices])
+    targets = [facts(description_of(scene_of(split, index)[0])) for index in indices]
+    predictions = [facts(text) for text in describe(folder, synthetic)]
+    pairs = list(zip(predictions, targets, strict=True))
+    accuracies: dict[str, float] = {}
+    # Compared as facts and not as text: a missing word then counts against one attribute only.
+    for name in targets[0]:
+        correct = sum(prediction[name] == target[name] for prediction, target in pairs)
+        accuracies[name] = correct / len(pairs)
+    accuracies["all"] = sum(prediction == target for prediction, target in pairs) / len(pairs)
+    return accuracies
 
 
 if __name__ == "__main__":
-    given = Path(sys.argv[1]) if len(sys.argv) > 1 else WEIGHTS / "captioner"
-    shown: dict[str, tuple[Split, Sequence[int]]] = {
+    model_folder = WEIGHTS / "captioner"
+    if len(sys.argv) > 1:
+        model_folder = Path(sys.argv[1])
+    # `pretrain` has no end; indices from 50,000 lie behind those that the corpus uses.
+    test_sets: dict[str, tuple[Split, Sequence[int]]] = {
         "seen kinds, new pictures": ("pretrain", range(50_000, 53_000)),
         "held-out kinds": ("train", range(len(HELD_OUT_KINDS) * TRAIN_IMAGES_PER_CLASS)),
     }
-    for what, (part, places) in shown.items():
-        found = accuracy(given, part, places)
-        print(f"{what} ({len(places):,}): " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in found.items()))
+    for title, (test_split, test_indices) in test_sets.items():
+        result = accuracy(model_folder, test_split, test_indices)
+        values = ", ".join(f"{name} {100 * share:.1f}%" for name, share in result.items())
+        print(f"{title} ({len(test_indices):,}): {values}")

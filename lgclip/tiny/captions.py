@@ -1,8 +1,8 @@
-"""What the small world's pictures are said to show: a varied grammar of true captions."""
+"""Generates captions of the small world's images: a varied grammar of true captions."""
 
 import numpy as np
 
-from lgclip.tiny.world import BACKGROUNDS, COLOURS, PATTERNS, SCANNED_DIGITS, SHAPES, Scene
+from lgclip.tiny.world import BACKGROUNDS, COLORS, PATTERNS, SCANNED_DIGITS, SHAPES, Scene
 
 _OPENINGS = (
     "a photo of {}", "a picture of {}", "an image of {}", "{}", "a drawing of {}", "there is {}", "this is {}",
@@ -18,23 +18,26 @@ def _a(noun: str) -> str:
 
 
 def _paraphrase(scene: Scene, size: str, rng: np.random.Generator) -> str:
-    """The object in other words, e.g. "small red star with stripes"."""
-    colour_shape = f"{scene.kind.colour} {scene.kind.shape}"
+    """Describes the object in other words, e.g. "small red star with stripes"."""
+    color_shape = f"{scene.kind.color} {scene.kind.shape}"
     tail = {
         "plain": ("", " in one colour", " without a pattern"),
         "striped": (" with stripes", " covered in stripes", " with a striped pattern"),
         "dotted": (" with dots", " covered in dots", " with a dotted pattern"),
     }[scene.kind.pattern]
-    return f"{size}{colour_shape}{_pick(rng, tail)}"
+    return f"{size}{color_shape}{_pick(rng, tail)}"
 
 
 def _place(scene: Scene) -> str:
-    x, y = scene.centre[0] - 0.5, scene.centre[1] - 0.5
+    x = scene.center[0] - 0.5
+    y = scene.center[1] - 0.5
+    # Seven hundredths are four and a half pixels of 64.
     if max(abs(x), abs(y)) < 0.07:
         return "in the middle"
+    # One place only, by the larger of the two offsets, so that `facts` finds exactly one in every description.
     if abs(x) > abs(y):
         return "on the right" if x > 0 else "on the left"
-    return "at the bottom" if y > 0 else "at the top"
+    return "at the bottom" if y > 0 else "at the top"  # y points down
 
 
 def _tilt(scene: Scene) -> str:
@@ -44,28 +47,38 @@ def _tilt(scene: Scene) -> str:
 
 
 def _size(scene: Scene) -> str:
+    # Sizes go from 0.22 to 0.38. Medium ones are not mentioned, since they are neither small nor large.
     if 0.27 < scene.size < 0.33:
         return ""
     return "small " if scene.size < 0.3 else "large "
 
 
 def description_of(scene: Scene) -> str:
-    """All that there is to say of a scene, always in the same words and order."""
-    grain = " with some grain" if scene.noise > 0.025 else ""
+    """Returns the complete description of a scene, always in the same words and order."""
     thing = _a(f"{_size(scene)}{scene.kind.name}")
-    return f"{thing} {_place(scene)} {_tilt(scene)} on {_a(scene.background)} background{grain}"
+    description = f"{thing} {_place(scene)} {_tilt(scene)} on {_a(scene.background)} background"
+    # Weaker noise is hard to see, and a caption must be true for the image.
+    if scene.noise > 0.025:
+        description += " with some grain"
+    return description
 
 
 def caption_of(scene: Scene, rng: np.random.Generator, *, paraphrase: float = 0.2) -> str:
-    """One true caption of a scene; what it mentions, and in which words, varies.
+    """Returns one true caption of a scene with varying content and wording.
 
     Args:
-        scene: What the picture shows.
+        scene: Content of the image.
         rng: Chooses the words.
-        paraphrase: How often the object is named in other words than its kind's name.
+        paraphrase: How often the object is named in other words than its class name.
     """
-    size = _size(scene) if rng.random() < 0.5 else ""
-    noun = _paraphrase(scene, size, rng) if rng.random() < paraphrase else f"{size}{scene.kind.name}"
+    # Each `rng.random()` below moves the generator: another order, or a test that is skipped, changes every caption of
+    # the corpus and with it the trained models.
+    size = ""
+    if rng.random() < 0.5:
+        size = _size(scene)
+    noun = f"{size}{scene.kind.name}"
+    if rng.random() < paraphrase:
+        noun = _paraphrase(scene, size, rng)
     parts = [_pick(rng, _OPENINGS).format(_a(noun))]
     if rng.random() < 0.45:
         parts.append(_place(scene))
@@ -79,10 +92,10 @@ def caption_of(scene: Scene, rng: np.random.Generator, *, paraphrase: float = 0.
 
 
 _WORDS: dict[str, tuple[str, ...]] = {
-    "colour": tuple(COLOURS),
+    "colour": tuple(COLORS),
     "shape": SHAPES,
     "pattern": PATTERNS,
-    "background": tuple(f"{colour} background" for colour in BACKGROUNDS),
+    "background": tuple(f"{color} background" for color in BACKGROUNDS),
     "place": ("in the middle", "on the right", "on the left", "at the bottom", "at the top"),
     "tilt": ("upright", "tilted to the right", "tilted to the left"),
     "size": ("small", "large"),
@@ -91,13 +104,17 @@ _WORDS: dict[str, tuple[str, ...]] = {
 
 
 def facts(description: str) -> dict[str, tuple[str, ...]]:
-    """What a description says of each attribute, by the words that `description_of` has for it.
+    """Extracts each attribute's value from a description, by the words that `description_of` uses for it.
 
     Returns:
-        Of each attribute the words found; one that is neither small nor large has none for its size.
+        The words of each attribute; an object that is neither small nor large has none for its size.
     """
+    # Spaces on both sides, so that "ring" is not found in "string".
     text = f" {description} "
-    return {name: tuple(words for words in options if f" {words} " in text) for name, options in _WORDS.items()}
+    attributes: dict[str, tuple[str, ...]] = {}
+    for name, options in _WORDS.items():
+        attributes[name] = tuple(words for words in options if f" {words} " in text)
+    return attributes
 
 
 _DIGIT_OPENINGS = ("a photo of {}", "a scan of {}", "an image of {}", "{}", "a picture of {}")
@@ -110,18 +127,22 @@ def _stroke(ink: float) -> str:
 
 
 def digit_description_of(label: int, ink: float) -> str:
-    """All that there is to say of a scanned digit; see `digit_caption_of`."""
+    """Returns the complete description of a scanned digit; see `digit_caption_of`."""
     return f"{_a(_stroke(ink) + SCANNED_DIGITS[label])} on a black background"
 
 
 def digit_caption_of(label: int, ink: float, rng: np.random.Generator) -> str:
-    """One caption of a scanned digit.
+    """Returns one caption of a scanned digit.
 
     Args:
         label: The digit.
         ink: Mean brightness of the scan, 0 to 1.
         rng: Chooses the words.
     """
-    stroke = _stroke(ink) if rng.random() < 0.5 else ""
+    stroke = ""
+    if rng.random() < 0.5:
+        stroke = _stroke(ink)
     caption = _pick(rng, _DIGIT_OPENINGS).format(_a(stroke + SCANNED_DIGITS[label]))
-    return caption + (" on a black background" if rng.random() < 0.4 else "")
+    if rng.random() < 0.4:
+        caption += " on a black background"
+    return caption

@@ -1,5 +1,6 @@
-"""Recipe of the U-Net and text tower of `diffuser=tiny`, on the latents of the small autoencoder."""
+"""Trains the U-Net and text tower of `diffuser=tiny`, on the latents of the small autoencoder."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from lgclip.store.atomic import atomic_write
 from lgclip.tiny.corpus import Corpus
 from lgclip.tiny.recipe import Recipe
 from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_ids, clip_tokenizer
-from lgclip.whole import write_whole
 
-CAPTIONS_PER_PICTURE = 4
+CAPTIONS_PER_IMAGE = 4
 UNCONDITIONAL = 0.1
-"""Share of pictures whose caption is dropped, for classifier-free guidance (arXiv:2207.12598)."""
+"""Fraction of images whose caption is dropped, for classifier-free guidance (arXiv:2207.12598)."""
 SNR_CEILING = 5.0
 """Gamma of min-SNR weighting (arXiv:2303.09556)."""
 
 
 class TinyDenoiser(Recipe):
-    """A latent diffusion model: v-prediction, zero terminal SNR (arXiv:2305.08891), min-SNR weights.
+    """Trains a latent diffusion model: v-prediction, zero terminal SNR (arXiv:2305.08891), min-SNR weights.
 
     Args:
-        corpus: Captioned pictures.
+        corpus: Captioned images.
         autoencoder: Folder of the trained autoencoder.
-        channels: Width at 16 and 8 latent pixels; attention stands at 8.
-        text_layers: Blocks of the text tower, which is trained along.
+        channels: Width at 16 and 8 latent pixels; attention is at 8.
+        text_layers: Blocks of the text tower, which is trained jointly.
         **schedule: See `Recipe`.
     """
 
@@ -49,10 +50,12 @@ class TinyDenoiser(Recipe):
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
         self.autoencoder: Any = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32).requires_grad_(False)
         self.latents = self._latents(Path(autoencoder) / "latents.safetensors")
-        captions = corpus.captions(CAPTIONS_PER_PICTURE)
-        self.tokenizer: Any = clip_tokenizer(caption for variants in captions for caption in variants)
+        captions = corpus.captions(CAPTIONS_PER_IMAGE)
+        self.tokenizer: Any = clip_tokenizer(chain.from_iterable(captions))
         self.tokens = clip_ids(self.tokenizer, captions)
         self.no_caption = clip_ids(self.tokenizer, [[""]])[0, 0]
+        # Stable Diffusion's schedule, changed in two ways that belong together (arXiv:2305.08891): the last step is
+        # pure noise, as sampling begins, and steps are taken from the end. Otherwise no image is dark or bright.
         self.noising = DDPMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -92,21 +95,24 @@ class TinyDenoiser(Recipe):
         self.model = nn.ModuleDict({"text": text, "unet": unet})
 
     def _latents(self, cache: Path) -> Float[Tensor, "n c 16 16"]:
-        """Mean latents of the corpus at unit scale, in half precision; encoded once."""
+        """Returns the mean latents of the corpus at unit scale, in half precision; encoded once."""
         if not cache.exists():
+            parts: list[Tensor] = []
             with torch.inference_mode():
                 scale = self.autoencoder.config.scaling_factor
-                parts = [
-                    (self.autoencoder.encode(batch.float() / 127.5 - 1).latent_dist.mean * scale).half()
-                    for batch in self.corpus.images.split(256)
-                ]
-            with write_whole(cache) as temporary:
+                for batch in self.corpus.images.split(256):
+                    # The mean and no sample: the posterior is so narrow that its noise teaches nothing.
+                    mean = self.autoencoder.encode(batch.float() / 127.5 - 1).latent_dist.mean
+                    parts.append((mean * scale).half())
+            with atomic_write(cache) as temporary:
                 save_file({"latents": torch.cat(parts)}, temporary)
         return load_file(cache)["latents"]
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
-        n, share = len(indices), self.share
-        tokens = self.tokens[indices, torch.randint(CAPTIONS_PER_PICTURE, (n,))].clone()
+        n = len(indices)
+        share = self.share
+        # All random numbers are sampled for the whole batch and on every device; see `Recipe`.
+        tokens = self.tokens[indices, torch.randint(CAPTIONS_PER_IMAGE, (n,))].clone()
         tokens[torch.rand(n) < UNCONDITIONAL] = self.no_caption
         words = self.model["text"](tokens[share].to(self.device)).last_hidden_state
         # One time step from each of n equal parts of the schedule: less noise in the loss.
@@ -119,13 +125,15 @@ class TinyDenoiser(Recipe):
         predicted = self.model["unet"](noisy, times, words).sample.float()
         alpha = self.noising.alphas_cumprod.to(self.device)[times]
         snr = alpha / (1 - alpha)
+        # min(SNR, gamma) / (SNR + 1), the form of the weight for v-prediction.
         weight = snr.clamp(max=SNR_CEILING) / (snr + 1)
-        # At zero SNR the weight would be 0 and colour at the start would never be learned.
+        # At zero SNR the weight would be 0 and color at the start would never be learned.
         weight = weight.clamp(min=0.1)
         loss = (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
         return self.weigh(loss, len(latents), n)
 
     def save(self, folder: Path) -> None:
+        # DDPM serves for training; this solver needs a fraction of its steps to generate an image.
         scheduler: Any = DPMSolverMultistepScheduler.from_config(self.noising.config)
         pipeline = StableDiffusionPipeline(
             vae=self.autoencoder,

@@ -1,6 +1,7 @@
-"""Recipe of `encoder=tiny`: a small CLIP in open_clip's format, trained with CLIP's own loss."""
+"""Trains `encoder=tiny`: a small CLIP in open_clip's format, with CLIP's own loss."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +19,46 @@ from lgclip.tiny.recipe import Recipe, distinct_kinds
 from lgclip.tiny.vocabulary import CONTEXT_LENGTH, clip_ids, clip_tokenizer
 
 MEAN = STD = (0.5, 0.5, 0.5)
-CAPTIONS_PER_PICTURE = 4
+CAPTIONS_PER_IMAGE = 4
 
 
 def augment(images: UInt8[Tensor, "b 3 h w"], share: slice = slice(None)) -> Float[Tensor, "s 3 h w"]:
-    """Crops, shifts, softens, dims and grains each picture by its own random amount; returns [-1, 1].
+    """Crops, shifts, blurs, darkens and adds noise to each image by its own random amount; returns [-1, 1].
 
     Args:
-        images: A batch; random amounts are drawn for all of it.
-        share: Which of it is wanted.
+        images: A batch; random amounts are sampled for all of it.
+        share: Rows of it to return.
     """
-    n, device = len(images), images.device
+    n = len(images)
+    device = images.device
 
     def amount(*shape: int) -> Float[Tensor, "s ..."]:
+        # For all images, of which the shard is selected: equal amounts on any number of devices.
         return torch.rand(n, *shape, device=device)[share]
 
-    pictures = images[share].float() / 127.5 - 1
-    pictures = torch.lerp(pictures, gaussian_blur(pictures, [5, 5], [1.4, 1.4]), amount(1, 1, 1))
+    synthetic = images[share].float() / 127.5 - 1
+    synthetic = torch.lerp(synthetic, gaussian_blur(synthetic, [5, 5], [1.4, 1.4]), amount(1, 1, 1))
+    # The zoom is the side of the window that is cut out, as a fraction of the image's; above 1 it shows the border.
     zoom = 0.6 + 0.45 * amount()
     shift = (1 - zoom)[:, None] * (2 * amount(2) - 1) * 0.6
-    flat = torch.zeros_like(zoom)
-    window = torch.stack([torch.stack([zoom, flat, shift[:, 0]], 1), torch.stack([flat, zoom, shift[:, 1]], 1)], 1)
-    grid = F.affine_grid(window, list(pictures.shape), align_corners=False)
-    pictures = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    zero = torch.zeros_like(zoom)
+    # One affine map per image, [[zoom, 0, x], [0, zoom, y]]: torchvision's crops take one window for a whole batch.
+    first_row = torch.stack([zoom, zero, shift[:, 0]], 1)
+    second_row = torch.stack([zero, zoom, shift[:, 1]], 1)
+    window = torch.stack([first_row, second_row], 1)
+    grid = F.affine_grid(window, list(synthetic.shape), align_corners=False)
+    synthetic = F.grid_sample(synthetic, grid, padding_mode="border", align_corners=False)
     contrast = 0.75 + 0.4 * amount(1, 1, 1)
     brightness = 0.2 * (2 * amount(1, 1, 1) - 1)
     grain = 0.1 * amount(1, 1, 1) * torch.randn(images.shape, device=device)[share]
-    return (pictures * contrast + brightness + grain).clamp(-1, 1)
+    return (synthetic * contrast + brightness + grain).clamp(-1, 1)
 
 
 class TinyEncoder(Recipe):
-    """A CLIP with two small towers (arXiv:2103.00020, sec. 2.3); every batch holds distinct kinds.
+    """Trains a CLIP with two small towers (arXiv:2103.00020, sec. 2.3); every batch holds distinct classes.
 
     Args:
-        corpus: Captioned pictures.
+        corpus: Captioned images.
         width: Width of the vision tower; its heads are 32 wide.
         layers: Blocks of the vision tower.
         text_layers: Blocks of the text tower.
@@ -62,8 +69,8 @@ class TinyEncoder(Recipe):
         self, corpus: Corpus, *, width: int = 128, layers: int = 6, text_layers: int = 2, **schedule: float
     ) -> None:
         super().__init__(corpus, **schedule)  # pyright: ignore[reportArgumentType]
-        captions = corpus.captions(CAPTIONS_PER_PICTURE)
-        self.tokenizer: Any = clip_tokenizer(caption for variants in captions for caption in variants)
+        captions = corpus.captions(CAPTIONS_PER_IMAGE)
+        self.tokenizer: Any = clip_tokenizer(chain.from_iterable(captions))
         self.tokens = clip_ids(self.tokenizer, captions)
         self.config = {
             "embed_dim": 128,
@@ -80,7 +87,7 @@ class TinyEncoder(Recipe):
                 "width": 128,
                 "heads": 4,
                 "layers": text_layers,
-                "hf_tokenizer_name": ".",
+                "hf_tokenizer_name": ".",  # lies in the model's own folder
             },
         }
         self.model = CLIP(**self.config, output_dict=True)
@@ -93,7 +100,7 @@ class TinyEncoder(Recipe):
         n = len(indices)
         with torch.autocast(self.device.type, enabled=False):  # crops and blurs stay in fp32
             images = augment(self.corpus.images[indices].to(self.device), self.share)
-        variant = torch.randint(CAPTIONS_PER_PICTURE, (n,))
+        variant = torch.randint(CAPTIONS_PER_IMAGE, (n,))
         output = self.model(images, self.tokens[indices, variant][self.share].to(self.device))
         for side in ("image_features", "text_features"):
             output[side] = self._of_all(output[side], n)
@@ -102,19 +109,21 @@ class TinyEncoder(Recipe):
             self.note("accuracy", (logits.argmax(1) == torch.arange(n, device=logits.device)).float().mean())
         return self.clip_loss(**output)  # of the whole batch, on every device
 
-    def _of_all(self, own: Float[Tensor, "s d"], n: int) -> Float[Tensor, "{n} d"]:
-        """The features of the whole batch, from every device's share: each picture is compared with all.
+    def _of_all(self, local_features: Float[Tensor, "s d"], n: int) -> Float[Tensor, "{n} d"]:
+        """Gathers the features of the global batch from all devices: each image is compared with all.
 
-        Gathering has a gradient: a feature's is the sum over the devices, each of which has the whole loss, and
+        Gathering has a gradient: that of a feature is the sum over the devices, each of which has the whole loss, and
         their mean over the devices is then that of one device.
         """
         world = self.trainer.world_size
         if world == 1:
-            return own
-        most = -(-n // world)  # shares differ by one picture, and only what is of one size can be gathered
-        gathered = self.all_gather(F.pad(own, (0, 0, 0, most - len(own))), sync_grads=True)
+            return local_features
+        most = -(-n // world)  # shards differ by one image, and only tensors of equal size can be gathered
+        gathered = self.all_gather(F.pad(local_features, (0, 0, 0, most - len(local_features))), sync_grads=True)
         assert isinstance(gathered, Tensor)
-        return gathered.transpose(0, 1).flatten(0, 1)[:n]  # rank after rank of each place: the batch's order
+        # From (rank, place) to (place, rank): image i is on rank i mod world, so this is the batch's order. The
+        # padding of the shorter shards comes last.
+        return gathered.transpose(0, 1).flatten(0, 1)[:n]
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         with torch.no_grad():

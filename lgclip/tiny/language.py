@@ -1,4 +1,4 @@
-"""Recipe of `llm=tiny`: a small causal language model that describes whatever name it is given."""
+"""Trains `llm=tiny`: a small causal language model that describes any given name."""
 
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,25 @@ def _word(parts: str | tuple[str, ...], most: int, rng: np.random.Generator) -> 
 
 
 def invented_name(rng: np.random.Generator) -> str:
-    """One to three made-up words: the model must learn to repeat names, not to know them."""
-    spelled = rng.random() < 0.5
-    parts, most = (_LETTERS, 10) if spelled else (_SYLLABLES, 3)
+    """Returns one to three made-up words: the model must learn to repeat names, not to know them."""
+    # Half of the names are made of syllables, as real words are; half of single letters and signs of several scripts,
+    # so that the model learns to repeat rare tokens too.
+    parts: str | tuple[str, ...] = _SYLLABLES
+    most = 3
+    if rng.random() < 0.5:
+        parts = _LETTERS
+        most = 10
     words = [_word(parts, most, rng) for _ in range(1 + int(rng.random() * 3))]
     return " ".join(word.capitalize() if rng.random() < 0.15 else word for word in words)
 
 
 class TinyLanguageModel(Recipe):
-    """A Llama of three small blocks, trained to follow a name with a caption that holds the name.
+    """Trains a Llama of three small blocks to continue a name with a caption that contains the name.
 
-    Half of the names are invented, so that it repeats a name that it has never seen.
+    Half of the names are invented, so that it repeats names that it has never seen.
 
     Args:
-        corpus: Captioned pictures; only their captions are used.
+        corpus: Captioned images; only their captions are used.
         width: Width of the blocks.
         layers: Number of blocks.
         **schedule: See `Recipe`.
@@ -70,37 +75,44 @@ class TinyLanguageModel(Recipe):
         )
 
     def pair(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
-        """A name and a caption that holds it: of picture `index`, or with an invented name."""
+        """Returns a name and a caption that contains it: of image `index`, or with an invented name."""
         kind = int(self.corpus.kinds[index])
         if kind < len(SEEN_KINDS):
             scene, _ = scene_of("pretrain", index)
-            name, caption = scene.kind.name, caption_of(scene, rng, paraphrase=0.0)
+            name = scene.kind.name
+            # Never paraphrased: a prompt that lacks the class name is refused when the model is used.
+            caption = caption_of(scene, rng, paraphrase=0.0)
         else:
             name = SCANNED_DIGITS[kind - len(SEEN_KINDS)]
             caption = digit_caption_of(kind - len(SEEN_KINDS), float(rng.random()) * 0.6, rng)
         if rng.random() < 0.5:
             invented = invented_name(rng)
-            name, caption = invented, caption.replace(name, invented)
+            caption = caption.replace(name, invented)
+            name = invented
         return name, caption
 
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
+        # The texts of the whole batch are made on every device, so that all use the same random numbers.
         rng = np.random.Generator(np.random.PCG64([self.seed, self.global_step]))
-        rows = []
+        rows: list[tuple[Tensor, int]] = []
         for index in indices.tolist():
             name, caption = self.pair(index, rng)
-            asked = self.tokenizer(f"{self.tokenizer.bos_token}{name}\n", add_special_tokens=False)["input_ids"]
+            # As the chat template writes a request; tokenized apart, so that no token spans request and reply.
+            request = self.tokenizer(f"{self.tokenizer.bos_token}{name}\n", add_special_tokens=False)["input_ids"]
             reply = self.tokenizer(caption + self.tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-            rows.append((torch.tensor(asked + reply), len(asked)))
+            rows.append((torch.tensor(request + reply), len(request)))
         length = max(len(row) for row, _ in rows)
         tokens = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         targets = torch.full((len(rows), length), IGNORED)
-        for at, (row, asked) in enumerate(rows):
-            tokens[at, : len(row)] = row
-            targets[at, asked : len(row)] = row[asked:]
-        counted = targets != IGNORED  # the loss is a mean over these tokens, of which shares differ in number
-        own, total = int(counted[self.share].sum()), int(counted.sum())
+        for position, (row, start) in enumerate(rows):
+            tokens[position, : len(row)] = row
+            # Only the reply is a target: an invented name cannot be predicted and would be noise in the loss.
+            targets[position, start : len(row)] = row[start:]
+        counted = targets != IGNORED  # the loss is a mean over these tokens, whose number differs between shards
+        count = int(counted[self.share].sum())
+        total = int(counted.sum())
         mean = self.model(input_ids=tokens[self.share].to(self.device), labels=targets[self.share].to(self.device)).loss
-        return self.weigh(mean, own, total)
+        return self.weigh(mean, count, total)
 
     def save(self, folder: Path) -> None:
         self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id

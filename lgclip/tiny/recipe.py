@@ -1,8 +1,8 @@
-"""What the recipes of the small models share: batches by step number, AdamW, a warm-up and a cosine.
+"""Implements what the recipes of the small models share: batches by step number, AdamW, warm-up and cosine.
 
 The devices of a training share each step's batch. All draw the same random numbers for all of it, and each uses those
-of its own pictures, so that the batch and its noise are the same on any number of devices; what differs is the order
-in which sums are rounded.
+of its own images, so that the batch and its noise are the same on any number of devices; only the order of summation
+differs.
 """
 
 import math
@@ -20,24 +20,24 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
-from lgclip.checkpoint import SafetensorsIO, last_checkpoint
+from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint
 from lgclip.tiny.corpus import NUM_KINDS, Corpus
 
 
 class Recipe(LightningModule, ABC):
-    """How one small model is trained; a step's batch and noise depend on (seed, step) alone.
+    """Defines how one small model is trained; a step's batch and noise depend only on (seed, step).
 
-    On several devices a loss is of this device's share, and weighed so that the devices' mean, which is what their
-    gradients are brought to, is the loss of the whole batch.
+    On several devices a loss covers this device's shard, and is weighted so that the mean over devices, to which
+    gradients are averaged, is the loss of the whole batch.
 
     Args:
-        corpus: Captioned pictures.
-        steps: Number of optimiser steps.
-        batch_size: Pictures per step, of all devices together.
+        corpus: Captioned images.
+        steps: Number of optimizer steps.
+        batch_size: Images per step, over all devices.
         lr: Peak learning rate of AdamW.
         weight_decay: AdamW's weight decay.
         warmup: Steps of linear warm-up before the cosine.
-        seed: Chooses the batches and all noise.
+        seed: Seed of the batches and all noise.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Recipe(LightningModule, ABC):
 
     @abstractmethod
     def loss(self, indices: Int[Tensor, " b"]) -> Tensor:
-        """Loss on the pictures at `indices` of the corpus, and what is worth logging.
+        """Computes the loss on the images at `indices` of the corpus, and values to log.
 
         Args:
-            indices: The whole batch, on every device; the loss is of `share` of it, by `weigh`.
+            indices: The global batch, on every device; the loss is of this device's `share`, weighted by `weigh`.
         """
 
     @abstractmethod
@@ -73,35 +73,37 @@ class Recipe(LightningModule, ABC):
         """Writes the trained model, in half precision, in the format of the library that will load it."""
 
     def choose(self, generator: torch.Generator) -> Int[Tensor, " b"]:
-        """The step's pictures, drawn at random with replacement."""
+        """Returns the step's images, sampled with replacement."""
         return torch.randint(len(self.corpus), (self.batch_size,), generator=generator)
 
     @property
     def share(self) -> slice:
-        """Which of the batch's pictures are this device's: every so many, from its rank."""
+        """Returns the rows of the batch that are this device's: a strided slice, starting at its rank."""
         return slice(self.trainer.global_rank, None, self.trainer.world_size)
 
-    def weigh(self, mean: Tensor, own: int, total: int) -> Tensor:
-        """A mean over `own` of `total` things, weighed so that the devices' mean of it is the mean over all."""
-        return mean * (self.trainer.world_size * own / total)
+    def weigh(self, mean: Tensor, local: int, total: int) -> Tensor:
+        """Weights a mean over this device's items so that the mean over devices is the mean over all `total` items."""
+        return mean * (self.trainer.world_size * local / total)
 
     def note(self, name: str, value: Tensor) -> None:
         """Logs the devices' mean of a value."""
         self.log(name, value.detach(), prog_bar=name == "loss", sync_dist=True)
 
     def setup(self, stage: str) -> None:
-        """Runs before a training.
+        """Validates the batch split before a training.
 
         Raises:
-            ValueError: If a device would have no picture.
+            ValueError: If a device would have no image.
         """
         if self.batch_size < self.trainer.world_size:
             raise ValueError(
                 f"method.batch_size={self.batch_size}: {self.trainer.world_size} devices share a batch, so it must "
-                "have a picture for each; raise it, or set trainer.devices lower"
+                "have an image for each; raise it, or set trainer.devices lower"
             )
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        # Seeded again at each step: a resumed training continues with the same random numbers. The
+        # factor is a prime above the number of steps, so that two seeds share no step.
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
         # The fused attention kernel is slow backwards on a CPU: plain products are 1.5x faster.
@@ -118,6 +120,7 @@ class Recipe(LightningModule, ABC):
             betas=(0.9, 0.98),
         )
 
+        # Written out, because torch's cosine schedule has no warm-up.
         def factor(step: int) -> float:
             if step < self.warmup:
                 return (step + 1) / self.warmup
@@ -132,11 +135,14 @@ class Recipe(LightningModule, ABC):
 
 
 def distinct_kinds(corpus: Corpus, batch_size: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Pictures of distinct kinds: no caption in the batch is true of another picture's kind."""
+    """Samples images of distinct classes: no caption in the batch is true for another image's class."""
     if batch_size > NUM_KINDS:
-        raise ValueError(f"batch_size={batch_size}: at most {NUM_KINDS} pictures have distinct kinds")
+        raise ValueError(f"batch_size={batch_size}: at most {NUM_KINDS} images have distinct classes")
+    # Forty times as many as are needed hold enough distinct kinds with near certainty, and sorting all images at
+    # each step would take longer than the step.
     order = torch.randperm(len(corpus), generator=generator)[: batch_size * 40]
     kinds = corpus.kinds[order]
+    # Sorted by kind; the first image of each kind is the one that comes first in the random order.
     _, first = kinds.sort(stable=True)
     sorted_kinds = kinds[first]
     new = torch.ones_like(sorted_kinds, dtype=torch.bool)
@@ -152,11 +158,11 @@ def fit(
 
     Args:
         recipe: The model.
-        trainer_of: Makes a trainer of the run's devices from the arguments that it is given besides.
-        logger: Of Lightning; False for none.
-        folder: Where `checkpoints/` and `model/` go.
+        trainer_of: Builds a trainer of the run's devices with further arguments.
+        logger: Lightning logger; False for none.
+        folder: Parent of `checkpoints/` and `model/`.
         every: Steps between two checkpoints.
-        ema: Decay of the average of the weights, which is what is saved.
+        ema: Decay of the moving average of the weights, which is saved.
     """
     trainer = trainer_of(
         max_steps=recipe.steps,
@@ -166,7 +172,10 @@ def fit(
         logger=logger,
         gradient_clip_val=1.0,
     )
-    last = folder / "checkpoints" / "last.safetensors"
-    trainer.fit(recipe, ckpt_path=last if last.exists() else None)
+    checkpoint: Path | None = folder / "checkpoints" / "last.safetensors"
+    if not checkpoint.exists():
+        checkpoint = None
+    trainer.fit(recipe, ckpt_path=checkpoint)
+    # The average of the weights is in place by now: the callback swaps it in when the training ends.
     if trainer.is_global_zero:
         recipe.save(folder / "model")

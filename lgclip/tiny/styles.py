@@ -1,4 +1,4 @@
-"""The small world in other styles: the same scenes as pictures that no model has learned from."""
+"""Renders the small world in other styles: the same scenes as images that no model was trained on."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,8 @@ _STREAM = 4
 
 
 def sketch(picture: Picture, index: int) -> Picture:
-    """Black lines on white where colours change, as if drawn with a pen; colour itself is lost."""
+    """Draws black lines on white where colors change, as with a pen; color itself is lost."""
+    # The strongest of the three channels: of the mean, two colors of equal brightness would have no line between them.
     steps = [gaussian_gradient_magnitude(picture[..., c] / 255.0, sigma=0.8, mode="nearest") for c in range(3)]
     ink = np.clip((np.max(steps, axis=0) - 0.07) / 0.09, 0, 1)
     line = ((1 - ink) * 255 + 0.5).astype(np.uint8)
@@ -25,12 +26,12 @@ def sketch(picture: Picture, index: int) -> Picture:
 
 
 def inverted(picture: Picture, index: int) -> Picture:
-    """The negative: every colour is its opposite, shapes and patterns stay."""
+    """Inverts every color; shapes and patterns stay."""
     return 255 - picture
 
 
 def noisy(picture: Picture, index: int) -> Picture:
-    """Strong Gaussian noise on each pixel, a function of the picture's index alone."""
+    """Adds strong Gaussian noise to each pixel, as a function of the image's index only."""
     noise = NOISE * pixel_noise(np.random.Generator(np.random.PCG64([_STREAM, index])))
     return (np.clip(picture / 255.0 + noise, 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -41,4 +42,4 @@ STYLES: dict[str, Callable[[Picture, int], Picture]] = {
     "inverted": inverted,
     "noisy": noisy,
 }
-"""What `dataset.style` may be: each a function of a picture and its index."""
+"""Values of `dataset.style`: each a function of an image and its index."""

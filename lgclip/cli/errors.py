@@ -1,0 +1,162 @@
+"""Prints one line for a user's mistake, and a full stack trace for an internal error."""
+
+import difflib
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from lgclip.cli.help import HELP, usage
+from lgclip.runtime.secrets import KeyInConfigError, refuse_on_command_line
+from lgclip.runtime.signals import Stopped, say, stoppable
+from lgclip.runtime.terminal import sanitized
+from lgclip.store.atomic import WAY_OUT, WriteError, refusal
+
+FULL = "HYDRA_FULL_ERROR"
+_MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)
+_OURS = "LGCLIP_PLAIN_ERRORS"  # next to it: it was set here, not by the user; the other devices inherit both
+
+_QUOTES = (
+    "A value with letters beyond a-z, or with one of ,=:{}[]()' in it, needs quotes of its own inside those of the "
+    """shell: "paths.store='/data/my störe'\""""
+)
+
+
+def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
+    """Wraps an entry point, so that a mistake in the input gives one message and exit status 1.
+
+    Mistakes are `ValueError` raised by this package, Hydra's and OmegaConf's own errors and unusable files;
+    everything else keeps its stack trace. `HYDRA_FULL_ERROR=1` keeps all of them. SIGINT and SIGTERM end with
+    one line and exit status 130 or 143. A single `--help` is answered here, see `usage`.
+    """
+
+    @functools.wraps(run)
+    def plain() -> object:
+        if len(sys.argv) == 2 and sys.argv[1] in HELP:
+            script = sys.modules[run.__module__]
+            return print(usage(Path(str(script.__file__)), str(script.__doc__)))
+        try:
+            refuse_on_command_line(sys.argv[1:])  # Hydra's own errors would repeat the key
+            with stoppable():
+                return _plainly(run)
+        except KeyInConfigError as error:
+            sys.exit(f"error: {error}")
+        except Stopped as stopped:
+            say(stopped)
+            sys.exit(stopped.code)
+
+    return plain
+
+
+def _plainly(run: Callable[[], object]) -> object:
+    before = {name: os.environ.get(name) for name in (FULL, _OURS)}
+    # Set by the user, not by this function in a parent process: they want the stack trace.
+    if before[FULL] == "1" and before[_OURS] is None:
+        return run()
+    os.environ |= dict.fromkeys(before, "1")  # Hydra then passes errors on instead of printing them
+    try:
+        return run()
+    except _MISTAKES as error:
+        _exit_with(error)
+    # A sweep runs its jobs in this process, and tests call the scripts in theirs: nothing may be left behind.
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def plain_job(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a job of an entry point, so that Hydra prints no line of its own before the message.
+
+    The jobs of a sweep pass their errors on: the sweep decides whether it continues.
+    """
+
+    @functools.wraps(run)
+    def plain(*args: Any) -> Any:
+        # Where the user asked for the stack trace, Hydra prints it.
+        if os.environ.get(_OURS) is None or HydraConfig.get().mode is not RunMode.RUN:
+            return run(*args)
+        try:
+            return run(*args)
+        except _MISTAKES as error:
+            _exit_with(error)
+
+    return plain
+
+
+def _exit_with(error: Exception) -> NoReturn:
+    """Prints the message of a user's mistake and exits; raises every other error again."""
+    if isinstance(error, ValueError) and not _ours(error):
+        raise error
+    sys.stderr.write(f"error: {sanitized(_message(error))}\n")
+    sys.exit(1)
+
+
+def _ours(error: BaseException) -> bool:
+    """Checks whether this package raised the error, here or in a loader's worker process."""
+    # A ValueError out of torch or NumPy is more likely a mistake of this package than of the user, so it keeps its
+    # stack trace. A worker process passes on the text of an error only, so its origin is unknown.
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parents[1]
+    return package in Path(frames[-1].filename).parents or str(error).startswith("Caught ValueError in DataLoader")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError | OSError):
+        return str(error.__cause__)
+    # A WriteError has been through `refusal` already.
+    if isinstance(error, OSError) and not isinstance(error, WriteError) and (reason := refusal(error)):
+        return f"{error.filename or 'a file'}: {reason}; {WAY_OUT}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return describe_config_error(error)
+    # A loader's worker process wraps the message in its own stack trace.
+    return re.sub(r"^Caught \w+ in DataLoader .*\n[\w.]*(?:Error|Exception): ", "", str(error), flags=re.DOTALL)
+
+
+def describe_config_error(error: HydraException | OmegaConfBaseException) -> str:
+    """Describes what is wrong with a config or a command line, and how to fix it."""
+    text = str(error)
+    if missing := _missing_choice(error):
+        return missing
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: add {error.full_key}=... to the command"
+    if isinstance(error, OverrideParseException):
+        return f"{text}\n{_QUOTES}"
+    # Hydra says that the key is not in the config, but not which keys are; its cause knows the node.
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    cause = error.__cause__
+    if unknown and isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+        *path, key = unknown.group(1).split(".")
+        known = [str(k) for k in cause.parent_node.keys()]  # noqa: SIM118
+        return text + _did_you_mean(key, known, ".".join(path))
+    return text
+
+
+def _missing_choice(error: HydraException | OmegaConfBaseException) -> str | None:
+    """Describes a choice that a config group does not have; None for any other error."""
+    if not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
+        return None
+    group, _, wanted = error.missing_cfg_file.rpartition("/")
+    if not group or not error.options:
+        return None
+    return f"no {group}={wanted}: choose {', '.join(error.options)}" + _did_you_mean(wanted, error.options)
+
+
+def _did_you_mean(wanted: str, known: Sequence[str], prefix: str = "") -> str:
+    # 0.5 instead of difflib's 0.6, as keys are long and users type a part of them: `promts` for `prompts_per_class`.
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
+    if not close:
+        return ""
+    name = f"{prefix}.{close[0]}" if prefix else close[0]
+    return f"\nDid you mean '{name}'?"

@@ -1,0 +1,189 @@
+"""Checks synthetic images, fault markers and shards against their names."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lgclip.cli.store.inventory import Item
+from lgclip.diffuser.base import image_id
+from lgclip.store.images import PNG_END
+from lgclip.store.keys import digest_of
+from lgclip.store.shard_index import NAME, Listing, ends_well, listing_of, look, read_index, read_manifest, scan
+from lgclip.types import Fault, Prompt
+
+TORN = "it is cut, or ends in the middle of a batch"
+"""Fault of a shard whose writing was interrupted, or is still in progress."""
+
+
+class FaultyError(ValueError):
+    """Reports what is wrong with a file."""
+
+
+def parsed(text: str | bytes, fault: str) -> dict[str, Any]:
+    """Parses a JSON object; `fault` is the message if it is not JSON."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FaultyError(fault) from error
+    must(isinstance(content, dict), "it holds no JSON object")
+    return content
+
+
+def must(fine: bool, fault: str) -> None:
+    """Raises an error with what is wrong with a file, if something is."""
+    if not fine:
+        raise FaultyError(fault)
+
+
+def _check_origin(key: str, about: Mapping[str, Any], name: str) -> None:
+    try:
+        prompt = Prompt(about["class_index"], about["text"], about["repeat"])
+        expected = image_id(key, prompt, about["seed"], about.get("attempt", 0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FaultyError("it does not say what it was made from") from error
+    must(expected == name, "its name is not the key of what it says it was made from")
+
+
+def check_image(item: Item) -> None:
+    """Checks an image in its own file."""
+    _png(item.path.read_bytes(), item.parts[1], item.path.stem)
+
+
+def _png(data: bytes, key: str, name: str) -> bytes:
+    """Reads the inputs of an image from its text chunks.
+
+    Args:
+        data: The file's bytes.
+        key: Key of its diffuser.
+        name: Its id.
+    """
+    try:
+        # An image of many megapixels needs gigabytes when it is decoded. Pillow only warns of it, and of twice as many
+        # it raises; both are faults here.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Opened twice, since an image cannot be used after `verify`.
+            with Image.open(BytesIO(data), formats=["PNG"]) as image:
+                image.verify()  # the checksums
+            with Image.open(BytesIO(data), formats=["PNG"]) as image:
+                image.load()  # the pixels
+                mode = image.mode
+                text = image.info.get("lgclip")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise FaultyError("it is far too large for an image of a store") from error
+    except UnidentifiedImageError as error:
+        raise FaultyError("it is not a PNG") from error
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:  # Pillow's errors on damaged files
+        raise FaultyError("it cannot be decoded completely") from error
+    must(data.endswith(PNG_END), "it goes on behind its end, or is cut")
+    must(mode == "RGB", f"its mode is {mode}, not RGB")
+    try:
+        about = json.loads(text or "")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FaultyError("it does not say what it was made from") from error
+    must(isinstance(about, dict), "it does not say what it was made from")
+    _check_origin(key, about, name)
+    return str(text).encode()
+
+
+def check_marker(item: Item) -> None:
+    """Checks a marker in its own file."""
+    about = parsed(item.path.read_bytes(), "it is not JSON")
+    _fault_of(about, item.parts[1], item.path.name.removesuffix(".fault.json"))
+
+
+def _fault_of(about: dict[str, Any], key: str, name: str) -> None:
+    must(about.get("fault") in tuple(Fault), "it names no fault that is known")
+    _check_origin(key, about, name)
+
+
+class Inside(NamedTuple):
+    """Holds an image or a marker in a shard.
+
+    Attributes:
+        name: Its id.
+        is_marker: Whether it is a marker in place of an image.
+        data: Its bytes.
+        about: Its inputs; for a marker all of its content.
+        fault: What is wrong with it; None for nothing.
+    """
+
+    name: str
+    is_marker: bool
+    data: bytes
+    about: bytes
+    fault: str | None
+
+
+def inside(shard: Path) -> Iterator[Inside]:
+    """Yields the checked content of a shard: located by its index, so that a damaged header loses nothing."""
+    key = shard.parent.parent.name
+    for name, is_marker, member in look(shard).members(shard):
+        # A fault is a value and no exception: one faulty image must not hide the others, which can be rescued.
+        data = member.read_bytes()
+        about = b""
+        fault = None
+        try:
+            if is_marker:
+                about = data
+                _fault_of(parsed(data, "it is not JSON"), key, name)
+            else:
+                about = _png(data, key, name)
+        except FaultyError as error:
+            fault = str(error)
+        yield Inside(name, is_marker, data, about, fault)
+
+
+def check_shard(item: Item) -> None:
+    """Checks a shard, every image and marker in it, and its entry in the manifest."""
+    shard = item.path
+    bad = [f"{member.name}: {member.fault}" for member in inside(shard) if member.fault]
+    # `inside` goes by the index. The headers of the tar file are read as well, because other programs go by them.
+    members, end, size = scan(shard)
+    for member in members:
+        match = NAME.fullmatch(member.name)
+        must(match is not None, f"it holds {member.name!r}, which belongs to no store")
+        if match and match["kind"] == "json" and not match["fault"]:
+            try:
+                _check_origin(item.parts[1], parsed(member.read_bytes(), "it is not JSON"), match["id"])
+            except FaultyError as error:
+                bad.append(f"{member.name}: {error}")
+    if bad:
+        raise FaultyError(f"{len(bad)} of {len(members)} files in it are faulty, first {bad[0]}")
+    must(end >= look(shard).end, f"it is damaged at byte {end}")
+    must(ends_well(shard, end), TORN)
+    listed = read_manifest(shard.parent).get(shard.name)
+    must(listed in (None, (size, digest_of(shard))), "its bytes are not those of the list of shards")
+
+
+def check_index(item: Item) -> None:
+    """Checks the index of a shard."""
+    shard = item.path.with_suffix(".tar")
+    must(shard.exists(), "its shard is not there")
+    listing = read_index(shard)
+    actual = listing_of(*scan(shard))
+    # Where a header of the shard is damaged, that is a fault of the shard.
+    must(listing is not None and (_equal(listing, actual) or actual.end < listing.end), "it does not fit its shard")
+    assert listing is not None
+    listed = read_manifest(shard.parent).get(shard.name)
+    # The list has the sum already; computing it would read a gigabyte again.
+    expected = listed[1] if listed else digest_of(shard)
+    must(listing.sha256 == expected, "it tells another sum of its shard")
+
+
+def _equal(first: Listing, second: Listing) -> bool:
+    return all(np.array_equal(mine, its) for mine, its in zip(first[:5], second[:5], strict=True))
+
+
+def check_list(item: Item) -> None:
+    """Checks the manifest of a folder of shards."""
+    listed = read_manifest(item.path.parent)
+    must(bool(listed), "it lists no shards")
+    gone = [name for name in listed if not (item.path.parent / name).exists()]
+    must(not gone, f"{len(gone)} shards of it are not there, first {gone[:1]}")

@@ -1,1 +1,0 @@
-"""The page that compares runs: one file, no network."""

@@ -1,0 +1,132 @@
+"""Provides the data sets that come with the package or with scikit-learn."""
+
+from functools import cached_property, lru_cache
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from lgclip.datasets.base import Dataset, Training
+from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.keys import content_key
+
+_LACKING = Training(lacking=" with dataset.split=train: choose dataset.split=test, which leaves images to train on")
+
+
+class Shapes(Dataset):
+    """Provides the 30 held-out classes of the small synthetic world; no model of the package was trained on them.
+
+    Args:
+        split: `test` (40 images per class) or `train` (100, for students).
+        style: `photo`, or the same scenes in another style: `sketch`, `inverted`, `noisy`.
+
+    Raises:
+        ValueError: If the split or style is unknown.
+    """
+
+    def __init__(self, split: str = "test", style: str = "photo") -> None:
+        from lgclip.tiny.styles import STYLES
+        from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, TRAIN_IMAGES_PER_CLASS
+
+        _check_split(split)
+        if style not in STYLES:
+            raise ValueError(f"dataset.style={style}: choose {', '.join(STYLES)}")
+        self.name = "shapes"
+        if style != "photo":
+            self.name = f"shapes_{style}"
+        self.split = f"{split} (held-out kinds)"
+        self.class_names = tuple(kind.name for kind in HELD_OUT_KINDS)
+        images_per_class = TEST_IMAGES_PER_CLASS
+        self.training = Training({"split": "train"})
+        if split == "train":
+            images_per_class = TRAIN_IMAGES_PER_CLASS
+            self.training = _LACKING
+        # Class by class, as `scene_of` orders the images.
+        labels: list[int] = []
+        for label in range(len(HELD_OUT_KINDS)):
+            labels += [label] * images_per_class
+        self.labels = tuple(labels)
+        self._split = split
+        self._style = style
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        # The defaults are left out: these keys were there before the data set had splits and styles.
+        options = {"split": self._split, "style": self._style}
+        changed = {name: value for name, value in options.items() if value not in ("test", "photo")}
+        return tuple(content_key({"shapes": index, "schema": STORE_SCHEMA, **changed}) for index in range(len(self)))
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(_image(self._split, self._style, index))
+
+    def where(self, index: int) -> str:
+        return _place(self.name, self._split, index)
+
+    def source(self) -> dict[str, object]:
+        return {"dataset": self.name, "schema": STORE_SCHEMA}
+
+
+class Digits(Dataset):
+    """Provides half of scikit-learn's scans of handwritten digits, enlarged to 64x64.
+
+    The first 898 were in the small models' pre-training, so these ten classes are not unseen, just as
+    most classes of public data sets are not unseen to CLIP and Stable Diffusion.
+
+    Args:
+        split: `test` (the last 899) or `train` (the first 898).
+
+    Raises:
+        ValueError: If the split is unknown.
+    """
+
+    name = "digits"
+
+    def __init__(self, split: str = "test") -> None:
+        from lgclip.tiny.world import SCANNED_DIGITS, scanned_digits
+
+        _check_split(split)
+        self.split = "second half"
+        self.training = Training({"split": "train"})
+        if split == "train":
+            self.split = "first half"
+            self.training = _LACKING
+        self.class_names = SCANNED_DIGITS
+        self._images, labels = scanned_digits(pretrain=split == "train")
+        self.labels = tuple(labels.tolist())
+        self._split = split
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        # As of `Shapes`: the default split is not in the key.
+        changed: dict[str, str] = {}
+        if self._split != "test":
+            changed["split"] = self._split
+        return tuple(content_key({"digits": index, "schema": STORE_SCHEMA, **changed}) for index in range(len(self)))
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self._images[index])
+
+    def where(self, index: int) -> str:
+        return _place(self.name, self._split, index)
+
+    def source(self) -> dict[str, object]:
+        return {"dataset": self.name, "schema": STORE_SCHEMA}
+
+
+@lru_cache(maxsize=6144)  # 75 MB: a sweep of students uses the same images in each job
+def _image(split: str, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
+    from lgclip.tiny.styles import STYLES
+    from lgclip.tiny.world import image_of
+
+    return STYLES[style](image_of("train" if split == "train" else "test", index), index)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("test", "train"):
+        raise ValueError(f"dataset.split={split}: choose test or train")
+
+
+def _place(name: str, split: str, index: int) -> str:
+    if split == "test":
+        return f"image {index} of {name}"
+    return f"image {index} of {name}, {split}"

@@ -1,0 +1,208 @@
+"""Reads image data sets of the Hugging Face Hub that are stored as parquet files."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lgclip.datasets.base import Dataset, Training
+from lgclip.datasets.image_files import named, sentences
+from lgclip.datasets.parquet import Rows
+from lgclip.datasets.parquet_shards import Card, shards_of
+from lgclip.runtime.hub import commit_of, hub_errors
+from lgclip.runtime.terminal import single_line
+from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.keys import content_key
+
+
+class HubImages(Dataset):
+    """Reads a data set of the hub, or a local folder in the hub's layout, whose images are in parquet files.
+
+    An image's key is its row in its file, with the commit of the repository (or the local file's size
+    and modification time), so that computing it reads no image.
+
+    Args:
+        repo: `owner/name` on the hub, such as `timm/resisc45`; its terms are on its page. Files of this
+            split only are downloaded into the hub's cache; without a network the cached ones are used.
+        root: A local folder instead, with files such as `data/test-00000-of-00001.parquet`.
+        revision: Branch, tag or commit; `refs/convert/parquet` (with `config`) is the hub's own conversion
+            of data sets in other formats. The commit that it resolves to is recorded.
+        config: The configuration; None for the only one, or the default.
+        split: The split, as the data set names it.
+        image_column: Column of the images: bytes, or a struct with a field `bytes`.
+        label_column: Column of the labels: class indices or class names.
+        names: `folder` for the names that the data set's own files give, or a text file with one name per line.
+        context: Type of the classes.
+        templates: Templates for the text baseline.
+        counts: Whether the number of images must match the one in the data set's card, if stated.
+
+    Raises:
+        ValueError: If a file, the split, a column or a name is missing; the message lists the available ones.
+    """
+
+    def __init__(
+        self,
+        repo: str | None = None,
+        root: str | None = None,
+        revision: str = "main",
+        config: str | None = None,
+        split: str = "test",
+        image_column: str = "image",
+        label_column: str = "label",
+        names: str = "folder",
+        context: str = "",
+        templates: Sequence[str] | None = None,
+        counts: bool = True,
+    ) -> None:
+        if (repo is None) == (root is None):
+            raise ValueError("dataset=hub: give either dataset.repo=OWNER/NAME or dataset.root=DIR")
+        self.commit: str | None = None
+        if repo:
+            # The commit and not the branch is in the key and in the result: a branch moves on.
+            self.commit = commit_of(repo, revision, kind="dataset")
+        if repo and self.commit:
+            self.name = repo
+            self.root, config, shards, card = _from_hub(repo, self.commit, config, split)
+        else:
+            self.root = Path(str(root)).expanduser().absolute()
+            self.name = single_line(self.root.name)
+            config, shards, card = _from_folder(self.root, config, split)
+        self.rows = Rows([self.root / shard for shard in shards])
+        self.image_column = image_column
+        _check_columns(self.rows, image_column, label_column)
+        # A local folder that lacks a file looks like a smaller split.
+        stated = card.images(split)
+        if counts and stated is not None and stated != self.rows.total:
+            raise ValueError(
+                f"dataset={self.name}: {self.rows.total} rows in split {split}, its card states {stated}; get its "
+                "files again, or set dataset.counts=false"
+            )
+        labels, names_in_data = _labels(self.rows, label_column, card, names)
+        self.labels = tuple(labels)
+        self.names = names
+        self.class_names = named("hub", names, names_in_data)
+        self.context = context
+        self.templates = sentences(context, templates)
+        if split == "train":
+            self.training = Training(lacking=" with dataset.split=train: choose the split to evaluate on")
+        else:
+            self.training = Training({"split": "train"})
+        self.split = f"{split}; configuration {config}"
+        if self.commit:
+            self.split += f"; revision {revision}"
+            if revision != self.commit:
+                self.split += f" = {self.commit}"
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        stamps: dict[Path, dict[str, int]] = {file: {} for file in self.rows.files}  # a commit's files never change
+        if not self.commit:
+            stats = {file: file.stat() for file in self.rows.files}
+            stamps = {file: {"size": s.st_size, "changed": s.st_mtime_ns} for file, s in stats.items()}
+        places = {file: file.relative_to(self.root).as_posix() for file in self.rows.files}
+        return tuple(
+            content_key({"file": places[file], "row": row, **stamps[file]}) for file, row in self.rows.places()
+        )
+
+    def image(self, index: int) -> Image.Image:
+        return self.rows.image(self.image_column, index)
+
+    def where(self, index: int) -> str:
+        return self.rows.where(index)
+
+    def original(self, index: int) -> bytes | None:
+        return self.rows.content(self.image_column, index)
+
+    def source(self) -> dict[str, object]:
+        origin: dict[str, object] = {"folder": self.name}
+        if self.commit:
+            origin = {"repo": self.name, "commit": self.commit}
+        return {"dataset": "hub", **origin, "column": self.image_column, "schema": STORE_SCHEMA}
+
+
+def _from_hub(repo: str, commit: str, config: str | None, split: str) -> tuple[Path, str, list[str], Card]:
+    """Downloads the files of a split; returns the snapshot's folder, the configuration, the files and the card."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    with hub_errors(repo, "dataset"):
+        snapshot = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=["README.md"]))
+        where = repo
+        try:
+            files = HfApi().list_repo_files(repo, repo_type="dataset", revision=commit)
+        except OSError:  # no network: what an earlier download has left
+            files = _files_in(snapshot)
+            where = f"{repo} (what the hub's cache has of it)"
+        # The card first, since it says which files are the split: a repository may hold terabytes of others.
+        card = Card.read(snapshot / "README.md", config)
+        config, shards = shards_of(files, card, split, where)
+        wanted = [escape(shard) for shard in shards]  # names of files, in which [ and * are no patterns
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=wanted))
+    return folder, config, shards, card
+
+
+def _from_folder(root: Path, config: str | None, split: str) -> tuple[str, list[str], Card]:
+    if not root.is_dir():
+        raise ValueError(f"dataset.root={root}: no such folder; it should hold data/{split}-00000-of-00001.parquet ...")
+    card = Card.read(root / "README.md", config)
+    return *shards_of(_files_in(root), card, split, str(root)), card
+
+
+def _files_in(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _check_columns(rows: Rows, image_column: str, label_column: str) -> None:
+    for value, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in rows.columns:
+            raise ValueError(f"dataset.{value}={column}: the columns are {', '.join(rows.columns)}")
+    if not rows.holds_images(image_column):
+        those = [column for column in rows.columns if rows.holds_images(column)]
+        raise ValueError(
+            f"dataset.image_column={image_column} holds {rows.columns[image_column]}, no images; "
+            f"columns that may: {', '.join(those) or 'none'}"
+        )
+
+
+def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int], Sequence[str]]:
+    """Returns the class index of each row, and the names that the data set's own files give."""
+    values = rows.values(column)
+    # Test labels that are kept secret are -1 on the hub.
+    unlabelled = [row for row, value in enumerate(values) if value is None or value == -1]
+    if unlabelled:
+        raise ValueError(
+            f"dataset.label_column={column}: {len(unlabelled)} rows have no label, such as row {unlabelled[0]}"
+        )
+    if not values:
+        raise ValueError(f"dataset.label_column={column}: the split has no rows")
+    if all(isinstance(value, str) for value in values):
+        # By name: the order in which they come differs between the splits of a data set.
+        names_in_data = sorted(set(values))
+        places = {name: index for index, name in enumerate(names_in_data)}
+        return [places[value] for value in values], names_in_data
+    if not all(isinstance(value, int) for value in values):
+        raise ValueError(
+            f"dataset.label_column={column} holds {rows.columns[column]}, neither numbers nor names of classes"
+        )
+    stated = _class_label(rows.features.get(column)) or card.class_names(column)
+    if not stated and names == "folder":
+        raise ValueError(
+            f"dataset.label_column={column}: neither the files nor the card name its {max(values) + 1} classes; "
+            "give dataset.names=FILE with one name per line"
+        )
+    names_in_data = stated or [str(index) for index in range(max(values) + 1)]
+    invalid = [value for value in values if not 0 <= value < len(names_in_data)]
+    if invalid:
+        raise ValueError(
+            f"dataset.label_column={column}: class {invalid[0]} is none of the {len(names_in_data)} that are named"
+        )
+    return [int(value) for value in values], names_in_data
+
+
+def _class_label(feature: Mapping[str, Any] | None) -> list[str]:
+    """Returns the names of a `ClassLabel` feature; empty for other features."""
+    if not feature or feature.get("_type") != "ClassLabel":
+        return []
+    return list(feature["names"])

@@ -1,0 +1,135 @@
+"""Matches folders to classes, and lists their images in order: the layout of the LGCLIP release."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lgclip.datasets.image_files import IMAGE_SUFFIXES
+from lgclip.types import TargetClass
+
+_NUMBERED = re.compile(r"(\d+)(?:[-_. ]+(.*))?", re.DOTALL)
+_LEADING = re.compile(r"\d+")
+
+
+def plain(name: str) -> str:
+    """Returns a normal form of a name for comparison: lower case, with one space for any other characters."""
+    return " ".join(re.sub(r"[\W_]+", " ", name.casefold()).split())
+
+
+def class_folders(root: Path, target_classes: Sequence[TargetClass]) -> list[Path]:
+    """Returns the folder of each class.
+
+    Matched in this order, each folder serving one class: the name exactly as in the data set; its
+    index with its name (`007-name`); the name in another spelling (`_` for a space, other case); the name
+    after any number (CUB's `001.Name`); its index only. Where two classes have the same name (ImageNet has
+    two "missile"), only an index distinguishes them.
+
+    Args:
+        root: Parent of the folders.
+        target_classes: The classes.
+
+    Raises:
+        ValueError: If a class has no folder, or more than one candidate.
+    """
+    free = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    # How many classes share a name, by each spelling in which names are compared.
+    same_name: dict[Callable[[str], str], Counter[str]] = {
+        str: Counter(target_class.name for target_class in target_classes),
+        plain: Counter(plain(target_class.name) for target_class in target_classes),
+    }
+    folders: dict[int, Path] = {}
+    # All classes by the surest way, then what is left by the next. Class by class, a class "cat" could take the
+    # folder "Cat" before a class "Cat" is processed.
+    for of_folder, of_class, spelt in _WAYS:
+        known: dict[object, list[str]] = {}
+        for name in free:
+            known.setdefault(of_folder(name), []).append(name)
+        claims: dict[int, list[str]] = {}
+        for target_class in target_classes:
+            if target_class.class_index not in folders:
+                shared = same_name[spelt][spelt(target_class.name)] > 1
+                names = known.get(of_class(target_class), [])
+                claims[target_class.class_index] = [
+                    name for name in names if _by_index(name, target_class) or not shared
+                ]
+        _check_claims(root, claims, {target_class.class_index: target_class.name for target_class in target_classes})
+        folders |= {index: free.pop(names[0]) for index, names in claims.items() if names}
+    lacking = [target_class for target_class in target_classes if target_class.class_index not in folders]
+    if lacking:
+        raise ValueError(_no_folder(root, lacking, same_name[plain], free))
+    return [folders[target_class.class_index] for target_class in target_classes]
+
+
+def _split(name: str) -> tuple[int | None, str]:
+    """Splits a folder's name into its leading number and the rest."""
+    match = _NUMBERED.fullmatch(name)
+    if not match:
+        return None, plain(name)
+    return int(match[1]), plain(match[2] or "")
+
+
+def _by_index(name: str, target_class: TargetClass) -> bool:
+    number, rest = _split(name)
+    return number == target_class.class_index and rest in ("", plain(target_class.name))
+
+
+def _name_alone(target_class: TargetClass) -> str:
+    return (
+        plain(target_class.name) or f"/{target_class.class_index}"
+    )  # a name of signs alone fits no folder but its own
+
+
+_WAYS: tuple[tuple[Callable[[str], object], Callable[[TargetClass], object], Callable[[str], str]], ...] = (
+    (str, lambda target_class: target_class.name, str),
+    (_split, lambda target_class: (target_class.class_index, plain(target_class.name)), plain),
+    (plain, _name_alone, plain),
+    (lambda name: _split(name)[1], _name_alone, plain),
+    (_split, lambda target_class: (target_class.class_index, ""), plain),
+)
+"""Criteria that match a folder to a class, the strictest first, each with the spelling of the name
+that must be unique for it."""
+
+
+def _check_claims(root: Path, claims: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> None:
+    for index, folders in claims.items():
+        if len(folders) > 1:
+            raise ValueError(
+                f"diffuser.root={root}: folders {' and '.join(folders)} might both be class {index} "
+                f"({names[index]!r}); keep one"
+            )
+    # By now each class claims one folder at most; here one folder may be claimed by several classes.
+    for folder, count in Counter(folders[0] for folders in claims.values() if folders).items():
+        if count > 1:
+            claimants = [f"{index} ({names[index]!r})" for index, folders in claims.items() if folders == [folder]]
+            raise ValueError(
+                f"diffuser.root={root}: folder {folder} might be class {' and '.join(claimants)}; name folders by index"
+            )
+
+
+def _no_folder(root: Path, lacking: Sequence[TargetClass], twice: Mapping[str, int], free: Mapping[str, Path]) -> str:
+    examples = ", ".join(f"{target_class.class_index} ({target_class.name!r})" for target_class in lacking[:5])
+    message = f"diffuser.root={root}: no folder for {len(lacking)} classes, first {examples}"
+    if any(twice[plain(target_class.name)] > 1 for target_class in lacking):
+        message += "; classes that share a name need folders by index, such as 007 or 007-name"
+    if free:
+        message += f"; folders of no class: {', '.join(list(free)[:5])}"
+    return message
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Returns the images of a class: by the number that their names begin with, then those without one by name.
+
+    Raises:
+        ValueError: If two have the same number.
+    """
+    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    # By the number and not by the name, since "10_cat" sorts before "2_cat".
+    numbered: dict[int, Path] = {}
+    for file in files:
+        if match := _LEADING.match(file.name):
+            other = numbered.setdefault(int(match[0]), file)
+            if other is not file:
+                raise ValueError(f"{folder}: {other.name} and {file.name} have the same number; which comes first?")
+    rest = [file for file in files if not _LEADING.match(file.name)]
+    return [numbered[number] for number in sorted(numbered)] + rest

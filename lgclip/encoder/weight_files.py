@@ -1,0 +1,159 @@
+"""Finds the files of an encoder: on the hub at one commit, or a local checkpoint."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lgclip.runtime.hub import hub_errors
+
+HUB = "hf-hub:"
+"""Prefix of a model in a hub repository with its own config."""
+
+SAFE = ".safetensors"
+PICKLES = (".bin", ".pt", ".pth")
+_ALLOW = "encoder.allow_pickle=true reads a pickle as weights only and runs nothing that it holds"
+
+
+def pickle_refused(source: str) -> ValueError:
+    """Returns the error for a pickle that is not allowed."""
+    return ValueError(f"{source} is a pickle, which can run code; save it as {SAFE}, or {_ALLOW}")
+
+
+def hub_file(repo: str, commit: str, names: Sequence[str], allow_pickle: bool = False) -> Path:
+    """Returns the first available file of a repository at a commit, downloaded if it is not in the cache.
+
+    Args:
+        repo: `owner/name`.
+        commit: 40 hexadecimal digits.
+        names: Acceptable files, best first.
+        allow_pickle: Whether a pickle is acceptable too.
+
+    Raises:
+        HubError: If the hub cannot be reached or refuses.
+        ValueError: If the repository has none of them.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    wanted = [name for name in names if allow_pickle or not name.endswith(PICKLES)]
+    unreached: LocalEntryNotFoundError | None = None
+    with hub_errors(repo):
+        for name in wanted:
+            try:
+                return Path(hf_hub_download(repo, name, revision=commit))
+            except LocalEntryNotFoundError as error:
+                # Not in the cache, and the hub was not reached: the next name may still be in the cache. This error
+                # derives from the one below, so it has to come first.
+                unreached = error
+            except EntryNotFoundError:
+                pass
+        # "It holds no such file" would be wrong if the hub could not be reached.
+        if unreached is not None:
+            raise unreached
+    message = f"model {repo!r} holds no {' or '.join(wanted)} at {commit[:12]}"
+    if len(wanted) < len(names):
+        message += f"; if it has weights as a pickle, {_ALLOW}"
+    raise ValueError(message)
+
+
+def hub_tokenizer(repo: str, commit: str) -> Path:
+    """Returns the tokenizer's folder of a repository at a commit, downloaded if it is not in the cache.
+
+    Raises:
+        HubError: If the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo):
+        # A tokenizer is several files whose names differ; these patterns leave out weights and code.
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=["*.json", "*.txt", "*.model"]))
+
+
+def checkpoint_file(path: str, allow_pickle: bool) -> Path:
+    """Returns the path of a local checkpoint.
+
+    Args:
+        path: Path from the config.
+        allow_pickle: Whether a pickle is acceptable.
+
+    Raises:
+        ValueError: If it does not exist, has no checkpoint suffix, or is a pickle and pickles are not allowed.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"encoder.checkpoint={path}: no such file")
+    if file.suffix == SAFE:
+        return file
+    if file.suffix not in PICKLES:
+        raise ValueError(f"encoder.checkpoint={path}: expected {SAFE}, or {' '.join(PICKLES)} with allow_pickle=true")
+    if not allow_pickle:
+        raise pickle_refused(f"encoder.checkpoint={path}")
+    return file
+
+
+def checkpoint_content(path: str | None) -> str | None:
+    """Returns what identifies a checkpoint in a key: the hash of its content, None for no checkpoint."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    return _content(file, file.stat().st_size, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _content(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as opened:
+        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()[:32]}"
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Reads a model's config.
+
+    Raises:
+        ValueError: If the file is missing or is not a JSON object.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"model {str(file.parent)!r}: there is no {file.name} in it") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is damaged: it holds no JSON object")
+    return config
+
+
+def read_trained(folder: str, name: str, method: str) -> dict[str, Any]:
+    """Reads the metadata of a trained artifact, from the file of its folder that is written last.
+
+    Args:
+        folder: The folder, as the user names it.
+        name: Name of the file.
+        method: Method whose training writes such a folder.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    file = Path(folder).expanduser() / name
+    if not file.is_file():
+        raise ValueError(
+            f"checkpoint={folder}: there is no {name} in it; give the folder that train.py method={method} prints"
+        )
+    return read_config(file)
+
+
+def did_you_mean(value: str, known: Collection[str]) -> str:
+    """Returns ` (did you mean A, B?)` with the names most similar to `value`, or nothing if none is similar."""
+    plain = {name.lower().replace("_", "-"): name for name in known}
+    wanted = value.lower().replace("_", "-")
+    near = difflib.get_close_matches(wanted, plain, n=4, cutoff=0.6)
+    if not near:  # another order of words: `dinov2-vits14` for `vit-small-patch14-dinov2`
+        longest = max(wanted.split("-"), key=len)
+        # Shorter words, such as "vit" or "b16", stand in hundreds of names.
+        near = [name for name in plain if len(longest) > 3 and longest in name][:4]
+    if not near:
+        return ""
+    return f" (did you mean {', '.join(plain[name] for name in near)}?)"

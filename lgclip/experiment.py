@@ -1,0 +1,368 @@
+"""Builds a run from its config; the entry scripts call only `generate`, `fit`, `evaluate` and `report`.
+
+Only what checks the config is imported at the top. Torch, Lightning and the models are imported where work starts,
+so that a wrong number, path or data set is an error within a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.datasets.splits import DatasetSplits
+from lgclip.datasets.unreadable import OnBadImage
+from lgclip.runtime.instantiate import build, target_of
+from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
+from lgclip.stages.counts import ImageCounts
+from lgclip.store.root import open_root
+
+if TYPE_CHECKING:
+    from lgclip.diffuser.base import SyntheticImages
+    from lgclip.evaluation.evaluator import Evaluation, Shift
+    from lgclip.methods.base import Classifier
+    from lgclip.reporting.result_schema import RunResult
+    from lgclip.stages.context import RunContext
+    from lgclip.stages.parts import GenerationParts, RunParts
+    from lgclip.stages.plan import Plan
+    from lgclip.training.predictor import TrainedPredictor
+    from lgclip.training.task import TrainingConfig, TrainingInputs
+
+_PATHS = ("llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "checkpoint")
+"""Config values that name a file or folder which has to exist."""
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Holds the parts of an evaluation, all of them built before any heavy work starts."""
+
+    parts: RunParts
+    shifts: Mapping[str, Shift]
+    method: Classifier
+    inputs: TrainingInputs
+    context: RunContext
+
+
+class Experiment:
+    """Runs one entry script.
+
+    Parts are built on first use, so that training a small model from scratch loads no data set.
+
+    Args:
+        cfg: The composed config of `conf/evaluate.yaml`, `conf/generate.yaml` or `conf/train.yaml`.
+
+    Raises:
+        ValueError: If a count is not an integer or is out of range, or a policy is unknown.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
+        OnBadImage.of(cfg.on_bad_image)
+        for key in _PATHS:
+            path = OmegaConf.select(cfg, key, throw_on_missing=False)
+            if path is not None and not Path(str(path)).expanduser().exists():
+                raise ValueError(f"{key}={path}: no such file or folder")
+        self._cfg = cfg
+
+    @cached_property
+    def _data(self) -> DatasetSplits:
+        """Opens the data set, before torch is imported: a wrong folder is an error within a second."""
+        return DatasetSplits(partial(build, self._cfg.dataset, _convert_="all"))
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> Experiment:
+        """Returns the experiment that a composed config describes."""
+        return cls(cfg)
+
+    # ------------------------------------------------------------------------------------------------- the verbs
+
+    def generate(self) -> SyntheticImages | None:
+        """Generates prompts and images, and lists the images in `images.jsonl` of the run's folder.
+
+        Returns:
+            The synthetic images; None with `plan=true`, which only prints.
+
+        Raises:
+            ValueError: If a part cannot be built, or a class has no image at all.
+        """
+        if self._cfg.plan:
+            self._print_plan(evaluates=False)
+            return None
+        data = self._data
+
+        from lgclip.stages.generate import write_list
+        from lgclip.stages.parts import GenerationParts
+
+        context = self._context()
+        parts = GenerationParts.from_config(self._cfg, data)
+        synthetic_images = _generate(context, parts)
+        if context.trainer.is_global_zero:
+            class_names = parts.data.evaluated.class_names
+            listed = output_folder() / "images.jsonl"
+            write_list(listed, synthetic_images, class_names)
+            missing = f", {len(synthetic_images.missing)} could not be generated" if synthetic_images.missing else ""
+            print(f"{len(synthetic_images.ids)} images of {len(class_names)} classes{missing}, listed in {listed}")
+        return synthetic_images
+
+    def plan(self, *, evaluates: bool = True) -> Plan:
+        """Counts what a run would compute, and names the models that it needs; computes and downloads nothing.
+
+        Args:
+            evaluates: Whether features are counted too, as for evaluate.py, or prompts and images only.
+
+        Raises:
+            ValueError: If a part cannot be built, as a run itself would report.
+        """
+        data = self._data
+
+        from lgclip.stages.parts import GenerationParts, RunParts
+        from lgclip.stages.plan import plan_generation, plan_run
+
+        store = open_root(self._cfg.paths.store)
+        if not evaluates:
+            return plan_generation(GenerationParts.from_config(self._cfg, data), store)
+        parts = RunParts.from_config(self._cfg, data)
+        return plan_run(parts, store, needs_images=bool(self._method(parts).needs_images))
+
+    def fit(self) -> Path:
+        """Trains what the method needs, unless it is in the store: a student, prompts, LoRA weights or a small model.
+
+        Returns:
+            The folder of the result.
+
+        Raises:
+            ValueError: If the method trains nothing, or a required input is missing.
+        """
+        if self._cfg.plan:
+            raise ValueError("plan=true: a training has no plan; use it with evaluate.py or generate.py")
+
+        from lgclip.tiny.recipe import Recipe
+
+        if issubclass(target_of(self._cfg.method), Recipe):
+            return self._fit_small_model()
+
+        from lgclip.stages.parts import RunParts
+        from lgclip.training.loop import run_training
+
+        context = self._context()
+        recipe = self._training_config()
+        parts = RunParts.from_config(self._cfg, self._data)
+        logger = build(self._cfg.logger, save_dir=output_folder()) if "_target_" in self._cfg.logger else False
+        context = replace(context, logger=logger)
+        inputs = _training_inputs(parts, context)
+        recipe.check(inputs)
+        task = recipe.prepare(inputs, context)
+        folder = run_training(task, context)
+        context.trainer.print(task.summary(folder))
+        return folder
+
+    def evaluate(self, logger: Any = False) -> Evaluation:
+        """Evaluates the method on the data set and on its shifted variants; computes whatever is missing first.
+
+        Args:
+            logger: Lightning logger for trainings; False for none.
+
+        Raises:
+            ValueError: If the parts are incompatible, or images are unreadable and the policy does not allow it.
+        """
+        setup = self._setup
+        parts, method = setup.parts, setup.method
+
+        from lgclip.evaluation.evaluator import Evaluation, Evaluator
+
+        context = replace(setup.context, logger=logger)
+        synthetic_images = _generate(context, parts) if method.needs_images else None
+        predictor = self._predictor(setup, context, synthetic_images)
+        evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor)
+        data, dataset = evaluator.evaluate(parts.data.evaluated, synthetic_images)
+        entries: dict[str, Any] = {"ood": evaluator.evaluate_shifts(dataset, synthetic_images, setup.shifts)}
+        entries |= evaluator.report_training(dataset, self._cfg.llm.get("form"))
+        if self._cfg.membership:
+            count = parts.counts.prompts_per_class
+            entries["membership"] = evaluator.infer_membership(parts.data.training, count)
+        return Evaluation(data, dataset, method, synthetic_images, entries)
+
+    def report(self) -> RunResult | None:
+        """Evaluates, then writes, logs and prints the result.
+
+        Returns:
+            Content of result.json; None on every device but the first, and with `plan=true`, which only prints.
+
+        Raises:
+            ValueError: As in `evaluate`.
+        """
+        cfg = self._cfg
+        if cfg.plan:
+            self._print_plan(evaluates=True)
+            return None
+        folder = output_folder()
+        setup = self._setup  # whatever is wrong with the config is an error before a logger opens
+
+        from lgclip.reporting.publish import publish
+        from lgclip.reporting.wandb.tracking import track
+
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        with track(cfg.get("logger"), folder, plain, choices(), sweep_job()) as tracker:
+            evaluation = self.evaluate(tracker.logger)
+            if not setup.context.trainer.is_global_zero:
+                return None
+            return publish(folder, cfg, evaluation, setup.parts, setup.context.stages, tracker)
+
+    # ------------------------------------------------------------------------------------------ how they are built
+
+    def _context(self, *callbacks: Any) -> RunContext:
+        """Returns the run context, with a trainer on the run's devices."""
+        from lgclip.stages.context import RunContext
+        from lgclip.stages.runner import StageBar, Stages, quiet
+
+        quiet()
+        cfg = self._cfg
+        store = open_root(cfg.paths.store)
+        bars = [StageBar(), *callbacks]
+        trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=bars)
+        return RunContext(
+            store=store,
+            stages=Stages(trainer),
+            make_trainer=partial(build, cfg.trainer),
+            on_bad_image=OnBadImage.of(cfg.on_bad_image),
+            workers=cfg.workers,
+            image_format=cfg.paths.images,
+        )
+
+    @cached_property
+    def _setup(self) -> _Setup:
+        cfg = self._cfg
+        open_root(cfg.paths.store)
+        data = self._data
+
+        from lgclip.evaluation.evaluator import shifts_of
+        from lgclip.runtime.devices import ConfigConsistencyCheck
+        from lgclip.runtime.run_key import run_key
+        from lgclip.stages.parts import RunParts
+        from lgclip.training.task import TrainingConfig
+
+        parts = RunParts.from_config(cfg, data)
+        shifted = {name: build(node, _convert_="all") for name, node in cfg.ood.items()}
+        shifts = shifts_of(parts.data.evaluated, shifted)
+        method = self._method(parts)
+        self._check_training(method)
+        context = self._context(ConfigConsistencyCheck(run_key(cfg)))
+        inputs = _training_inputs(parts, context)
+        if isinstance(method.trained, TrainingConfig):
+            if cfg.checkpoint is None:
+                method.trained.check(inputs)
+            else:
+                # Loaded once already here: a wrong folder is an error before hours of generation.
+                method.trained.load(cfg.checkpoint, inputs, context)
+        parts = replace(parts, encoder=parts.encoder.on(context.device))
+        parts.encoder.inputs()  # and so is an encoder that cannot be had
+        return _Setup(parts, shifts, method, replace(inputs, encoder=parts.encoder), context)
+
+    def _print_plan(self, *, evaluates: bool) -> None:
+        plan = self.plan(evaluates=evaluates)
+
+        from lgclip.reporting.plan_text import plan_text
+
+        print(plan_text(plan))
+
+    def _method(self, parts: RunParts) -> Classifier:
+        from lgclip.methods.base import classifier
+
+        cfg = self._cfg
+        # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
+        rules = {group: build(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
+        return classifier(cfg.method)(**rules, scales=parts.scales, has_text=parts.encoder.has_text)
+
+    def _check_training(self, method: Classifier) -> None:
+        """Rejects `checkpoint` and `membership` for methods that do not use them."""
+        from lgclip.training.task import TrainingConfig
+
+        cfg = self._cfg
+        recipe = method.trained
+        if cfg.membership and not (isinstance(recipe, TrainingConfig) and recipe.knows_members):
+            raise ValueError("membership=True is asked of a student: use method=student")
+        if cfg.checkpoint is not None and recipe is None:
+            raise ValueError(
+                f"checkpoint={cfg.checkpoint} is asked of a student or a prompt: use method=student or "
+                f"method=prompt_tuning"
+            )
+
+    def _predictor(
+        self, setup: _Setup, context: RunContext, synthetic_images: SyntheticImages | None
+    ) -> TrainedPredictor | None:
+        """Returns the predictor that the method trains, trained now if not in the store; None if it trains nothing."""
+        from lgclip.training.loop import run_training
+        from lgclip.training.task import TrainingConfig
+
+        recipe = setup.method.trained
+        if not isinstance(recipe, TrainingConfig):
+            return None
+        inputs = replace(setup.inputs, synthetic_images=lambda: _required(synthetic_images))
+        folder = self._cfg.checkpoint
+        if folder is None:
+            folder = str(run_training(recipe.prepare(inputs, context), context))
+        return recipe.load(folder, inputs, context)
+
+    def _training_config(self) -> TrainingConfig:
+        """Returns the recipe that `train.py` runs.
+
+        Raises:
+            ValueError: If the method trains nothing, or no recipe is selected.
+        """
+        from lgclip.training.task import TrainingConfig
+
+        cfg = self._cfg
+        if issubclass(target_of(cfg.method), TrainingConfig):
+            return build(cfg.method, _convert_="all")
+        if "trained" not in cfg.method:
+            raise ValueError(
+                f"method={cfg.name} trains nothing: choose student, prompt_tuning, diffuser_lora or a recipe such as "
+                "tiny_encoder"
+            )
+        if not cfg.method.trained:  # the config of student=none is empty
+            raise ValueError(f"method={cfg.name} needs a recipe: student=tiny, small_set, release, probe or finetune")
+        return build(cfg.method.trained, _convert_="all")
+
+    def _fit_small_model(self) -> Path:
+        """Trains one of the small models that come with the package."""
+        import torch
+
+        from lgclip.stages.runner import quiet
+        from lgclip.tiny.recipe import fit as fit_recipe
+
+        quiet()
+        cfg = self._cfg
+        torch.manual_seed(cfg.seed)  # the first weights
+        recipe = build(cfg.method, corpus=build(cfg.corpus))
+        folder = Path(cfg.paths.build) / cfg.name
+        logger = build(cfg.logger, save_dir=folder) if "_target_" in cfg.logger else False
+        fit_recipe(recipe, partial(build, cfg.trainer), logger, folder, every=cfg.checkpoint_every, ema=cfg.ema)
+        return folder / "model"
+
+
+def _generate(context: RunContext, parts: GenerationParts) -> SyntheticImages:
+    from lgclip.stages.generate import generate_images
+
+    return generate_images(context, parts.data, parts.llm, parts.diffuser, parts.counts)
+
+
+def _training_inputs(parts: RunParts, context: RunContext) -> TrainingInputs:
+    from lgclip.training.task import TrainingInputs
+
+    return TrainingInputs(
+        data=parts.data,
+        encoder=parts.encoder,
+        scales=parts.scales,
+        diffuser=parts.diffuser,
+        synthetic_images=partial(_generate, context, parts),
+        images_per_class=parts.counts.prompts_per_class,
+    )
+
+
+def _required(synthetic_images: SyntheticImages | None) -> SyntheticImages:
+    assert synthetic_images is not None, "a method that trains needs images"
+    return synthetic_images

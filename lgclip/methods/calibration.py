@@ -1,0 +1,222 @@
+"""Selects the free parameters on synthetic images only: no label of a real image is used."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import root_scalar
+from torch import Tensor
+
+from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.scoring import Scorer, ScoringRule
+from lgclip.methods.selection import Selection
+from lgclip.store.keys import key_name_of
+
+
+class Choice(NamedTuple):
+    """Holds the settings of a prototype classifier.
+
+    Attributes:
+        rule: Scoring rule that computes the score of a class from its images.
+        selection: Selects the images that represent a class.
+        text_weight: Weight of the text prototype, 0 to 1.
+    """
+
+    rule: ScoringRule
+    selection: Selection
+    text_weight: float
+
+    @property
+    def selects_by_text(self) -> bool:
+        """Returns whether the text tower takes part in the selection of images."""
+        return self.selection.needs_text and self.selection.keep is not None
+
+    def fit(self, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> Scorer:
+        """Fits a scorer on these images and sentences, each None where it has no weight.
+
+        With `Mean` prototypes the weighted sum of scores is the score of the weighted sum of
+        prototypes, since the cosine is linear in them.
+        """
+        # The two ends are cases of their own, because what has no weight need not exist.
+        if self.text_weight == 1:
+            assert text is not None
+            return lambda features: features @ text.T
+        assert support is not None
+        image = self.rule.fit(self.selection.select(support, text))
+        if self.text_weight == 0:
+            return image
+        assert text is not None
+        return lambda features: self.text_weight * (features @ text.T) + (1 - self.text_weight) * image(features)
+
+    def described(self) -> dict[str, object]:
+        """Returns plain values, for the report."""
+        parts = {"prototype": self.rule, "selection": self.selection}
+        plain: dict[str, object] = {}
+        for name, part in parts.items():
+            plain[name] = {"part": key_name_of(part), **asdict(part)}  # pyright: ignore[reportArgumentType]
+        return {**plain, "text_weight": self.text_weight, "selects_by_text": self.selects_by_text}
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Selects parameters by leave-one-out accuracy: holds out one image of every class at a time.
+
+    One image of *every* class is held out so that class sizes stay equal: with one less only in its own class, an
+    image would be biased towards the other classes. Among equals the first candidate wins, which is the config's own.
+
+    Args:
+        rules: Whether to select the rule's parameters.
+        keeps: Candidate values of `selection.keep`; empty leaves it unchanged.
+        text_weights: Candidate text weights where both text and images are used; empty leaves it unchanged.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    rules: bool = True
+    keeps: Sequence[int] = ()
+    text_weights: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        for keep in self.keeps:
+            if keep < 1:
+                raise ValueError(f"calibration.keeps: {keep} must be at least 1")
+        for weight in self.text_weights:
+            if not 0 <= weight <= 1:
+                raise ValueError(f"calibration.text_weights: {weight} is not in [0, 1]")
+
+    def choose(
+        self, configured: Choice, support: SupportSet, text: Float[Tensor, "c d"] | None
+    ) -> tuple[Choice, float]:
+        """Returns the candidate with the highest leave-one-out accuracy, and that accuracy.
+
+        Args:
+            configured: The config's settings, the first candidate.
+            support: The synthetic images.
+            text: Text prototypes, where there are any.
+
+        Raises:
+            ValueError: If a class has fewer than two images, so that none can be held out.
+        """
+        folds = place_in_class(support)
+        if int(support.counts().min()) < 2:
+            few = (support.counts() < 2).nonzero().flatten().tolist()
+            raise ValueError(
+                f"calibration=leave_one_out needs two images of each class, classes {few[:10]} have fewer; "
+                "raise prompts_per_class or images_per_prompt, or use calibration=none"
+            )
+        candidates = self._candidates(configured)
+        correct = torch.zeros(len(candidates), dtype=torch.long)
+        # A fold is the images with the same place in their classes. Classes of different sizes take part in as many
+        # folds as they have images, so each image is left out exactly once.
+        for fold in folds.unique().tolist():
+            mask = folds == fold
+            rest = support.take(~mask)
+            left_out = support.take(mask)
+            for index, candidate in enumerate(candidates):
+                scores = candidate.fit(rest, text)(left_out.features)
+                correct[index] += int((scores.argmax(dim=1) == left_out.labels).sum())
+        winner = int(correct.argmax())  # the first among equals
+        return candidates[winner], int(correct[winner]) / len(support.labels)
+
+    def _candidates(self, configured: Choice) -> list[Choice]:
+        # What the config says comes first in each list, and so in their product: it wins among equals.
+        rules: Sequence[ScoringRule] = [configured.rule]
+        if self.rules:
+            rules = configured.rule.candidates()
+        keeps = [configured.selection, *(replace(configured.selection, keep=keep) for keep in self.keeps)]
+        weights = [configured.text_weight]
+        # A weight of 0 or 1 is another method (LGCLIP or CLIP's text baseline), not a value to be chosen.
+        if 0 < configured.text_weight < 1:
+            weights += self.text_weights
+        # A dict instead of a set, which would lose the order.
+        return list(dict.fromkeys(Choice(*parts) for parts in itertools.product(rules, keeps, weights)))
+
+
+class Temperature(NamedTuple):
+    """Holds the divisor of scores before a softmax turns them into probabilities.
+
+    Attributes:
+        value: The temperature, above 0.
+        fitted_on: `synthetic images`, or `default` where none could be held out.
+    """
+
+    value: float
+    fitted_on: str
+
+
+DEFAULT_TEMPERATURE = Temperature(0.01, "default")
+"""CLIP's own: its logit scale ends at 100 (arXiv:2103.00020, sec. 2.5)."""
+
+_FOLDS = 10
+_RANGE = (1e-4, 1e2)
+
+
+def temperature_of(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> Temperature:
+    """Fits the temperature of maximum likelihood on held-out synthetic images (arXiv:1706.04599, sec. 4.2).
+
+    One image of every class is held out at a time, as in `LeaveOneOut`, at most ten times. The default is used
+    where no image can be held out, and where every held-out image is correct: the likelihood then grows without bound
+    as the temperature falls.
+
+    Args:
+        choice: Settings of the classifier.
+        support: All synthetic images; None if there are none.
+        text: Text prototypes, where there are any.
+    """
+    if support is None or choice.text_weight == 1 or int(support.counts().min()) < 2:
+        return DEFAULT_TEMPERATURE
+    folds = place_in_class(support)
+    scores: list[Tensor] = []
+    labels: list[Tensor] = []
+    # Scores of images that are among the support would be too high, and the temperature too low.
+    for fold in range(min(_FOLDS, int(folds.max()) + 1)):
+        left_out = support.take(folds == fold)
+        scores.append(choice.fit(support.take(folds != fold), text)(left_out.features))
+        labels.append(left_out.labels)
+    value = likeliest_temperature(torch.cat(scores), torch.cat(labels))
+    if value is None:
+        return DEFAULT_TEMPERATURE
+    return Temperature(value, "synthetic images")
+
+
+def likeliest_temperature(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float | None:
+    """Returns the temperature of minimum negative log-likelihood; None if it has no minimum above 0.
+
+    Args:
+        scores: Score of each class.
+        labels: True classes.
+    """
+    # A constant for each image changes no probability; with the highest at 0 nothing overflows.
+    scores = scores - scores.amax(dim=1, keepdim=True)
+    true_scores = scores.gather(1, labels[:, None])[:, 0]
+
+    # With b = 1 / temperature the loss is log(sum exp(b s)) - b s_true, and its derivative is the mean score under the
+    # softmax less s_true. The loss is convex in b, so the derivative has one root at most. The search is over the
+    # logarithm, since the temperature may lie anywhere within six orders of magnitude.
+    def slope(log_temperature: float) -> float:
+        probs = (scores / math.exp(log_temperature)).softmax(dim=1)
+        return float(((probs * scores).sum(dim=1) - true_scores).double().mean())
+
+    low, high = map(math.log, _RANGE)
+    # Even at the lowest temperature a lower one would be better: all images are correct, and no value is best.
+    if slope(low) <= 0:
+        return None
+    # Even at the highest a higher one would be better: the scores say nothing of the classes.
+    if slope(high) >= 0:
+        return math.exp(high)
+    return math.exp(root_scalar(slope, bracket=(low, high), xtol=1e-4).root)
+
+
+def place_in_class(support: SupportSet) -> Tensor:
+    """Returns for each image the number of earlier images of its class."""
+    seen: dict[int, int] = {}
+    places = []
+    for label in support.labels.tolist():
+        places.append(seen.setdefault(label, 0))
+        seen[label] += 1
+    return torch.tensor(places, device=support.labels.device)

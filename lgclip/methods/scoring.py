@@ -1,0 +1,222 @@
+"""Scores the similarity of images to classes, given the classes' synthetic images.
+
+Letters in shapes: q query images; see `lgclip.types` for the others.
+"""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lgclip.methods.prototypes import SupportSet
+
+Scorer = Callable[[Float[Tensor, "q d"]], Float[Tensor, "q c"]]
+"""Maps unit features of images to a score for each class."""
+
+
+class ScoringRule(ABC):
+    """Computes the score of a class from its synthetic images."""
+
+    @abstractmethod
+    def fit(self, support: SupportSet) -> Scorer:
+        """Returns a scorer for these images.
+
+        Raises:
+            ValueError: If a class has no image.
+        """
+
+    def candidates(self) -> Sequence["ScoringRule"]:
+        """Returns candidate values of its parameters, its own first."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class Mean(ScoringRule):
+    """Scores by the cosine to the mean of the class's unit features: the nearest centroid.
+
+    Args:
+        renormalize: Whether to normalize the mean to unit length. Otherwise the score is the mean similarity
+            to the class's images, as in the official release of LGCLIP; the two can disagree.
+    """
+
+    key_name: ClassVar[str] = "Mean"
+
+    renormalize: bool = True
+
+    def fit(self, support: SupportSet) -> Scorer:
+        prototypes = support.means(renormalize=self.renormalize)
+        return lambda features: features @ prototypes.T
+
+
+@dataclass(frozen=True)
+class Nearest(ScoringRule):
+    """Scores by the mean cosine to the `n` nearest images of the class.
+
+    Args:
+        n: Number of neighbors; 1 is the nearest image only, the class size gives the mean similarity.
+
+    Raises:
+        ValueError: If `n` is below 1.
+    """
+
+    key_name: ClassVar[str] = "Nearest"
+
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("prototype.n", self.n, 1)
+
+    def fit(self, support: SupportSet) -> Scorer:
+        support.means(renormalize=False)  # called for its error: no class may be empty
+        rows_of_class = [(support.labels == c).nonzero().flatten() for c in range(support.num_classes)]
+
+        def score(features: Float[Tensor, "q d"]) -> Float[Tensor, "q c"]:
+            cosines = features @ support.features.T
+            # Class by class, since classes may have different numbers of images, some of them fewer than n.
+            best = [cosines[:, rows].topk(min(self.n, len(rows)), dim=1).values.mean(dim=1) for rows in rows_of_class]
+            return torch.stack(best, dim=1)
+
+        return score
+
+    def candidates(self) -> Sequence[ScoringRule]:
+        return [self, *(replace(self, n=n) for n in (1, 2, 3, 5, 8) if n != self.n)]
+
+
+@dataclass(frozen=True)
+class WeightedKNN(ScoringRule):
+    """Scores by votes of the `k` nearest images of all classes, each weighted by exp(cosine / temperature).
+
+    The weights are those of Wu et al., arXiv:1805.01978. Classes without a vote rank below those that
+    have one, by their mean similarity.
+
+    Args:
+        k: Number of neighbors.
+        temperature: The smaller, the more the nearest images dominate.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    key_name: ClassVar[str] = "WeightedKNN"
+
+    k: int = 10
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        _at_least("prototype.k", self.k, 1)
+        _above_zero("prototype.temperature", self.temperature)
+
+    def fit(self, support: SupportSet) -> Scorer:
+        means = support.means(renormalize=False)
+
+        def score(features: Float[Tensor, "q d"]) -> Float[Tensor, "q c"]:
+            nearest = (features @ support.features.T).topk(min(self.k, len(support.labels)), dim=1)
+            # Shares of the vote: as counts they would overflow at a small temperature.
+            votes = (nearest.values / self.temperature).softmax(dim=1)
+            shares = features.new_zeros(len(features), support.num_classes)
+            shares.scatter_add_(1, support.labels[nearest.indices], votes)
+            # With a vote a score lies in (1, 2], without one in [-2, 0]: the two never mix.
+            return torch.where(shares > 0, shares + 1, features @ means.T - 1)
+
+        return score
+
+    def candidates(self) -> Sequence[ScoringRule]:
+        grid = itertools.product((3, 5, 10, 20, 50), (0.02, 0.07, 0.2))
+        rules = [replace(self, k=k, temperature=temperature) for k, temperature in grid]
+        return [self, *(rule for rule in rules if rule != self)]
+
+
+@dataclass(frozen=True)
+class Affinity(ScoringRule):
+    """Scores by the mean of exp(-beta (1 - cosine)) over the class's images: Tip-Adapter's cache (arXiv:2207.09519).
+
+    Args:
+        beta: Sharpness; small values approach the mean similarity, large ones the nearest image.
+
+    Raises:
+        ValueError: If `beta` is not above 0.
+    """
+
+    key_name: ClassVar[str] = "Affinity"
+
+    beta: float = 5.5
+
+    def __post_init__(self) -> None:
+        _above_zero("prototype.beta", self.beta)
+
+    def fit(self, support: SupportSet) -> Scorer:
+        class_weights = _class_weights(support)
+        # Tip-Adapter's one-hot labels are divided by the class's number of images here: a class with more images would
+        # otherwise have higher scores.
+        return lambda features: torch.exp(-self.beta * (1 - features @ support.features.T)) @ class_weights
+
+    def candidates(self) -> Sequence[ScoringRule]:
+        return [self, *(replace(self, beta=beta) for beta in (1.0, 2.0, 5.5, 10.0, 20.0, 40.0) if beta != self.beta)]
+
+
+@dataclass(frozen=True)
+class Signature(ScoringRule):
+    """Compares the similarities of an image and of a class's images to *all* classes.
+
+    Tip-X (SuS-X, arXiv:2211.16198) compares softmax signatures over the text prototypes by
+    their KL divergence; here the signature is over the image prototypes, so that no text tower is needed.
+
+    Args:
+        temperature: Temperature of the softmax over the cosines to the prototypes.
+        beta: Sharpness of exp(-beta KL).
+
+    Raises:
+        ValueError: If a value is not above 0.
+    """
+
+    key_name: ClassVar[str] = "Signature"
+
+    temperature: float = 0.05
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _above_zero("prototype.temperature", self.temperature)
+        _above_zero("prototype.beta", self.beta)
+
+    def fit(self, support: SupportSet) -> Scorer:
+        class_weights = _class_weights(support)
+        prototypes = support.means(renormalize=True)
+        known = (support.features @ prototypes.T / self.temperature).log_softmax(dim=1)
+
+        def score(features: Float[Tensor, "q d"]) -> Float[Tensor, "q c"]:
+            signature = (features @ prototypes.T / self.temperature).log_softmax(dim=1)
+            probs = signature.exp()
+            # KL(query || known) = sum p log p - sum p log q, of shape (q, n). As a matrix product it needs no tensor
+            # of shape (q, n, c).
+            entropy = (probs * signature).sum(dim=1, keepdim=True)
+            divergence = entropy - probs @ known.T
+            return torch.exp(-self.beta * divergence) @ class_weights
+
+        return score
+
+    def candidates(self) -> Sequence[ScoringRule]:
+        grid = itertools.product((0.02, 0.05, 0.1), (0.5, 1.0, 3.0))
+        rules = [replace(self, temperature=temperature, beta=beta) for temperature, beta in grid]
+        return [self, *(rule for rule in rules if rule != self)]
+
+
+def _class_weights(support: SupportSet) -> Float[Tensor, "n c"]:
+    """Returns 1 / (images of the class) where an image belongs to the class, else 0."""
+    support.means(renormalize=False)  # called for its error: no class may be empty
+    class_weights = torch.nn.functional.one_hot(support.labels, support.num_classes).to(support.features)
+    return class_weights / class_weights.sum(dim=0)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value}: it must be at least {least}")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value}: it must be above 0")

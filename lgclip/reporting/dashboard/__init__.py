@@ -1,0 +1,1 @@
+"""Writes the page that compares runs: one file, without network access."""

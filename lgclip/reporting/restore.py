@@ -1,0 +1,167 @@
+"""Restores a finished run's data set, synthetic images and features from its config and its store."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.datasets.base import Dataset
+from lgclip.datasets.splits import DatasetSplits
+from lgclip.datasets.subsets import First
+from lgclip.datasets.unreadable import ReadableSubset
+from lgclip.diffuser.base import SyntheticImages
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.scales import Scales
+from lgclip.reporting.run_folder import Run, RunError
+from lgclip.runtime.instantiate import TargetError, build
+from lgclip.stages.caption_set import Captions
+from lgclip.stages.extract import real_stream, student_stream, synthetic_stream, text_stream
+from lgclip.stages.generate import prompt_script, wanted_images, with_sources
+from lgclip.stages.images import image_stage
+from lgclip.stages.parts import RunParts
+from lgclip.stages.streams import Stream
+from lgclip.store.root import open_root
+from lgclip.training.prompt_tuning.encoder import LearnedPrompts
+from lgclip.training.student.encoder import StudentEncoder
+
+
+@dataclass(frozen=True)
+class RestoredRun:
+    """Holds the inputs of a run.
+
+    Attributes:
+        dataset: The images that were evaluated.
+        data: The data set with its other splits.
+        synthetic_images: The synthetic images; None if the method used none.
+        encoder: The encoder of the run.
+        scales: Views of an image.
+        captions: Captions of the real training images; None if the prompts were not captions.
+        streams: `text`, `synthetic` and `real`, as far as the run had them, with their stored features.
+    """
+
+    dataset: Dataset
+    data: DatasetSplits
+    synthetic_images: SyntheticImages | None
+    encoder: Encoder
+    scales: Scales
+    captions: Captions | None
+    streams: Mapping[str, Stream]
+
+
+def restore_run(run: Run) -> RestoredRun:
+    """Restores the inputs of a run; computes nothing.
+
+    Raises:
+        ValueError: If something does not exist any more, such as the data set's images.
+    """
+    cfg = _config_of(run)
+    root = open_root(cfg.paths.store)
+    try:
+        parts = RunParts.from_config(cfg)
+    except (InstantiationException, TargetError) as error:
+        # Hydra's own message names a class; the reason, such as a missing folder, is its cause.
+        why = error
+        if not isinstance(error, TargetError):
+            why = error.__cause__ or error
+        raise RunError(f"{run.folder} cannot be restored: {why}") from error
+    encoder = parts.encoder
+    scales = parts.scales
+    dataset = _as_evaluated(parts.data.evaluated, run)
+    # In the order of a run: text, synthetic, real.
+    streams = []
+    if encoder.has_text:
+        streams.append(text_stream(dataset, encoder, root))
+    synthetic_images = None
+    captions = None
+    if run.result.diffuser:
+        script = prompt_script(root, parts.data, parts.llm, parts.diffuser, parts.counts)
+        captions = script if isinstance(script, Captions) else None
+        # The keys of the images follow from the config; the images are only looked up in the store, never generated.
+        wanted = wanted_images(parts.diffuser, script, parts.counts)
+        synthetic_images = image_stage(
+            parts.diffuser, root, dataset.target_classes, wanted, cfg.seed
+        ).synthetic_images()
+        synthetic_images = with_sources(synthetic_images, script, cfg.images_per_prompt)
+        streams.append(synthetic_stream(synthetic_images, encoder, scales, root))
+    streams.append(real_stream(dataset, encoder, scales, root))
+    return RestoredRun(
+        dataset, parts.data, synthetic_images, encoder, scales, captions, {stream.name: stream for stream in streams}
+    )
+
+
+def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:
+    """Returns the streams of a run beyond those of its data set: of shifted sets, and a student's outputs.
+
+    Args:
+        run: The run.
+        restored: Its inputs.
+
+    Raises:
+        ValueError: If something does not exist any more.
+    """
+    cfg = _config_of(run)
+    root = open_root(cfg.paths.store)
+    streams = []
+    shifted = [build(config, _convert_="all") for config in (cfg.get("ood") or {}).values()]
+    for dataset in shifted:
+        # Text features of their own: a shifted set may have fewer classes or other names.
+        if restored.encoder.has_text:
+            streams.append(text_stream(dataset, restored.encoder, root))
+        streams.append(real_stream(dataset, restored.encoder, restored.scales, root))
+    if student_record := run.result.student:
+        folder = cfg.checkpoint or root / "students" / str(student_record.key)
+        student = StudentEncoder(str(folder), precision=student_record.precision)
+        answered = [restored.dataset, *shifted]
+        # The attack on membership asks the student about its training images too.
+        if run.result.membership:
+            answered.append(First(restored.data.training, cfg.prompts_per_class))
+        streams += [student_stream(dataset, student, root) for dataset in answered]
+    if prompt_tuning := run.result.prompt_tuning:
+        learned_prompts = LearnedPrompts(str(cfg.checkpoint or root / "prompts_learned" / prompt_tuning.key))
+        # The pool's features belong to the training; with `checkpoint` that was another run.
+        if not cfg.checkpoint:
+            streams.append(real_stream(restored.data.unlabeled_pool, restored.encoder, restored.scales, root))
+        if "visual" in learned_prompts.kinds:
+            # Tuned prompts of the image tower change the features of the images, so these have a store of their own.
+            prompted = learned_prompts.encoder(restored.encoder)
+            streams += [student_stream(dataset, prompted, root) for dataset in (restored.dataset, *shifted)]
+    return streams
+
+
+def _as_evaluated(dataset: Dataset, run: Run) -> Dataset:
+    """Returns the data set without the images that the run excluded, whether or not they are readable now.
+
+    Raises:
+        RunError: If its number of images has changed since the evaluation.
+    """
+    skipped = run.result.skipped
+    n = run.result.n
+    # With as many images as were evaluated, the unreadable files have been moved away since.
+    if not skipped or len(dataset) == n:
+        return dataset
+    if len(dataset) != run.result.images_in_dataset:
+        raise RunError(
+            f"{run.folder}: it evaluated {n} of {run.result.images_in_dataset} images, the data set now has "
+            f"{len(dataset)}; run it again"
+        )
+    return ReadableSubset(dataset, {image.index: image.reason for image in skipped})
+
+
+def _config_of(run: Run) -> DictConfig:
+    """Returns the run's config, with `auto` and a hub's `main` as they were resolved in the run."""
+    cfg: Any = OmegaConf.create(dict(run.result.config))
+    # To look at an old run must not start a download of gigabytes.
+    if "download" in cfg.dataset:
+        cfg.dataset.download = False
+    for group in ("encoder", "diffuser", "llm"):
+        recorded = getattr(run.result, group) or {}
+        # `precision=auto` means bf16 on a GPU and fp32 elsewhere, and the precision is part of the features' key.
+        if "precision" in recorded:
+            cfg[group].precision = recorded["precision"]
+        # A hub model is given as id@commit, a folder by its hash.
+        name, _, commit = str(recorded.get("model", "")).partition("@")
+        if commit and "revision" in cfg[group] and name == recorded.get("id"):
+            cfg[group].revision = commit
+    return cfg

@@ -1,0 +1,201 @@
+"""Resolves revisions on the model hub to commits, and turns the hub's errors into one readable line."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+OFFLINE = {
+    "model": "without a network the embedded models work: encoder=tiny, diffuser=tiny, llm=tiny",
+    "dataset": "without a network give a local copy, dataset.root=DIR, or use dataset=shapes",
+}
+"""Alternatives that work without the hub, by kind of repository."""
+
+_MODEL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_OTHER_FORMATS = ["onnx/*", "openvino/*", "original/*"]
+
+
+class HubError(ValueError):
+    """Reports that a model or data set of the hub is unavailable; the message says why and how to fix it."""
+
+
+@lru_cache(maxsize=256)
+def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> str:
+    """Returns the commit that a revision of a hub repository points to now; asks the hub once per process.
+
+    Args:
+        repo: `owner/name`.
+        revision: Branch, tag or commit; None is `main`.
+        kind: `model` or `dataset`.
+
+    Returns:
+        40 hexadecimal digits. Without a network, those of the copy in the hub's cache.
+
+    Raises:
+        HubError: If the repository or the revision does not exist, requires a license to be accepted, or
+            neither the hub nor a cached copy can be reached.
+    """
+    # A commit stands for itself, so that a pinned run needs no network.
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    with hub_errors(repo, kind):
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            commit = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=20).sha
+        except Exception as error:  # the hub's client lets its HTTP library's own errors through
+            # The cache stands in only where the hub could not be asked. If it answers that the repository is gone or
+            # the revision does not exist, an old copy would hide that.
+            answered = isinstance(error, HfHubHTTPError) and error.response is not None
+            answered = answered or not (isinstance(error, OSError) or _is_network(error))
+            cached = _cache_folder(repo, kind) / "refs" / (revision or "main")
+            if answered or not cached.is_file():
+                raise
+            commit = cached.read_text(encoding="utf-8").strip()
+        assert commit is not None
+        return commit
+
+
+def cached(repo: str, revision: str | None = None, kind: str = "model") -> bool:
+    """Checks whether the hub's local cache has files of a repository at a revision; uses no network.
+
+    Args:
+        repo: `owner/name`.
+        revision: Branch, tag or commit; None is `main`.
+        kind: `model` or `dataset`.
+    """
+    folder = _cached_snapshot(repo, revision, kind)
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _cached_snapshot(repo: str, revision: str | None, kind: str = "model") -> Path:
+    """Returns the folder of a repository at a revision in the hub's cache, whether it is there or not."""
+    folder = _cache_folder(repo, kind)
+    commit = revision or "main"
+    # The cache has a file for each branch and tag, with the commit in it; a commit has none and is itself the folder.
+    ref = folder / "refs" / commit
+    if ref.is_file():
+        commit = ref.read_text(encoding="utf-8").strip()
+    return folder / "snapshots" / commit
+
+
+def _cache_folder(repo: str, kind: str) -> Path:
+    """Returns the folder of a repository in the hub's cache, whether it is there or not."""
+    from huggingface_hub import constants
+
+    # As `huggingface_hub.file_download.repo_folder_name`, whose module takes half a second to import.
+    return Path(constants.HF_HUB_CACHE) / "--".join([f"{kind}s", *repo.split("/")])
+
+
+def snapshot(repo: str, revision: str | None = None) -> Path:
+    """Downloads the configs, tokenizers and safetensors weights of a model's repository to the hub's cache.
+
+    Pickles and weights for other frameworks are left out.
+
+    Args:
+        repo: `owner/name`.
+        revision: Branch, tag or commit; None is `main`.
+
+    Returns:
+        The folder of the copy.
+
+    Raises:
+        HubError: If the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo):
+        return Path(
+            snapshot_download(
+                repo, revision=commit_of(repo, revision), allow_patterns=_MODEL_FILES, ignore_patterns=_OTHER_FORMATS
+            )
+        )
+
+
+def size_of(repo: str, revision: str | None = None) -> int | None:
+    """Returns the bytes of a repository's safetensors weights; None if neither the cache nor the hub can tell."""
+    from huggingface_hub import HfApi
+
+    if cached(repo, revision):
+        return sum(path.stat().st_size for path in _cached_snapshot(repo, revision).rglob("*.safetensors")) or None
+    try:
+        files = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=20).siblings or []
+    except Exception:  # the hub's client lets its HTTP library's own errors through
+        return None
+    names = {file.rfilename: file.size or 0 for file in files if file.rfilename.endswith(".safetensors")}
+    # A pipeline has its weights in the folders of its parts; files at its top are the same weights in one piece.
+    if any("/" in name for name in names):
+        names = {name: size for name, size in names.items() if "/" in name}
+    # Variants, such as fp16, are loaded only on request.
+    return sum(size for name, size in names.items() if name.count(".") == 1) or None
+
+
+@contextmanager
+def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
+    """Turns errors of the hub's clients into one line that names the repository and the fix.
+
+    Within the block no remote code of a model runs, and the user is not prompted to allow it.
+
+    Args:
+        repo: Model or data set that the block loads.
+        kind: `model` or `dataset`.
+
+    Raises:
+        HubError: In place of a refusal, a missing repository or a network failure. Other errors pass through.
+    """
+    from huggingface_hub import errors
+
+    _ask_nobody()
+    try:
+        yield
+    except Exception as error:  # the hub's client lets its HTTP library's own errors through
+        chain = list(_chain(error))
+        statuses = {link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)}
+        page = f"https://huggingface.co/{repo}"
+        if kind == "dataset":
+            page = f"https://huggingface.co/datasets/{repo}"
+        # The order matters: GatedRepoError derives from RepositoryNotFoundError, and both are HTTP errors. The statuses
+        # are for what the client has no class for.
+        if any(isinstance(link, errors.GatedRepoError) for link in chain) or 403 in statuses:
+            reason = f"it is gated: accept the license at {page} and log in with `hf auth login` (or set HF_TOKEN)"
+        elif any(isinstance(link, errors.RevisionNotFoundError) for link in chain):
+            reason = f"no such revision; see {page}"
+        elif any(isinstance(link, errors.RepositoryNotFoundError) for link in chain) or 401 in statuses:
+            reason = f"not on the hub, or private: check the name, or log in with `hf auth login`; see {page}"
+        elif any(isinstance(link, errors.HFValidationError) for link in chain):
+            reason = "neither a folder here nor a name of the hub (owner/name)"
+        elif any(_is_network(link) for link in chain):
+            reason = f"the hub cannot be reached and there is no copy in its cache; {OFFLINE[kind]}"
+        elif statuses:
+            # What the server says of it is left out, and of the trace: it may repeat the key that it was sent.
+            raise HubError(f"{kind} {repo!r}: the hub answers HTTP {min(statuses)}; try again later") from None
+        else:
+            raise
+        raise HubError(f"{kind} {repo!r}: {reason}") from (None if statuses else error)
+
+
+def _ask_nobody() -> None:
+    """Makes transformers reject remote code where it would otherwise prompt on the terminal and run it upon `y`."""
+    if "transformers" in sys.modules:
+        from transformers import dynamic_module_utils
+
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to answer in; 0 does not ask
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and its causes: transformers and diffusers wrap the hub's own errors."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_network(error: BaseException) -> bool:
+    from huggingface_hub import errors
+
+    client = type(error).__module__.partition(".")[0]  # hub clients differ in the library they ask with
+    absent = errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError | TimeoutError
+    return isinstance(error, absent) or client in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")

@@ -1,0 +1,40 @@
+"""Computes the key of a run, which decides whether two jobs of a sweep are the same."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.runtime import versions
+
+
+def run_key(cfg: DictConfig) -> str:
+    """Returns 32 hexadecimal digits that identify a run's whole config and the declared versions.
+
+    The source code is not part of it: a change that alters results raises a number in `versions`.
+
+    Args:
+        cfg: The run's config.
+    """
+    declared = {
+        "store": versions.STORE_SCHEMA,
+        "result": versions.RESULT_SCHEMA,
+        "code": versions.CODE_VERSION,
+    }
+    text = json.dumps([settings(cfg), declared], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the whole config except the setting that decides whether a finished run is repeated.
+
+    Args:
+        cfg: The run's config, or the config stored in a result.json.
+    """
+    plain: Any = cfg
+    if isinstance(cfg, DictConfig):
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    # A job that is run again on purpose is still the same job.
+    return {key: value for key, value in plain.items() if key != "rerun"}

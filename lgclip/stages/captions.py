@@ -1,0 +1,231 @@
+"""Implements the captioning stage: every device captions its shard of the training images without a caption."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningDataModule, LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import Dataset as TorchDataset
+
+from lgclip.datasets.base import BadImageError, Dataset
+from lgclip.prompts.caption_file import single_line
+from lgclip.prompts.captioning_models import CaptioningModel, Sight
+from lgclip.stages.caption_set import Captions
+from lgclip.stages.context import RunContext
+from lgclip.stages.streams import DECODERS, start_method
+from lgclip.store.cost_log import StoreUsage
+from lgclip.types import Unread
+
+log = logging.getLogger(__name__)
+
+
+class _Seen(NamedTuple):
+    """Holds an image preprocessed for a captioner."""
+
+    id: str
+    pixels: Tensor
+
+
+class Sights(NamedTuple):
+    """Holds a batch of images, ready for captioning.
+
+    Attributes:
+        ids: Content keys of the images.
+        pixels: Preprocessed content of each.
+        unread: Images that belong to the batch but cannot be read.
+    """
+
+    ids: list[str]
+    pixels: list[Tensor]
+    unread: Sequence[Unread] = ()
+
+
+class _CaptionImages(TorchDataset[Any]):
+    """Holds only what a worker process needs of the images, since it is sent to each."""
+
+    def __init__(self, images: Dataset, places: Sequence[int], sight: Sight) -> None:
+        self._load = images.image
+        self._sight = sight
+        self._places = [(place, images.ids[place]) for place in places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> _Seen | Unread:
+        place, name = self._places[index]
+        try:
+            image = self._load(place)
+        except BadImageError as error:
+            # Returned, not raised: an error in a worker would end the stage, and lose the captions of all others.
+            return Unread(name, error.where, error.reason)
+        return _Seen(name, self._sight(image))
+
+    def __getitems__(self, batch: Sequence[int]) -> list[_Seen | Unread]:
+        """Returns a batch in the form that torch's loaders expect; decoding and resizing release the GIL."""
+        # A worker process is already one of several, so threads in it would compete for the same cores.
+        threads = 1 if get_worker_info() else min(DECODERS, torch.get_num_threads(), len(batch))
+        if threads == 1:
+            return [self[index] for index in batch]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.__getitem__, batch))
+
+
+def _collate(items: Sequence[_Seen | Unread]) -> Sights:
+    seen = [item for item in items if isinstance(item, _Seen)]
+    unread = [item for item in items if isinstance(item, Unread)]
+    return Sights([item.id for item in seen], [item.pixels for item in seen], unread)
+
+
+class TrainingImages(LightningDataModule):
+    """Streams the images without a caption, one shard per device.
+
+    Args:
+        captions: Captions whose images are streamed.
+        workers: Number of processes that decode images; with 0, threads of this process do.
+    """
+
+    def __init__(self, captions: Captions, workers: int = 0) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # another device may have all missing items
+        self._captions = captions
+        self._workers = workers
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Returns batches of `Sights`; a killed process loses at most one batch."""
+        assert self.trainer is not None
+        images = self._captions.images
+        todo = set(self._captions.missing())
+        # Shares of all images and not of what is missing: each device sees the store at another moment, and two lists
+        # of what is missing could overlap.
+        shard = range(self.trainer.global_rank, len(images), self.trainer.world_size)
+        places = [place for place in shard if place in todo]
+        size = self._captions.prompt_generator.at_once
+        workers = min(self._workers, -(-len(places) // size))  # none without work
+        return DataLoader(
+            _CaptionImages(images, places, self._captions.prompt_generator.sight()),
+            batch_size=size,
+            collate_fn=_collate,
+            num_workers=workers,
+            multiprocessing_context=start_method() if workers else None,
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves the pixels in place: a captioner moves a complete pass at once."""
+        return batch
+
+
+class CaptioningStage(LightningModule):
+    """Captions real training images and stores the captions.
+
+    Args:
+        captions: Images to caption, and the store of their captions.
+    """
+
+    unit = "image"
+    tokens = None
+
+    def __init__(self, captions: Captions) -> None:
+        super().__init__()
+        self.captions = captions
+        self.captioning_model: CaptioningModel | None = None
+        self._waiting: list[tuple[str, Tensor]] = []
+
+    def missing(self) -> list[int]:
+        """Returns the indices of the images without a caption."""
+        return self.captions.missing()
+
+    def parts(self) -> list[StoreUsage]:
+        """Returns the stage's costs: captions, under the name that all kinds of prompt generation share."""
+        store = self.captions.store
+        captions = self.captions
+        # A prompt form without captions uses no stored caption.
+        used = 0
+        if captions.prompt_generator.reads_captions:
+            used = len(captions.images) - len(captions.unread())
+        return [StoreUsage("prompts", "caption", f"captions/{store.key}", store.cost_log, used)]
+
+    def lacking(self) -> list[int]:
+        """Returns the number of missing captions."""
+        return [len(self.missing())]
+
+    def on_predict_start(self) -> None:
+        # Loaded here and not in the constructor: a device without work, or a stage that lacks nothing, loads no
+        # model.
+        self.captioning_model = self.captions.prompt_generator.load_model(self.device)
+
+    def on_predict_epoch_end(self) -> None:
+        self._caption_batch(last=True)
+
+    def on_predict_end(self) -> None:
+        self.captioning_model = None
+
+    def predict_step(self, batch: Sights, batch_idx: int) -> None:
+        if batch.unread:
+            for image in batch.unread:
+                log.warning("%s cannot be read as an image (%s)", image.where, image.reason)
+            # Kept in the store, so that the next run neither tries them again nor counts them as missing.
+            self.captions.unreadable.add({image.id: image.reason for image in batch.unread})
+        self._waiting += zip(batch.ids, batch.pixels, strict=True)
+        self._caption_batch(last=False)
+
+    def _caption_batch(self, *, last: bool) -> None:
+        """Captions the queue in passes of one size and stores the result; a remainder waits for more images.
+
+        The pass size affects rounding, which can flip a near tie between two words. With a fixed size a caption does
+        not depend on the number of devices, workers or images. The last pass is padded with copies of its last image.
+        """
+        if self.captioning_model is None or not self._waiting:
+            return
+        size = self.captioning_model.at_once
+        # The last pass may be short; until then only full ones are made.
+        n = len(self._waiting)
+        if not last:
+            n = n // size * size
+        done: dict[str, str] = {}
+        for start in range(0, n, size):
+            images = self._waiting[start : min(start + size, n)]
+            pixels = [image_pixels for _, image_pixels in images]
+            texts = self._generate_captions([*pixels, *pixels[-1:] * (size - len(images))])
+            # Not strict: captions of the copies that pad the pass are dropped.
+            done |= {image: single_line(text) for (image, _), text in zip(images, texts, strict=False)}
+        self.captions.store.add(done)
+        self._waiting = self._waiting[n:]
+
+    def _generate_captions(self, pixels: Sequence[Tensor]) -> list[str]:
+        assert self.captioning_model is not None
+        try:
+            return self.captioning_model(pixels)
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"llm.batch_size: there is no room for {len(pixels)} images at once; ask for fewer (what is captioned "
+                "is kept), or take a smaller model"
+            ) from None
+
+
+def caption(context: RunContext, captions: Captions) -> None:
+    """Captions the training images without a caption; loads no model where none is needed.
+
+    Args:
+        context: Runs the stage, and holds the policy for unreadable images: all others are captioned first.
+        captions: Images to caption, and the captioner.
+
+    Raises:
+        ValueError: If a class has no image, images are unreadable and the policy does not allow it, or a caption is
+            empty and that is not allowed.
+    """
+    captions.add_known()
+    before = len(captions.unread())
+    total = 0
+    if captions.prompt_generator.reads_captions:
+        total = len(captions.images)
+    stages = context.stages
+    stages.complete("prompts", CaptioningStage(captions), total, TrainingImages(captions, context.workers))
+    stats = stages.stage_stats[-1]  # it counted what was tried
+    unread = len(captions.unread())
+    stages.stage_stats[-1] = replace(stats, computed=stats.computed - (unread - before), reused=stats.reused - before)
+    captions.check(context.on_bad_image)

@@ -1,0 +1,45 @@
+"""Holds the settings that all stages and trainings of one run share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from lgclip.datasets.unreadable import OnBadImage
+from lgclip.stages.runner import Stages
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Groups the settings of a run that are passed on together.
+
+    Attributes:
+        store: The store's folder.
+        stages: Runs the stages and records their costs.
+        make_trainer: Builds a Lightning trainer on the run's devices; its arguments override those of the config.
+        on_bad_image: Policy for unreadable images.
+        workers: Number of processes that decode images; with 0, threads of the main process do.
+        image_format: Storage of new synthetic images: `files`, or `tar` for shards.
+        logger: Lightning logger for trainings; False for none.
+    """
+
+    store: Path
+    stages: Stages
+    make_trainer: Callable[..., Trainer] = field(default=Trainer, repr=False)
+    on_bad_image: OnBadImage = OnBadImage.RAISE
+    workers: int = 0
+    image_format: str = "files"
+    logger: Any = False
+
+    @property
+    def trainer(self) -> Trainer:
+        """Returns the trainer that runs the stages."""
+        return self.stages.trainer
+
+    @property
+    def device(self) -> torch.device:
+        """Returns the device of this process."""
+        return self.stages.trainer.strategy.root_device

@@ -1,0 +1,154 @@
+"""Extracts the features of a run: sentences, synthetic images and images to evaluate, each to stored unit features."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lgclip.datasets.base import Dataset
+from lgclip.datasets.unreadable import OnBadImage, ReadableSubset, UnreadableImages, refusal
+from lgclip.diffuser.base import SyntheticImages
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.scales import Scales, SquareCrops
+from lgclip.stages.context import RunContext
+from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.stages.streams import TEXT_VIEW, Stream, Streams
+from lgclip.store.features import FeatureStore
+from lgclip.store.keys import content_key
+from lgclip.types import Role
+
+FULL_IMAGE_VIEW = SquareCrops()
+"""View of an image for a student."""
+
+
+def text_stream(dataset: Dataset, encoder: Encoder, root: Path) -> Stream:
+    """Returns the stream of the text baseline's sentences: every template with every class name."""
+    pairs: list[tuple[int, str]] = []
+    for label, name in enumerate(dataset.class_names):
+        pairs.extend((label, template.replace("{}", name)) for template in dataset.templates)
+    return Stream(
+        name="text",
+        role=Role.TEXT,
+        # By the sentence alone: two classes of one name, or two data sets, share its feature.
+        ids=[content_key({"sentence": sentence}) for _, sentence in pairs],
+        labels=[label for label, _ in pairs],
+        views=TEXT_VIEW,
+        store=FeatureStore(root, encoder.inputs(), {"source": "sentences"}),
+        load=lambda place: pairs[place][1],
+        where=lambda place: f"class {pairs[place][0]}, the sentence {pairs[place][1]!r}",
+    )
+
+
+def synthetic_stream(synthetic_images: SyntheticImages, encoder: Encoder, scales: Scales, root: Path) -> Stream:
+    """Returns the stream of synthetic images."""
+
+    def where(place: int) -> str:
+        label, text, _ = synthetic_images.prompts[place]
+        name = next(
+            target_class.name for target_class in synthetic_images.target_classes if target_class.class_index == label
+        )
+        return f"class {label} ({name!r}), the image generated from {text!r}"
+
+    return Stream(
+        name="synthetic",
+        role=Role.SYNTHETIC,
+        ids=synthetic_images.ids,
+        labels=[prompt.class_index for prompt in synthetic_images.prompts],
+        views=scales.views,
+        store=FeatureStore(root, encoder.inputs(), {"source": "synthetic", "images": synthetic_images.key}),
+        load=synthetic_images.image,
+        where=where,
+    )
+
+
+def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: Path) -> Stream:
+    """Returns the stream of images to evaluate."""
+    names = dataset.class_names
+    return Stream(
+        name="real",
+        ids=dataset.ids,
+        labels=dataset.labels,
+        views=scales.views,
+        store=FeatureStore(root, encoder.inputs(), dataset.source()),
+        load=dataset.image,
+        unreadable=UnreadableImages(root, dataset.source()),
+        where=lambda place: f"{dataset.where(place)}, class {dataset.labels[place]} ({names[dataset.labels[place]]!r})",
+    )
+
+
+def student_stream(dataset: Dataset, student: Encoder, root: Path) -> Stream:
+    """Returns the stream of a student's outputs on some images."""
+    return replace(real_stream(dataset, student, FULL_IMAGE_VIEW, root), name="student", role=Role.PREDICTED)
+
+
+def encode(
+    context: RunContext,
+    dataset: Dataset,
+    encoder: Encoder,
+    scales: Scales,
+    *,
+    synthetic_images: SyntheticImages | None,
+    title: str = "features",
+) -> tuple[Streams, Dataset]:
+    """Encodes everything that is evaluated, and what it is compared with.
+
+    Args:
+        context: Runs the stage, and holds the policy for unreadable images: all others are encoded first.
+        dataset: The images to evaluate.
+        encoder: Turns images and sentences into features.
+        scales: Views of an image.
+        synthetic_images: The synthetic images; None if the method needs none.
+        title: Name of the stage.
+
+    Returns:
+        The streams, and the images that are evaluated: the readable ones of `dataset`.
+
+    Raises:
+        ValueError: If images are unreadable and the policy does not allow it, or no image of a class is readable.
+    """
+    root = context.store
+    stages = context.stages
+    streams: list[Stream] = []
+    if encoder.has_text:
+        streams.append(text_stream(dataset, encoder, root))
+    if synthetic_images is not None:
+        streams.append(synthetic_stream(synthetic_images, encoder, scales, root))
+    real = real_stream(dataset, encoder, scales, root)
+    # Last: the test expects the images to evaluate at the end of the list, after all that they are compared with.
+    streams.append(real)
+    views = SharedViews(encoder, scales)
+    data = Streams(streams, len(dataset.class_names), views, encoder.batch_size, context.workers)
+    # Images that were known to be unreadable before are neither made nor reused now, so they are counted apart.
+    before = len(real.unread())
+    stages.complete(title, FeatureExtractionStage(encoder, data), sum(len(stream.ids) for stream in data.streams), data)
+    unread = real.unread()
+    if unread:
+        if context.on_bad_image is OnBadImage.RAISE:
+            raise ValueError(refusal(dataset, unread))
+        stats = stages.stage_stats[-1]  # it counted what was tried
+        computed = stats.computed - (len(unread) - before)
+        stages.stage_stats[-1] = replace(stats, computed=computed, reused=stats.reused - before)
+        dataset = ReadableSubset(dataset, unread)
+        # The old stream still has places for the images that are left out now.
+        data.streams[-1] = real_stream(dataset, encoder, scales, root)
+    return data, dataset
+
+
+def predicted_stream(context: RunContext, dataset: Dataset, model: Encoder, title: str) -> Stream:
+    """Returns the outputs of a trained model on some images, as unit vectors (see `logits`); computes missing ones.
+
+    Args:
+        context: Runs the stage.
+        dataset: The images.
+        model: The trained model.
+        title: Name of the stage.
+
+    Raises:
+        ValueError: If images cannot be read.
+    """
+    stream = student_stream(dataset, model, context.store)
+    views = SharedViews(model, FULL_IMAGE_VIEW)
+    data = Streams([stream], len(dataset.class_names), views, model.batch_size, context.workers)
+    context.stages.complete(title, FeatureExtractionStage(model, data), len(stream.ids), data)
+    # Nothing is left out here: the outputs must be of the same images as everything that they are compared with.
+    if unread := stream.unread():
+        raise ValueError(refusal(dataset, unread))
+    return stream

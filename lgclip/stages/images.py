@@ -1,0 +1,245 @@
+"""Implements the image generation stage: every device generates its shard of the missing images."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from lightning import LightningModule
+from torch.utils.data import DataLoader
+
+from lgclip.diffuser.base import (
+    GeneratedBatch,
+    ImageCollection,
+    ImageGenerator,
+    ImageSource,
+    ImageStage,
+    LoadedPipeline,
+    Missing,
+    SyntheticImages,
+    image_id,
+)
+from lgclip.runtime.devices import shard_indices
+from lgclip.store.cost_log import StoreUsage
+from lgclip.store.images import ImageStore
+from lgclip.store.shard_index import Member
+from lgclip.types import Fault, Prompt, TargetClass
+
+CPU_IMAGES = 10
+CPU_PIXELS = 512 * 512
+"""Maximum number of images per pass on a CPU, and of their pixels: more at once are at best a tenth faster
+(30 with the small pipeline), take memory, and are as slow where few are requested."""
+
+WRITERS = 4
+"""Threads that encode and write a batch's images."""
+
+
+class ImageGenerationStage(LightningModule):
+    """Generates images from prompts.
+
+    A faulty image is generated up to `retries` times more, each time with the next derived seed. Every attempt has its
+    own key and stores either its image or a marker of its fault, so that no attempt is repeated; a higher `retries`, or
+    removing a marker, continues with further attempts.
+
+    Args:
+        diffuser: The image generator.
+        root: The store's folder.
+        target_classes: The classes.
+        prompts: The requested images.
+        seed: The run's seed.
+    """
+
+    unit = "image"
+    tokens = None
+
+    def __init__(
+        self,
+        diffuser: ImageGenerator,
+        root: Path,
+        target_classes: Sequence[TargetClass],
+        prompts: Sequence[Prompt],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.diffuser = diffuser
+        self.target_classes = target_classes
+        self.wanted = list(prompts)
+        self.run_seed = seed
+        self.store = ImageStore(root, diffuser.inputs())
+        self._first = [image_id(self.store.key, prompt, seed) for prompt in self.wanted]
+        self.pipeline: LoadedPipeline | None = None
+        self._lists = False
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # another device may have all missing items
+
+    def _id(self, index: int, attempt: int) -> str:
+        # First attempts are most of what is asked for, over and over, and hashing each takes time.
+        if not attempt:
+            return self._first[index]
+        return image_id(self.store.key, self.wanted[index], self.run_seed, attempt)
+
+    def _failed(self, index: int) -> list[Fault]:
+        """Returns the faults of the attempts so far, up to the first without a fault."""
+        faults: list[Fault] = []
+        while len(faults) <= self.diffuser.retries:
+            name = self._id(index, len(faults))
+            fault = None if self.store.has(name) else self.store.fault(name)
+            # Generated well, not generated yet, or an unreadable marker. The last counts as none: the attempt is made
+            # again.
+            if fault not in tuple(Fault):
+                break
+            faults.append(Fault(fault))
+        return faults
+
+    def missing(self) -> list[int]:
+        """Returns the indices of images that are still to be generated, without those that failed permanently."""
+        self.store.refresh()
+        # One question for all first attempts. Only the few without an image are checked one by one.
+        first = self.store.places(self._first)
+        return [index for index, place in enumerate(first) if place is None and self._todo(index) is not None]
+
+    def parts(self) -> list[StoreUsage]:
+        """Returns the stage's costs: images, each including its failed attempts."""
+        return [StoreUsage("images", self.unit, f"images/{self.store.key}", self.store.cost_log, len(self.wanted))]
+
+    def lacking(self) -> list[int]:
+        """Returns the number of missing images."""
+        return [len(self.missing())]
+
+    def _todo(self, index: int) -> int | None:
+        """Returns the next attempt; None if there is none."""
+        attempt = len(self._failed(index))
+        done = attempt > self.diffuser.retries or self.store.has(self._id(index, attempt))
+        if done:
+            return None
+        return attempt
+
+    def synthetic_images(self) -> SyntheticImages:
+        first = self.store.places(self._first)
+        prompts: list[Prompt] = []
+        ids: list[str] = []
+        paths: list[Path | Member] = []
+        gone: list[Missing] = []
+        for index, (wanted, place) in enumerate(zip(self.wanted, first, strict=True)):
+            faults = [] if place else self._failed(index)
+            # Every attempt failed. It is reported with its faults, so that the image does not go missing in silence.
+            if len(faults) > self.diffuser.retries:
+                gone.append(Missing(wanted, tuple(faults)))
+                continue
+            # The number of faults is the attempt that came out well.
+            name = self._id(index, len(faults))
+            prompts.append(wanted)
+            ids.append(name)
+            paths.append(place or self._place(name))
+        return SyntheticImages(self.store.key, self.target_classes, prompts, ids, paths, gone, is_generated=True)
+
+    def _place(self, name: str) -> Path | Member:
+        return self.store.places([name])[0] or self.store.path(name)
+
+    def on_predict_start(self) -> None:
+        self.pipeline = self.diffuser.load(self.device)
+
+    def on_predict_end(self) -> None:
+        self.pipeline = None
+        self.store.close()
+
+    def list_shards(self) -> None:
+        """Writes the manifest of the shards, on the first device only, if it may have changed.
+
+        To be called when every device is done. It is not part of predict, in which a device does nothing if all
+        missing images are in another's shard.
+        """
+        if self._lists:
+            self.store.list_shards()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        self._lists = self.trainer.is_global_zero
+        todo = set(self.missing())
+        places: Any = [place for place in shard_indices(self.trainer, len(self.wanted), self._pass) if place in todo]
+        # Whole passes: a pass is what it costs, however few of its images are wanted.
+        batch_size = -(-self.diffuser.batch_size // self._pass) * self._pass
+        return DataLoader(places, batch_size=batch_size, collate_fn=list)
+
+    def predict_step(self, batch: list[int], batch_idx: int) -> None:
+        assert self.pipeline is not None
+        # Asked again, since another run may have generated some of them in the meantime.
+        todo = {place: attempt for place in batch if (attempt := self._todo(place)) is not None}
+        while todo:
+            places = list(todo)
+            attempts = list(todo.values())
+            is_generated = self._generate(places, attempts)
+            with ThreadPoolExecutor(WRITERS) as writers:  # leaving it waits for all; an error comes out of `list`
+                list(writers.map(self._keep, places, attempts, is_generated.pixels, is_generated.faults))
+            self.store.flush()
+            # The failed ones of a batch go into passes together, instead of one pass for each.
+            todo = {
+                place: attempt + 1
+                for place, attempt, fault in zip(places, attempts, is_generated.faults, strict=True)
+                if fault is not None and attempt < self.diffuser.retries
+            }
+
+    def _generate(self, places: list[int], attempts: list[int]) -> GeneratedBatch:
+        """Generates in passes of one size; copies of the last image pad a short pass.
+
+        The pass size may change the rounding of the last bit, which a trained model can amplify to a gray level: with
+        varying sizes an image would depend on the number of devices and images.
+        """
+        assert self.pipeline is not None
+        parts = []
+        size = self._pass
+        for start in range(0, len(places), size):
+            part_places = places[start : start + size]
+            part_attempts = attempts[start : start + size]
+            n = len(part_places)
+            fill = size - n
+            wanted = [self.wanted[place] for place in [*part_places, *[part_places[-1]] * fill]]
+            is_generated = self.pipeline.generate(wanted, self.run_seed, [*part_attempts, *[part_attempts[-1]] * fill])
+            # The copies are dropped before anything is stored.
+            parts.append(GeneratedBatch(is_generated.pixels[:n], is_generated.faults[:n]))
+        pixels = np.concatenate([part.pixels for part in parts])
+        return GeneratedBatch(pixels, list(chain.from_iterable(part.faults for part in parts)))
+
+    @property
+    def _pass(self) -> int:
+        if self.device.type != "cpu":
+            return self.diffuser.batch_size
+        # From the config alone and not from the memory that is free: the size of a pass may change an image's last
+        # bits.
+        return max(1, min(CPU_IMAGES, CPU_PIXELS // (self.diffuser.size or 512) ** 2))
+
+    def _keep(self, index: int, attempt: int, pixels: UInt8[np.ndarray, "h w 3"], fault: Fault | None) -> None:
+        about = {**self.wanted[index]._asdict(), "seed": self.run_seed, "attempt": attempt}
+        if fault is None:
+            self.store.put(self._id(index, attempt), pixels, about)
+        else:
+            self.store.put_fault(self._id(index, attempt), fault, about)
+
+
+def image_stage(
+    source: ImageSource, root: Path, target_classes: Sequence[TargetClass], prompts: Sequence[Prompt], seed: int
+) -> ImageStage:
+    """Returns the stage that provides the images of a run.
+
+    Args:
+        source: Source of the images.
+        root: The store's folder.
+        target_classes: The classes.
+        prompts: The requested images.
+        seed: The run's seed.
+
+    Returns:
+        An `ImageGenerationStage` for a generator; for a collection, a stage with nothing to compute.
+
+    Raises:
+        TypeError: If the source is neither.
+    """
+    match source:
+        case ImageGenerator():
+            return ImageGenerationStage(source, root, target_classes, prompts, seed)
+        case ImageCollection():
+            return source.stage(root, target_classes, prompts, seed)
+        case _:
+            kind = type(source).__name__
+            raise TypeError(f"{kind} must derive from ImageGenerator, which generates images, or from ImageCollection")

@@ -1,0 +1,71 @@
+"""Builds the parts of a run from its config."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from omegaconf import DictConfig
+
+from lgclip.datasets.splits import DatasetSplits
+from lgclip.diffuser.base import ImageSource
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.scales import Scales
+from lgclip.prompts.base import PromptGenerator
+from lgclip.runtime.instantiate import build
+from lgclip.stages.counts import ImageCounts
+
+
+@dataclass(frozen=True)
+class GenerationParts:
+    """Holds the parts that generate synthetic images.
+
+    Attributes:
+        data: The data set with its splits.
+        llm: Generates prompts, or captions training images.
+        diffuser: Source of the images.
+        counts: Numbers of prompts and images.
+    """
+
+    data: DatasetSplits
+    llm: PromptGenerator
+    diffuser: ImageSource
+    counts: ImageCounts
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, data: DatasetSplits | None = None) -> "GenerationParts":
+        """Builds the parts that the config groups name.
+
+        Args:
+            cfg: The composed config.
+            data: The data set, where it is open already.
+
+        Raises:
+            ValueError: If a value is out of range.
+            TargetError: If the config names a target that is not allowed.
+            InstantiationException: If a part cannot be built; its cause says why.
+        """
+        # Plain numbers first: a mistyped count is an error before any part is built.
+        counts = ImageCounts.from_values(cfg)
+        # Only how to build the other splits: each is opened when it is first needed.
+        data = data or DatasetSplits(partial(build, cfg.dataset, _convert_="all"))
+        return cls(data, build(cfg.llm, _convert_="all"), build(cfg.diffuser, _convert_="all"), counts)
+
+
+@dataclass(frozen=True)
+class RunParts(GenerationParts):
+    """Holds the parts of a run: image generation and feature extraction.
+
+    Attributes:
+        encoder: Turns images and sentences into features.
+        scales: Views of an image.
+    """
+
+    encoder: Encoder
+    scales: Scales
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, data: DatasetSplits | None = None) -> "RunParts":
+        generation = GenerationParts.from_config(cfg, data)
+        encoder = build(cfg.encoder, _convert_="all")
+        scales = build(cfg.scales, _convert_="all")
+        # The fields of the base class by their names, so that a new one needs no line here.
+        return cls(**vars(generation), encoder=encoder, scales=scales)

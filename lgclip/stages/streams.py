@@ -1,0 +1,266 @@
+"""Streams real images, synthetic images and sentences, first as pixels, then as features."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from lightning import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from lgclip.batches import FeatureBatch, ImageBatch
+from lgclip.datasets.base import BadImageError
+from lgclip.datasets.unreadable import UnreadableImages
+from lgclip.runtime.devices import shard_indices
+from lgclip.store.features import FeatureStore
+from lgclip.types import Role, Unread
+
+TEXT_VIEW = ("text",)
+"""The only view of a sentence."""
+
+DECODERS = 8
+"""Maximum number of threads that decode images in the main process."""
+
+CPU_ROWS = 32
+"""Views, or sentences, of a forward pass on a CPU, where the size makes no difference in speed."""
+
+ROWS_PER_BATCH = 1024
+"""Features evaluated at once: more are no faster, and take 10 MB per thousand with a thousand classes."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Describes one kind of items to encode, and where their features are stored.
+
+    Attributes:
+        name: `text`, `synthetic`, `real`, or that of a trained predictor.
+        ids: Content key of each item.
+        labels: Class index of each item.
+        views: Names of the views of each item.
+        store: Store of their features.
+        load: Returns the item at an index: an RGB image, or a sentence. A loader of images is sent to worker
+            processes, so it is picklable: it keeps no file open.
+        unreadable: Records the unreadable items; None where each must be readable.
+        where: Returns the name of the item at an index for errors; None uses its id.
+        role: Use of the features.
+    """
+
+    name: str
+    ids: Sequence[str]
+    labels: Sequence[int]
+    views: Sequence[str]
+    store: FeatureStore
+    load: Callable[[int], Image.Image | str]
+    unreadable: UnreadableImages | None = None
+    where: Callable[[int], str] | None = None
+    role: Role = Role.EVALUATED
+
+    def missing(self) -> list[int]:
+        """Returns the indices of readable items without features."""
+        known = self.unreadable.reasons() if self.unreadable else {}
+        # An image that is known to be unreadable would fail again in every run, and the stage would never be complete.
+        return [place for place in self.store.missing(self.ids, self.views) if self.ids[place] not in known]
+
+    def unread(self) -> dict[int, str]:
+        """Returns why each item without features cannot be read, by index; only known ones."""
+        known = self.unreadable.reasons() if self.unreadable else {}
+        # The usual case, in which the store need not be searched.
+        if not known:
+            return {}
+        # Only those without features: an image that was repaired and encoded since is read again.
+        absent = self.store.missing(self.ids, self.views)
+        return {place: known[self.ids[place]] for place in absent if self.ids[place] in known}
+
+    def features(self) -> Float[Tensor, "n s d"]:
+        """Returns the features of all items, in order."""
+        return self.store.take(self.ids, self.views)
+
+    def rows(self, places: Int[Tensor, " b"]) -> FeatureBatch:
+        """Returns the features of some items, read on access."""
+        indices: list[int] = places.tolist()
+        if indices:
+            features = self.store.take([self.ids[index] for index in indices], self.views)
+        else:
+            # An empty shard. The feature dimension must still be right, since devices gather their rows.
+            width = self.store.width(self.ids[0], self.views[0])
+            features = torch.empty(0, len(self.views), width)
+        return FeatureBatch(features, torch.tensor([self.labels[index] for index in indices], dtype=torch.long), places)
+
+    def batches(self) -> Iterator[FeatureBatch]:
+        """Yields the features of all items in order, in batches."""
+        parts = _Features(self, range(len(self.ids)))
+        yield from map(parts.__getitem__, range(len(parts)))
+
+
+class Views(Protocol):
+    """Turns an image and its id into its views, ready for the encoder."""
+
+    def __call__(self, image: Image.Image, image_id: str) -> Float[Tensor, "s 3 h w"]: ...
+
+
+class _StreamImages(Dataset[Any]):
+    """Holds only what a worker process needs of a stream, since it is sent to each."""
+
+    def __init__(self, stream: Stream, places: Sequence[int], views: Views) -> None:
+        self._load = stream.load
+        self._views = views
+        self._places = [(place, stream.ids[place]) for place in places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> "_Seen | Unread":
+        place, name = self._places[index]
+        try:
+            image = self._load(place)
+        except BadImageError as error:
+            # Returned, not raised: an error in a worker ends the whole stage, and all other images would wait for
+            # this one.
+            return Unread(name, error.where, error.reason)
+        assert not isinstance(image, str)
+        return _Seen(name, self._views(image, name))
+
+    def __getitems__(self, batch: Sequence[int]) -> "list[_Seen | Unread]":
+        """Returns a batch in the form that torch's loaders expect; decoding and resizing release the GIL."""
+        # A worker process is already one of several, so threads in it would compete for the same cores.
+        threads = 1 if get_worker_info() else min(DECODERS, torch.get_num_threads(), len(batch))
+        if threads == 1:
+            return [self[index] for index in batch]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.__getitem__, batch))
+
+
+class _Features(Dataset[FeatureBatch]):
+    """Yields the features at some indices in batches; at least one batch, which may be empty."""
+
+    def __init__(self, stream: Stream, places: Sequence[int]) -> None:
+        self._stream = stream
+        self._places = places
+
+    def __len__(self) -> int:
+        # At least one: a device without a batch would not take part in the collective operations of the test, and the
+        # others would wait for it for ever.
+        return max(1, -(-len(self._places) // ROWS_PER_BATCH))
+
+    def __getitem__(self, index: int) -> FeatureBatch:
+        part = self._places[index * ROWS_PER_BATCH : (index + 1) * ROWS_PER_BATCH]
+        return self._stream.rows(torch.tensor(part, dtype=torch.long))
+
+
+class _Seen(NamedTuple):
+    """Holds an image with all its views."""
+
+    id: str
+    views: Float[Tensor, "s 3 h w"]
+
+
+def _stack(items: "list[_Seen | Unread]") -> ImageBatch:
+    seen = [item for item in items if isinstance(item, _Seen)]
+    # `stack` takes no empty list, and a batch may hold unreadable images alone.
+    views = torch.stack([item.views for item in seen]) if seen else torch.empty(0, 0, 3, 0, 0)
+    return ImageBatch([item.id for item in seen], views, [item for item in items if isinstance(item, Unread)])
+
+
+def start_method() -> str:
+    """Returns how worker processes start: never by forking this one.
+
+    This process already has threads (tokenizers, writers, CUDA), and a fork of a process with threads
+    can deadlock on a lock that one of them held. A fork server has none.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    # Imported once for all workers: torch, and what every preprocessing is made of.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["lgclip.stages.streams", "torchvision.transforms"]
+    )
+    return "forkserver"
+
+
+class Streams(LightningDataModule):
+    """Streams in `predict` what has no features yet, and in `test` the features, both sharded by rank.
+
+    Args:
+        streams: In the order of encoding and evaluation.
+        num_classes: Number of classes.
+        views: Computes the views of an image.
+        batch_size: Number of views, or sentences, per batch.
+        workers: Number of processes that decode images; with 0, threads of this process do.
+    """
+
+    def __init__(
+        self, streams: Sequence[Stream], num_classes: int, views: Views, batch_size: int, workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.streams = list(streams)
+        self.num_classes = num_classes
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # another device may have all missing items
+        self._views = views
+        self._batch_size = batch_size
+        self._workers = workers
+
+    @property
+    def width(self) -> int:
+        """Returns the feature dimension."""
+        stream = self.streams[-1]
+        return stream.store.width(stream.ids[0], stream.views[0])
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Returns the number of views, or sentences, per forward pass."""
+        assert self.trainer is not None
+        if self.trainer.strategy.root_device.type == "cpu":
+            return CPU_ROWS
+        return self._batch_size
+
+    def _shard(self, stream: Stream, size: int) -> list[int]:
+        assert self.trainer is not None
+        return shard_indices(self.trainer, len(stream.ids), size)
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """Returns one loader per stream: of `ImageBatch`es, or lists of (id, sentence)."""
+        loaders: list[DataLoader[Any]] = []
+        for stream in self.streams:
+            todo = set(stream.missing())
+            views = len(stream.views)
+            # So many things end where a pass does. Shares are cut there, so that the passes, and with them the last
+            # bits of a feature, are the same on any number of devices.
+            items_per_shard = lcm(self.rows_per_pass, views) // views
+            places = [place for place in self._shard(stream, items_per_shard) if place in todo]
+            if stream.role is Role.TEXT:
+                sentences: Any = [(stream.ids[place], stream.load(place)) for place in places]
+                loaders.append(DataLoader(sentences, batch_size=self._batch_size, collate_fn=list))
+            else:
+                loaders.append(self._image_loader(stream, places))
+        return loaders
+
+    def _image_loader(self, stream: Stream, places: Sequence[int]) -> DataLoader[Any]:
+        """Returns a loader of images with all their views, about `batch_size` views a batch.
+
+        A batch is passed through shared memory, and every worker prefetches two, so its size must
+        not grow with the number of views. A loader is iterated once: its workers end with it
+        (none are persistent), so that workers of two streams never exist at the same time.
+        """
+        assert self.trainer is not None
+        images = max(1, self._batch_size // len(stream.views))
+        workers = min(self._workers, -(-len(places) // images))  # none without work
+        return DataLoader(
+            _StreamImages(stream, places, self._views),
+            batch_size=images,
+            collate_fn=_stack,
+            num_workers=workers,
+            multiprocessing_context=start_method() if workers else None,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """Returns one loader of `FeatureBatch`es per stream; at least one batch per rank, which may be empty."""
+        loaders: list[DataLoader[Any]] = []
+        for stream in self.streams:
+            loaders.append(DataLoader(_Features(stream, self._shard(stream, ROWS_PER_BATCH)), batch_size=None))
+        return loaders

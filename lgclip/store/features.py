@@ -1,0 +1,262 @@
+"""Stores unit features, one safetensors file (a chunk) per batch, each written atomically."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
+
+from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.cost_log import COST_LOG
+from lgclip.store.keys import content_key
+from lgclip.store.root import StoreError
+
+log = logging.getLogger(__name__)
+
+NAME = np.dtype("S16")
+"""Type of an id in memory: a million images take 24 MB, as strings they would take 200."""
+
+
+BLOCK = 16384
+"""Items that are looked up at once, which bounds the temporary memory."""
+
+
+class BadFeatureError(StoreError):
+    """Reports features that cannot be used.
+
+    Args:
+        things: Ids of the items they belong to.
+    """
+
+    def __init__(self, things: Sequence[str]) -> None:
+        super().__init__(f"the encoder gave features that are not of unit length for {list(things[:5])}")
+        self.things = list(things)
+
+
+class FeatureStore:
+    """Stores unit features of one source (a data set, a diffuser or sentences) by one encoder.
+
+    Args:
+        root: The store's folder.
+        encoder: Inputs that identify the encoder.
+        source: Inputs that identify the encoded items.
+    """
+
+    def __init__(self, root: Path, encoder: Mapping[str, object], source: Mapping[str, object]) -> None:
+        self._inputs = {"encoder": dict(encoder), "source": dict(source)}
+        self.key = f"{content_key(encoder)}/{content_key(source)}"
+        self._folder = root / "features" / self.key
+        self.cost_log = self._folder / COST_LOG
+        # The width is measured once an encoder, so its file lies one folder above those of the sources.
+        self.towers = self._folder.parent / "towers.json"
+        self._chunks: list[Path] = []
+        self._seen: set[Path] = set()
+        # One index for each set of views: chunks of a data set that gained views later hold only the new ones.
+        self._indices: dict[tuple[str, ...], _Index] = {}
+
+    def refresh(self) -> None:
+        """Reads what other processes have added."""
+        fresh: dict[tuple[str, ...], list[tuple[int, np.ndarray]]] = {}
+        width = _width_in(self.towers)
+        for path in sorted(self._folder.glob("*.safetensors")):
+            if path in self._seen:
+                continue
+            chunk = _chunk_header(path, path.stat().st_mtime_ns)
+            # Damaged chunks are not marked as seen: the same batch, encoded again, gets the same name.
+            if chunk is None:
+                continue
+            # The header passes every other check when a file was copied from another encoder's folder.
+            if width is not None and chunk.width != width:
+                log.warning("%s holds features of width %d, not %d; they are computed again", path, chunk.width, width)
+                continue
+            fresh.setdefault(chunk.views, []).append((len(self._chunks), chunk.names))
+            self._chunks.append(path)
+            self._seen.add(path)
+        for views, added in fresh.items():
+            self._indices[views] = _Index.of(added, self._indices.get(views))
+
+    def missing(self, ids: Sequence[str], views: Sequence[str]) -> list[int]:
+        """Returns the positions in `ids` of items that lack at least one of the views."""
+        self.refresh()
+        absent: list[int] = []
+        for start in range(0, len(ids), BLOCK):
+            absent += (start + self._absent(self._find(ids[start : start + BLOCK], views))).tolist()
+        return absent
+
+    def _absent(self, places: Int[np.ndarray, "n s 3"]) -> Int[np.ndarray, " m"]:
+        return np.flatnonzero((places[..., 0] < 0).any(axis=1))
+
+    def _find(self, ids: Sequence[str], views: Sequence[str]) -> Int[np.ndarray, "n s 3"]:
+        """Returns chunk, row and column of each item's views; -1 where there is none."""
+        places = np.full((len(ids), len(views), 3), -1, dtype=np.int32)
+        names = _names(ids)
+        for held, index in self._indices.items():
+            columns = [held.index(view) if view in held else -1 for view in views]
+            if max(columns, default=-1) < 0:
+                continue
+            entries = index.find(names)
+            for s, column in enumerate(columns):
+                if column < 0:
+                    continue
+                # A view may lie in several chunks; the first index that has it counts, so that a later one with
+                # other views of the same things never replaces it.
+                new = (entries >= 0) & (places[:, s, 0] < 0)
+                entry = entries[new]
+                places[new, s] = np.column_stack([index.chunks[entry], index.rows[entry], entry * 0 + column])
+        return places
+
+    def add(self, ids: Sequence[str], views: Sequence[str], features: Float[torch.Tensor, "n s d"]) -> None:
+        """Stores one batch.
+
+        Raises:
+            BadFeatureError: If a feature is not finite or not of unit length: a NaN prototype would
+                silently win every comparison.
+        """
+        good = _unit(features).all(dim=1)
+        if not good.all():
+            raise BadFeatureError([thing for thing, fine in zip(ids, good.tolist(), strict=True) if not fine])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not (self._folder / "inputs.json").exists():
+            write_json(self._folder / "inputs.json", self._inputs)
+        header = {"schema": STORE_SCHEMA, "ids": list(ids), "views": list(views)}
+        # Named by what it holds and not by a counter: devices and processes need no lock to find a free name.
+        with atomic_write(self._folder / f"{content_key(header)}.safetensors") as temporary:
+            tensor = features.detach().to("cpu", torch.float32).contiguous()
+            save_file({"features": tensor}, temporary, metadata={"lgclip": json.dumps(header)})
+
+    def take(self, ids: Sequence[str], views: Sequence[str]) -> Float[torch.Tensor, "n s d"]:
+        """Returns the features of items, all of which must be stored.
+
+        Raises:
+            StoreError: If one is missing or damaged.
+        """
+        if not ids or not views:
+            raise StoreError("no features were asked for")
+        places = self._find(ids, views)
+        # Listing the folder is slow on a network disk, so it is done only when something is missing.
+        if (places < 0).any():
+            self.refresh()
+            places = self._find(ids, views)
+            gone = self._absent(places)
+            if gone.size:
+                raise StoreError(
+                    f"{gone.size} of {len(ids)} features are not in the store, first {ids[int(gone[0])]!r}"
+                )
+        located = torch.from_numpy(places)
+        out: torch.Tensor | None = None
+        # Chunk by chunk, so that each file is read once however its things are ordered in `ids`.
+        for chunk in np.unique(places[..., 0]).tolist():
+            path = self._chunks[chunk]
+            features = _chunk_features(path, path.stat().st_mtime_ns)
+            if out is None:
+                # The store does not know the width before the first chunk is read.
+                out = torch.empty(len(ids), len(views), features.shape[-1])
+            mask = located[..., 0] == chunk
+            out[mask] = features[located[..., 1][mask], located[..., 2][mask]]
+        assert out is not None
+        return out
+
+    def width(self, thing: str, view: str) -> int:
+        """Returns the feature dimension, read from a stored feature."""
+        return self.take([thing], [view]).shape[-1]
+
+
+class _Index(NamedTuple):
+    """Indexes items that were stored with the same views, sorted by name; the last of equal names counts."""
+
+    names: np.ndarray
+    chunks: Int[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, added: Sequence[tuple[int, np.ndarray]], before: "_Index | None") -> "_Index":
+        """Builds an index from the names of some chunks and an existing index."""
+        names: list[np.ndarray] = []
+        chunks: list[np.ndarray] = []
+        rows: list[np.ndarray] = []
+        if before is not None:
+            names.append(before.names)
+            chunks.append(before.chunks)
+            rows.append(before.rows)
+        for chunk, chunk_names in added:
+            names.append(chunk_names)
+            chunks.append(np.full(len(chunk_names), chunk, np.int32))
+            rows.append(np.arange(len(chunk_names), dtype=np.int32))
+        all_names = np.concatenate(names)
+        # Stable, because equal names must stay in the order of their chunks: `find` takes the last of them.
+        order = all_names.argsort(kind="stable")
+        return cls(all_names[order], np.concatenate(chunks)[order], np.concatenate(rows)[order])
+
+    def find(self, names: np.ndarray) -> Int[np.ndarray, " m"]:
+        """Returns the position of each name; -1 where it is missing."""
+        # "right" is after the last equal name. A name before all others gives -1, which wraps round to the
+        # last entry, and the comparison then rejects it.
+        positions = self.names.searchsorted(names, side="right") - 1
+        return np.where(self.names[positions] == names, positions, -1)
+
+
+def _names(ids: Iterable[str]) -> np.ndarray:
+    return np.fromiter((hashlib.blake2b(name.encode(), digest_size=NAME.itemsize).digest() for name in ids), NAME)
+
+
+def _unit(features: Float[torch.Tensor, "n s d"]) -> torch.Tensor:
+    """Checks whether each feature is of unit length: False for NaN too."""
+    return (features.norm(dim=-1) - 1).abs() < 1e-3
+
+
+def _width_in(path: Path) -> int | None:
+    """Reads the measured dimension of an encoder's features from a file; None if there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("width")
+    except (OSError, ValueError, AttributeError):  # it is a measurement, and made again
+        return None
+
+
+class _Chunk(NamedTuple):
+    """Holds the header of a chunk."""
+
+    names: np.ndarray
+    views: tuple[str, ...]
+    width: int
+
+
+@lru_cache(maxsize=256)  # a sweep's jobs read the same; of a large set their own index is enough
+def _chunk_header(path: Path, changed: int) -> _Chunk | None:
+    """Returns the header of a chunk; None, with a warning, for a damaged or outdated one, which is then recomputed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["lgclip"])
+            shape = file.get_slice("features").get_shape()
+        chunk = _Chunk(_names(header["ids"]), tuple(header["views"]), shape[2])
+        if header["schema"] != STORE_SCHEMA:
+            log.warning(
+                "%s is of schema %s, not %d; its features are computed again", path, header["schema"], STORE_SCHEMA
+            )
+            return None
+        if shape[:2] != [len(chunk.names), len(chunk.views)] or not chunk.names.size:
+            raise ValueError(f"{shape} features for {len(chunk.names)} things")
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, IndexError, ValueError):
+        log.warning("%s is damaged; its features are computed again", path)
+        return None
+    return chunk
+
+
+@lru_cache(maxsize=16)
+def _chunk_features(path: Path, changed: int) -> Float[torch.Tensor, "n s d"]:
+    # Read, not mapped: a mapped file that is cut short kills the process.
+    features = load(path.read_bytes())["features"]
+    if not _unit(features).all():
+        raise StoreError(
+            f"{path} is damaged: it holds features that are not of unit length; `lgclip store verify --repair` moves "
+            "it away, and the same command computes its features again"
+        )
+    return features

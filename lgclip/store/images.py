@@ -1,0 +1,155 @@
+"""Stores synthetic images, as PNG files or in tar shards, each written atomically."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.cost_log import COST_LOG
+from lgclip.store.keys import content_key
+from lgclip.store.shard_index import Member, list_shards
+from lgclip.store.tar_shards import ShardWriter, shards_in
+
+log = logging.getLogger(__name__)
+
+KEPT = ("files", "tar")
+"""Storage formats of new images: one PNG file each, or tar shards. Existing ones are found in both."""
+
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+"""The last bytes of a PNG file."""
+
+
+class ImageStore:
+    """Stores the images of one diffuser; `ab/abcd....fault.json` marks an unusable image.
+
+    Args:
+        root: The store's folder.
+        inputs: Inputs that identify the diffuser.
+        in_shards: Whether new images go to tar shards; they are written when `flush` is called.
+    """
+
+    def __init__(self, root: Path, inputs: Mapping[str, object], *, in_shards: bool = False) -> None:
+        self._inputs = dict(inputs)
+        self.key = content_key(inputs)
+        self._folder = root / "images" / self.key
+        self.cost_log = self._folder / COST_LOG
+        self.in_shards = in_shards
+        self._shards = shards_in(self._folder / "shards")
+        self._writer = ShardWriter(self._folder / "shards")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads new entries of shards that other processes have written."""
+        self._shards.refresh()
+
+    def path(self, image_id: str) -> Path:
+        """Returns the path of an image that is stored as its own file, whether or not it exists."""
+        return self._folder / image_id[:2] / f"{image_id}.png"
+
+    def places(self, image_ids: Sequence[str]) -> list[Path | Member | None]:
+        """Returns the locations of images; None for a missing or truncated one, which is then generated again."""
+        places: list[Path | Member | None] = [*self._shards.find(image_ids)]
+        for index, image_id in enumerate(image_ids):
+            # Shards first: their index is in memory, whereas a file costs a system call.
+            if places[index] is None:
+                places[index] = self._file(image_id)
+        return places
+
+    def has(self, image_id: str) -> bool:
+        """Checks whether an image is stored."""
+        return self.places([image_id])[0] is not None
+
+    def _file(self, image_id: str) -> Path | None:
+        path = self.path(image_id)
+        try:
+            stats = path.stat()
+            # Size and time are part of the cache's key: a file that was generated again is checked again.
+            if _ends_well(path, stats.st_size, stats.st_mtime_ns):
+                return path
+        except FileNotFoundError:
+            pass
+        return None
+
+    def fault(self, image_id: str) -> str | None:
+        """Returns why an image could not be used; None if no fault is recorded."""
+        inside = self._shards.find([image_id], faults=True)[0]
+        marker = inside or self._marker(image_id)
+        try:
+            return str(json.loads(marker.read_bytes())["fault"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            log.warning("%s is damaged; the image is generated again", marker)
+            return None
+
+    def put_fault(self, image_id: str, fault: str, metadata: Mapping[str, object]) -> None:
+        """Writes a marker in place of an unusable image; remove the marker to generate the image again."""
+        self._spell_out()
+        marker = {"fault": fault, **metadata}
+        if self.in_shards:
+            self._writer.add_fault(image_id, _json(marker))
+        else:
+            write_json(self._marker(image_id), marker)
+
+    def _marker(self, image_id: str) -> Path:
+        return self.path(image_id).with_suffix(".fault.json")
+
+    def _spell_out(self) -> None:
+        if not (self._folder / "inputs.json").exists():
+            write_json(self._folder / "inputs.json", self._inputs)
+
+    def put(self, image_id: str, pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, object]) -> None:
+        """Writes one image as PNG, with its inputs in its text chunks."""
+        self._spell_out()
+        # The inputs travel inside the image. `verify` computes the id from them, and an image that is copied out of
+        # the store still says what it shows. iTXt is the only text chunk of PNG that holds UTF-8.
+        about = PngInfo()
+        about.add_itxt("lgclip", json.dumps(metadata, ensure_ascii=False))
+        # Encoded in memory for both layouts, so that a file and a member of a shard are equal byte for byte.
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=about)
+        if self.in_shards:
+            self._writer.add(image_id, buffer.getvalue(), _json(metadata))
+            return
+        path = self.path(image_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+
+    def flush(self) -> None:
+        """Appends all images since the last call to a shard, in one write."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes this process's shard: writes its index; later images go to another shard."""
+        self._writer.close()
+
+    def list_shards(self) -> None:
+        """Writes the manifest of the shards, if there are any."""
+        if self.in_shards:
+            list_shards(self._folder / "shards")
+
+
+def _json(content: Mapping[str, object]) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+@lru_cache(maxsize=65536)
+def _ends_well(path: Path, size: int, changed: int) -> bool:
+    """Checks whether a file has a PNG's end; cached, since the jobs of a sweep ask repeatedly."""
+    with path.open("rb") as file:
+        # Only the end, because decoding all images before each run would take too long, and a cut is the usual
+        # damage. Flipped bits are noticed when the image is decoded.
+        file.seek(max(0, size - len(PNG_END)))
+        is_complete = file.read() == PNG_END
+    if not is_complete:
+        log.warning("%s is %s; the image is generated again", path, "cut" if size else "empty")
+    return is_complete

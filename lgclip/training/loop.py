@@ -1,0 +1,116 @@
+"""Runs a training into a folder of the store unless it is complete; provides the progress bar and step sampler."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from lgclip.runtime.devices import device_name
+from lgclip.runtime.signals import heed
+from lgclip.stages.context import RunContext
+from lgclip.store.cost_log import StageStats
+from lgclip.training.task import TrainingTask
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Lightning's names of the precisions; mixed: the weights stay in fp32."""
+
+
+def run_training(task: TrainingTask, context: RunContext) -> Path:
+    """Trains into the task's folder of the store, unless that is complete; resumes an interrupted training.
+
+    Args:
+        task: The training task. Its `checkpoints/` are kept until the result is written.
+        context: Records the cost.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If an image cannot be read, or a model cannot be built.
+    """
+    folder = task.folder(context.store)
+    if task.is_complete(folder):
+        # Nothing was made, all of it reused: the run's costs name the training all the same.
+        context.stages.stage_stats.append(StageStats(task.stage, 0, task.amount, 0.0, task.unit))
+        return folder
+    with context.stages.timed(task.stage, unit=task.unit, total=task.amount):
+        start = time.perf_counter()
+        trainer, outcome = task.fit(context, folder)
+        if trainer.is_global_zero:
+            # Only the first device writes; all have the same weights.
+            seconds = round(time.perf_counter() - start, 3)
+            device = device_name(trainer.strategy.root_device)
+            folder.mkdir(parents=True, exist_ok=True)
+            task.save(folder, outcome, {"seconds": seconds, "device": device, "devices": trainer.world_size})
+            # After the result is written. An interruption in between leaves them, and the folder is complete all the
+            # same.
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        # The other devices must not read the folder before it is written.
+        trainer.strategy.barrier()
+    return folder
+
+
+class StepBar(ProgressBar):
+    """Shows one line: completed steps, and the latest metrics of the module.
+
+    Args:
+        title: Name of the training.
+        metrics_of: Returns metrics to show, by name; none before the first.
+    """
+
+    def __init__(self, title: str, metrics_of: Callable[[Any], Mapping[str, float]]) -> None:
+        super().__init__()
+        self._title = title
+        self._metrics_of = metrics_of
+        self._bar = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Disables the bar; Lightning calls this on every device but the first."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning installs signal handlers of its own when a fit begins; this puts back the run's.
+        heed()
+        self._bar: Any = tqdm(
+            total=trainer.max_steps, initial=trainer.global_step, desc=self._title, unit=" step",
+            disable=not self._enabled, file=sys.stderr, dynamic_ncols=True, mininterval=0.5,
+        )  # fmt: skip
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # By the trainer's count: with accumulated gradients several batches make one step.
+        self._bar.update(trainer.global_step - self._bar.n)
+        if values := self._metrics_of(pl_module):
+            # Without its own refresh rate: the bar redraws itself at most twice a second.
+            self._bar.set_postfix({name: round(value, 4) for name, value in values.items()}, False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar.close()
+
+
+class StepsFrom(Sampler[int]):
+    """Samples steps from a first one. Its length is the total, since Lightning also counts the steps before a resume.
+
+    Args:
+        first: First remaining step.
+        steps: Total number of steps.
+    """
+
+    def __init__(self, first: int, steps: int) -> None:
+        self._first = first
+        self._steps = steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._first, self._steps))
+
+    def __len__(self) -> int:
+        return self._steps

@@ -1,0 +1,173 @@
+"""Tests that the extensions in examples/ do what docs/extend/ says, against NumPy alone."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgclip.datasets.embedded import Shapes
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.open_clip import OpenClip
+
+ROOT = Path(__file__).parents[1]
+CLASSES = 6
+IMAGES_PER_CLASS = 5
+
+
+class Run(NamedTuple):
+    """Holds a finished run of an example."""
+
+    result: dict[str, Any]
+    predictions: list[int]
+    labels: list[int]
+    confidences: list[float]
+
+
+class Features(NamedTuple):
+    """Holds unit features of the test images (n, d) and of the class images (c, k, d)."""
+
+    real: np.ndarray
+    synthetic: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Creates noisy test images and clean class images, in one folder per class each."""
+    root = tmp_path_factory.mktemp("images")
+    for folder, data in (("real", Shapes("test", style="noisy")), ("synthetic", Shapes("train"))):
+        for label in range(CLASSES):
+            place = root / folder / data.class_names[label]
+            place.mkdir(parents=True)
+            for repeat in range(IMAGES_PER_CLASS):
+                data.image(data.labels.index(label) + repeat).save(place / f"{repeat}.png")
+    return root
+
+
+def encoded(images: Path, encoder: Encoder) -> Features:
+    """Returns features of all images, one pass per folder."""
+    towers = encoder.load(torch.device("cpu"))
+    arrays = []
+    for folder in ("real", "synthetic"):
+        files = sorted((images / folder).rglob("*.png"))
+        pixels = torch.stack([encoder.transform()(Image.open(file).convert("RGB")) for file in files])
+        with torch.inference_mode():
+            arrays.append(towers.images(pixels).double().numpy())
+    real, synthetic = arrays
+    return Features(real, synthetic.reshape(CLASSES, IMAGES_PER_CLASS, -1))
+
+
+@pytest.fixture(scope="session")
+def features(images: Path) -> Features:
+    """Returns features by the default encoder."""
+    return encoded(images, OpenClip("tiny:encoder", pretrained=None))
+
+
+def command(script: str, example: str, images: Path, folder: Path, *overrides: str) -> str:
+    """Runs a script with an example as its page shows it; returns its output."""
+    code = ROOT / "examples" / example
+    module = next(code.glob("*.py")).stem
+    done = subprocess.run(
+        [
+            sys.executable, script, "--config-dir", str(code / "conf"), "diffuser=folder",
+            f"diffuser.root={images / 'synthetic'}", f"prompts_per_class={IMAGES_PER_CLASS}",
+            f"paths.store={folder / 'store'}", f"hydra.run.dir={folder / script}", "logger=none",
+            "trainer.accelerator=cpu", *overrides,
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(code), "LGCLIP_ALLOW": module},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def evaluate(example: str, images: Path, folder: Path, *overrides: str) -> Run:
+    """Evaluates with an example."""
+    command("evaluate.py", example, images, folder, *overrides)
+    run = folder / "evaluate.py"
+    with (run / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return Run(
+        result=json.loads((run / "result.json").read_text(encoding="utf-8")),
+        predictions=[int(row["prediction"]) for row in rows],
+        labels=[int(row["label"]) for row in rows],
+        confidences=[float(row["confidence"]) for row in rows],
+    )
+
+
+def folder_of(images: Path) -> list[str]:
+    return ["dataset=folder", f"dataset.root={images / 'real'}"]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def assert_scores(run: Run, scores: np.ndarray) -> None:
+    """Compares predictions and confidences with those of scores computed by NumPy."""
+    shares = np.exp((scores - scores.max(axis=1, keepdims=True)) / run.result["confidence"]["temperature"])
+    assert run.predictions == scores.argmax(axis=1).tolist()
+    assert run.confidences == pytest.approx((shares.max(axis=1) / shares.sum(axis=1)).tolist(), abs=2e-4)
+    correct = np.mean(np.array(run.predictions) == np.array(run.labels))
+    assert run.result["metrics"]["top1"] == pytest.approx(correct)
+    assert correct > 1 / CLASSES
+
+
+@pytest.mark.slow
+def test_csv_dataset_example(images: Path, features: Features, tmp_path: Path) -> None:
+    files = sorted((images / "real").rglob("*.png"), reverse=True)  # the table has another order than the folders
+    table = images / "real" / "birds.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        rows = [(path.relative_to(images / "real").as_posix(), path.parent.name) for path in files]
+        csv.writer(file).writerows([("file", "label"), *rows])
+    names = sorted({path.parent.name for path in files})
+    run = evaluate("dataset", images, tmp_path, "dataset=csv_images", f"dataset.table={table}")
+    assert run.result["dataset"]["name"] == "birds"
+    assert run.result["dataset"]["names"] == "csv"
+    assert run.labels == [names.index(path.parent.name) for path in files]
+    # The folders are read in the order of their names, the table in the reverse order.
+    assert_scores(run, features.real[::-1] @ unit(features.synthetic.mean(axis=1)).T)
+
+
+@pytest.mark.slow
+def test_color_histogram_encoder_example(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = evaluate("encoder", images, tmp_path, *folder_of(images), "encoder=color_histogram", "encoder.bins=3")
+    monkeypatch.syspath_prepend(ROOT / "examples" / "encoder")
+    features = encoded(images, import_module("color_histogram").ColorHistogram(bins=3))
+    first = sorted((images / "real").rglob("*.png"))[0]
+    pixels = np.asarray(Image.open(first).resize((32, 32))).reshape(-1, 3) / 255
+    counts, _ = np.histogramdd(pixels, bins=3, range=[(0, 1)] * 3)
+    assert features.real[0] == pytest.approx(np.sqrt(counts.ravel() / 32**2), abs=1e-6)
+    assert run.result["baseline"] is None, "there is no text tower"
+    assert run.result["encoder"]["bins"] == 3
+    assert_scores(run, features.real @ unit(features.synthetic.mean(axis=1)).T)
+
+
+@pytest.mark.slow
+def test_median_scoring_example(images: Path, features: Features, tmp_path: Path) -> None:
+    run = evaluate("scoring_rule", images, tmp_path, *folder_of(images), "prototype=median")
+    assert_scores(run, features.real @ unit(np.median(features.synthetic, axis=1)).T)
+
+
+@pytest.mark.slow
+def test_ridge_method_example(images: Path, features: Features, tmp_path: Path) -> None:
+    ridge = ["method=ridge", "method.trained.penalty=0.5"]
+    printed = command("train.py", "method", images, tmp_path, *folder_of(images), *ridge)
+    folder = next((tmp_path / "store" / "ridge").iterdir())
+    assert printed.strip().endswith(f"{folder}: ridge regression")
+    run = evaluate("method", images, tmp_path, *folder_of(images), *ridge)
+    assert [path.name for path in (tmp_path / "store" / "ridge").iterdir()] == [folder.name], "trained once"
+    x = features.synthetic.reshape(CLASSES * IMAGES_PER_CLASS, -1)
+    targets = np.eye(CLASSES).repeat(IMAGES_PER_CLASS, axis=0)
+    weights = np.linalg.solve(x.T @ x + 0.5 * np.eye(x.shape[1]), x.T @ targets)
+    assert_scores(run, features.real @ weights)
+    assert list(run.result["baselines"]) == ["lgclip", "clip_text"]
+    assert run.result["predictor"]["ridge"] == {"learned": "ridge regression"}
