@@ -46,25 +46,25 @@ def main() -> None:
             aim="<= 0.4",
             unit="s",
             measured=a[0],
-            beside=a[1],
+            baselines=a[1],
             equal="nothing: there is no result",
             command=COMMAND,
             inverse=True,
         )
     )
     c = in_turns(lambda: taken("-c", f"{IMPORTS}, lightning, hydra"), lambda: taken("-c", IMPORTS))
-    beside = f"`{IMPORTS}`"
+    baselines = f"`{IMPORTS}`"
     ours = f"`{IMPORTS}, lightning, hydra`: the bound of B7b"
-    keep(Row("B7c", ours, beside, "", "s", *c, "nothing: there is no result", COMMAND, inverse=True))
+    keep(Row("B7c", ours, baselines, "", "s", *c, "nothing: there is no result", COMMAND, inverse=True))
     keep(
         Row(
             number="B7b",
             ours="`evaluate.py`, all stored",
-            against=beside,
+            against=baselines,
             aim="<= 1.15",
             unit="s",
             measured=b[0],
-            beside=b[1],
+            baselines=b[1],
             equal="the metrics of every run",
             command=COMMAND,
             inverse=True,

@@ -1,4 +1,4 @@
-"""The two commands that judge the same images with the same weights: evaluate.py, and `clip_benchmark eval`."""
+"""The two commands that evaluate the same images with the same weights: evaluate.py, and `clip_benchmark eval`."""
 
 import json
 import math
@@ -36,13 +36,13 @@ class Commands:
     Args:
         work: Where to write.
         model: The model's folder.
-        pictures: The images, one folder a class.
+        synthetic_images: The images, one folder per class.
         template: A sentence with `{}` for the class name.
         workers: Processes that decode, for ours.
     """
 
-    def __init__(self, work: Path, model: Path, pictures: Path, template: str, workers: int) -> None:
-        self._work, self._model, self._pictures, self._workers = work, model, pictures, workers
+    def __init__(self, work: Path, model: Path, synthetic_images: Path, template: str, workers: int) -> None:
+        self._work, self._model, self._pictures, self._workers = work, model, synthetic_images, workers
         self._template = template
         work.mkdir(parents=True, exist_ok=True)
         self._number = 0

@@ -24,8 +24,9 @@ from side_by_side import Row, keep
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS = (
-    "import lgclip.features, lgclip.generation, lgclip.report, lgclip.contact_sheet, lgclip.tracking, "
-    "lgclip.methods.zero_shot, lgclip.stages"
+    "import lgclip.stages.extract, lgclip.stages.generate, lgclip.reporting.result, "
+    "lgclip.reporting.contact_sheet, lgclip.reporting.wandb.tracking, "
+    "lgclip.methods.zero_shot, lgclip.stages.runner"
 )
 LARGER = ("images_per_prompt=4", "scales=ten", "logger=none")
 BARE_APP = """
@@ -57,7 +58,7 @@ def again_row(number: str, kind: str, aim: str, first: float, again: list[float]
         aim=aim,
         unit="s",
         measured=again,
-        beside=[first] * len(again),
+        baselines=[first] * len(again),
         equal="the metrics of every run",
         command="python benchmarks/default_run.py",
         inverse=True,

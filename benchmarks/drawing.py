@@ -10,22 +10,21 @@ pipeline beside the loop of B5a.
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from side_by_side import Row, in_turns, keep, seconds
-from staging import stages_on
+from staging import Loaded, stages_on
 
-from lgclip.batch import Prompt, Subject
-from lgclip.datasets.files import read_image
-from lgclip.datasets.small import Shapes
-from lgclip.diffuser.base import Brush, Pictures, noise_seed
+from lgclip.datasets.embedded import Shapes
+from lgclip.datasets.image_files import read_image
+from lgclip.diffuser.base import LoadedPipeline, SyntheticImages, noise_seed
 from lgclip.diffuser.pipeline import Diffuser
-from lgclip.drawing import CPU_IMAGES, Drawing
-from lgclip.identity import local_folder
+from lgclip.stages.images import CPU_IMAGES, ImageGenerationStage
+from lgclip.store.keys import local_folder
+from lgclip.types import Prompt, TargetClass
 
 COMMAND = "python benchmarks/drawing.py"
 SMALL = Diffuser(  # as conf/diffuser/tiny.yaml
@@ -36,42 +35,18 @@ EQUAL = "pixels of every image, to one grey level"
 LARGER = {"steps": 4, "guidance": 7.5, "size": 256, "batch_size": 4, "precision": "fp32"}
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A diffuser whose pipeline is in memory already.
-
-    Attributes:
-        diffuser: What it was loaded from.
-        brush: The pipeline.
-    """
-
-    diffuser: Diffuser
-    brush: Brush
-
-    @property
-    def batch_size(self) -> int:
-        return self.diffuser.batch_size
-
-    @property
-    def retries(self) -> int:
-        return self.diffuser.retries
-
-    @property
-    def size(self) -> int | None:
-        return self.diffuser.size
-
-    def inputs(self) -> dict[str, object]:
-        return self.diffuser.inputs()
-
-    def load(self, device: torch.device) -> Brush:
-        return self.brush
+def loaded(diffuser: Diffuser, brush: LoadedPipeline) -> Loaded:
+    """A diffuser whose pipeline is in memory already."""
+    return Loaded(brush, diffuser.inputs(), diffuser.batch_size, diffuser.size, diffuser.retries)
 
 
-def draw(painter: Diffuser | Loaded, root: Path, subjects: list[Subject], prompts: list[Prompt]) -> Pictures:
+def draw(
+    painter: Diffuser | Loaded, root: Path, target_classes: list[TargetClass], prompts: list[Prompt]
+) -> SyntheticImages:
     """Draws what is wanted as a run does."""
-    drawing = Drawing(painter, root, subjects, prompts, seed=0)
-    stages_on().complete("images", drawing, len(prompts))
-    return drawing.pictures()
+    synthetic_images = ImageGenerationStage(painter, root, target_classes, prompts, seed=0)
+    stages_on().complete("images", synthetic_images, len(prompts))
+    return synthetic_images.synthetic_images()
 
 
 def generators(prompts: list[Prompt]) -> list[torch.Generator]:
@@ -117,9 +92,9 @@ def called(diffuser: Diffuser) -> dict[str, Any]:
     }
 
 
-def check(pictures: Pictures, folder: Path) -> None:
+def check(synthetic_images: SyntheticImages, folder: Path) -> None:
     """Stops unless both drew the same."""
-    pairs = [(pictures.image(at), read_image(folder / f"{at}.png")) for at in range(len(pictures.ids))]
+    pairs = [(synthetic_images.image(at), read_image(folder / f"{at}.png")) for at in range(len(synthetic_images.ids))]
     apart = np.stack([np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)) for a, b in pairs])
     print(f"{len(pairs)} images: at most {apart.max()} grey levels apart, in {(apart > 0).mean():.4%} of the values")
     if apart.max() > 1:
@@ -140,17 +115,19 @@ def folders(work: Path) -> Callable[[], Path]:
 
 def class_loop_rows(work: Path) -> None:
     """B5a, and B5d."""
-    subjects, folder = list(Shapes().subjects[:CLASSES]), folders(work)
-    prompts = [Prompt(s.class_index, f"a photo of a {s.name}.", repeat) for s in subjects for repeat in range(EACH)]
+    target_classes, folder = list(Shapes().target_classes[:CLASSES]), folders(work)
+    prompts = [
+        Prompt(s.class_index, f"a photo of a {s.name}.", repeat) for s in target_classes for repeat in range(EACH)
+    ]
     theirs, pipeline = folder(), plain_pipeline()
     class_by_class(theirs, prompts)
-    check(draw(SMALL, folder(), subjects, prompts), theirs)
+    check(draw(SMALL, folder(), target_classes, prompts), theirs)
 
-    def beside() -> float:
+    def baselines() -> float:
         return seconds(lambda: class_by_class(folder(), prompts))
 
-    a = in_turns(lambda: seconds(lambda: draw(SMALL, folder(), subjects, prompts)), beside, rounds=3)
-    d = in_turns(lambda: seconds(lambda: bare(pipeline, folder(), prompts)), beside, rounds=3)
+    a = in_turns(lambda: seconds(lambda: draw(SMALL, folder(), target_classes, prompts)), baselines, rounds=3)
+    d = in_turns(lambda: seconds(lambda: bare(pipeline, folder(), prompts)), baselines, rounds=3)
     kind, against = f"{len(prompts)} images of {CLASSES} classes", "loaded for every class, batch 1"
     ours = f"{kind}, the small pipeline, prompts to files"
     keep(Row("B5a", ours, against, ">= 3", "s", *a, EQUAL, COMMAND))
@@ -160,13 +137,13 @@ def class_loop_rows(work: Path) -> None:
 
 def bare_row(work: Path) -> None:
     """B5b, of as many images as the default run draws."""
-    subjects, folder = list(Shapes().subjects), folders(work)
-    prompts = [Prompt(s.class_index, f"{how} {s.name}.", 0) for s in subjects for how in wordings()]
-    pipeline, ours, theirs = plain_pipeline(), Loaded(SMALL, SMALL.load(torch.device("cpu"))), folder()
+    target_classes, folder = list(Shapes().target_classes), folders(work)
+    prompts = [Prompt(s.class_index, f"{how} {s.name}.", 0) for s in target_classes for how in wordings()]
+    pipeline, ours, theirs = plain_pipeline(), loaded(SMALL, SMALL.load(torch.device("cpu"))), folder()
     bare(pipeline, theirs, prompts)
-    check(draw(ours, folder(), subjects, prompts), theirs)
+    check(draw(ours, folder(), target_classes, prompts), theirs)
     b = in_turns(
-        lambda: seconds(lambda: draw(ours, folder(), subjects, prompts)),
+        lambda: seconds(lambda: draw(ours, folder(), target_classes, prompts)),
         lambda: seconds(lambda: bare(pipeline, folder(), prompts)),
         rounds=3,
     )
@@ -224,11 +201,11 @@ def larger_row(work: Path) -> None:
     """B5c."""
     diffuser = larger_pipeline(work / "larger")
     brush: Any = diffuser.load(torch.device("cpu"))
-    painter, subjects = Loaded(diffuser, brush), list(Shapes().subjects[:2])
-    prompts = [Prompt(s.class_index, f"a photo of a {s.name}.", r) for s in subjects for r in range(4)]
+    painter, target_classes = loaded(diffuser, brush), list(Shapes().target_classes[:2])
+    prompts = [Prompt(s.class_index, f"a photo of a {s.name}.", r) for s in target_classes for r in range(4)]
     fresh = (work / f"larger-{number}" for number in range(1000))
     c = in_turns(
-        lambda: seconds(lambda: draw(painter, next(fresh), subjects, prompts)),
+        lambda: seconds(lambda: draw(painter, next(fresh), target_classes, prompts)),
         lambda: seconds(lambda: forwards(brush.pipeline, diffuser, len(prompts))),
         rounds=3,
     )

@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pictures import NAMES, picture_folder, vit_s_32
 from side_by_side import Row, in_turns, keep, seconds
 from staging import stages_on
+from synthetic_images import NAMES, picture_folder, vit_s_32
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
-from lgclip.batch import ImageBatch
-from lgclip.data import CPU_ROWS, Stream, Streams
+from lgclip.batches import ImageBatch
 from lgclip.datasets.folder import Folder
 from lgclip.encoder.base import Towers
 from lgclip.encoder.open_clip import OpenClip
-from lgclip.encoding import Encoding, SharedViews
-from lgclip.features import real_stream
-from lgclip.scales import SquareCrops
+from lgclip.encoder.scales import SquareCrops
+from lgclip.stages.extract import real_stream
+from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.stages.streams import CPU_ROWS, Stream, Streams
 
 COMMAND = "benchmarks/.venv/bin/python benchmarks/encode.py"
 EACH, IN_MEMORY, BATCH = 24, 512, 128
@@ -72,14 +72,14 @@ class Ours:
 
     Args:
         model: The model's folder.
-        pictures: The JPEGs, one folder a class.
+        synthetic_images: The JPEGs, one folder per class.
         root: Where to put the store.
         workers: Processes that decode.
     """
 
-    def __init__(self, model: Path, pictures: Path, root: Path, workers: int) -> None:
+    def __init__(self, model: Path, synthetic_images: Path, root: Path, workers: int) -> None:
         self._encoder, self._plain = Ready(str(model), batch_size=BATCH), OpenClip(str(model))
-        self._dataset, self._root, self._workers = Folder(str(pictures)), root, workers
+        self._dataset, self._root, self._workers = Folder(str(synthetic_images)), root, workers
         self.towers = _towers(str(model))
 
     def files(self) -> tuple[float, Tensor]:
@@ -101,7 +101,7 @@ class Ours:
         return real_stream(self._dataset, self._encoder, SquareCrops(), self._root)
 
     def _timed(self, data: Streams, stream: Stream) -> tuple[float, Tensor]:
-        stages, stage = stages_on(), Encoding(self._encoder, data)
+        stages, stage = stages_on(), FeatureExtractionStage(self._encoder, data)
         stream.store.towers.parent.mkdir(parents=True, exist_ok=True)
         stream.store.towers.write_text("{}")  # FLOPs are counted once for each encoder, not in each run
         taken = seconds(lambda: stages.complete("features", stage, len(stream.ids), data))
@@ -113,17 +113,17 @@ class Theirs:
 
     Args:
         model: The model's folder.
-        pictures: The JPEGs, one folder a class.
+        synthetic_images: The JPEGs, one folder per class.
     """
 
-    def __init__(self, model: Path, pictures: Path) -> None:
+    def __init__(self, model: Path, synthetic_images: Path) -> None:
         from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
         from clip_benchmark.models import load_clip
 
         self.model, transform, _ = load_clip("open_clip", f"local-dir:{model}", "", "", "cpu")
         self.model.eval()
         # One of the data sets that it reads as an ImageFolder of whatever lies there.
-        dataset = build_dataset("imagenet_sketch", root=str(pictures), transform=transform)
+        dataset = build_dataset("imagenet_sketch", root=str(synthetic_images), transform=transform)
         self._loader = lambda: DataLoader(
             dataset, batch_size=THEIR_BATCH, shuffle=False, num_workers=THEIR_WORKERS,
             collate_fn=get_dataset_collate_fn("imagenet_sketch"),
@@ -180,21 +180,21 @@ def from_memory(ours: Ours, theirs: Theirs) -> Row:
     """B1."""
     torch.manual_seed(0)
     pixels = torch.randn(IN_MEMORY, 3, 224, 224)
-    measured, beside, apart = in_turns_alike(lambda: ours.memory(pixels), lambda: theirs.memory(pixels))
+    measured, baselines, apart = in_turns_alike(lambda: ours.memory(pixels), lambda: theirs.memory(pixels))
     return Row(
         "B1", f"encoding stage with its store, {IN_MEMORY} images in memory",
-        f"bare loop of open_clip's forward, batches of {BATCH}", ">= 0.97", "s", measured, beside,
+        f"bare loop of open_clip's forward, batches of {BATCH}", ">= 0.97", "s", measured, baselines,
         f"features, apart by {apart:.0e} at most", COMMAND,
     )  # fmt: skip
 
 
 def from_files(ours: Ours, theirs: Theirs, workers: int) -> Row:
     """B2."""
-    measured, beside, apart = in_turns_alike(ours.files, theirs.files)
+    measured, baselines, apart = in_turns_alike(ours.files, theirs.files)
     return Row(
         "B2", f"encoding stage with its store, {len(NAMES) * EACH} JPEGs, workers={workers}",
         f"clip_benchmark's loader and loop, {THEIR_WORKERS} workers, batches of {THEIR_BATCH}, no amp", ">= 1.8", "s",
-        measured, beside, f"features, apart by {apart:.0e} at most", COMMAND,
+        measured, baselines, f"features, apart by {apart:.0e} at most", COMMAND,
     )  # fmt: skip
 
 
@@ -208,10 +208,10 @@ def bound(ours: Ours, theirs: Theirs) -> Row:
         for _ in passes:
             ours.towers.images(pixels)
 
-    measured, beside = in_turns(lambda: seconds(forwards), lambda: theirs.files()[0], rounds=ROUNDS)
+    measured, baselines = in_turns(lambda: seconds(forwards), lambda: theirs.files()[0], rounds=ROUNDS)
     return Row(
         "B2b", f"forward passes of {len(NAMES) * EACH} images alone: the bound of B2", "as B2", "", "s",
-        measured, beside, "nothing: forwards alone read no file", COMMAND,
+        measured, baselines, "nothing: forwards alone read no file", COMMAND,
     )  # fmt: skip
 
 

@@ -22,11 +22,10 @@ from gpu_models import DRAWERS, SMALL_DRAWERS, TEXT, TOWERS, Drawer, brush_of, p
 from side_by_side import Row, keep, seconds
 from torch.nn.functional import normalize
 
-from lgclip.batch import Prompt, Subject
-from lgclip.diffuser.base import Brush
-from lgclip.drawing import Drawing
-from lgclip.encoder.measure import flops_of
 from lgclip.encoder.precision import arithmetic
+from lgclip.encoder.profiling import flops_of
+from lgclip.stages.images import ImageGenerationStage
+from lgclip.types import Prompt, TargetClass
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/gpu.py"
@@ -93,8 +92,8 @@ def share(
     rate = images / statistics.median(times)
     ours = f"{what}: {rate:.3g} images/s, {flops / 1e9:.4g} GFLOPs each"
     reached = [flops * images / one / 1e12 for one in times]
-    beside = [most / 1e12] * len(reached)
-    bench.told(Row(number, ours, "bf16 matrix product", aim, "TFLOP/s", reached, beside, NOTHING, COMMAND, True))
+    baselines = [most / 1e12] * len(reached)
+    bench.told(Row(number, ours, "bf16 matrix product", aim, "TFLOP/s", reached, baselines, NOTHING, COMMAND, True))
 
 
 def wanted(n: int) -> list[Prompt]:
@@ -114,7 +113,7 @@ def flops_of_image(pipeline: Any, drawer: Drawer, device: torch.device) -> float
     return one + (drawer.steps - 1) * (two - one)
 
 
-def drawing(bench: Bench, most: float) -> None:
+def synthetic_images(bench: Bench, most: float) -> None:
     """G1: each pipeline."""
     for place, drawer in enumerate(bench.drawers, 1):
         pipeline = pipeline_of(drawer, bench.device, bench.dtype)
@@ -152,27 +151,11 @@ def encoder(model: Any, device: torch.device, precision: str) -> Callable[[torch
     return encode
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A pipeline in memory, as the drawing stage takes it."""
-
-    brush: Brush
-    batch_size: int
-    retries: int = 0
-    size: int | None = None
-
-    def inputs(self) -> dict[str, object]:
-        return {"benchmark": "gpu"}
-
-    def load(self, device: torch.device) -> Brush:
-        return self.brush
-
-
 def files(bench: Bench) -> None:
     """G3: drawn, then encoded, through the image store and past it."""
     from open_clip.transform import image_transform
     from PIL import Image
-    from staging import stages_on
+    from staging import Loaded, stages_on
 
     drawer = bench.drawers[0]
     model = tower_of(None if bench.small else "ViT-L-14", bench.device)
@@ -190,10 +173,12 @@ def files(bench: Bench) -> None:
         return encoded([Image.fromarray(one) for batch in batches for one in brush(batch, 0)])
 
     def through(root: Path) -> torch.Tensor:
-        stage = Drawing(Loaded(brush, drawer.batch), root, [Subject(0, "thing")], prompts, 0)
+        stage = ImageGenerationStage(
+            Loaded(brush, {"benchmark": "gpu"}, drawer.batch), root, [TargetClass(0, "thing")], prompts, 0
+        )
         stages_on("gpu" if bench.device.type == "cuda" else "cpu").complete("images", stage, len(prompts))
-        pictures = stage.pictures()
-        return encoded([pictures.image(at) for at in range(len(pictures.ids))])
+        synthetic_images = stage.synthetic_images()
+        return encoded([synthetic_images.image(at) for at in range(len(synthetic_images.ids))])
 
     with tempfile.TemporaryDirectory() as name:
         fresh = (Path(name) / str(number) for number in range(100))
@@ -262,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     bench = Bench(torch.device(given.device), given.small)
     most = peak(bench)
-    drawing(bench, most)
+    synthetic_images(bench, most)
     encoding(bench, most)
     files(bench)
     compiling(bench)

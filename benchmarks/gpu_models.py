@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lgclip.diffuser.base import noise_seed
-from lgclip.diffuser.brush import PipelineBrush, arguments_of
+from lgclip.diffuser.sampling_loop import SamplingPipeline, arguments_of
 from lgclip.tiny.vocabulary import clip_tokenizer
 
 TEXT = "a photo of a thing."
@@ -156,14 +156,14 @@ def _parts(drawer: Drawer, diffusers: Any) -> dict[str, Any]:
     return {**parts, **absent, "requires_safety_checker": False}
 
 
-def brush_of(pipeline: Any, drawer: Drawer, device: torch.device, steps: int | None = None) -> PipelineBrush:
+def brush_of(pipeline: Any, drawer: Drawer, device: torch.device, steps: int | None = None) -> SamplingPipeline:
     """The project's own way to draw with a pipeline."""
     settings = {
         "steps": (steps or drawer.steps, "num_inference_steps"),
         "guidance": (drawer.guidance, "guidance_scale"),
         "size": (drawer.size, "height", "width"),
     }
-    return PipelineBrush(pipeline, device, arguments_of(pipeline, settings, None, {}), None, noise_seed, drawer.size)
+    return SamplingPipeline(pipeline, device, arguments_of(pipeline, settings, None, {}), None, noise_seed, drawer.size)
 
 
 def tower_of(name: str | None, device: torch.device) -> Any:

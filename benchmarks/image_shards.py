@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from lgclip.identity import key_of
-from lgclip.image_store import ImageStore
-from lgclip.shard_index import Listing, write_index
-from lgclip.tar_store import SHARD_IMAGES
+from lgclip.store.images import ImageStore
+from lgclip.store.keys import content_key
+from lgclip.store.shard_index import Listing, write_index
+from lgclip.store.tar_shards import SHARD_IMAGES
 
 INPUTS = {"diffuser": "benchmark"}
 BATCH, SIDE, FACES = 16, 64, 64
@@ -35,7 +35,7 @@ def peak() -> float:
 
 def ids(count: int) -> list[str]:
     """Names of the images."""
-    return [key_of({"image": number}) for number in range(count)]
+    return [content_key({"image": number}) for number in range(count)]
 
 
 def timed(figures: dict[str, float], name: str, call: Callable[[], object]) -> object:

@@ -1,7 +1,7 @@
 """Memory that grows with the images (B8): `benchmarks/.venv/bin/python benchmarks/memory.py`, minutes on two cores.
 
 Peak resident memory of whole commands with 2,000 and with 200,000 images of 1,000 classes; the difference by image.
-Ours is judging what is stored (B8) and the first run, which encodes it (B8b); beside them `clip_benchmark eval`. The
+Ours is evaluation what is stored (B8) and the first run, which encodes it (B8b); beside them `clip_benchmark eval`. The
 encoder is a very small one with 512-wide features; the images are 2,000 small JPEGs, each there under many names, so
 that top-1 and the rest must be the same for both sizes and both sides.
 """
@@ -21,7 +21,7 @@ SIZE = (32, 32)
 
 def main() -> None:
     """Measures and keeps."""
-    from pictures import MANY_NAMES, TEMPLATE, picture_folder, smallest
+    from synthetic_images import MANY_NAMES, TEMPLATE, picture_folder, smallest
 
     workers = 0  # threads of the main process: nothing to start, nothing to pass on
     peaks: dict[int, tuple[int, int, int]] = {}
@@ -31,17 +31,17 @@ def main() -> None:
         work = Path(name)
         few = picture_folder(work / "few", FEW, MANY_NAMES, SIZE)
         model = smallest(work / "model", few)
-        for each, pictures in ((FEW, few), (MANY, _again(few, work / "many", MANY))):
-            commands = Commands(work / f"runs-{each}", model, pictures, TEMPLATE, workers)
+        for each, synthetic_images in ((FEW, few), (MANY, _again(few, work / "many", MANY))):
+            commands = Commands(work / f"runs-{each}", model, synthetic_images, TEMPLATE, workers)
             (first, figures), (again, same) = commands.ours("store"), commands.ours("store")
-            beside, other = commands.theirs()
+            baselines, other = commands.theirs()
             seen = seen or figures
             for further in (figures, same, other):
                 equal = check(seen, further)
-            peaks[each] = (again.peak, first.peak, beside.peak)
+            peaks[each] = (again.peak, first.peak, baselines.peak)
     classes = len(MANY_NAMES)
     growth = [(many - few) / classes / (MANY - FEW) for few, many in zip(peaks[FEW], peaks[MANY], strict=True)]
-    rows = (("B8", "judging what is stored", "<= 0.02"), ("B8b", "the first run, which encodes it", ""))
+    rows = (("B8", "evaluation what is stored", "<= 0.02"), ("B8b", "the first run, which encodes it", ""))
     for (number, what, aim), grown in zip(rows, growth, strict=False):
         keep(
             Row(

@@ -19,12 +19,12 @@ from side_by_side import Row, in_turns, keep, seconds
 from staging import stages_on
 from torch import Tensor
 
-from lgclip.data import Stream, Streams
-from lgclip.datasets.files import read_image
+from lgclip.datasets.image_files import read_image
 from lgclip.encoder.open_clip import OpenClip
-from lgclip.encoding import Encoding, SharedViews
-from lgclip.feature_store import FeatureStore
-from lgclip.scales import SquareCrops
+from lgclip.encoder.scales import SquareCrops
+from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.stages.streams import Stream, Streams
+from lgclip.store.features import FeatureStore
 
 IMAGES, SIZE, DRAWN = 96, (500, 375), (512, 512)  # so many that what starting a stage costs counts little
 FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -72,7 +72,7 @@ def ours(towers: OpenClip, paths: list[Path], root: Path) -> Float[Tensor, "n s 
     store = FeatureStore(root, towers.inputs(), {"source": "photographs"})
     stream = Stream("real", ids, [0] * len(ids), SCALES.views, store, lambda at: read_image(paths[at]))
     data = Streams([stream], 1, SharedViews(towers, SCALES), towers.batch_size)
-    stages_on().complete("features", Encoding(towers, data), len(ids), data)
+    stages_on().complete("features", FeatureExtractionStage(towers, data), len(ids), data)
     return stream.features()
 
 
@@ -96,7 +96,7 @@ def row(number: str, kind: str, towers: OpenClip, paths: list[Path], work: Path)
     print(f"{kind}: largest difference of a feature's components {apart:.1e}")
     if not apart <= 1e-5:
         raise SystemExit("the two ways give different features")
-    measured, beside = in_turns(
+    measured, baselines = in_turns(
         lambda: seconds(lambda: ours(towers, paths, next(fresh))),
         lambda: seconds(lambda: one_by_one(towers, paths)),
         rounds=3,
@@ -108,7 +108,7 @@ def row(number: str, kind: str, towers: OpenClip, paths: list[Path], work: Path)
         aim=">= 2",
         unit="s",
         measured=measured,
-        beside=beside,
+        baselines=baselines,
         equal="every component of every feature, to 1e-5",
         command="python benchmarks/multi_scale.py",
     )

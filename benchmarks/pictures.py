@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
-from lgclip.datasets.files import CLASSNAMES
+from lgclip.datasets.image_files import CLASSNAMES
 
 NAMES = (CLASSNAMES / "dtd.clip.txt").read_text(encoding="utf-8").splitlines()
 """47 names of textures."""
@@ -31,7 +31,7 @@ SIZE, QUALITY, OCTAVES = (500, 375), 90, 8
 
 
 def picture_folder(root: Path, each: int, names: Sequence[str] = NAMES, size: tuple[int, int] = SIZE) -> Path:
-    """An ImageFolder tree of JPEGs: noise of all grain sizes, each class with its own colours and roughness.
+    """An ImageFolder tree of JPEGs: noise of all grain sizes, each class with its own colors and roughness.
 
     The spectrum falls as a photo's does, so that a file is about as long, and takes as long to decode.
 
@@ -47,13 +47,13 @@ def picture_folder(root: Path, each: int, names: Sequence[str] = NAMES, size: tu
         folder = root / name.replace(" ", "_")
         folder.mkdir(parents=True)
         weights = 2.0 ** (np.arange(OCTAVES) * rng.uniform(0.1, 0.4)) * rng.uniform(0.3, 1.7, OCTAVES)
-        colours = rng.normal(size=(3, 3)) * 0.3 + np.ones((3, 3)) / 2
+        colors = rng.normal(size=(3, 3)) * 0.3 + np.ones((3, 3)) / 2
         mean = rng.uniform(80, 175, 3)
         for number in range(each):
             shifts = rng.integers(0, 2**20, (OCTAVES, 2))
             cuts = [w * _cut(g, at, size) for w, g, at in zip(weights, grains, shifts, strict=True)]
             field = np.sum(cuts, axis=0)
-            pixels = (field / field.std() * 50) @ colours.astype(np.float32) + mean
+            pixels = (field / field.std() * 50) @ colors.astype(np.float32) + mean
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04}.jpg", quality=QUALITY)
     return root
 
@@ -73,24 +73,24 @@ def _cut(grain: NDArray[np.float32], at: NDArray[np.int64], size: tuple[int, int
     return grain[top : top + size[1], left : left + size[0]]
 
 
-def vit_s_32(folder: Path, pictures: Path) -> Path:
+def vit_s_32(folder: Path, synthetic_images: Path) -> Path:
     """ViT-S-32 in a folder of open_clip's layout.
 
     Args:
         folder: Where to make it.
-        pictures: What will be judged: see `_fitted`.
+        synthetic_images: What will be evaluated: see `_fitted`.
     """
     config = get_model_config("ViT-S-32")
     assert config is not None
-    return _fitted(folder, config, pictures)
+    return _fitted(folder, config, synthetic_images)
 
 
-def smallest(folder: Path, pictures: Path) -> Path:
+def smallest(folder: Path, synthetic_images: Path) -> Path:
     """A model with features of usual width that takes next to no time: two tokens, one layer.
 
     Args:
         folder: Where to make it.
-        pictures: What will be judged: see `_fitted`.
+        synthetic_images: What will be evaluated: see `_fitted`.
     """
     tower = {"width": 64, "layers": 1}
     config: dict[str, Any] = {
@@ -98,10 +98,10 @@ def smallest(folder: Path, pictures: Path) -> Path:
         "vision_cfg": {"image_size": 32, "patch_size": 32, "head_width": 32, **tower},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "heads": 2, **tower},
     }
-    return _fitted(folder, config, pictures)
+    return _fitted(folder, config, synthetic_images)
 
 
-def _fitted(folder: Path, config: dict[str, Any], pictures: Path) -> Path:
+def _fitted(folder: Path, config: dict[str, Any], synthetic_images: Path) -> Path:
     """A model whose weights tell the pictures apart a little, so that equal figures mean something.
 
     They are random but for the last projection of its image tower, which is fitted by least squares to the sentences
@@ -110,7 +110,7 @@ def _fitted(folder: Path, config: dict[str, Any], pictures: Path) -> Path:
     torch.manual_seed(0)
     model: Any = CLIP(**config).eval()
     read: Any = image_transform_v2(PreprocessCfg(size=config["vision_cfg"]["image_size"]), is_train=False)
-    classes = sorted(pictures.iterdir())
+    classes = sorted(synthetic_images.iterdir())
     files = [sorted(path.iterdir())[::4] for path in classes]
     with torch.inference_mode():
         model.visual.proj, projection = None, model.visual.proj

@@ -29,7 +29,7 @@ class Row:
         aim: What the ratio must reach, such as `>= 1.8`; empty if it is only told.
         unit: Of what was measured: `s`, `MB`.
         measured: Ours, in the order of the rounds.
-        beside: The other's, in the same order.
+        peer: The other's, in the same order.
         inverse: Whether the ratio is ours to theirs, for aims that start with `<=`; else theirs to ours.
         equal: What was compared for equality before.
         command: What makes this row.
@@ -41,7 +41,7 @@ class Row:
     aim: str
     unit: str
     measured: Sequence[float]
-    beside: Sequence[float]
+    peer: Sequence[float]
     equal: str
     command: str
     inverse: bool = False
@@ -49,7 +49,7 @@ class Row:
     @property
     def ratios(self) -> list[float]:
         """The ratio of each round."""
-        pairs = list(zip(self.measured, self.beside, strict=True))
+        pairs = list(zip(self.measured, self.peer, strict=True))
         return [ours / theirs if self.inverse else theirs / ours for ours, theirs in pairs]
 
     @property
@@ -136,9 +136,10 @@ def _place(number: str) -> tuple[str, int, str]:
 
 def _line(row: Row) -> str:
     verdict = {None: "", True: "reached", False: "**missed**"}[row.reached]
-    sides = [_spread(side, row.unit) for side in (row.measured, row.beside)]
+    sides = [_spread(side, row.unit) for side in (row.measured, row.peer)]
     ratio = f"{row.ratio:.3g} ({min(row.ratios):.3g} - {max(row.ratios):.3g})"
-    return f"| {row.number} | {row.ours} | {row.against} | {sides[0]} | {sides[1]} | {ratio} | {row.aim} | {verdict} |"
+    cells = (row.number, row.ours, row.against, sides[0], sides[1], ratio, row.aim, verdict)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _spread(values: Sequence[float], unit: str) -> str:

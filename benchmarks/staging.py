@@ -1,6 +1,37 @@
 """The project's stages without a command: one device, nothing shown."""
 
-from lgclip.stages import StageBar, Stages, quiet
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lgclip.diffuser.base import ImageGenerator, LoadedPipeline
+from lgclip.stages.runner import StageBar, Stages, quiet
+
+
+@dataclass(frozen=True)
+class Loaded(ImageGenerator):
+    """An image generator whose pipeline is in memory already.
+
+    Attributes:
+        brush: The pipeline.
+        described: What its images are stored by.
+        batch_size: Images drawn at once.
+        size: Height and width of the images; None if the pipeline decides.
+        retries: How often a faulty image is generated again.
+    """
+
+    brush: LoadedPipeline
+    described: Mapping[str, object]
+    batch_size: int
+    size: int | None = None
+    retries: int = 0
+
+    def inputs(self) -> dict[str, object]:
+        return dict(self.described)
+
+    def load(self, device: torch.device) -> LoadedPipeline:
+        return self.brush
 
 
 def stages_on(accelerator: str = "cpu") -> Stages:

@@ -35,7 +35,7 @@ def evaluate(*overrides: str) -> float:
 def figures(folder: Path) -> dict[str, object]:
     """What a run says, in figures."""
     result = json.loads((folder / "result.json").read_text())
-    return {name: result[name] for name in ("metrics", "beside", "confidence", "diagnostics")}
+    return {name: result[name] for name in ("metrics", "baselines", "confidence", "diagnostics")}
 
 
 def check(folder: Path, prompts: int, scales: str, grid: Path) -> None:

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from lgclip.allowed import build
-from lgclip.calibration import DEFAULT_TEMPERATURE, Choice, Temperature, temperature_of
-from lgclip.confidence import confidence_of
-from lgclip.methods.base import Judged, Judgement
-from lgclip.prototypes import Support
-from lgclip.reopen import reopen
-from lgclip.runs import Run
+from lgclip.evaluation.confidence import confidence_of
+from lgclip.methods.base import PredictionCollector, Predictions
+from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Choice, Temperature, temperature_of
+from lgclip.methods.prototypes import SupportSet
+from lgclip.reporting.restore import restore_run
+from lgclip.reporting.run_folder import Run
+from lgclip.runtime.instantiate import build
 
 
 def figures(folder: Path) -> str:
     """One row of the table."""
     run = Run.read(folder)
-    opened, cfg = reopen(run), OmegaConf.create(run.result["config"])
+    opened, cfg = restore_run(run), OmegaConf.create(dict(run.result.config))
     choice = Choice(build(cfg.prototype), build(cfg.selection), cfg.method.text_weight)
     parts = {}
     for name, stream in opened.streams.items():
         features = stream.features()[:, 0] if name == "text" else opened.scales.fuse(stream.features())
-        parts[name] = Support(features, torch.tensor(stream.labels), run.result["num_classes"])
-    text = parts["text"].means(renormalise=True) if "text" in parts else None
+        parts[name] = SupportSet(features, torch.tensor(stream.labels), run.result.num_classes)
+    text = parts["text"].means(renormalize=True) if "text" in parts else None
     scores = choice.fit(parts["synthetic"], text)(parts["real"].features)
     fitted = temperature_of(choice, parts["synthetic"], text)
     before, after = (_told(scores, parts["real"].labels, temperature) for temperature in (DEFAULT_TEMPERATURE, fitted))
@@ -38,10 +38,10 @@ def figures(folder: Path) -> str:
 
 
 def _told(scores: torch.Tensor, labels: torch.Tensor, temperature: Temperature) -> dict[str, Any]:
-    judgement = Judgement()
-    judgement.update(scores, labels, torch.arange(len(labels)), temperature.value)
-    rows, chances = judgement.compute()
-    return confidence_of(Judged(*rows.unbind(dim=1), *chances.unbind(dim=1)), temperature)
+    collector = PredictionCollector()
+    collector.update(scores, labels, torch.arange(len(labels)), temperature.value)
+    rows, probs = collector.compute()
+    return confidence_of(Predictions(*rows.unbind(dim=1), *probs.unbind(dim=1)), temperature)
 
 
 if __name__ == "__main__":

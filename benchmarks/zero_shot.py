@@ -15,13 +15,15 @@ EACH, ROUNDS = 24, 3
 
 def main() -> None:
     """Measures and keeps."""
-    from pictures import TEMPLATE, picture_folder, vit_s_32
+    from synthetic_images import TEMPLATE, picture_folder, vit_s_32
 
     workers = 0  # threads of the main process: nothing to start, nothing to pass on
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        pictures = picture_folder(work / "pictures", EACH)
-        commands = Commands(work / "runs", vit_s_32(work / "model", pictures), pictures, TEMPLATE, workers)
+        synthetic_images = picture_folder(work / "pictures", EACH)
+        commands = Commands(
+            work / "runs", vit_s_32(work / "model", synthetic_images), synthetic_images, TEMPLATE, workers
+        )
         found: list[dict[str, float]] = []
 
         def ours() -> float:
@@ -34,8 +36,8 @@ def main() -> None:
             check(found[-1], figures)
             return spent.seconds
 
-        measured, beside = in_turns(ours, theirs, rounds=ROUNDS)
-        images = sum(1 for _ in pictures.rglob("*.jpg"))
+        measured, baselines = in_turns(ours, theirs, rounds=ROUNDS)
+        images = sum(1 for _ in synthetic_images.rglob("*.jpg"))
     keep(
         Row(
             "B3",
@@ -44,7 +46,7 @@ def main() -> None:
             ">= 1.2",
             "s",
             measured,
-            beside,
+            baselines,
             check(found[0], found[-1]),
             "benchmarks/.venv/bin/python benchmarks/zero_shot.py",
         )

@@ -1,4 +1,4 @@
-"""Judging 200,000 images among 1,000 classes: `python benchmarks/judging.py`, in two minutes on two cores (B9).
+"""Judging 200,000 images among 1,000 classes: `python benchmarks/evaluation.py`, in two minutes on two cores (B9).
 
 Ours is what a run does with features: scored against the prototypes, ranked, confidences worked out, all put in
 order. Beside it stands the matrix product of the same features and prototypes alone, in
@@ -10,25 +10,25 @@ from side_by_side import Row, in_turns, keep, seconds
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgclip.batch import FeatureBatch
-from lgclip.calibration import DEFAULT_TEMPERATURE, Choice
-from lgclip.data import ROWS_PER_BATCH
-from lgclip.methods.base import Judged, Judgement
-from lgclip.prototypes import Support
-from lgclip.rules import Mean, Scorer
-from lgclip.selection import First
+from lgclip.batches import FeatureBatch
+from lgclip.methods.base import PredictionCollector, Predictions
+from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Choice
+from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.scoring import Mean, Scorer
+from lgclip.methods.selection import First
+from lgclip.stages.streams import ROWS_PER_BATCH
 
 IMAGES, CLASSES, WIDTH = 200_000, 1000, 512
 CHECKED = 1000
 
 
-def world() -> tuple[Support, list[FeatureBatch]]:
-    """Two synthetic images a class, and real ones that lie about their class's, in batches."""
+def world() -> tuple[SupportSet, list[FeatureBatch]]:
+    """Two synthetic images per class, and real ones that lie about their class's, in batches."""
     torch.manual_seed(0)
     centres = normalize(torch.randn(CLASSES, WIDTH), dim=1)
     labels = torch.arange(IMAGES) % CLASSES
     of_support = torch.arange(CLASSES).repeat(2)
-    support = Support(
+    support = SupportSet(
         normalize(centres[of_support] + 0.05 * torch.randn(2 * CLASSES, WIDTH), dim=1), of_support, CLASSES
     )
     features = normalize(centres[labels] + 0.15 * torch.randn(IMAGES, WIDTH), dim=1)[:, None]
@@ -36,16 +36,16 @@ def world() -> tuple[Support, list[FeatureBatch]]:
     return support, [FeatureBatch(features[part], labels[part], part) for part in parts]
 
 
-def judge(score: Scorer, batches: list[FeatureBatch]) -> Judged:
+def judge(score: Scorer, batches: list[FeatureBatch]) -> Predictions:
     """What a method does with the stream of real images."""
-    judgement = Judgement()
+    collector = PredictionCollector()
     for batch in batches:
-        judgement.update(score(batch.features[:, 0]), batch.labels, batch.indices)
-    rows, chances = judgement.compute()
-    return Judged(*rows.unbind(dim=1), *chances.unbind(dim=1))
+        collector.update(score(batch.features[:, 0]), batch.labels, batch.indices)
+    rows, probs = collector.compute()
+    return Predictions(*rows.unbind(dim=1), *probs.unbind(dim=1))
 
 
-def check(judged: Judged, batches: list[FeatureBatch], prototypes: Tensor) -> None:
+def check(judged: Predictions, batches: list[FeatureBatch], prototypes: Tensor) -> None:
     """Compares with the obvious way."""
     predictions = torch.cat([(batch.features[:, 0] @ prototypes.T).argmax(dim=1) for batch in batches])
     scores = batches[0].features[:CHECKED, 0] @ prototypes.T
@@ -63,7 +63,7 @@ def main() -> None:
     """Measures and keeps."""
     support, batches = world()
     score = Choice(Mean(), First(), 0.0).fit(support, None)
-    prototypes = support.means(renormalise=True)
+    prototypes = support.means(renormalize=True)
     check(judge(score, batches), batches, prototypes)
 
     def product() -> None:
@@ -74,14 +74,14 @@ def main() -> None:
     keep(
         Row(
             number="B9",
-            ours=f"judging {IMAGES:,} images, {CLASSES:,} classes, width {WIDTH}, fp32",
+            ours=f"evaluation {IMAGES:,} images, {CLASSES:,} classes, width {WIDTH}, fp32",
             against="the matrix product alone",
             aim=">= 0.6",
             unit="s",
             measured=ours,
-            beside=theirs,
+            baselines=theirs,
             equal="predictions, ranks in a stable sort, confidences to 2e-6",
-            command="python benchmarks/judging.py",
+            command="python benchmarks/evaluation.py",
         )
     )
 
