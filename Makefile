@@ -2,26 +2,68 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types models audit clean
+# An index that has torch's CPU wheels, a tenth of the size: make demo TORCH_INDEX=URL. It is used where there is no
+# NVIDIA GPU and the index answers; otherwise torch comes from pip's own index, built for CUDA, and runs on CPUs too.
+TORCH_INDEX ?=
+# A file of exact versions, such as constraints.txt; without one pip takes the newest that pyproject.toml allows.
+CONSTRAINTS ?=
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-# Installed once, and again only when pyproject.toml changes.
-.venv/ready: pyproject.toml
+.PHONY: demo test test-slow test-all lint types docs docs-check models audit lowest constraints clean
+
+# What running needs, once, and again only when pyproject.toml changes.
+.venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@if [ -n "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null && \
+	    $(BIN)/python -c "import urllib.request; urllib.request.urlopen('$(TORCH_INDEX)', timeout=10)"; then \
+	  echo "No GPU: torch's CPU wheels from TORCH_INDEX, about 250 MB; one to three minutes."; \
+	  $(PIP_INSTALL) torch torchvision --index-url "$(TORCH_INDEX)"; \
+	else \
+	  echo "Installing torch as pip's index has it: about 3 GB with its CUDA libraries, 2 to 15 minutes by the network."; \
+	  $(if $(TORCH_INDEX),echo "TORCH_INDEX=$(TORCH_INDEX) was not used: a GPU is there or the index does not answer.";) \
+	  $(PIP_INSTALL) torch torchvision; \
+	fi
+	@echo "Installing lgclip and what else it needs: about 200 MB, one to three minutes."
+	$(PIP_INSTALL) --editable .
 	touch $@
 
-demo: .venv/ready
+# The tests' tools and every extra besides.
+.venv/ready: .venv/installed
+	@echo "Installing the extras and the tools for tests: about 400 MB, one to three minutes."
+	$(PIP_INSTALL) --editable ".[dev]"
+	touch $@
+
+demo: .venv/installed
 	$(BIN)/python evaluate.py
 
+# A worker per core, each with one thread: more threads would wait for each other. Each begins with one half of the
+# tests, so that what the tests of a file share is made once, and helps the other at the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow and not multiprocess and not browser"
+
+# What `make test` leaves out: tests of more than two seconds, of several processes, and in a browser.
+test-slow: .venv/ready
+	$(PYTEST) -m "slow or multiprocess or browser"
+
+test-all: .venv/ready
+	$(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/ready
 	$(BIN)/pyright
+
+# The documentation site, into site/; a warning is an error. The variable hides an announcement of the theme.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Runs the commands in README.md and docs/ that need no network, GPU or hours.
+docs-check: .venv/ready
+	$(BIN)/python docs/check_commands.py
 
 # The small models from nothing; an interrupted training goes on where it stopped.
 # PRECISION=bf16-mixed is faster on a GPU, and on a CPU with bf16 matrix units.
@@ -29,6 +71,17 @@ PRECISION ?= 32-true
 models: .venv/ready
 	$(BIN)/python train.py -m method=tiny_encoder,tiny_autoencoder,tiny_denoiser,tiny_language,tiny_captioner trainer.precision=$(PRECISION)
 	$(BIN)/python -m lgclip.tiny.install
+
+# The lowest versions that pyproject.toml declares, in an environment of their own, and the fast tests on them.
+lowest: pyproject.toml
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable ".[dev]"
+	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest --numprocesses auto -m "not slow and not multiprocess and not browser"
+
+# constraints.txt anew: what is installed here and passes the tests, without the address of any index.
+constraints: .venv/ready
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 # The peers that benchmarks/ measures against, in an environment of their own: see benchmarks/RESULTS.md.
 benchmarks/.venv/ready: pyproject.toml benchmarks/peers.txt
@@ -43,4 +96,4 @@ audit: .venv/ready
 	.audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])") --skip-editable -s osv
 
 clean:
-	rm -rf .venv .audit benchmarks/.venv outputs multirun
+	rm -rf .venv .audit .lowest benchmarks/.venv outputs multirun site
