@@ -19,7 +19,7 @@ from side_by_side import Row, in_turns, keep, seconds
 from staging import Loaded, stages_on
 
 from lgclip.datasets.embedded import Shapes
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.image_decoding import read_image
 from lgclip.diffuser.base import LoadedPipeline, SyntheticImages, noise_seed
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.stages.images import CPU_IMAGES, ImageGenerationStage

@@ -19,7 +19,7 @@ from side_by_side import Row, in_turns, keep, seconds
 from staging import stages_on
 from torch import Tensor
 
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.image_decoding import read_image
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import SquareCrops
 from lgclip.stages.features import FeatureExtractionStage, SharedViews

@@ -3,7 +3,8 @@
 They hold tensors; `lgclip.types` has the types that need no torch, so that data sets are imported in milliseconds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int, UInt8
@@ -19,11 +20,13 @@ class ImageBatch(NamedTuple):
         ids: Content keys of the images.
         views: Preprocessed pixels.
         unread: Images that belong to the batch but cannot be read.
+        notes: What is unusual about some of the images, by id.
     """
 
     ids: list[str]
     views: Float[Tensor, "b s 3 h w"]
     unread: Sequence[Unread] = ()
+    notes: Mapping[str, str] = MappingProxyType({})
 
 
 class FeatureBatch(NamedTuple):

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
 from lgclip.runtime.terminal import TURNING
+from lgclip.store.keys import content_key
 from lgclip.types import TargetClass
 
 
@@ -57,6 +59,9 @@ class Dataset(ABC):
         context: Type of the classes, such as "a type of bird"; empty if unknown.
         class_indices: Index of each class among ImageNet's 1000; None for other classes.
         training: Where its training images are.
+        folder_names: Class name of each class folder, where these are the user's own.
+        files_left_out: Number of files and folders that are not read, by reason.
+        files_noted: Number of images that are read although a reader might not expect it, by reason.
     """
 
     name: str
@@ -68,6 +73,9 @@ class Dataset(ABC):
     context: str = ""
     class_indices: tuple[int, ...] | None = None
     training: Training = Training()
+    folder_names: Mapping[str, str] = MappingProxyType({})
+    files_left_out: Mapping[str, int] = MappingProxyType({})
+    files_noted: Mapping[str, int] = MappingProxyType({})
 
     @cached_property
     @abstractmethod
@@ -119,6 +127,11 @@ class Dataset(ABC):
             ValueError: As in `training_values`.
         """
         return dict(self.training.pool) or self.training_values()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Returns a key of all images and their labels: equal for equal content, wherever it lies."""
+        return content_key({"ids": list(self.ids), "labels": list(self.labels)})
 
     @property
     def target_classes(self) -> tuple[TargetClass, ...]:

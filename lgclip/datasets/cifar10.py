@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lgclip.datasets.content_ids import content_ids
 from lgclip.datasets.label_files import Listing, lines
 from lgclip.datasets.layout import Archive, Selection, Tree
 from lgclip.datasets.public import PublicDataset
@@ -51,12 +52,10 @@ class Cifar10(PublicDataset):
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        # Once a file: all 10,000 images of one share its size and time.
-        stats = {file: (self.root / file).stat() for file in set(self.files)}
-        return tuple(
-            content_key({"file": file, "record": n, "size": stats[file].st_size, "changed": stats[file].st_mtime_ns})
-            for file, n in self.records
-        )
+        # Once a file: it holds 10,000 images.
+        files = sorted(set(self.files))
+        contents = dict(zip(files, content_ids(self.root, files), strict=True))
+        return tuple(content_key({"file": contents[file], "record": n}) for file, n in self.records)
 
     def image(self, index: int) -> Image.Image:
         file, number = self.records[index]

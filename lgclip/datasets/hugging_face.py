@@ -9,6 +9,8 @@ from typing import Any
 from PIL import Image
 
 from lgclip.datasets.base import Dataset, Training
+from lgclip.datasets.class_map import sort_folders
+from lgclip.datasets.content_ids import content_ids
 from lgclip.datasets.image_files import named, sentences
 from lgclip.datasets.parquet import Rows
 from lgclip.datasets.parquet_shards import Card, shards_of
@@ -21,8 +23,8 @@ from lgclip.store.keys import content_key
 class HubImages(Dataset):
     """Reads a data set of the hub, or a local folder in the hub's layout, whose images are in parquet files.
 
-    An image's key is its row in its file, with the commit of the repository (or the local file's size
-    and modification time), so that computing it reads no image.
+    An image's key is its row in its file, with the commit of the repository (or the local file's content), so that
+    computing it decodes no image.
 
     Args:
         repo: `owner/name` on the hub, such as `timm/resisc45`; its terms are on its page. Files of this
@@ -80,10 +82,10 @@ class HubImages(Dataset):
                 f"dataset={self.name}: {self.rows.total} rows in split {split}, its card states {stated}; get its "
                 "files again, or set dataset.counts=false"
             )
-        labels, names_in_data = _labels(self.rows, label_column, card, names)
+        labels, names_in_data, sorted_here = _labels(self.rows, label_column, card, names)
         self.labels = tuple(labels)
         self.names = names
-        self.class_names = named("hub", names, names_in_data)
+        self.class_names = named("hub", names, names_in_data, sorted_here=sorted_here)
         self.context = context
         self.templates = sentences(context, templates)
         if split == "train":
@@ -98,14 +100,12 @@ class HubImages(Dataset):
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        stamps: dict[Path, dict[str, int]] = {file: {} for file in self.rows.files}  # a commit's files never change
-        if not self.commit:
-            stats = {file: file.stat() for file in self.rows.files}
-            stamps = {file: {"size": s.st_size, "changed": s.st_mtime_ns} for file, s in stats.items()}
+        # A commit's files never change, so their names identify them. A local file is identified by its content.
         places = {file: file.relative_to(self.root).as_posix() for file in self.rows.files}
-        return tuple(
-            content_key({"file": places[file], "row": row, **stamps[file]}) for file, row in self.rows.places()
-        )
+        if not self.commit:
+            contents = content_ids(self.root, list(places.values()))
+            places = dict(zip(places, contents, strict=True))
+        return tuple(content_key({"file": places[file], "row": row}) for file, row in self.rows.places())
 
     def image(self, index: int) -> Image.Image:
         return self.rows.image(self.image_column, index)
@@ -166,8 +166,11 @@ def _check_columns(rows: Rows, image_column: str, label_column: str) -> None:
         )
 
 
-def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int], Sequence[str]]:
-    """Returns the class index of each row, and the names that the data set's own files give."""
+def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int], Sequence[str], bool]:
+    """Returns the class index of each row, the names that the data set's own files give, and whether they are sorted.
+
+    Names that are the labels themselves are sorted here; else the data set defines the order of its classes.
+    """
     values = rows.values(column)
     # Test labels that are kept secret are -1 on the hub.
     unlabelled = [row for row, value in enumerate(values) if value is None or value == -1]
@@ -179,9 +182,9 @@ def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int],
         raise ValueError(f"dataset.label_column={column}: the split has no rows")
     if all(isinstance(value, str) for value in values):
         # By name: the order in which they come differs between the splits of a data set.
-        names_in_data = sorted(set(values))
+        names_in_data = sort_folders(sorted(set(values)))
         places = {name: index for index, name in enumerate(names_in_data)}
-        return [places[value] for value in values], names_in_data
+        return [places[value] for value in values], names_in_data, True
     if not all(isinstance(value, int) for value in values):
         raise ValueError(
             f"dataset.label_column={column} holds {rows.columns[column]}, neither numbers nor names of classes"
@@ -198,7 +201,7 @@ def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int],
         raise ValueError(
             f"dataset.label_column={column}: class {invalid[0]} is none of the {len(names_in_data)} that are named"
         )
-    return [int(value) for value in values], names_in_data
+    return [int(value) for value in values], names_in_data, False
 
 
 def _class_label(feature: Mapping[str, Any] | None) -> list[str]:

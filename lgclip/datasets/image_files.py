@@ -1,38 +1,31 @@
 """Locates, reads and names the images of file-based data sets."""
 
-import errno
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from lgclip.datasets.base import BadImageError, Dataset, Training, checked_names
+from lgclip.datasets.base import Dataset, Training, checked_names
+from lgclip.datasets.class_map import assign_names
+from lgclip.datasets.content_ids import content_ids
+from lgclip.datasets.image_decoding import read_image
+from lgclip.datasets.image_tree import ImageTree, class_folders, drop_repeated, list_images
 from lgclip.datasets.packed_strings import PackedHashes, PackedStrings
 from lgclip.runtime.versions import STORE_SCHEMA
-from lgclip.store.keys import content_key
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MAX_LISTED = 6  # missing files in an error
-LONGEST = 300
-"""Maximum aspect ratio of an image: preprocessing resizes the shorter side to the encoder's input."""
 CLASSNAMES = Path(__file__).parent / "classnames"
 """Lists of class names, `DATASET.LIST.txt`: one name per line, in the order of the class indices."""
-# Above its first limit Pillow only warns, and does not say of which file. Said once: a filter around each reading
-# would not be a thread's own.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class ImageFiles(Dataset):
     """Provides labelled image files under one root.
 
-    The key of an image is its path below the root, its size and its modification time, so that a folder
-    can be moved and every split of a data set shares what is stored of an image.
+    The key of an image is the content of its file, so that a folder can be moved and every split of a data set shares
+    what is stored of an image.
 
     Args:
         name: Name of the data set.
@@ -74,11 +67,7 @@ class ImageFiles(Dataset):
 
     @cached_property
     def ids(self) -> Sequence[str]:
-        # Path, size and modification time of a file: hashing 50,000 images at each start would cost minutes.
-        stats = ((file, (self.root / file).stat()) for file in self.files)
-        return PackedHashes(
-            content_key({"file": file, "size": s.st_size, "changed": s.st_mtime_ns}) for file, s in stats
-        )
+        return PackedHashes(content_ids(self.root, self.files))
 
     def image(self, index: int) -> Image.Image:
         return read_image(self.root / self.files[index])
@@ -109,90 +98,6 @@ def sentences(context: str, templates: Sequence[str] | None) -> tuple[str, ...]:
     if not templates:
         raise ValueError("dataset.templates=[]: give one sentence at least, with {} for the class name")
     return tuple(templates)
-
-
-def read_image(file: Path | BytesIO, where: str | None = None) -> Image.Image:
-    """Decodes an image file to RGB: applies the EXIF orientation and reduces 16-bit grayscale to 8 bits.
-
-    Args:
-        file: The file, or its content.
-        where: Its location, for error messages; None is its path.
-
-    Raises:
-        BadImageError: If its content cannot be decoded, or is too large or too long.
-        ValueError: If it cannot be accessed.
-    """
-    place = where or str(file)
-    try:
-        return _decoded(file)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(place, _too_large(Image.MAX_IMAGE_PIXELS or 0)) from error
-    except UnidentifiedImageError as error:
-        raise BadImageError(place, _unlike_an_image(file)) from error
-    except OSError as error:
-        if error.errno in (None, errno.EINVAL):  # a decoder's own words, or a step to before the file's begin
-            raise BadImageError(place, _in_a_line(error)) from error
-        raise ValueError(
-            f"{place} cannot be read ({error.strerror}): this is an error of the file system, so the image is never "
-            f"left out"
-        ) from error
-    except MemoryError:
-        raise  # the machine is at fault, so the file must not be left out as damaged
-    except Exception as error:  # a decoder may fail in any way over a damaged file
-        raise BadImageError(place, _in_a_line(error)) from error
-
-
-def _decoded(file: Path | BytesIO) -> Image.Image:
-    with Image.open(file) as opened:
-        # By the header, before any pixel is decoded.
-        _check_size(*opened.size)
-        if opened.format != "PNG":
-            return _as_rgb(opened)
-        opened.verify()  # decoding ends with the last pixel, before the checksum that detects a flipped bit
-    # Pillow closes an image that was verified, so it is opened again.
-    with Image.open(file) as opened:
-        return _as_rgb(opened)
-
-
-def _as_rgb(opened: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    return image.convert("RGB")
-
-
-def _check_size(width: int, height: int) -> None:
-    short, long = sorted((width, height))
-    if short < 1:
-        raise ValueError(f"it is {width} x {height} pixels")
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(_too_large(Image.MAX_IMAGE_PIXELS))
-    if long > LONGEST * short:
-        raise ValueError(f"it is {width} x {height} pixels, one side more than {LONGEST} times the other")
-
-
-def _too_large(limit: int) -> str:
-    return f"it has more than {limit:,} pixels, Pillow's limit"
-
-
-def _unlike_an_image(file: Path | BytesIO) -> str:
-    """Describes a file that Pillow does not identify; Pillow's own message contains a path or a memory address."""
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            head = opened.read(64)
-    else:
-        head = file.getvalue()[:64]
-    head = head.lstrip()
-    if not head:
-        return "it is empty"
-    # What a server sends in place of an image that is gone.
-    if head.startswith((b"<", b"{")):
-        return "it is a web page or other text"
-    return "it is no image of a known kind"
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class IncompleteDatasetError(ValueError):
@@ -233,24 +138,38 @@ def root_folder(dataset: str, root: str | os.PathLike[str] | None, inside: Seque
 
 
 def folders_in(root: Path, folder: str) -> list[str]:
-    """Returns the names of a folder's subfolders, sorted; hidden ones are skipped."""
-    return sorted(path.name for path in (root / folder).iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Returns the names of a folder's subfolders, sorted; hidden ones and those of tools are skipped."""
+    folders, tree = class_folders(root / folder)
+    tree.report(root / folder)
+    return folders
 
 
-def images_below(root: Path, folder: str) -> list[str]:
-    """Returns the images in one folder, sorted, by their path below `root`; hidden files are skipped."""
-    inside = (path.name for path in (root / folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return [f"{folder}/{name}" for name in sorted(inside) if not name.startswith(".")]
+def images_below(root: Path, folder: str, tree: ImageTree | None = None) -> list[str]:
+    """Returns the images in one folder, sorted, by their path below `root`.
+
+    Args:
+        root: The root.
+        folder: The folder, relative to it.
+        tree: Where to count what is left out; None logs it.
+    """
+    listed = list_images(root, folder, recursive=False)
+    dropped = drop_repeated(root, listed.files, listed)
+    if tree is None:
+        listed.report(root)
+    else:
+        tree.add(listed)
+    return [file for file in listed.files if file not in dropped]
 
 
-def named(dataset: str, choice: str, folder_names: Sequence[str]) -> tuple[str, ...]:
+def named(dataset: str, choice: str, folder_names: Sequence[str], *, sorted_here: bool = False) -> tuple[str, ...]:
     """Returns the class names of a data set from the requested list.
 
     Args:
         dataset: Name of the data set.
         choice: `folder` for the names that the data set's own files give, the name of a list in the
-            package, or the path of a text file with one name per line.
+            package, or the path of a text file with one name per line, or FOLDER<TAB>NAME per line.
         folder_names: The names that the data set's own files give, by class index; empty where they give none.
+        sorted_here: Whether the class indices come from sorting these names; else the data set defines them.
 
     Raises:
         ValueError: If the list does not exist or does not match.
@@ -265,33 +184,14 @@ def named(dataset: str, choice: str, folder_names: Sequence[str]) -> tuple[str, 
             raise ValueError(f"dataset.names=folder: the files of {dataset} do not name every class; choose {ways}")
         return checked_names([name.replace("_", " ") for name in folder_names], unique=False)
     # The package's own lists first, so that a file of the working directory that is named `clip` changes nothing.
-    path = CLASSNAMES / f"{dataset}.{choice}.txt"
-    if not path.is_file():
-        path = Path(choice).expanduser()
+    packaged = CLASSNAMES / f"{dataset}.{choice}.txt"
+    if packaged.is_file():
+        return checked_names(packaged.read_text(encoding="utf-8").splitlines(), unique=False)
+    path = Path(choice).expanduser()
     if not path.is_file():
         raise ValueError(f"dataset.names={choice}: choose {ways}, or a text file with one name per line")
-    return checked_names(names_in(path, choice, len(folder_names)), unique=False)
-
-
-def names_in(path: Path, choice: str, classes: int, what: str = "classes") -> list[str]:
-    """Reads class names from a text file, one a line.
-
-    Args:
-        path: The file.
-        choice: The user's name for it.
-        classes: Required number of names.
-        what: What the names refer to, for error messages.
-
-    Raises:
-        ValueError: If it is not text or holds another number of names.
-    """
-    try:
-        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"dataset.names={choice} is not text in UTF-8 ({error})") from error
-    if len(names) != classes:
-        raise ValueError(f"dataset.names={choice} holds {len(names)} names for {classes} {what}")
-    return names
+    names = assign_names(folder_names, path, choice, what="classes", sorted_here=sorted_here)
+    return checked_names(names, unique=False)
 
 
 def check_counts(dataset: str, labels: Sequence[int], classes: int, images: int | None, hint: str) -> None:

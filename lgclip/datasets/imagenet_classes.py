@@ -14,6 +14,7 @@ from typing import TypedDict
 
 from lgclip.datasets.base import Training
 from lgclip.datasets.image_files import CLASSNAMES, ImageFiles, check_counts, images_below, named
+from lgclip.datasets.image_tree import ImageTree
 from lgclip.store.keys import content_key
 
 log = logging.getLogger(__name__)
@@ -118,13 +119,15 @@ class ImageNetImages(ImageFiles):
     def list_images(self, tree: ClassFolders, indices: Sequence[int]) -> dict[int, Sequence[str]]:
         """Returns the images of each class; empty for a missing folder."""
         images: dict[int, Sequence[str]] = {}
+        listed = ImageTree()
         for index in indices:
             folder = tree.folders[index]
             # An absent folder is no error here: the images may lie in another layout, or the check of the counts
             # names all classes without images at once.
             images[index] = []
             if (tree.root / folder).is_dir():
-                images[index] = images_below(tree.root, folder)
+                images[index] = images_below(tree.root, folder, listed)
+        listed.report(tree.root)
         return images
 
     def name_classes(self, names: str, indices: Sequence[int]) -> tuple[tuple[str, ...], str]:

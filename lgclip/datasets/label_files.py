@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.datasets.image_files import images_below
+from lgclip.datasets.image_tree import ImageTree
 
 
 @dataclass
@@ -37,9 +38,11 @@ class Listing:
 
     def add_folders(self, root: Path, folders: Sequence[str]) -> None:
         """Adds the images under `root`, which has one folder per class, in the order of the classes."""
+        tree = ImageTree()
         for label, folder in enumerate(folders):
-            for file in images_below(root, folder):
+            for file in images_below(root, folder, tree):
                 self.add(file, label)
+        tree.report(root)
 
 
 def lines(path: Path) -> list[str]:

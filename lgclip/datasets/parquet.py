@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lgclip.datasets.base import BadImageError
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.image_decoding import read_image
+from lgclip.store.keys import FileStamp, file_stamp
 
 
 class _Group(NamedTuple):
@@ -109,9 +110,8 @@ class Rows:
 
     def _value(self, column: str, row: int) -> Any:
         group, inside = self._place(row)
-        stat = group.file.stat()
         with _LOADING:
-            column_of_group = _row_group(group.file, (stat.st_size, stat.st_mtime_ns), group.number, column)
+            column_of_group = _row_group(group.file, file_stamp(group.file), group.number, column)
         return column_of_group[inside].as_py()
 
     def where(self, row: int) -> str:
@@ -130,7 +130,7 @@ _LOADING = Lock()  # threads that decode side by side load a group once
 
 # Two groups, which may take hundreds of megabytes each: where a batch crosses a border, both are needed.
 @lru_cache(maxsize=2)
-def _row_group(file: Path, stamp: tuple[int, int], number: int, column: str) -> Any:
+def _row_group(file: Path, stamp: FileStamp, number: int, column: str) -> Any:
     """Reads one column of a row group; `stamp` invalidates the cache when the file changes."""
     with _opened(file) as parquet:
         return parquet.read_row_group(number, columns=[column], use_threads=False).column(0)

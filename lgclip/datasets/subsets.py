@@ -29,6 +29,9 @@ class Part(Dataset):
         self.templates = full.templates
         self.class_indices = full.class_indices
         self.training = full.training
+        self.folder_names = full.folder_names
+        self.files_left_out = full.files_left_out
+        self.files_noted = full.files_noted
         self.labels = tuple(full.labels[index] for index in self._indices)
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import Any
 import PIL
 
 from lgclip.datasets.base import Dataset
-from lgclip.datasets.image_files import IMAGE_SUFFIXES
+from lgclip.datasets.image_tree import IMAGE_SUFFIXES
 from lgclip.datasets.subsets import Part
 from lgclip.store.atomic import write_json
 from lgclip.store.keys import content_key
@@ -57,8 +57,8 @@ class OnBadImage(StrEnum):
 class UnreadableImages:
     """Records which images of a source are unreadable, and why, in files that are written atomically.
 
-    An image's id covers its file's size and modification time, so a repaired image is tried again. All are tried again
-    by another version of Pillow, or when the record is deleted.
+    An image's id covers its file's content, so a repaired image is tried again. All are tried again by another version
+    of Pillow, or when the record is deleted. Notes on readable images, such as that one is flat, are kept as well.
 
     Args:
         root: The store's folder.
@@ -74,14 +74,26 @@ class UnreadableImages:
         content = {"faults": dict.fromkeys(reasons, Fault.UNREADABLE), "reasons": dict(reasons), "reader": READER}
         write_json(self._folder / f"{content_key({'unreadable': sorted(reasons), 'reader': READER})}.json", content)
 
+    def add_notes(self, notes: Mapping[str, str]) -> None:
+        """Records what is unusual about some readable images, by id."""
+        content = {"faults": {}, "reasons": {}, "notes": dict(notes), "reader": READER}
+        write_json(self._folder / f"{content_key({'notes': dict(notes), 'reader': READER})}.json", content)
+
     def reasons(self) -> dict[str, str]:
         """Returns why each known unreadable image of the source cannot be read, by id."""
+        return self._read("reasons")
+
+    def notes(self) -> dict[str, str]:
+        """Returns what is unusual about readable images of the source, by id; see `image_note`."""
+        return self._read("notes")
+
+    def _read(self, field: str) -> dict[str, str]:
         known: dict[str, str] = {}
         for path in sorted(self._folder.glob("*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if content["reader"] == READER:
-                    known |= {image_id: str(reason) for image_id, reason in content["reasons"].items()}
+                    known |= {image_id: str(text) for image_id, text in content.get(field, {}).items()}
             except FileNotFoundError:  # another process has deleted it since the folder was listed
                 continue
             except (ValueError, KeyError, TypeError, AttributeError):

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from lgclip.datasets.base import BadImageError
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.image_decoding import read_image
 from lgclip.runtime.hub import snapshot
 from lgclip.store.keys import content_key
 from lgclip.store.shard_index import Member

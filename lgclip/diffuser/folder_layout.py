@@ -5,16 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lgclip.datasets.image_files import IMAGE_SUFFIXES
+from lgclip.datasets.class_map import plain, split_number
+from lgclip.datasets.image_files import images_below
+from lgclip.datasets.image_tree import ImageTree
+from lgclip.datasets.image_tree import class_folders as folders_below
 from lgclip.types import TargetClass
 
-_NUMBERED = re.compile(r"(\d+)(?:[-_. ]+(.*))?", re.DOTALL)
 _LEADING = re.compile(r"\d+")
-
-
-def plain(name: str) -> str:
-    """Returns a normal form of a name for comparison: lower case, with one space for any other characters."""
-    return " ".join(re.sub(r"[\W_]+", " ", name.casefold()).split())
 
 
 def class_folders(root: Path, target_classes: Sequence[TargetClass]) -> list[Path]:
@@ -32,7 +29,7 @@ def class_folders(root: Path, target_classes: Sequence[TargetClass]) -> list[Pat
     Raises:
         ValueError: If a class has no folder, or more than one candidate.
     """
-    free = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    free = {name: root / name for name in folders_below(root)[0]}
     # How many classes share a name, by each spelling in which names are compared.
     same_name: dict[Callable[[str], str], Counter[str]] = {
         str: Counter(target_class.name for target_class in target_classes),
@@ -61,16 +58,8 @@ def class_folders(root: Path, target_classes: Sequence[TargetClass]) -> list[Pat
     return [folders[target_class.class_index] for target_class in target_classes]
 
 
-def _split(name: str) -> tuple[int | None, str]:
-    """Splits a folder's name into its leading number and the rest."""
-    match = _NUMBERED.fullmatch(name)
-    if not match:
-        return None, plain(name)
-    return int(match[1]), plain(match[2] or "")
-
-
 def _by_index(name: str, target_class: TargetClass) -> bool:
-    number, rest = _split(name)
+    number, rest = split_number(name)
     return number == target_class.class_index and rest in ("", plain(target_class.name))
 
 
@@ -82,10 +71,10 @@ def _name_alone(target_class: TargetClass) -> str:
 
 _WAYS: tuple[tuple[Callable[[str], object], Callable[[TargetClass], object], Callable[[str], str]], ...] = (
     (str, lambda target_class: target_class.name, str),
-    (_split, lambda target_class: (target_class.class_index, plain(target_class.name)), plain),
+    (split_number, lambda target_class: (target_class.class_index, plain(target_class.name)), plain),
     (plain, _name_alone, plain),
-    (lambda name: _split(name)[1], _name_alone, plain),
-    (_split, lambda target_class: (target_class.class_index, ""), plain),
+    (lambda name: split_number(name)[1], _name_alone, plain),
+    (split_number, lambda target_class: (target_class.class_index, ""), plain),
 )
 """Criteria that match a folder to a class, the strictest first, each with the spelling of the name
 that must be unique for it."""
@@ -117,13 +106,17 @@ def _no_folder(root: Path, lacking: Sequence[TargetClass], twice: Mapping[str, i
     return message
 
 
-def images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path, tree: ImageTree | None = None) -> list[Path]:
     """Returns the images of a class: by the number that their names begin with, then those without one by name.
+
+    Args:
+        folder: The folder.
+        tree: Where to count what is left out; None logs it.
 
     Raises:
         ValueError: If two have the same number.
     """
-    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    files = [folder.parent / path for path in images_below(folder.parent, folder.name, tree)]
     # By the number and not by the name, since "10_cat" sorts before "2_cat".
     numbered: dict[int, Path] = {}
     for file in files:

@@ -7,11 +7,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lgclip.datasets.image_decoding import FLAT_STD
 from lgclip.types import Fault
-
-FLAT_STD = 1.0
-"""Gray levels of 255: an image is flat if every channel's standard deviation is below this.
-A photograph of a plain wall has several, just from uneven light and sensor noise."""
 
 
 def faults_of(images: Float[Tensor, "b 3 h w"], finite: Sequence[bool], flagged: Sequence[bool]) -> list[Fault | None]:

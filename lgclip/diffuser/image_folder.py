@@ -1,6 +1,5 @@
 """Provides existing images in the folder layout of the LGCLIP release."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -12,13 +11,15 @@ from typing import ClassVar
 import numpy as np
 
 from lgclip.datasets.base import BadImageError
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.content_ids import content_id
+from lgclip.datasets.image_decoding import read_image
+from lgclip.datasets.image_tree import ImageTree
 from lgclip.diffuser.base import ImageCollection, Missing, SyntheticImages
 from lgclip.diffuser.folder_layout import class_folders, images_in
 from lgclip.diffuser.image_checks import fault_of
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import atomic_write
-from lgclip.store.keys import NOT_AN_INPUT, content_key, key_inputs
+from lgclip.store.keys import NOT_AN_INPUT, content_key, digest_of, key_inputs
 from lgclip.types import Fault, Prompt, TargetClass
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,12 @@ class ImageFolder(ImageCollection):
             ValueError: If a class has no folder or too few images.
         """
         folders = class_folders(self._folder, target_classes)
+        tree = ImageTree()
         inside = {
-            target_class.class_index: images_in(folder)
+            target_class.class_index: images_in(folder, tree)
             for target_class, folder in zip(target_classes, folders, strict=True)
         }
+        tree.report(self._folder)
         wanted = {target_class.class_index: 0 for target_class in target_classes}
         files = []
         for prompt in prompts:
@@ -158,8 +161,7 @@ class FolderImages:
 
 
 def _content(file: Path) -> str:
-    with file.open("rb") as opened:
-        return content_key({"content": hashlib.file_digest(opened, "sha256").hexdigest()})
+    return content_id(digest_of(file))
 
 
 def _checked(files: Iterable[tuple[str, Path]]) -> dict[str, Fault | None]:

@@ -1,6 +1,5 @@
 """Loads LoRA weights into a pipeline."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,7 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from lgclip.runtime.hub import commit_of, hub_errors
-from lgclip.store.keys import local_folder, weights_of
+from lgclip.store.keys import FileStamp, digest_of, file_stamp, local_folder, weights_of
 
 _NAME = "lgclip"
 
@@ -142,14 +141,13 @@ def adapter_weights(lora: str | None, revision: str | None) -> str | None:
     file = adapter_file(lora)
     if file is None:
         return weights_of(lora, revision)
-    # The time is part of the cache's key: weights that are trained further in place are hashed again.
-    return _content(file, file.stat().st_mtime_ns)
+    # The stamp is part of the cache's key: weights that are trained further in place are hashed again.
+    return _content(file, file_stamp(file))
 
 
 @lru_cache(maxsize=64)
-def _content(file: Path, changed: int) -> str:
-    with file.open("rb") as opened:
-        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()[:32]}"
+def _content(file: Path, stamp: FileStamp) -> str:
+    return f"sha256:{digest_of(file)[:32]}"
 
 
 def attach(pipeline: Any, lora: str, revision: str | None, scale: float) -> None:

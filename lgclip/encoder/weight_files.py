@@ -1,7 +1,6 @@
 """Finds the files of an encoder: on the hub at one commit, or a local checkpoint."""
 
 import difflib
-import hashlib
 import json
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.runtime.hub import hub_errors
+from lgclip.store.keys import FileStamp, digest_of, file_stamp
 
 HUB = "hf-hub:"
 """Prefix of a model in a hub repository with its own config."""
@@ -100,13 +100,12 @@ def checkpoint_content(path: str | None) -> str | None:
     if path is None:
         return None
     file = Path(path).expanduser()
-    return _content(file, file.stat().st_size, file.stat().st_mtime_ns)
+    return _content(file, file_stamp(file))
 
 
 @lru_cache(maxsize=16)
-def _content(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as opened:
-        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()[:32]}"
+def _content(file: Path, stamp: FileStamp) -> str:
+    return f"sha256:{digest_of(file)[:32]}"
 
 
 def read_config(file: Path) -> dict[str, Any]:

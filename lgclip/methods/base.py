@@ -31,6 +31,7 @@ class Predictions:
         label: True class.
         prediction: Class with the highest score; the lowest index among equals.
         rank: Number of classes ranked above the true one; 0 is correct.
+        tied: 1 if several classes share the highest score, so that their order decides; else 0.
         confidence: Probability of the predicted class: softmax of the scores over the temperature.
         log_prob: Natural logarithm of the true class's probability.
         squares: Sum of the squared probabilities of all classes.
@@ -40,6 +41,7 @@ class Predictions:
     label: Int[Tensor, " n"]
     prediction: Int[Tensor, " n"]
     rank: Int[Tensor, " n"]
+    tied: Int[Tensor, " n"]
     confidence: Float[Tensor, " n"]
     log_prob: Float[Tensor, " n"]
     squares: Float[Tensor, " n"]
@@ -84,7 +86,7 @@ class PredictionCollector(Metric):
             while len(state) > 1 and len(state[-1]) >= len(state[-2]):
                 state[-2:] = [torch.cat(state[-2:])]
 
-    def compute(self) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 3"]]:
+    def compute(self) -> tuple[Int[Tensor, "n 5"], Float[Tensor, "n 3"]]:
         """Returns the fields of the predictions for all images, ordered by index."""
         # The parts are replaced at once, so that their memory is free before the next copy is made.
         rows = dim_zero_cat(self.rows)
@@ -100,7 +102,7 @@ class PredictionCollector(Metric):
 
 def _evaluate_block(
     scores: Float[Tensor, "b c"], labels: Int[Tensor, " b"], indices: Int[Tensor, " b"], temperature: float
-) -> tuple[Int[Tensor, "b 4"], Float[Tensor, "b 3"]]:
+) -> tuple[Int[Tensor, "b 5"], Float[Tensor, "b 3"]]:
     """Computes the stored values of some rows."""
     # A sum is the fastest pass. One of finite scores may overflow, so it alone refuses nothing.
     if not torch.isfinite(scores.sum()) and not torch.isfinite(scores).all():
@@ -114,12 +116,15 @@ def _evaluate_block(
     if len(tied):
         earlier = torch.arange(scores.shape[1], device=scores.device) < labels[tied, None]
         rank[tied] += ((scores[tied] == true_scores[tied]) & earlier).sum(dim=1)
+    ties = torch.eq(scores, highest, out=buffer).sum(dim=1) > 1
     ratios = torch.sub(scores, highest, out=buffer).div_(temperature).exp_()  # of the predicted class, which has 1
     total = ratios.sum(dim=1)
     log_prob = ((true_scores - highest) / temperature)[:, 0] - total.log()
     squares = (torch.linalg.vector_norm(ratios, dim=1) / total).square()
     return (
-        torch.stack([indices, labels, prediction[:, 0], rank], dim=1).int(),  # half the room; no set has 2^31 images
+        torch.stack(
+            [indices, labels, prediction[:, 0], rank, ties], dim=1
+        ).int(),  # half the room; no set has 2^31 images
         torch.stack([1 / total, log_prob, squares], dim=1),
     )
 

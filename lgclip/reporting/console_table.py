@@ -30,12 +30,24 @@ def table(result: RunResult) -> str:
     for name, shifted in result.ood.items():
         lines += _shifted(name, shifted, result.method)
     lines += _student(result)
+    lines += _warnings(result)
     if templated := sum(result.templated_prompts):
         lines.append(f"{templated} prompts are template sentences in place of the language model's")
     if missing := result.missing_images:
         classes = {image["class"] for image in missing}
         lines.append(f"{len(missing)} synthetic images of {len(classes)} classes could not be generated")
     return "\n".join([*lines, _stages(result)])
+
+
+def _warnings(result: RunResult) -> Iterator[str]:
+    """Formats what may make a metric meaningless."""
+    if noted := result.noted_images:
+        examples = "; ".join(single_line(f"{image.file} ({image.note})") for image in noted[:_MAX_LISTED])
+        more = f"; and {len(noted) - _MAX_LISTED} more, listed in {RESULT}" if len(noted) > _MAX_LISTED else ""
+        yield f"{len(noted)} test images are unusual: {examples}{more}"
+    for method, ties in result.ties.items():
+        if ties:
+            yield f"{method}: {ties} images have several classes of the same highest score; the first one counts"
 
 
 def _metrics_table(methods: Mapping[str, Metrics], n: int) -> str:

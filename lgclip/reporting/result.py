@@ -159,6 +159,8 @@ def result_of(
         "n": n,
         "images_in_dataset": n + len(skipped),
         "skipped": skipped,
+        "noted_images": _noted_images(dataset, data.streams[-1].notes()),
+        "ties": {name: int(predictions.tied.sum()) for name, predictions in method.results.items()},
         "num_classes": num_classes,
         **{group: described.get(group) for group in ("encoder", "llm", "diffuser", "scales")},
         "prompts_per_class": config.prompts_per_class if has_images else 0,
@@ -219,7 +221,30 @@ def _detectable(
 def _dataset_fields(dataset: Dataset) -> dict[str, object]:
     """Returns the data set's fields: split and class names affect a metric as much as the method does."""
     fields = {name: getattr(dataset, name) for name in ("name", "split", "names", "context")}
-    return {**fields, "templates": list(dataset.templates), "source": dataset.source()}
+    return {
+        **fields,
+        "templates": list(dataset.templates),
+        "source": dataset.source(),
+        "fingerprint": dataset.fingerprint,
+        "folder_names": dict(dataset.folder_names),
+        "files_left_out": dict(dataset.files_left_out),
+        "files_noted": dict(dataset.files_noted),
+    }
+
+
+def _noted_images(dataset: Dataset, notes: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Lists the unusual images of a data set, in the form that a result records."""
+    return [
+        {
+            "index": dataset.places[index],
+            "id": dataset.ids[index],
+            "file": dataset.where(index),
+            "class": dataset.labels[index],
+            "name": dataset.class_names[dataset.labels[index]],
+            "note": note,
+        }
+        for index, note in notes.items()
+    ]
 
 
 def _described(group: str, part: Any) -> dict[str, object]:

@@ -34,7 +34,9 @@ class ResultError(ValueError):
 class DatasetRecord:
     """Describes the data set that was evaluated.
 
-    `names` is its list of class names, `templates` are the templates of the text baseline.
+    `names` is its list of class names, `templates` are the templates of the text baseline. `fingerprint` is equal for
+    equal images and labels. `folder_names` gives the class name of each of the user's folders, `files_left_out` counts
+    what is in these folders and not read, and `files_noted` what is read although one might not expect it.
     """
 
     name: str
@@ -43,6 +45,10 @@ class DatasetRecord:
     context: str
     templates: Sequence[str]
     source: JsonObject
+    fingerprint: str
+    folder_names: Mapping[str, str]
+    files_left_out: Mapping[str, int]
+    files_noted: Mapping[str, int]
 
 
 def _json_name(field: str) -> str:
@@ -62,6 +68,20 @@ class SkippedImage:
     class_index: int
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class NotedImage:
+    """Describes a test image that was evaluated and is unusual, such as one without contrast; as `SkippedImage`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"alias_generator": _json_name}
+
+    index: int
+    id: str
+    file: str
+    class_index: int
+    name: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -319,7 +339,8 @@ class RunResult:
     """Holds the result of a run, in the order of the fields of result.json.
 
     `baselines` holds the baselines that were evaluated in the same pass, `paired` their tests against the method.
-    `encoder`, `llm`, `diffuser` and `scales` are the inputs of these parts; None for a part that was not used.
+    `ties` counts the images for which several classes share a method's highest score, so that the order of the classes
+    decides. `encoder`, `llm`, `diffuser` and `scales` are the inputs of these parts; None for a part that was not used.
     """
 
     schema: int
@@ -331,6 +352,8 @@ class RunResult:
     n: int
     images_in_dataset: int
     skipped: Sequence[SkippedImage]
+    noted_images: Sequence[NotedImage]
+    ties: Mapping[str, int]
     num_classes: int
     encoder: JsonObject | None
     llm: JsonObject | None

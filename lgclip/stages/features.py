@@ -110,6 +110,9 @@ class FeatureExtractionStage(LightningModule):
         if isinstance(batch, ImageBatch):
             if batch.unread:
                 self._note(dataloader_idx, batch.unread)
+            unreadable = self._data.streams[dataloader_idx].unreadable
+            if batch.notes and unreadable:
+                unreadable.add_notes(batch.notes)
             if batch.ids:
                 queue.put(batch.ids, batch.views.flatten(0, 1))
         else:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lgclip.batches import FeatureBatch, ImageBatch
 from lgclip.datasets.base import BadImageError
+from lgclip.datasets.image_decoding import image_note
 from lgclip.datasets.unreadable import UnreadableImages
 from lgclip.runtime.devices import shard_indices
 from lgclip.store.features import FeatureStore
@@ -62,10 +63,22 @@ class Stream:
     role: Role = Role.EVALUATED
 
     def missing(self) -> list[int]:
-        """Returns the indices of readable items without features."""
+        """Returns the indices of readable items without features; of items of equal content only the first."""
         known = self.unreadable.reasons() if self.unreadable else {}
-        # An image that is known to be unreadable would fail again in every run, and the stage would never be complete.
-        return [place for place in self.store.missing(self.ids, self.views) if self.ids[place] not in known]
+        places: dict[str, int] = {}
+        for place in self.store.missing(self.ids, self.views):
+            # An image that is known to be unreadable would fail again in every run, and the stage would never be
+            # complete.
+            if self.ids[place] not in known:
+                places.setdefault(self.ids[place], place)
+        return list(places.values())
+
+    def notes(self) -> dict[int, str]:
+        """Returns what is unusual about readable items, by index."""
+        known = self.unreadable.notes() if self.unreadable else {}
+        if not known:
+            return {}
+        return {place: known[item] for place, item in enumerate(self.ids) if item in known}
 
     def unread(self) -> dict[int, str]:
         """Returns why each item without features cannot be read, by index; only known ones."""
@@ -110,6 +123,7 @@ class _StreamImages(Dataset[Any]):
     def __init__(self, stream: Stream, places: Sequence[int], views: Views) -> None:
         self._load = stream.load
         self._views = views
+        self._has_notes = stream.unreadable is not None
         self._places = [(place, stream.ids[place]) for place in places]
 
     def __len__(self) -> int:
@@ -124,7 +138,8 @@ class _StreamImages(Dataset[Any]):
             # this one.
             return Unread(name, error.where, error.reason)
         assert not isinstance(image, str)
-        return _Seen(name, self._views(image, name))
+        note = image_note(image) if self._has_notes else ""
+        return _Seen(name, self._views(image, name), note)
 
     def __getitems__(self, batch: Sequence[int]) -> "list[_Seen | Unread]":
         """Returns a batch in the form that torch's loaders expect; decoding and resizing release the GIL."""
@@ -154,17 +169,19 @@ class _Features(Dataset[FeatureBatch]):
 
 
 class _Seen(NamedTuple):
-    """Holds an image with all its views."""
+    """Holds an image with all its views, and what is unusual about it."""
 
     id: str
     views: Float[Tensor, "s 3 h w"]
+    note: str = ""
 
 
 def _stack(items: "list[_Seen | Unread]") -> ImageBatch:
     seen = [item for item in items if isinstance(item, _Seen)]
     # `stack` takes no empty list, and a batch may hold unreadable images alone.
     views = torch.stack([item.views for item in seen]) if seen else torch.empty(0, 0, 3, 0, 0)
-    return ImageBatch([item.id for item in seen], views, [item for item in items if isinstance(item, Unread)])
+    unread = [item for item in items if isinstance(item, Unread)]
+    return ImageBatch([item.id for item in seen], views, unread, {item.id: item.note for item in seen if item.note})
 
 
 def start_method() -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import load, save_file
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.cost_log import COST_LOG
-from lgclip.store.keys import content_key
+from lgclip.store.keys import FileStamp, content_key, file_stamp
 from lgclip.store.root import StoreError
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class FeatureStore:
         for path in sorted(self._folder.glob("*.safetensors")):
             if path in self._seen:
                 continue
-            chunk = _chunk_header(path, path.stat().st_mtime_ns)
+            chunk = _chunk_header(path, file_stamp(path))
             # Damaged chunks are not marked as seen: the same batch, encoded again, gets the same name.
             if chunk is None:
                 continue
@@ -156,7 +156,7 @@ class FeatureStore:
         # Chunk by chunk, so that each file is read once however its things are ordered in `ids`.
         for chunk in np.unique(places[..., 0]).tolist():
             path = self._chunks[chunk]
-            features = _chunk_features(path, path.stat().st_mtime_ns)
+            features = _chunk_features(path, file_stamp(path))
             if out is None:
                 # The store does not know the width before the first chunk is read.
                 out = torch.empty(len(ids), len(views), features.shape[-1])
@@ -230,7 +230,7 @@ class _Chunk(NamedTuple):
 
 
 @lru_cache(maxsize=256)  # a sweep's jobs read the same; of a large set their own index is enough
-def _chunk_header(path: Path, changed: int) -> _Chunk | None:
+def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
     """Returns the header of a chunk; None, with a warning, for a damaged or outdated one, which is then recomputed."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -251,7 +251,7 @@ def _chunk_header(path: Path, changed: int) -> _Chunk | None:
 
 
 @lru_cache(maxsize=16)
-def _chunk_features(path: Path, changed: int) -> Float[torch.Tensor, "n s d"]:
+def _chunk_features(path: Path, stamp: FileStamp) -> Float[torch.Tensor, "n s d"]:
     # Read, not mapped: a mapped file that is cut short kills the process.
     features = load(path.read_bytes())["features"]
     if not _unit(features).all():

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.cost_log import COST_LOG
-from lgclip.store.keys import content_key
+from lgclip.store.keys import FileStamp, content_key, file_stamp
 from lgclip.store.shard_index import Member, list_shards
 from lgclip.store.tar_shards import ShardWriter, shards_in
 
@@ -70,9 +70,8 @@ class ImageStore:
     def _file(self, image_id: str) -> Path | None:
         path = self.path(image_id)
         try:
-            stats = path.stat()
-            # Size and time are part of the cache's key: a file that was generated again is checked again.
-            if _ends_well(path, stats.st_size, stats.st_mtime_ns):
+            # The stamp is part of the cache's key: a file that was generated again is checked again.
+            if _ends_well(path, file_stamp(path)):
                 return path
         except FileNotFoundError:
             pass
@@ -143,13 +142,13 @@ def _json(content: Mapping[str, object]) -> bytes:
 
 
 @lru_cache(maxsize=65536)
-def _ends_well(path: Path, size: int, changed: int) -> bool:
+def _ends_well(path: Path, stamp: FileStamp) -> bool:
     """Checks whether a file has a PNG's end; cached, since the jobs of a sweep ask repeatedly."""
     with path.open("rb") as file:
         # Only the end, because decoding all images before each run would take too long, and a cut is the usual
         # damage. Flipped bits are noticed when the image is decoded.
-        file.seek(max(0, size - len(PNG_END)))
+        file.seek(max(0, stamp.size - len(PNG_END)))
         is_complete = file.read() == PNG_END
     if not is_complete:
-        log.warning("%s is %s; the image is generated again", path, "cut" if size else "empty")
+        log.warning("%s is %s; the image is generated again", path, "cut" if stamp.size else "empty")
     return is_complete

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lgclip.runtime.hub import commit_of
 
@@ -36,6 +36,26 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
     """Returns the hash of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+class FileStamp(NamedTuple):
+    """Describes the state of a file without reading it: equal stamps mean equal content.
+
+    The time of the inode's last change cannot be set by a program, as the modification time can: a file that was
+    swapped for another of its size and time has another stamp.
+    """
+
+    size: int
+    changed: int
+    inode_changed: int
+    device: int
+    inode: int
+
+
+def file_stamp(path: Path) -> FileStamp:
+    """Returns the stamp of a file; times in nanoseconds since 1970."""
+    stat = path.stat()
+    return FileStamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino)
 
 
 def local_folder(model: str) -> Path | None:
@@ -71,11 +91,10 @@ def weights_of(model: str, revision: str | None = None) -> str:
     folder = local_folder(model)
     if folder is None:
         return f"{model}@{commit_of(model, revision)}"
-    files: list[tuple[Path, int, int]] = []
+    files: list[tuple[Path, FileStamp]] = []
     # Sorted, since the order of a folder's entries differs between file systems and would change the hash.
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        stat = path.stat()
-        files.append((path, stat.st_size, stat.st_mtime_ns))
+        files.append((path, file_stamp(path)))
     return _content(folder, tuple(files))
 
 
@@ -87,10 +106,10 @@ def hub_repositories(model: str, revision: str | None = None) -> list[tuple[str,
 
 
 @lru_cache(maxsize=64)
-def _content(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Returns the hash of a folder's files; recomputed when a file size or modification time has changed."""
+def _content(folder: Path, files: tuple[tuple[Path, FileStamp], ...]) -> str:
+    """Returns the hash of a folder's files; recomputed when the stamp of a file has changed."""
     digest = hashlib.sha256()
-    for path, _, _ in files:
+    for path, _ in files:
         # The zero byte ends the name. File names cannot contain it, so no other list of files has the same bytes.
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as file:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from lgclip.datasets.hugging_face import HubImages
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.image_decoding import read_image
 from lgclip.datasets.parquet import _row_group
 
 

@@ -153,7 +153,7 @@ def test_train_is_a_split(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, [f"val/{wnid}" for wnid in wnids(SOME)])
     train, val = (ImageNet(str(root), split=s, classes=SOME, counts=False) for s in ("train", "val"))
     assert (train.split.split(";")[0], len(train)) == ("train", len(SOME))
-    assert not set(train.ids) & set(val.ids)
+    assert not set(train.files) & set(val.files)
 
 
 def test_root_is_a_machine_setting(sorted_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from image_folders import evaluate_folder, make_release_folder, write_patch
 from PIL import Image
 
+from lgclip.datasets.class_map import plain
 from lgclip.diffuser.base import SyntheticImages, image_prompts
-from lgclip.diffuser.folder_layout import class_folders, images_in, plain
+from lgclip.diffuser.folder_layout import class_folders, images_in
 from lgclip.diffuser.image_folder import ImageFolder
 from lgclip.reporting.export_features import export_features
 from lgclip.types import TargetClass

@@ -215,10 +215,10 @@ def test_invalid_settings_are_one_line(
 def test_shifted_dataset_with_other_classes_is_rejected(
     fresh_sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    foreign = make_image_folder(tmp_path / "strange", ("purple cow",))
+    foreign = make_image_folder(tmp_path / "strange", ("purple cow", "green cow"))
     overrides = ("+dataset@ood.strange=folder", f"ood.strange.root={foreign}")
     assert_rejected(
-        capsys, r"ood\.strange: 1 of its 1 classes .*'purple cow'", fresh_sandbox, tmp_path / "run", *overrides
+        capsys, r"ood\.strange: 2 of its 2 classes .*'purple cow'", fresh_sandbox, tmp_path / "run", *overrides
     )
     assert not [path for path in fresh_sandbox.store.rglob("*") if path.is_file()]
 

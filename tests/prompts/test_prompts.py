@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -271,7 +272,8 @@ def test_sampling_config_of_a_model_is_ignored(folder: Path, tmp_path: Path) -> 
     )
 
 
-PRESETS = {path.stem: path for path in (Path(__file__).parents[2] / "conf" / "llm").glob("*.yaml")}
+CONF = Path(__file__).parents[2] / "conf"
+PRESETS = {path.stem: path for path in (CONF / "llm").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(
@@ -296,4 +298,6 @@ def test_hub_presets_document_license_and_size() -> None:
         assert re.search(r"Apache-2\.0|MIT|License|Terms", header), name
         assert "gate" in header, name
         assert re.search(r"[\d.]+ B parameters, *(?:# )?\d+ GB in bf16", header), name
-        assert f"https://huggingface.co/{OmegaConf.load(PRESETS[name]).model}" in header, name
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            model = compose("evaluate", [f"llm={name}"]).llm.model
+        assert f"https://huggingface.co/{model}" in header, name

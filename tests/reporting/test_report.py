@@ -156,7 +156,7 @@ def test_diagnostics_are_one_row_per_class(first_run: FirstRun) -> None:
 def test_duplicate_or_missing_predictions_are_rejected(indices: list[int], tmp_path: Path) -> None:
     """Checks 103 images on two devices: counting 104 would change every metric."""
     column = torch.tensor(indices)
-    method = Mock(spec=Classifier, results={"lgclip": Predictions(*[column] * 4, *[column.float()] * 3)})
+    method = Mock(spec=Classifier, results={"lgclip": Predictions(*[column] * 5, *[column.float()] * 3)})
     dataset = MagicMock(spec=Dataset, class_names=("a", "b"))
     dataset.__len__.return_value = 3
     evaluation = Evaluation(Mock(spec=Streams), dataset, method, None, {})
@@ -208,7 +208,7 @@ def test_sheet_shows_the_worst_classes_first(tmp_path: Path, monkeypatch: pytest
     rank = torch.zeros_like(label)
     rank[[2 * 44, 2 * 44 + 1, 2 * 7]] = 1  # class 44: none correct, class 7: one of two
     zeros = torch.zeros(len(label))
-    predictions = Predictions(torch.arange(len(label)), label, label, rank, zeros, zeros, zeros)
+    predictions = Predictions(torch.arange(len(label)), label, label, rank, zeros.int(), zeros, zeros, zeros)
 
     dataset = MagicMock(spec=Dataset, class_names=tuple(f"class {c}" for c in range(num_classes)))
     dataset.image.side_effect = lambda index: Image.new("RGB", (200, 100), (index, 0, 0))

@@ -173,7 +173,7 @@ def test_run_log_is_sanitized(
             "generate", *overrides(fresh_sandbox, malicious_dataset), "llm=file", f"llm.path={tmp_path / 'no file'}"
         )
     written = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.log"))
-    assert "hidden folders are no classes" in written
+    assert "not read, hidden: 1" in written
     captured = capfd.readouterr()
     for text in (written, captured.out, captured.err):
         assert STEERING.findall(text) == []

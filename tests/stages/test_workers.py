@@ -161,6 +161,6 @@ def test_worker_inputs_are_picklable(model: str, tmp_path: Path) -> None:
             sent: Any = pickle.loads(pickle.dumps(_StreamImages(stream, [1, 2], SharedViews(encoder, SquareCrops()))))
             assert len(sent) == 2
             if isinstance(encoder, OpenClip):
-                name, views = sent[0]
+                name, views, _ = sent[0]
                 assert name == dataset.ids[1]
                 assert torch.equal(views, SharedViews(encoder, SquareCrops())(dataset.image(1), name))

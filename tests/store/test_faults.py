@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 from lightning import Trainer
 from pipelines import guarded_folder, similarity
 
+from lgclip.datasets.image_decoding import FLAT_STD
 from lgclip.diffuser.base import GeneratedBatch, ImageGenerator, image_prompts, noise_seed, shared_noise_seed
-from lgclip.diffuser.image_checks import FLAT_STD, fault_of, faults_of
+from lgclip.diffuser.image_checks import fault_of, faults_of
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.diffuser.sampling_loop import SamplingPipeline
 from lgclip.reporting.export_features import export_features

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from lgclip.cli.store.entry_checks import read_inputs
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.image_decoding import read_image
 from lgclip.store.cost_log import COST_LOG, Line, Tokens, append, lines_of
 from lgclip.store.features import FeatureStore
 from lgclip.store.images import ImageStore

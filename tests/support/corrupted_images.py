@@ -43,8 +43,8 @@ CORRUPTIONS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "html": (lambda _: b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", "a web page or other text"),
     "noise": (lambda _: np.random.default_rng(1).bytes(500), "no image of a known kind"),
     "no_pixels": (lambda _: build_png(0, 8), ""),
-    "bomb": (lambda _: build_png(10_000, 10_000), "more than 89,478,485 pixels"),  # Pillow alone only warns
-    "great_bomb": (lambda _: build_png(60_000, 60_000), "more than 89,478,485 pixels"),
+    "bomb": (lambda _: build_png(25_000, 25_000), "more than 400,000,000 pixels"),  # Pillow alone only warns
+    "great_bomb": (lambda _: build_png(60_000, 60_000), "more than 400,000,000 pixels"),
     "thread": (lambda _: encode_image("PNG", size=(1, 400)), "1 x 400 pixels, one side more than 300 times the other"),
 }
 """What each damage makes of a whole PNG, and words of the reason that is told."""

@@ -11,7 +11,7 @@ from imagenet_trees import content
 from PIL import Image
 from pyarrow import parquet
 
-from lgclip.datasets.image_files import read_image
+from lgclip.datasets.image_decoding import read_image
 
 NAMES = ["blue_moon", "green ring", "red star"]
 LABELS = [0, 2, 1, 1, 0, 2, 2]

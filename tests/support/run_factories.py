@@ -104,11 +104,13 @@ def build_result(
     parts = {"choice": "tiny", "id": "tiny:encoder", "model": "sha256:38dd", "pretrained": None, "options": {}}
     return {
         "schema": RESULT_SCHEMA, "method": "lgclip", "n": len(label), "images_in_dataset": len(label), "skipped": [],
+        "noted_images": [], "ties": {"lgclip": 0},
         "num_classes": len(names), "student": None, "prompt_tuning": None, "ood": {}, "membership": None,
         "choices": {"dataset": dataset, "scales": settings.get("scales", "single")},
         "run_key": "0" * 32, "sweep": None,
         "dataset": {"name": dataset, "split": "test", "names": "own", "context": "", "templates": ["a photo of a {}."],
-                    "source": {"dataset": dataset}},
+                    "source": {"dataset": dataset}, "fingerprint": dataset, "folder_names": {}, "files_left_out": {},
+                    "files_noted": {}},
         "encoder": parts, "llm": None, "diffuser": parts, "scales": {"choice": "single", "fractions": [1.0]},
         "prompts_per_class": 3, "images_per_prompt": 1, "seed": 0, "templated_prompts": [0, 2, 1],
         "missing_images": [{"class": 0, "name": names[0], "prompt": "", "repeat": 0, "faults": ["black"]}],

@@ -210,7 +210,7 @@ def check_comparable(a: Run, b: Run) -> None:
         "data set's name": (first.dataset.name, second.dataset.name),
         "data set's split": (first.dataset.split, second.dataset.split),
         "data set's names": (first.dataset.names, second.dataset.names),
-        "images' source": (first.dataset.source, second.dataset.source),
+        "images' content": (first.dataset.fingerprint, second.dataset.fingerprint),
         "number of images": (first.n, second.n),
         "number of classes": (first.num_classes, second.num_classes),
     }

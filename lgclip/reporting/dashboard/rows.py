@@ -138,7 +138,12 @@ def _setting(override: str) -> tuple[str, Any]:
 def _evaluation_key(run: Run) -> str:
     """Returns a key of the images and the classes that a run was evaluated on."""
     dataset = run.result.dataset
-    data = {"name": dataset.name, "split": dataset.split, "names": dataset.names, "source": dataset.source}
+    data: dict[str, object] = {
+        "name": dataset.name,
+        "split": dataset.split,
+        "names": dataset.names,
+        "content": dataset.fingerprint,
+    }
     if run.left_out:
         data["left_out"] = run.left_out
     # Runs with the same key can be compared image by image in the browser, which cannot check the images themselves.

@@ -14,7 +14,6 @@ from lgclip.reporting.dashboard.rows import PAIRS
 from lgclip.reporting.dashboard.schema import PromptImages, RunData
 from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_folder import Run
-from lgclip.store.keys import content_key
 
 SIDE = 80
 """Longest side of a thumbnail, in pixels."""
@@ -55,7 +54,7 @@ class Thumbnails:
             image_id: Content key.
             load: Reads it.
         """
-        # The source is part of the key: ids of real images are paths or numbers, equal in two data sets.
+        # The source is part of the key: ids of real images are numbers, equal in two data sets.
         key = self._keys.get((source, image_id))
         # Once full, nothing is added, not even what is small enough: else the choice would depend on sizes. Images
         # that are on the page already still find their key.
@@ -148,11 +147,11 @@ class _Album:
         self._predictions = run.predictions
         self._data = data
         # The data set's folder may have other files now. Their images would be shown as mistakes of this run.
-        if restored.dataset.labels != tuple(self._predictions.label.tolist()):
+        self._fingerprint = run.result.dataset.fingerprint
+        if restored.dataset.fingerprint != self._fingerprint:
             raise ValueError("the data set's images are not those that were evaluated")
         self._dataset = restored.dataset
         self._synthetic_images = restored.synthetic_images
-        self._source = content_key(restored.dataset.source())
         self._places: list[list[int]] = [[] for _ in restored.dataset.class_names]
         prompts = restored.synthetic_images.prompts if restored.synthetic_images else ()
         for place, prompt in enumerate(prompts):
@@ -198,7 +197,7 @@ class _Album:
         return places[surest[:PER_PAIR]].tolist()
 
     def _photo(self, index: int, thumbs: Thumbnails) -> list[str]:
-        return thumbs.add(self._source, str(self._dataset.places[index]), lambda: self._dataset.image(index))
+        return thumbs.add(self._fingerprint, str(index), lambda: self._dataset.image(index))
 
     def _first_generated(self, class_index: int, thumbs: Thumbnails) -> list[str]:
         synthetic_images = [self._generated_image(place, thumbs) for place in self._places[class_index][:PER_PAIR]]

@@ -4,6 +4,7 @@ The true labels of the other images are in no object of this module.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +17,12 @@ from torch.nn.functional import one_hot
 from lgclip.datasets.base import Dataset
 from lgclip.encoder.scales import Scales
 from lgclip.methods.prototypes import SupportSet
+from lgclip.runtime.terminal import single_line
 from lgclip.stages.streams import Stream
 from lgclip.store.keys import key_inputs
 from lgclip.training.prompt_tuning.paradigms import ClassSplit, Paradigm
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,11 +193,21 @@ def check_apart(pool: Dataset, test: Dataset) -> None:
         test: The images that the prompts are evaluated on.
 
     Raises:
-        ValueError: If they share an image.
+        ValueError: If they share an image file. Copies of an image under other names, which published splits have, are
+            a warning: no other choice of a split would take them away.
     """
-    # By content key, not by path: the same photo often has two names in a data set's splits.
-    known = set(test.ids)
-    shared = [place for place, name in enumerate(pool.ids) if name in known]
+    contents = set(test.ids)
+    copies = [place for place, name in enumerate(pool.ids) if name in contents]
+    known = {test.where(index) for index in range(len(test))}
+    shared = [place for place in copies if pool.where(place) in known]
+    if copies and not shared:
+        log.warning(
+            "dataset=%s: %d of the %d images to train on are copies of evaluated ones, first %s",
+            test.name,
+            len(copies),
+            len(pool),
+            single_line(pool.where(copies[0])),
+        )
     if shared:
         raise ValueError(
             f"dataset={test.name}: {len(shared)} of the {len(pool)} images to train on are among the "

@@ -312,7 +312,8 @@ def test_invalid_table_is_reported(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match="no run has a value of 'paradigm': choose method, dataset"):
         text_of(options(tmp_path / "a"))
     write(tmp_path / "other", result={"dataset": {
-        "name": "pictures", "split": "train", "names": "own", "source": {}, "context": "", "templates": []
+        "name": "pictures", "split": "train", "names": "own", "source": {}, "context": "", "templates": [],
+        "fingerprint": "a", "folder_names": {}, "files_left_out": {}, "files_noted": {}
     }})  # fmt: skip
     with pytest.raises(ComparisonError, match="were not evaluated on the same images"):
         text_of(options(sweep, tmp_path / "other"))

@@ -78,7 +78,8 @@ def write(tmp_path: Path) -> Writer:
         result = {
             **build_result(run.names, labels.tolist(), expected.tolist(), {}, "insects"),
             "dataset": {"name": "insects", "split": "test", "names": "own", "context": "", "templates": [],
-                        "source": {"schema": 1}, **run.dataset},
+                        "source": {"schema": 1},
+                        "fingerprint": "a", "folder_names": {}, "files_left_out": {}, "files_noted": {}, **run.dataset},
             "metrics": figures[0], "baselines": {"clip_text": figures[1]},
             "choices": {"scales": "single", **run.choices},
             "config": {"seed": 0, "prompt_order_seed": None, "prompts_per_class": 10, "scales": {"n": 1}, **run.config},
@@ -123,7 +124,7 @@ def test_unknown_path_lists_existing(write: Writer, tmp_path: Path) -> None:
         (RunSpec(dataset={"name": "birds"}), "data set's name 'insects' and 'birds'"),
         (RunSpec(dataset={"split": "val"}), "split 'test' and 'val'"),
         (RunSpec(dataset={"names": "latin"}), "names 'own' and 'latin'"),
-        (RunSpec(dataset={"source": {"schema": 2}}), r"images' source \{'schema': 1\} and \{'schema': 2\}"),
+        (RunSpec(dataset={"fingerprint": "b"}), r"images' content 'a' and 'b'"),
         (RunSpec(labels=LABELS[:-1]), "number of images 60 and 59"),
         (RunSpec(names=(*CLASSES, "dog")), "number of classes 3 and 4"),
         (RunSpec(names=("ant", "wasp", "dog")), "name of class 1 'bee' and 'wasp', one of 2"),
