@@ -54,6 +54,8 @@ FIELDS = {
     "n": "number of evaluated images",
     "images_in_dataset": "number of images in the data set, unreadable ones included",
     "skipped": "unreadable test images that were left out",
+    "noted_images": "test images that were evaluated and are unusual, such as those without contrast",
+    "ties": "per method, images for which several classes share the highest score",
     "num_classes": "number of classes",
     "encoder": "inputs of the encoder, with the hash of its weights",
     "llm": "inputs of the prompt generator; null if it was not used",

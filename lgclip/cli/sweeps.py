@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from lgclip.cli.run_folders import claim_folder, is_named_by_time
 from lgclip.runtime.run_key import run_key, settings
 from lgclip.runtime.secrets import hidden
 from lgclip.runtime.sweep_job import (
@@ -176,6 +177,8 @@ class Sweeps(Callback):
         # Hydra's default folder is the time of the start, so the same command would never find its earlier jobs.
         if not is_named and not config.rerun:
             folder = next((old for old in _earlier(folder) if _begun(old) == jobs), folder)
+        if is_named_by_time(config.hydra.sweep) and _begun(folder) != jobs:
+            folder = claim_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SWEEP, {"jobs": jobs})
         done = sum((folder / str(number) / "result.json").is_file() for number in range(len(jobs)))
