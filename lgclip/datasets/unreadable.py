@@ -17,6 +17,7 @@ from lgclip.datasets.base import Dataset
 from lgclip.datasets.image_tree import IMAGE_SUFFIXES
 from lgclip.datasets.subsets import Part
 from lgclip.store.atomic import write_json
+from lgclip.store.checksums import is_intact, with_checksum
 from lgclip.store.keys import content_key
 from lgclip.types import Fault
 
@@ -72,12 +73,14 @@ class UnreadableImages:
         """Records why some images are unreadable, by id."""
         # "faults" has the form that a folder of images (`diffuser=folder`) keeps of its own damaged files.
         content = {"faults": dict.fromkeys(reasons, Fault.UNREADABLE), "reasons": dict(reasons), "reader": READER}
-        write_json(self._folder / f"{content_key({'unreadable': sorted(reasons), 'reader': READER})}.json", content)
+        name = content_key({"unreadable": sorted(reasons), "reader": READER})
+        write_json(self._folder / f"{name}.json", with_checksum(content))
 
     def add_notes(self, notes: Mapping[str, str]) -> None:
         """Records what is unusual about some readable images, by id."""
         content = {"faults": {}, "reasons": {}, "notes": dict(notes), "reader": READER}
-        write_json(self._folder / f"{content_key({'notes': dict(notes), 'reader': READER})}.json", content)
+        name = content_key({"notes": dict(notes), "reader": READER})
+        write_json(self._folder / f"{name}.json", with_checksum(content))
 
     def reasons(self) -> dict[str, str]:
         """Returns why each known unreadable image of the source cannot be read, by id."""
@@ -92,6 +95,8 @@ class UnreadableImages:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
+                if not is_intact(content):
+                    raise ValueError("its checksum is wrong")
                 if content["reader"] == READER:
                     known |= {image_id: str(text) for image_id, text in content.get(field, {}).items()}
             except FileNotFoundError:  # another process has deleted it since the folder was listed

@@ -19,6 +19,7 @@ from lgclip.diffuser.folder_layout import class_folders, images_in
 from lgclip.diffuser.image_checks import fault_of
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import atomic_write
+from lgclip.store.checksums import is_intact, with_checksum
 from lgclip.store.keys import NOT_AN_INPUT, content_key, digest_of, key_inputs
 from lgclip.types import Fault, Prompt, TargetClass
 
@@ -147,16 +148,20 @@ class FolderImages:
         # was changed is checked again.
         path = self._known / f"{content_key({'ids': sorted(set(ids))})}.json"
         try:
-            bad = json.loads(path.read_text(encoding="utf-8"))["faults"]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not is_intact(content):
+                raise ValueError("its checksum is wrong")
+            bad = content["faults"]
             known: dict[str, Fault | None] = dict.fromkeys(ids)
             known |= {name: Fault(bad[name]) for name in ids if name in bad}
             return known
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # A dict, since files of equal content need to be decoded only once.
             faults = _checked(dict(zip(ids, self._files, strict=True)).items())
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"faults": {name: fault for name, fault in faults.items() if fault}}))
+            content = with_checksum({"faults": {name: fault for name, fault in faults.items() if fault}})
+            temporary.write_text(json.dumps(content))
         return faults
 
 

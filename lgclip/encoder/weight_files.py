@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,23 @@ def read_trained(folder: str, name: str, method: str) -> dict[str, Any]:
             f"checkpoint={folder}: there is no {name} in it; give the folder that train.py method={method} prints"
         )
     return read_config(file)
+
+
+def is_intact(folder: Path, record: str, files: Mapping[str, str]) -> bool:
+    """Returns whether the files of a trained artifact have the hashes that its record states.
+
+    Args:
+        folder: Its folder.
+        record: The JSON file that is written last.
+        files: File of each entry of the record's `sha256`, by the entry's name; "" where the record has one hash alone.
+    """
+    try:
+        stated = read_config(folder / record)["sha256"]
+        if isinstance(stated, str):
+            stated = {"": stated}
+        return all(digest_of(folder / files[kind]) == digest for kind, digest in stated.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def did_you_mean(value: str, known: Collection[str]) -> str:

@@ -1,17 +1,22 @@
 """Stores training checkpoints as safetensors: tensors as tensors, everything else as JSON, nothing pickled."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lgclip.store.atomic import atomic_write
+from lgclip.store.checksums import CHECKSUM, checksum_of
+from lgclip.store.root import StoreError
+
+log = logging.getLogger(__name__)
 
 
 def _flatten(value: object, path: str, tensors: dict[str, Tensor]) -> object:
@@ -61,20 +66,42 @@ class SafetensorsIO(CheckpointIO):
         tensors: dict[str, Tensor] = {}
         plain = _flatten(checkpoint, "", tensors)
         with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={"plain": json.dumps(plain)})
+            text = json.dumps(plain)
+            save_file(tensors, temporary, metadata={"plain": text, CHECKSUM: checksum_of(tensors, text)})
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads what `save_checkpoint` wrote, onto the CPU."""
-        with safe_open(path, framework="pt") as file:
-            plain = json.loads(file.metadata()["plain"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _unflatten(plain, tensors)
+        """Reads what `save_checkpoint` wrote, onto the CPU.
+
+        Raises:
+            StoreError: If it is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get(CHECKSUM) != checksum_of(tensors, metadata["plain"]):
+                raise ValueError("its checksum is wrong")
+            return _unflatten(json.loads(metadata["plain"]), tensors)
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+            raise StoreError(f"checkpoint {path} is damaged ({error}); delete it to start again") from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+def resumable(path: Path) -> Path | None:
+    """Returns a checkpoint to resume from; None if there is none, or with a warning if it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        SafetensorsIO().load_checkpoint(path)
+    except StoreError as error:
+        log.warning("%s; the training starts from its beginning", error)
+        return None
+    return path
 
 
 def last_checkpoint(folder: Path, every: int) -> ModelCheckpoint:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from lgclip.store.checksums import CHECKSUM, is_intact, with_checksum
+
 log = logging.getLogger(__name__)
 
 COST_LOG = "costs.jsonl"
@@ -143,7 +145,7 @@ def append(path: Path, line: Line) -> None:
     tokens: dict[str, int] | None = None
     if line.tokens is not None:
         tokens = vars(line.tokens)
-    text = json.dumps({**vars(line), "tokens": tokens}) + "\n"
+    text = json.dumps(with_checksum({**vars(line), "tokens": tokens})) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -170,8 +172,12 @@ def lines_of(path: Path) -> list[Line]:
     # Not `splitlines`, which also splits at separators that a damaged line may contain; numbers would be wrong.
     for number, row in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
-            lines.append(_line(json.loads(row)))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            record = json.loads(row)
+            if not is_intact(record):
+                raise ValueError("its checksum is wrong")
+            del record[CHECKSUM]
+            lines.append(_line(record))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.warning("%s: line %d is damaged; its cost is unknown", path, number)
     return lines
 

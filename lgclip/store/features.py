@@ -16,6 +16,7 @@ from safetensors.torch import load, save_file
 
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.checksums import CHECKSUM, checksum_of
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import FileStamp, content_key, file_stamp
 from lgclip.store.root import StoreError
@@ -131,7 +132,10 @@ class FeatureStore:
         # Named by what it holds and not by a counter: devices and processes need no lock to find a free name.
         with atomic_write(self._folder / f"{content_key(header)}.safetensors") as temporary:
             tensor = features.detach().to("cpu", torch.float32).contiguous()
-            save_file({"features": tensor}, temporary, metadata={"lgclip": json.dumps(header)})
+            # The checksum is no part of the name: features that are computed again replace a damaged file.
+            about = {**header, CHECKSUM: checksum_of({"features": tensor})}
+            # One text, since safetensors writes several in any order, and equal features are to be equal files.
+            save_file({"features": tensor}, temporary, metadata={"lgclip": json.dumps(about)})
 
     def take(self, ids: Sequence[str], views: Sequence[str]) -> Float[torch.Tensor, "n s d"]:
         """Returns the features of items, all of which must be stored.
@@ -236,6 +240,8 @@ def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["lgclip"])
             shape = file.get_slice("features").get_shape()
+            # Once per process and file: a flipped bit of a feature would change a prediction without any other sign.
+            is_intact = checksum_of({"features": file.get_tensor("features")}) == header.pop(CHECKSUM)
         chunk = _Chunk(_names(header["ids"]), tuple(header["views"]), shape[2])
         if header["schema"] != STORE_SCHEMA:
             log.warning(
@@ -244,6 +250,8 @@ def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
             return None
         if shape[:2] != [len(chunk.names), len(chunk.views)] or not chunk.names.size:
             raise ValueError(f"{shape} features for {len(chunk.names)} things")
+        if not is_intact or content_key(header) != path.stem:
+            raise ValueError("it is not what was written")
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, IndexError, ValueError):
         log.warning("%s is damaged; its features are computed again", path)
         return None
@@ -253,10 +261,18 @@ def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
 @lru_cache(maxsize=16)
 def _chunk_features(path: Path, stamp: FileStamp) -> Float[torch.Tensor, "n s d"]:
     # Read, not mapped: a mapped file that is cut short kills the process.
-    features = load(path.read_bytes())["features"]
-    if not _unit(features).all():
+    content = path.read_bytes()
+    features = load(content)["features"]
+    if checksum_of({"features": features}) != _checksum_in(content) or not _unit(features).all():
         raise StoreError(
-            f"{path} is damaged: it holds features that are not of unit length; `lgclip store verify --repair` moves "
-            "it away, and the same command computes its features again"
+            f"{path} was damaged while the run used it; the same command computes its features again, and `lgclip "
+            "store verify` lists every damaged file"
         )
     return features
+
+
+def _checksum_in(content: bytes) -> str | None:
+    """Returns the stored checksum of a chunk, from the JSON header at its start."""
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    return json.loads(metadata["lgclip"]).get(CHECKSUM)

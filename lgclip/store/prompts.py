@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lgclip.store.atomic import write_json
+from lgclip.store.checksums import is_intact, with_checksum
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import content_key
 
@@ -65,7 +66,7 @@ class PromptStore:
             entry = json.loads(path.read_text(encoding="utf-8"))
             stored = PromptEntry(**{name: entry[name] for name in ("prompts", *(_OPTIONAL & entry.keys()))})
             # The name of the file is the key of its inputs: one that was renamed or edited belongs to no class.
-            if _is_whole(stored) and content_key(entry["inputs"]) == path.stem:
+            if is_intact(entry) and _is_whole(stored) and content_key(entry["inputs"]) == path.stem:
                 return stored
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
             pass  # RecursionError: deeply nested JSON, as random bytes may be
@@ -94,4 +95,4 @@ class PromptStore:
         optional = {"turn": turn, "fallback": list(fallback), "failure": failure}
         # Empty ones are left out, so that the file of a template prompt holds nothing about language models.
         entry |= {name: value for name, value in optional.items() if value}
-        write_json(self._folder / f"{content_key(inputs)}.json", entry)
+        write_json(self._folder / f"{content_key(inputs)}.json", with_checksum(entry))

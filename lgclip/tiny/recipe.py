@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
-from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint
+from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint, resumable
 from lgclip.tiny.corpus import NUM_KINDS, Corpus
 
 
@@ -172,10 +172,7 @@ def fit(
         logger=logger,
         gradient_clip_val=1.0,
     )
-    checkpoint: Path | None = folder / "checkpoints" / "last.safetensors"
-    if not checkpoint.exists():
-        checkpoint = None
-    trainer.fit(recipe, ckpt_path=checkpoint)
+    trainer.fit(recipe, ckpt_path=resumable(folder / "checkpoints" / "last.safetensors"))
     # The average of the weights is in place by now: the callback swaps it in when the training ends.
     if trainer.is_global_zero:
         recipe.save(folder / "model")

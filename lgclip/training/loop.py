@@ -1,5 +1,6 @@
 """Runs a training into a folder of the store unless it is complete; provides the progress bar and step sampler."""
 
+import logging
 import shutil
 import sys
 import time
@@ -17,6 +18,8 @@ from lgclip.runtime.signals import heed
 from lgclip.stages.context import RunContext
 from lgclip.store.cost_log import StageStats
 from lgclip.training.task import TrainingTask
+
+log = logging.getLogger(__name__)
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of the precisions; mixed: the weights stay in fp32."""
@@ -40,6 +43,8 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
         # Nothing was made, all of it reused: the run's costs name the training all the same.
         context.stages.stage_stats.append(StageStats(task.stage, 0, task.amount, 0.0, task.unit))
         return folder
+    if folder.is_dir() and any(path.suffix == ".json" for path in folder.iterdir()):
+        log.warning("%s is damaged or incomplete; the training is done again", folder)
     with context.stages.timed(task.stage, unit=task.unit, total=task.amount):
         start = time.perf_counter()
         trainer, outcome = task.fit(context, folder)

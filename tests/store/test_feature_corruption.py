@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.checksums import checksum_of
 from lgclip.store.features import FeatureStore
+from lgclip.store.keys import content_key
 from lgclip.store.root import StoreError
 
 pytest_plugins = ("run_fixtures",)
@@ -29,7 +31,8 @@ def write(path: Path, features: torch.Tensor, ids: list[str], schema: int = STOR
     """Writes a chunk as the store does, with arbitrary content."""
     header = {"schema": schema, "ids": ids, "views": ["whole"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"features": features}, path, {"lgclip": json.dumps(header)})
+    about = {**header, "checksum": checksum_of({"features": features})}
+    save_file({"features": features}, path, {"lgclip": json.dumps(about)})
 
 
 def ids_in(chunk: Path) -> list[str]:
@@ -75,7 +78,7 @@ def test_damaged_features_are_never_used(value: float, tmp_path: Path) -> None:
     raw[-32:] = np.full(8, value, np.float32).tobytes()
     chunk.unlink()
     chunk.write_bytes(raw)
-    with pytest.raises(StoreError, match=r"not of unit length; `lgclip store verify --repair`"):
+    with pytest.raises(StoreError, match=r"1 of 1 features are not in the store"):
         FeatureStore(tmp_path, {}, {}).take(["a"], ["whole"])
 
 
@@ -83,6 +86,8 @@ def test_encoder_width_selects_the_chunk(tmp_path: Path, caplog: pytest.LogCaptu
     store = FeatureStore(tmp_path, {}, {})
     folder = store.towers.parent / store.key.rpartition("/")[2]
     write(folder / "foreign.safetensors", unit(2, 1, 16), ["a", "b"])
+    header = {"schema": STORE_SCHEMA, "ids": ["a", "b"], "views": ["whole"]}
+    (folder / "foreign.safetensors").rename(folder / f"{content_key(header)}.safetensors")
     assert store.missing(["a", "b"], ["whole"]) == []  # nothing is known yet
     store.towers.write_text(json.dumps({"width": 8}))
     again = FeatureStore(tmp_path, {}, {})

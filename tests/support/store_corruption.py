@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lgclip.cli.store.inventory import Kind
+from lgclip.store.checksums import checksum_of, with_checksum
 
 
 def flip_bit(path: Path, bit: int) -> None:
@@ -21,7 +22,10 @@ def flip_bit(path: Path, bit: int) -> None:
 
 
 def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    content = {**json.loads(path.read_text()), **changes}
+    if content.pop("checksum", None):
+        content = with_checksum(content)
+    path.write_text(json.dumps(content))
 
 
 def write_html(path: Path) -> None:
@@ -69,7 +73,21 @@ def write_image_bomb(path: Path) -> None:
 def rewrite_features(path: Path, change: Callable[[np.ndarray], np.ndarray], **header: object) -> None:
     with safe_open(path, framework="np") as file:
         about = json.loads(file.metadata()["lgclip"])
-    save_file({"features": change(load_file(path)["features"])}, path, {"lgclip": json.dumps({**about, **header})})
+    features = change(load_file(path)["features"])
+    about = {**about, **header, "checksum": checksum_of({"features": features})}
+    save_file({"features": features}, path, {"lgclip": json.dumps(about)})
+
+
+def change_letter(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["prompts"][0] += "x"
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def flip_sign(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x80
+    path.write_bytes(content)
 
 
 def set_first_nan(x: np.ndarray) -> np.ndarray:
@@ -101,6 +119,7 @@ CORRUPTIONS: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
     "prompts without inputs": (Kind.PROMPTS, lambda p: edit_json(p, inputs=None), "does not say what"),
     "prompts that are a word": (Kind.PROMPTS, lambda p: edit_json(p, prompts="a photo"), "not a list of sentences"),
     "prompts that are numbers": (Kind.PROMPTS, lambda p: edit_json(p, prompts=[1]), "not a list of sentences"),
+    "prompts with a changed letter": (Kind.PROMPTS, change_letter, "checksum is missing or wrong"),
     "prompts in a list": (Kind.PROMPTS, lambda p: p.write_text("[]"), "no JSON object"),
     "deep prompts": (Kind.PROMPTS, lambda p: p.write_text("[" * 99_999), "not JSON"),
     "empty features": (Kind.FEATURES, truncate_to_zero, "empty"),
@@ -119,6 +138,7 @@ CORRUPTIONS: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
         "not F32 of 1 ids",
     ),
     "features in half precision": (Kind.FEATURES, lambda p: rewrite_features(p, lambda x: x.astype(np.float16)), "F16"),
+    "features with a flipped sign": (Kind.FEATURES, flip_sign, "checksum is missing or wrong"),
     "features of length zero": (
         Kind.FEATURES,
         lambda p: rewrite_features(p, lambda x: x * 0),

@@ -22,11 +22,13 @@ from lgclip.cli.store.image_checks import (
 from lgclip.cli.store.inventory import Item, Kind
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.captions import captions_in
+from lgclip.store.checksums import CHECKSUM, checksum_of, is_intact
 from lgclip.store.cost_log import Line
 from lgclip.store.keys import content_key, digest_of
 from lgclip.store.shard_index import look
 from lgclip.types import Fault
 
+_NO_CHECKSUM = "its checksum is missing or wrong"
 _UNIT = 1e-3  # as `store.FeatureStore.add`
 
 
@@ -63,6 +65,7 @@ def _prompts(item: Item) -> None:
     if not isinstance(inputs, dict):
         raise FaultyError("it does not say what it was made from")
     must(content_key(inputs) == item.path.stem, "its name is not the key of its inputs")
+    must(is_intact(entry), _NO_CHECKSUM)
     must(
         inputs.get("schema") == STORE_SCHEMA,
         f"it is of schema {inputs.get('schema')}, this package reads {STORE_SCHEMA}",
@@ -97,7 +100,9 @@ def caption_names(path: Path) -> set[str]:
 
 
 def _unreadable(item: Item) -> None:
-    faults = _json(item.path).get("faults")
+    content = _json(item.path)
+    must(is_intact(content), _NO_CHECKSUM)
+    faults = content.get("faults")
     must(isinstance(faults, dict) and all(fault in tuple(Fault) for fault in faults.values()), "it names no findings")
 
 
@@ -120,7 +125,10 @@ def _towers(item: Item) -> None:
 def _cost_log(item: Item) -> None:
     for number, row in enumerate(item.path.read_bytes().splitlines(), start=1):
         try:
-            Line(**json.loads(row))
+            record = json.loads(row)
+            must(is_intact(record), _NO_CHECKSUM)
+            del record[CHECKSUM]
+            Line(**record)
         except (ValueError, TypeError, RecursionError) as error:
             raise FaultyError(f"line {number} of it is damaged") from error
 
@@ -188,8 +196,10 @@ def width_of(path: Path) -> int:
 
 def _features(item: Item) -> None:
     header, _ = _header(item.path)
+    checksum = header.pop(CHECKSUM, None)
     must(content_key(header) == item.path.stem, "its name is not the key of its header")
     features = load(item.path.read_bytes())["features"]
+    must(checksum_of({"features": features}) == checksum, _NO_CHECKSUM)
     # Not `abs(norm - 1) > ...`, which is false for NaN.
     # In float64, or the rounding of the sum itself would come near the tolerance for wide features.
     fine = (np.abs(np.linalg.norm(features.astype(np.float64), axis=-1) - 1) < _UNIT).all(axis=-1)
@@ -220,14 +230,19 @@ def _learned(item: Item) -> None:
 
 
 def _checkpoint(item: Item) -> None:
-    # Only the header: a checkpoint is written over after each epoch and has no sum that could be compared.
     try:
         with safe_open(item.path, framework="np") as file:
-            json.loads((file.metadata() or {})["plain"])
+            metadata = file.metadata() or {}
+            text = metadata["plain"]
+            json.loads(text)
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise FaultyError("its header cannot be read, or it is cut") from error
+    # By torch: NumPy has no bfloat16. Imported here, since most stores have no checkpoint.
+    from safetensors.torch import load_file as load_torch
+
+    must(checksum_of(load_torch(item.path), text) == metadata.get(CHECKSUM), _NO_CHECKSUM)
 
 
 _LOOKS: Mapping[Kind, Callable[[Item], None]] = {

@@ -19,9 +19,10 @@ from torch import Tensor
 from lgclip.diffuser.prompt_embeddings import PromptEmbeddings
 from lgclip.diffuser.schedulers import replace_scheduler
 from lgclip.encoder.precision import decided
+from lgclip.encoder.weight_files import is_intact
 from lgclip.stages.context import RunContext
 from lgclip.store.atomic import atomic_write, write_json
-from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint
+from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint, resumable
 from lgclip.store.keys import digest_of
 from lgclip.training.loop import PRECISION, StepBar
 from lgclip.training.lora.data import TuningPool
@@ -61,7 +62,7 @@ class LoraTraining(TrainingTask):
         return self.adaptation.inputs()
 
     def is_complete(self, folder: Path) -> bool:
-        return (folder / ABOUT).is_file() and (folder / WEIGHTS).is_file()
+        return (folder / ABOUT).is_file() and is_intact(folder, ABOUT, {"": WEIGHTS})
 
     def fit(self, context: RunContext, folder: Path) -> FitResult:
         tuning = self.adaptation.tuning
@@ -81,9 +82,7 @@ class LoraTraining(TrainingTask):
         # After the trainer, whose device encodes the sentences.
         module = build_lora_module(self.adaptation, trainer.strategy.root_device)
         pool = TuningPool(tuning, self.adaptation.images(), module.size, context.workers)
-        last = checkpoints / "last.safetensors"
-        checkpoint = last if last.exists() else None
-        trainer.fit(module, datamodule=pool, ckpt_path=checkpoint)
+        trainer.fit(module, datamodule=pool, ckpt_path=resumable(checkpoints / "last.safetensors"))
         return FitResult(trainer, module)
 
     def save(self, folder: Path, outcome: DiffuserLora, cost: Mapping[str, object]) -> None:

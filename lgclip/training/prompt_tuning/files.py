@@ -14,6 +14,7 @@ from torch import Tensor
 from lgclip.encoder.base import LearningTowers
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import atomic_write
+from lgclip.store.checksums import CHECKSUM, checksum_of
 from lgclip.training.prompt_tuning.soft_prompts import TextContext, TextPrompt, VisualPrompt, VisualTokens
 
 CONTEXTS = {TextPrompt.kind: TextContext, VisualPrompt.kind: VisualTokens}
@@ -38,6 +39,7 @@ def save_prompt(prompt: TextPrompt | VisualPrompt, path: Path) -> None:
     # In fp32 and on the CPU, whatever it was trained in, so that equal prompts are equal files.
     with atomic_write(path) as temporary:
         vectors = prompt.vectors.detach().to("cpu", torch.float32).contiguous()
+        about[CHECKSUM] = checksum_of({"vectors": vectors}, json.dumps(about))
         save_file({"vectors": vectors}, temporary, metadata={"lgclip": json.dumps(about)})
 
 
@@ -109,6 +111,8 @@ def _opened(path: Path) -> tuple[dict[str, Any], Tensor]:
         raise ValueError(f"{path} is damaged: {error}; tune it again") from error
     if vectors is None or not isinstance(about, dict) or any(name not in about for name in _NEEDED):
         raise ValueError(f"{path} holds no tuned prompt")
+    if about.pop(CHECKSUM, None) != checksum_of({"vectors": vectors}, json.dumps(about)):
+        raise ValueError(f"{path} is damaged: its checksum is wrong; tune it again")
     # Not-a-number vectors would turn every score into one, and the report would blame the encoder.
     if vectors.shape[-1] != about["width"] or not torch.isfinite(vectors).all():
         raise ValueError(f"{path} is damaged: its vectors are not finite, or not {about['width']} wide; tune it again")

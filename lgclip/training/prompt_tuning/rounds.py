@@ -15,7 +15,7 @@ from lgclip.diffuser.base import seed_of
 from lgclip.encoder.base import Encoder, LearningTowers
 from lgclip.methods.prototypes import SupportSet
 from lgclip.runtime.devices import shard_indices
-from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint
+from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint, resumable
 from lgclip.training.loop import StepBar
 from lgclip.training.prompt_tuning.config import PromptTuningConfig
 from lgclip.training.prompt_tuning.data import Batches, CachedImages, Rows
@@ -173,7 +173,7 @@ class PromptTuningLoop:
 
     def _begun(self, truth: Int[Tensor, " u"] | None) -> State:
         """Returns the saved state of earlier rounds, or zero-shot."""
-        if self._rounds.is_file():
+        if resumable(self._rounds):
             saved = SafetensorsIO().load_checkpoint(self._rounds)
             return State(saved["learned_prompts"], saved["cosines"], saved["rows"])
         data = self.data
@@ -237,9 +237,7 @@ class PromptTuningLoop:
             logger=False,
         )
         # There only if this round was interrupted: `_keep` removes the folder of each that has ended.
-        last = folder / "last.safetensors"
-        checkpoint = last if last.exists() else None
-        trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
+        trainer.fit(module, datamodule=batches, ckpt_path=resumable(folder / "last.safetensors"))
         return module, trainer
 
     def _prompts(self, learned_prompts: dict[str, Tensor]) -> Prompts:

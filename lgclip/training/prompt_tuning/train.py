@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lgclip.encoder.weight_files import read_config
+from lgclip.encoder.weight_files import is_intact, read_config
 from lgclip.stages.context import RunContext
 from lgclip.store.atomic import write_json
 from lgclip.store.keys import digest_of
@@ -47,8 +47,7 @@ class PromptTraining(TrainingTask):
         return self.setup.inputs()
 
     def is_complete(self, folder: Path) -> bool:
-        # It is written last, so where it is, the prompts are too.
-        return (folder / ABOUT).is_file()
+        return (folder / ABOUT).is_file() and is_intact(folder, ABOUT, FILES)
 
     def fit(self, context: RunContext, folder: Path) -> FitResult:
         setup = self.setup

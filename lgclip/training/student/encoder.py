@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from lgclip.encoder.backbone import Network, Plan
 from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.encoder.precision import arithmetic, check_precision, decided
-from lgclip.encoder.weight_files import checkpoint_content, read_trained
+from lgclip.encoder.weight_files import checkpoint_content, is_intact, read_trained
 from lgclip.methods.logits import as_unit
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, key_inputs
@@ -114,6 +114,8 @@ class StudentEncoder(Encoder):
             ValueError: If they do not match, or the file is damaged.
         """
         about = self.about
+        if not is_intact(self._weights.parent, ABOUT, {"": WEIGHTS}):
+            raise ValueError(f"{self._weights} is damaged: it is not what its {ABOUT} describes; train it again")
         with torch.random.fork_rng(devices=[]):  # its first weights are overwritten
             body = Plan(**about["network"]).body()
             network = Network(body, about["width"], len(about["class_names"]), frozen=about["frozen"])

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from lgclip.encoder.backbone import Network, Tower, with_head
 from lgclip.encoder.precision import decided
-from lgclip.encoder.weight_files import read_config
+from lgclip.encoder.weight_files import is_intact, read_config
 from lgclip.stages.context import RunContext
 from lgclip.store.atomic import atomic_write, write_json
-from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint
+from lgclip.store.checkpoints import SafetensorsIO, last_checkpoint, resumable
 from lgclip.store.keys import digest_of
 from lgclip.training.loop import PRECISION, StepBar
 from lgclip.training.student.data import MixedData
@@ -61,8 +61,7 @@ class StudentTraining(TrainingTask):
         return self.setup.inputs()
 
     def is_complete(self, folder: Path) -> bool:
-        # Both: a copied or archived folder may lack the larger of the two.
-        return (folder / ABOUT).is_file() and (folder / WEIGHTS).is_file()
+        return (folder / ABOUT).is_file() and is_intact(folder, ABOUT, {"": WEIGHTS})
 
     def fit(self, context: RunContext, folder: Path) -> FitResult:
         setup = self.setup
@@ -113,8 +112,7 @@ def _fit(context: RunContext, module: StudentModule, mixed_data: MixedData, fold
         logger=context.logger,
         log_every_n_steps=mixed_data.steps_per_epoch,
     )
-    last = folder / "checkpoints" / "last.safetensors"
-    checkpoint = last if last.exists() else None
+    checkpoint = resumable(folder / "checkpoints" / "last.safetensors")
     trainer.fit(module, datamodule=mixed_data, ckpt_path=checkpoint)
     return trainer
 

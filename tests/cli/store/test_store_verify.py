@@ -19,6 +19,7 @@ from store_maintenance import DAY, collect_failure, files_of_kind, read_entries
 from lgclip.cli.store.entry_checks import fault_in
 from lgclip.cli.store.inventory import HOUR, MANIFEST, QUARANTINE, Kind, kind_of, walk
 from lgclip.cli.store.verify import verify
+from lgclip.store.checksums import with_checksum
 from lgclip.store.features import FeatureStore
 from lgclip.store.images import ImageStore
 from lgclip.store.keys import content_key
@@ -161,9 +162,9 @@ def test_verify_checks_markers_and_findings(tmp_path: Path) -> None:
     name = content_key({"diffuser": store.key, "seed": 0, **about})
     store.put_fault(name, Fault.BLACK, {**about, "seed": 0, "attempt": 0})
     findings = tmp_path / "images" / store.key / f"{'f' * 32}.json"
-    findings.write_text(json.dumps({"faults": {"a": "unreadable"}}))
+    findings.write_text(json.dumps(with_checksum({"faults": {"a": "unreadable"}})))
     assert "1 fault marker, 1 findings" in next(verify(tmp_path))
-    findings.write_text(json.dumps({"faults": {"a": "ugly"}}))
+    findings.write_text(json.dumps(with_checksum({"faults": {"a": "ugly"}})))
     edit_json(files_of_kind(tmp_path, Kind.MARKER)[0], text="a dog")
     assert [line.rpartition(": ")[2] for line in collect_failure(verify(tmp_path))[:2]] == [
         "its name is not the key of what it says it was made from", "it names no findings",

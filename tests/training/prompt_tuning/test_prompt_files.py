@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from lgclip.encoder.base import Encoder, LearningTowers
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.timm import Timm
+from lgclip.store.checksums import checksum_of
 from lgclip.training.prompt_tuning.files import about_prompt, load_prompt, save_prompt
 from lgclip.training.prompt_tuning.soft_prompts import TextContext, TextPrompt, VisualPrompt, VisualTokens
 
@@ -105,7 +106,9 @@ def test_damaged_prompt_file_is_rejected(towers: LearningTowers, tmp_path: Path)
         (torch.zeros(4, 32), {"prompt": {"tokens": 4, "colour": 1}}, "another version: .*colour"),
         (torch.zeros(4, 32), {"prompt": {"tokens": 0}}, r"another version: prompt_tuning\.tokens=0"),
     ]:
-        save_file({"vectors": vectors}, path, metadata={"lgclip": json.dumps(about | changed)})
+        other = about | changed
+        other["checksum"] = checksum_of({"vectors": vectors}, json.dumps(other))
+        save_file({"vectors": vectors}, path, {"lgclip": json.dumps(other)})
         with pytest.raises(ValueError, match=message):
             load_prompt(path, towers)
 

@@ -168,6 +168,8 @@ def test_student_features_are_keyed_by_weights(learned: Path, tmp_path: Path) ->
     assert StudentEncoder(str(copied)).inputs() == StudentEncoder(str(learned)).inputs()
     other_state = StudentEncoder(str(learned)).network().state_dict()
     save_file({name: value + 1 for name, value in other_state.items()}, copied / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: it is not what its student\.json describes"):
+        StudentEncoder(str(copied)).network()
     assert StudentEncoder(str(copied)).inputs() != StudentEncoder(str(learned)).inputs()
 
 
@@ -182,7 +184,7 @@ def test_invalid_student_folder_is_rejected(learned: Path, tmp_path: Path) -> No
         StudentEncoder(str(tmp_path))
     for content in (b"", (learned / "model.safetensors").read_bytes()[:1000]):
         (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match="is damaged or of another student"):
+        with pytest.raises(ValueError, match="is damaged: it is not what its student"):
             StudentEncoder(str(tmp_path)).load(CPU)
     (tmp_path / "student.json").write_text('{"class_names": []}')
     with pytest.raises(ValueError, match=r"its student\.json lacks network"):
