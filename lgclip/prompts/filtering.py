@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
 
+from lgclip.prompts.reply_phrases import is_chat, is_error_text, is_refusal
 from lgclip.types import TargetClass
 
 
@@ -20,36 +21,28 @@ class FilterResult(StrEnum):
     WRONG_LANGUAGE = "wrong language"
     NO_NAME = "without the class name"
     DUPLICATE = "duplicate"
+    THINKING = "thinking or another role's turn"
+    CHAT = "text around the prompts"
+    TRUNCATED = "cut off"
+    TOO_LONG = "text beyond the limit of a reply"
 
 
-_REFUSAL = re.compile(
-    r"^(?:i(?:'m| am) (?:so |very |really )?sorry|sorry\b|my apologies|i apologi[sz]e|unfortunately,? i\b"
-    r"|(?:but )?i (?:can(?:not|'t| not)|could not|won't|will not|must decline|do not|don't) "
-    r"(?:\w+ )?(?:assist|help|provide|generate|create|write|fulfil+|comply|do|describe|produce|complete|continue|have)"
-    r"\b"
-    r"|i(?:'m| am) (?:unable|not able|afraid)|as an ai\b|as a (?:large )?language model)",
-    re.I,
-)
-_ERROR = re.compile(
-    r"^\W*(?:error\b|(?:\w+ )?(?:api|http|server|runtime|internal|unexpected|unknown) error\b|traceback \(most recent"
-    r"|\w*(?:error|exception):|exception\b|internal server error|bad gateway|service (?:temporarily )?unavailable"
-    r"|gateway time-?out|too many requests|rate limit|quota exceeded|invalid api key|unauthori[sz]ed"
-    r"|null$|none$|undefined$)"
-    r"|<!doctype|<html\b|</?(?:body|head|title)>|\b(?:status|error) code:? \d{3}\b",
-    re.I,
-)
 _CODE = re.compile(r"[{\[]\s*[\"'{\[]|```")
 _WORD = re.compile(r"[^\W_]+")
 _JOINED = 6
 """Maximum number of words that are joined when a name is matched: "sea lion" for "sealion"."""
 
 
-def spoilt(text: str) -> FilterResult | None:
-    """Checks whether a text is a refusal or an error message rather than a description; None if neither."""
-    text = text.strip().replace("’", "'")  # noqa: RUF001
-    if _ERROR.search(text):
+def spoilt(text: str, name: str = "") -> FilterResult | None:
+    """Checks whether a text is a refusal or an error message rather than a description; None if neither.
+
+    Args:
+        text: The text.
+        name: The class name, which may contain such words itself, as "error message" does.
+    """
+    if is_error_text(text, name):
         return FilterResult.ERROR_TEXT
-    if _REFUSAL.search(text):
+    if is_refusal(text, name):
         return FilterResult.REFUSAL
     return None
 
@@ -69,7 +62,11 @@ def filter_reply(
     """
     if not text:
         return FilterResult.EMPTY
-    if problem := spoilt(text) or _problem_of_form(text, target_class.name, min_words):
+    if problem := spoilt(text, target_class.name):
+        return problem
+    if is_chat(text, target_class.name):
+        return FilterResult.CHAT
+    if problem := _problem_of_form(text, target_class.name, min_words):
         return problem
     if must_name and not _has_name(text, target_class.name, exact=exact_name):
         return FilterResult.NO_NAME
