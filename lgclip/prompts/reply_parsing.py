@@ -1,5 +1,6 @@
 """Parses a language model's reply into sentences: JSON, tables, lists, and the text that models put around them."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -108,19 +109,29 @@ def parse_reply(reply: str, name: str = "", *, is_truncated: bool = False) -> Pa
 
 def _items(text: str, name: str) -> _Texts:
     """Returns the items of an answer without thinking and fences, by its format."""
-    found = find_values(text)
+    found = find_values(_unwrapped(text))
     split = partial(_split, name=name)
     if found.values:
         texts, error = _of_values(found.values, split)
         if texts:
             return _Texts(strip_marks(texts, name), [], is_cut=False, is_list=True)
-        # Brackets in an ordinary sentence are no JSON. A value that fills the reply is, and holds nothing.
-        if found.is_strict or text[:1] in ("{", "["):
+        # Brackets in an ordinary sentence, such as a list's empty boxes, are no JSON.
+        if text[:1] in ("{", "[") or (found.is_strict and any(found.values)):
             if error is not None:
                 raise error
             return _Texts([], [], is_cut=False, is_list=True)
     items = split_items(text.replace("\\n", "\n"), name)
     return _Texts(items.texts, items.remarks, is_cut=True, is_list=items.is_list)
+
+
+def _unwrapped(text: str) -> str:
+    """Returns the content of a reply that is one JSON string, as some servers send structured output."""
+    if text[:1] == '"' and text[-1:] == '"':
+        try:
+            return json.loads(text, strict=False)
+        except json.JSONDecodeError:
+            pass
+    return text
 
 
 def _of_values(

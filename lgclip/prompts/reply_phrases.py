@@ -158,7 +158,7 @@ _CHAT = [
         r"|remember(?: to| that| ?,)|keep in mind|as requested|as you (?:requested|asked|wished)|as per your|per your|based on your"
         r"|happy (?:to help|prompting|creating|generating|drawing)|looking forward|thank you|thanks for|enjoy (?:your|the|these|creating)"
         r"|you (?:can|may|could|might) (?:also |then |now )?(?:use|adjust|modify|ask|customi[sz]e|change|try|tweak|copy|combine)"
-        r"|please (?:try|ask|rephrase|choose|provide|consult|contact|select|use|submit|refer|specify|clarify|tell|give|share))\b",
+        r"|please (?:try|ask|rephrase|choose|provide|consult|contact|select|use|submit|refer|specify|clarify|tell|give|share))(?!\w)",
         rf"^(?:these|those|each|all|every|this|both|the above|the) (?:\w+ ){{0,3}}?(?:{_THINGS})\b",
         rf"^(?:each|every|this|another) (?:\w+ )?{_THING}\b",
         r"^this (?:list|response|json|answer|output|set)\b",

@@ -36,10 +36,13 @@ def read_table(lines: Sequence[str]) -> Table | None:
     rows: list[list[str]] = []
     remarks: list[str] = []
     header: list[str] | None = None
+    has_top_edge = False
     for line, row in zip(lines, is_row, strict=True):
         if _is_separator(line):
-            # The row above the first separator, if it is the only one so far, names the columns.
-            if len(rows) == 1 and header is None:
+            # The row above the first separator names the columns; in a table with a top edge it is the second one.
+            if not rows:
+                has_top_edge = True
+            elif len(rows) == 1 and header is None and not has_top_edge:
                 header = rows.pop()
         elif row:
             rows.append(_cells(line))
