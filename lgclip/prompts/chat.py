@@ -12,8 +12,10 @@ from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
 from lgclip.prompts.filtering import FilterResult, filter_reply, sameness, spoilt
 from lgclip.prompts.reply_parsing import MAX_REPLY_CHARACTERS, NoPromptsError, parse_reply
 from lgclip.prompts.template import fill
+from lgclip.runtime.versions import REPLY_PARSER
 from lgclip.store.cost_log import Tokens, both
 from lgclip.store.keys import NOT_AN_INPUT
+from lgclip.types import TargetClass
 
 INSTRUCTION = """\
 Write {count} text-to-image prompts that each describe one photograph of: {name}[ ({context})].
@@ -190,6 +192,10 @@ class ChatPromptGenerator(PromptGenerator):
 
     @abstractmethod
     def load(self, device: torch.device) -> Pen: ...
+
+    def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:
+        # Other prompt generators read no replies: theirs are not made again when the parser changes.
+        return {**super().inputs(target_class, seed), "reply_parser": REPLY_PARSER}
 
     def chat(self, history: ChatHistory) -> list[dict[str, str]]:
         """Returns the messages that request the missing prompts of a class."""
