@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import accumulate
 
 from lgclip.prompts.reply_phrases import is_chat, is_error_text, is_refusal
 from lgclip.types import TargetClass
@@ -29,8 +30,7 @@ class FilterResult(StrEnum):
 
 _CODE = re.compile(r"[{\[]\s*[\"'{\[]|```")
 _WORD = re.compile(r"[^\W_]+")
-_JOINED = 6
-"""Maximum number of words that are joined when a name is matched: "sea lion" for "sealion"."""
+_ALTERNATIVES = re.compile(r"(?<!\s)\s+or\s+|[,;/|]|\([^()]*\)")
 
 
 def spoilt(text: str, name: str = "") -> FilterResult | None:
@@ -108,7 +108,7 @@ def names(text: str, name: str) -> bool:
     road", "sea / lake" or "tench, Tinca tinca" one part is enough. The name must match at word boundaries:
     "cat" is not in "category", except in scripts without spaces between words.
     """
-    parts = re.split(r"\s+or\s+|[,;/|]|\(.*?\)", name)
+    parts = _ALTERNATIVES.split(name)
     # A part of one or two letters, as of "TV / monitor", is in too many sentences to be informative.
     parts = [part for part in parts if len("".join(_WORD.findall(part))) > 2]
     return any(_holds(text, part) for part in {name, *parts})
@@ -122,18 +122,17 @@ def _holds(text: str, name: str) -> bool:
     # Scripts without spaces have no word bounds that a regular expression could see.
     if not _is_latin(name):
         return "".join(wanted) in sameness(text)
-    alternatives = [f"(?:{'|'.join(map(re.escape, sorted(_forms(word))))})" for word in wanted]
-    pattern = re.compile("".join(alternatives))
     words = _WORD.findall(_folded(text))
-    longest = len(wanted) + _JOINED
-    # Words are joined one by one from each start. A search in the text without spaces would find "cat" in "a cathode".
-    for start in range(len(words)):
-        joined = ""
-        for word in words[start : start + longest]:
-            joined += word
-            if pattern.fullmatch(joined):
-                return True
-    return False
+    letters = "".join(words)
+    # Where words begin and end in the text without spaces: "cat" is not in "a cathode", but "sea lion" is "sealion".
+    bounds = {0, *accumulate(map(len, words))}
+    # All places where the words of the name so far may end, for all beginnings at once: trying the combinations of
+    # singular and plural one by one takes exponential time for a name of many short words.
+    ends = bounds
+    for word in wanted:
+        forms = _forms(word)
+        ends = {end + len(form) for end in ends for form in forms if letters.startswith(form, end)}
+    return not bounds.isdisjoint(ends)
 
 
 def _forms(word: str) -> set[str]:

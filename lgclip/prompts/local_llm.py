@@ -17,7 +17,7 @@ from lgclip.store.keys import NOT_AN_INPUT, WEIGHTS, hub_repositories, local_fol
 TODAY = "01 Jan 2025"
 """Date for chat templates that insert one: prompts must be the same on every day."""
 
-_NOW = re.compile(r"strftime_now\(\s*(['\"]).*?\1\s*\)")
+_NOW = re.compile(r"strftime_now\(\s*(?:'[^'\n]*'|\"[^\"\n]*\")\s*\)")
 
 
 @dataclass(frozen=True)

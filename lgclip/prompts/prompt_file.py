@@ -18,7 +18,7 @@ from lgclip.store.keys import NOT_AN_INPUT
 from lgclip.types import TargetClass
 
 _MAX_LISTED = 20
-_NUMBERED = re.compile(r"(\d+)(?:[-_. ]+(.+))?")
+_NUMBERED = re.compile(r"(\d+)(?:[-_. ]++(.+))?")
 
 
 class ParsedFile(NamedTuple):

@@ -18,7 +18,7 @@ _LABEL = re.compile(
 _BARE_LABEL = re.compile(r"(?:(?:text-to-image |image )?(?:prompt|description|caption|sentence)|text)\s?:\s", re.I)
 _NOTHING = re.compile(r"[{}\[\]]|[#№]?\(?\d{1,3}[.):]?$|[-=_*~#]{2,}$|```|~~~")
 _HEADING = re.compile(r"#{1,6}\s")
-_ONLY_LABEL = re.compile(r"(?:prompt|description|caption|image)\s*#?\s*\d{1,3}\s*:?$", re.I)
+_ONLY_LABEL = re.compile(r"(?:prompt|description|caption|image)\s*(?:#\s*)?\d{1,3}\s*:?$", re.I)
 _INLINE = re.compile(
     r"(?:^|(?<=\s))(?:(?:prompt|description|caption|image)\s?#?)?\(?(\d{1,3})[.):](?=[\s\"'“*])", re.I
 )

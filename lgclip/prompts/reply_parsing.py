@@ -21,7 +21,7 @@ MAX_REPLY_CHARACTERS = 20_000
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufffd\ud800-\udfff]"
 )
-_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w-]*[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*+(?:[\w-]++[ \t]*+)?$", re.MULTILINE)
 _PAGE = ("<!doctype", "<html")
 _COMMA = re.compile(r"([\"'”’]),$")  # noqa: RUF001
 _QUOTES = "\"'“”‘’«»„"  # noqa: RUF001
