@@ -62,17 +62,21 @@ def filter_reply(
     """
     if not text:
         return FilterResult.EMPTY
-    if problem := spoilt(text, target_class.name):
-        return problem
-    if is_chat(text, target_class.name):
-        return FilterResult.CHAT
-    if problem := _problem_of_form(text, target_class.name, min_words):
+    if problem := _problem_of_content(text, target_class.name) or _problem_of_form(text, target_class.name, min_words):
         return problem
     if must_name and not _has_name(text, target_class.name, exact=exact_name):
         return FilterResult.NO_NAME
     if sameness(text) in known:
         return FilterResult.DUPLICATE
     return FilterResult.USABLE
+
+
+def _problem_of_content(text: str, name: str) -> FilterResult | None:
+    if problem := spoilt(text, name):
+        return problem
+    if is_chat(text, name):
+        return FilterResult.CHAT
+    return None
 
 
 def _problem_of_form(text: str, name: str, min_words: int) -> FilterResult | None:

@@ -130,9 +130,7 @@ class LocalLLM(ChatPromptGenerator):
         )
         return tokenizer, model
 
-    def _replies(
-        self, tokenizer: Any, model: Any, books: Sequence[ChatHistory], seed: int
-    ) -> list["Answer"]:
+    def _replies(self, tokenizer: Any, model: Any, books: Sequence[ChatHistory], seed: int) -> list["Answer"]:
         """Returns `replies_per_round` replies for each class, and their token counts."""
         from lgclip.prompts.seeded_sampling import sampler
 

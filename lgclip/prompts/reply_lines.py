@@ -19,13 +19,12 @@ _BARE_LABEL = re.compile(r"(?:(?:text-to-image |image )?(?:prompt|description|ca
 _NOTHING = re.compile(r"[{}\[\]]|[#№]?\(?\d{1,3}[.):]?$|[-=_*~#]{2,}$|```|~~~")
 _HEADING = re.compile(r"#{1,6}\s")
 _ONLY_LABEL = re.compile(r"(?:prompt|description|caption|image)\s*(?:#\s*)?\d{1,3}\s*:?$", re.I)
-_INLINE = re.compile(
-    r"(?:^|(?<=\s))(?:(?:prompt|description|caption|image)\s?#?)?\(?(\d{1,3})[.):](?=[\s\"'“*])", re.I
-)
+_INLINE = re.compile(r"(?:^|(?<=\s))(?:(?:prompt|description|caption|image)\s?#?)?\(?(\d{1,3})[.):](?=[\s\"'“*])", re.I)
 _INLINE_BULLET = re.compile(r"\s[•●▪◦‣]\s")
 _OPEN_WORDS = frozenset(
-    "a an the in of on at and or with for to by from der die das dem den im am le la les un une de du des il el".split()
-)
+    ("a", "an", "the", "in", "of", "on", "at", "and", "or", "with", "for", "to", "by", "from", "der", "die", "das",
+     "dem", "den", "im", "am", "le", "la", "les", "un", "une", "de", "du", "des", "il", "el")
+)  # fmt: skip
 """Words that end no sentence: "the 2. Bundesliga" is no second item."""
 _MAX_TITLE_WORDS = 3
 
@@ -192,9 +191,7 @@ def _strip_label(text: str) -> str:
 
 def _is_consecutive(letters: Sequence[str]) -> bool:
     first = letters[0]
-    return bool(first) and all(
-        letter and ord(letter) == ord(first) + place for place, letter in enumerate(letters)
-    )
+    return bool(first) and all(letter and ord(letter) == ord(first) + place for place, letter in enumerate(letters))
 
 
 def _shares_number(texts: Sequence[str]) -> bool:

@@ -1,12 +1,13 @@
 """Removes what a chat template and a reasoning model put around an answer: special tokens, roles, channels, tags."""
 
 import re
+from itertools import zip_longest
 from typing import NamedTuple
 
 _MARKUP = re.compile(
     r"<\|(?P<token>[^<>|\n]{1,48})\|?>"  # <|im_end|>, and <|channel> of newer templates
     r"|<(?P<late>[A-Za-z]\w{0,31})\|>"  # <channel|>
-    r"|<｜(?P<wide>[^<>｜\n]{1,48})｜>"
+    r"|<\uff5c(?P<wide>[^<>\uff5c\n]{1,48})\uff5c>"  # <｜Assistant｜>  # noqa: RUF003
     r"|<<(?P<system>/?SYS)>>"
     r"|<(?P<byte>0x[0-9A-Fa-f]{2})>"
     r"|<(?P<slash>/?)(?P<tag>[A-Za-z][\w:.-]{0,47})(?:\s[^<>\n]{0,80})?>"
@@ -35,15 +36,21 @@ _ANSWER = _CONTAINERS | frozenset(
     ("prompt", "prompts", "description", "descriptions", "caption", "captions", "sentence", "sentences", "item",
      "items", "list", "text", "json", "image", "images", "assistant", "entry", "content")
 )  # fmt: skip
-_INLINE = frozenset("b i em strong u span a code mark small sub sup q font tt".split())
-_BLOCKS = frozenset("p br li ol ul div pre h1 h2 h3 h4 h5 h6 table thead tbody tr td th hr blockquote dl dt dd".split())
+_INLINE = frozenset(
+    ("b", "i", "em", "strong", "u", "span", "a", "code", "mark", "small", "sub", "sup", "q", "font", "tt")
+)  # fmt: skip
+_BLOCKS = frozenset(
+    ("p", "br", "li", "ol", "ul", "div", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr",
+     "td", "th", "hr", "blockquote", "dl", "dt", "dd")
+)  # fmt: skip
 _PAGE = frozenset(("html", "body", "head", "title"))
 
 _LEADING_ROLE = re.compile(r"(?:assistant|model|final)[ \t]?\n|(?:assistant|response|final answer|answer)\s?:", re.I)
 _HARMONY_START = re.compile(r"(?:assistant)?(?:analysis|commentary)(?=[^\sa-z])")
 _HARMONY_FINAL = re.compile(r"assistant\s?(?:commentary\s?)?final")
 _SPOKEN_START = re.compile(
-    r"[*#_]{0,8} ?(?:here is my thought process|thinking\.\.\.|thinking process|thinking|thought|reasoning|analysis)\W", re.I
+    r"[*#_]{0,8} ?(?:here is my thought process|thinking\.\.\.|thinking process|thinking|thought|reasoning|analysis)\W",
+    re.I,
 )
 _SPOKEN_END = re.compile(
     r"here is my response\W{1,4}|\.\.\.\s?done thinking\.?"
@@ -142,7 +149,7 @@ def _visible_turns(text: str) -> tuple[str, int]:
     hidden = 0
     visible = True
     position = 0
-    for index, token in enumerate(tokens):
+    for token, following in zip_longest(tokens, tokens[1:]):
         # An overlap: the header of the token before reached beyond this one.
         if token.start < position:
             continue
@@ -156,21 +163,17 @@ def _visible_turns(text: str) -> tuple[str, int]:
         elif tag := _thinking_tag(name):
             parts.append(tag)
         elif name in _HEADERS:
-            following = tokens[index + 1] if index + 1 < len(tokens) else None
             header, position = _header(text, position, following)
             was_visible = visible
             visible = header in _VISIBLE
             hidden += was_visible and not visible
-        elif name == "message":
-            pass
-        elif name == "constrain":
+        elif name == "constrain" and following is not None:
             # The format of a channel's message, "json", stands between this token and the next one.
-            if index + 1 < len(tokens):
-                position = tokens[index + 1].start
+            position = following.start
         elif any(word in name for word in _HIDDEN) and not name.startswith("end"):
             hidden += visible
             visible = False
-        else:
+        elif name != "message":
             # The end of a turn, or a token without a role: what follows is the assistant's unless it says otherwise.
             visible = True
             if name not in ("unk", "mask", "pad"):

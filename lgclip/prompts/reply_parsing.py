@@ -90,9 +90,9 @@ def parse_reply(reply: str, name: str = "", *, is_truncated: bool = False) -> Pa
     dropped += [FilterResult.CHAT for remark in items.remarks if not is_refusal(remark, name)]
     # A model that declines goes on with reasons or other ideas, in sentences of their own that may name the class.
     introduction = [*items.remarks[:1], *([] if items.is_list else items.texts[:1])]
-    if any(is_refusal(text, name) for text in introduction) and not offers_answer("\n".join(items.remarks)):
-        if items.is_list or not any(map(offers_answer, items.texts)):
-            return ParsedReply([], [*dropped, FilterResult.REFUSAL])
+    around = items.remarks if items.is_list else [*items.remarks, *items.texts]
+    if any(is_refusal(text, name) for text in introduction) and not any(map(offers_answer, around)):
+        return ParsedReply([], [*dropped, FilterResult.REFUSAL])
     texts = list(items.texts)
     if items.is_cut and _ends_open(texts, is_truncated=is_truncated, is_list=items.is_list):
         dropped.append(FilterResult.TRUNCATED)
@@ -134,9 +134,7 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-def _of_values(
-    values: Iterable[object], split: Callable[[str], list[str]]
-) -> tuple[list[str], NoPromptsError | None]:
+def _of_values(values: Iterable[object], split: Callable[[str], list[str]]) -> tuple[list[str], NoPromptsError | None]:
     """Returns the prompts of all values of a reply, and why one has none: another may hold the prompts."""
     texts: list[str] = []
     refused: NoPromptsError | None = None

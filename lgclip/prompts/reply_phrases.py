@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Recognizes sentences of a language model that address the user: refusals, error messages, and talk around a list.
 
 A description of an image names a thing, and has neither "I" nor "your request" as its subject. The phrases are
@@ -17,7 +18,7 @@ _END_MARKS = str.maketrans(".!?", "   ")
 _MARKS_AROUND = " ,'*_#[]<>|~"
 _MARKS_BEFORE_ERROR = " *_#[(<>!\u26a0\u274c\ufe0f"
 
-_START = r"(?:^|, )(?:(?:but|however|and|so|therefore|unfortunately|regrettably|sadly|apologies|sorry|please|well|oh|hmm|because|since|as|thus|hence|why|while|though|although|then|note|now|that|which|thing|here|assistant|ai|model|am afraid|'m afraid),? ){0,3}"  # noqa: E501
+_START = r"(?:^|, )(?:(?:but|however|and|so|therefore|unfortunately|regrettably|sadly|apologies|sorry|please|well|oh|hmm|because|since|as|thus|hence|why|while|though|although|then|note|now|that|which|thing|here|assistant|ai|model|am afraid|'m afraid),? ){0,3}"
 _WITHIN = r"(?:^|, |\b(?:but|so|because|since|and|however|that|therefore|assistant|model|ai|unfortunately) )"
 _ASSIST = (
     r"(?:assist|help|provide|generate|create|write|fulfil+|comply|describe|produce|complete|continue|answer|respond|"
@@ -121,7 +122,9 @@ _REFUSALS = [
         r"抱歉|很抱歉|非常抱歉|对不起|對不起|我无法|我無法|我不能|无法|申し訳|すみません|ごめん|恐れ入り|죄송|미안|عذر|آسف)",
     )
 ]
-_GIVES_ANSWER = re.compile(r"\b(?:here are|here is|here's|here you|below are|below is|the following|as follows|instead are)\b")
+_GIVES_ANSWER = re.compile(
+    r"\b(?:here are|here is|here's|here you|below are|below is|the following|as follows|instead are)\b"
+)
 _SORRY_FOR_DELAY = re.compile(
     r"(?:sorry|apologies|apologi[sz]e)(?: \w+){0,2} (?:confusion|delay|mistake|misunderstanding|earlier|oversight|previous)"
 )

@@ -48,9 +48,8 @@ def prompts_of(value: Any, split: Callable[[str], list[str]]) -> list[str]:
     if search.error is not None:
         raise NoPromptsError(search.error)
     # A list that may hold prompts and is empty is no prompt, but also no other format.
-    if isinstance(value, Pairs):
-        if not any(_rank(key) == 0 for key, _ in value):
-            raise NoPromptsError(json.dumps(_plain(value), ensure_ascii=False)[:80])
+    if isinstance(value, Pairs) and not any(_rank(key) == 0 for key, _ in value):
+        raise NoPromptsError(json.dumps(_plain(value), ensure_ascii=False)[:80])
     return []
 
 
@@ -189,5 +188,3 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_plain(inside, depth + 1) for inside in value[:10]]
     return value
-
-

@@ -190,8 +190,8 @@ def _start_watchdog(reader: socket.socket) -> _Watch | None:
         try:
             starter = subprocess.Popen(
                 [sys.executable, "-I", "-S", watchdog.__file__, *arguments],
-                stdin=reader,
-                stdout=its,
+                stdin=reader.fileno(),
+                stdout=its.fileno(),
                 start_new_session=True,  # Ctrl-C and the end of a group of processes do not reach it
             )
         except OSError:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, RUF001
 """Lists replies of language models by shape, each with the prompts that are in it.
 
 The shapes are those that vLLM, Ollama, llama.cpp and hosted models return: with the tokens of their chat templates, with
@@ -328,7 +329,7 @@ CORPUS: dict[str, list[Case]] = {
         "I must respectfully decline to describe a cat.",
         "I respectfully decline to write about a cat.",
         "I'm sorry, but I can't help with that cat.",
-        "I’m sorry, I cannot describe a cat.",  # noqa: RUF001
+        "I’m sorry, I cannot describe a cat.",
         "I am not able to generate prompts of a cat.",
         "I'm unable to write a description of a cat.",
         "I won't describe a cat.",
@@ -382,7 +383,7 @@ CORPUS: dict[str, list[Case]] = {
         "Je suis désolé, mais je ne peux pas décrire un cat.",
         "Desculpe, não posso descrever um cat.",
     )
-    + none("很抱歉，我无法描述猫。", "对不起，我不能描述猫。", name="猫"),  # noqa: RUF001
+    + none("很抱歉，我无法描述猫。", "对不起，我不能描述猫。", name="猫"),
     "errors": none(
         "Error: rate limit reached for cat",
         "API error 500 for cat",

@@ -223,7 +223,7 @@ def test_prompts_of_another_run_are_reused(tmp_path: Path) -> None:
 def test_repeated_name_is_an_error(file_name: str, content: str, repeated: str, tmp_path: Path) -> None:
     path = tmp_path / file_name
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="is there twice.*keep one of them") as raised:
+    with pytest.raises(ValueError, match=r"is there twice.*keep one of them") as raised:
         PromptFile(str(path))
     assert repeated in str(raised.value)
     assert str(path) in str(raised.value)

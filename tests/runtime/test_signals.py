@@ -315,7 +315,8 @@ def test_watchdog_ends_with_its_process(work: str) -> None:
 def test_forked_process_keeps_no_watchdog() -> None:
     """Checks a forked process that outlives its parent, and whose signals are not its parent's."""
     work = (
-        "import os\n    pid = os.fork()\n    if not pid: signal.signal(15, lambda *_: None); time.sleep(30); os._exit(0)"
+        "import os\n    pid = os.fork()"
+        "\n    if not pid: signal.signal(15, lambda *_: None); time.sleep(30); os._exit(0)"
         "\n    print(pid, flush=True); time.sleep(0.5); os.kill(pid, 15); time.sleep(0.5); print('still', flush=True)"
         "; os._exit(0)"
     )
