@@ -53,7 +53,9 @@ def main(parent: int, latest: float, stuck: float, message: str, numbers: set[in
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     # Held from the beginning, so that another process that gets the same id later is never killed.
-    handle = os.pidfd_open(parent) if hasattr(os, "pidfd_open") else None
+    handle: int | None = None
+    if sys.platform == "linux":
+        handle = os.pidfd_open(parent)
     received = wait_for_signal(numbers)
     if received is None:
         return
@@ -66,10 +68,10 @@ def main(parent: int, latest: float, stuck: float, message: str, numbers: set[in
     if message:
         os.write(2, f"\n{message}\n".encode())
     try:
-        if handle is None:
-            os.kill(parent, signal.SIGKILL)
-        else:
+        if sys.platform == "linux" and handle is not None:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
+        else:
+            os.kill(parent, signal.SIGKILL)
     except ProcessLookupError:
         return
 
