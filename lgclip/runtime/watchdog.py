@@ -55,7 +55,11 @@ def main(parent: int, latest: float, stuck: float, message: str, numbers: set[in
     # Held from the beginning, so that another process that gets the same id later is never killed.
     handle: int | None = None
     if sys.platform == "linux":
-        handle = os.pidfd_open(parent)
+        try:
+            handle = os.pidfd_open(parent)
+        except OSError:
+            # The parent has ended already, or the kernel is older than 5.3; the end of file tells which.
+            handle = None
     received = wait_for_signal(numbers)
     if received is None:
         return
