@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-_SHARD = re.compile(r"(?P<set>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>.*)")
+_SHARD = re.compile(r"(?P<set>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>.*)", re.DOTALL)
 _OF_CONFIG = (  # where `datasets` writes a split, and where the hub's conversion to parquet does
     "{config}/{split}-[0-9]*.parquet", "{config}/{split}/*.parquet", "{config}/{split}.parquet",
 )  # fmt: skip

@@ -1,12 +1,12 @@
 """Reads captions from JSON lines, and matches them to the images of a data set."""
 
-import json
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lgclip.datasets.base import Dataset
+from lgclip.prompts.unique_json import RepeatedNameError, parse_unique
 from lgclip.runtime.terminal import TURNING
 
 _MAX_LISTED = 5
@@ -72,7 +72,9 @@ def read_captions(path: Path, named: str) -> CaptionLines:
 def _entry(line: str, where: str) -> tuple[str, str, str]:
     """Returns whether a line names an image or a file, its name, and the caption."""
     try:
-        entry: Any = json.loads(line)
+        entry: Any = parse_unique(line)
+    except RepeatedNameError as error:
+        raise ValueError(f"{where}: {error.name!r} is there twice; keep one of them") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{where}: it is not JSON") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str):

@@ -3,17 +3,19 @@
 import hashlib
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
 from lgclip.prompts.filtering import FilterResult, filter_reply, sameness, spoilt
-from lgclip.prompts.reply_parsing import NoPromptsError, sentences_of
+from lgclip.prompts.reply_parsing import MAX_REPLY_CHARACTERS, NoPromptsError, parse_reply
 from lgclip.prompts.template import fill
+from lgclip.runtime.versions import REPLY_PARSER
 from lgclip.store.cost_log import Tokens, both
 from lgclip.store.keys import NOT_AN_INPUT
+from lgclip.types import TargetClass
 
 INSTRUCTION = """\
 Write {count} text-to-image prompts that each describe one photograph of: {name}[ ({context})].
@@ -57,20 +59,27 @@ class ChatHistory:
         """Returns the number of prompts that are still missing."""
         return max(0, self.task.wanted - len(self.prompts))
 
-    def add(self, replies: Sequence[str]) -> None:
-        """Adds the usable sentences of one round's replies."""
+    def add(self, replies: Sequence[str], truncated: Collection[int] = ()) -> None:
+        """Adds the usable sentences of one round's replies.
+
+        Args:
+            replies: The replies.
+            truncated: Indices of the replies that reached the token limit.
+        """
         self.turn += 1
-        for reply in replies:
+        name = self.task.target_class.name
+        for index, reply in enumerate(replies):
             try:
-                sentences = sentences_of(reply)
+                parsed = parse_reply(reply, name, is_truncated=index in truncated)
             except NoPromptsError as error:
                 # A server's error often comes as JSON; its text is more informative than "wrong format".
                 self.note(spoilt(str(error)) or FilterResult.NOT_PROMPTS)
                 continue
+            self._tally.update(parsed.dropped)
             # Lines that only introduce a list are not sentences; the complete reply is still checked for a refusal.
-            if not sentences:
-                self.note(spoilt(reply) or FilterResult.EMPTY)
-            for sentence in sentences:
+            if not parsed.sentences and FilterResult.REFUSAL not in parsed.dropped:
+                self.note(spoilt(reply[:MAX_REPLY_CHARACTERS], name) or FilterResult.EMPTY)
+            for sentence in parsed.sentences:
                 self._take(sentence)
 
     def spend(self, tokens: Tokens | None) -> None:
@@ -183,6 +192,10 @@ class ChatPromptGenerator(PromptGenerator):
 
     @abstractmethod
     def load(self, device: torch.device) -> Pen: ...
+
+    def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:
+        # Other prompt generators read no replies: theirs are not made again when the parser changes.
+        return {**super().inputs(target_class, seed), "reply_parser": REPLY_PARSER}
 
     def chat(self, history: ChatHistory) -> list[dict[str, str]]:
         """Returns the messages that request the missing prompts of a class."""

@@ -4,7 +4,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import accumulate
 
+from lgclip.prompts.reply_phrases import is_chat, is_error_text, is_refusal
 from lgclip.types import TargetClass
 
 
@@ -20,36 +22,27 @@ class FilterResult(StrEnum):
     WRONG_LANGUAGE = "wrong language"
     NO_NAME = "without the class name"
     DUPLICATE = "duplicate"
+    THINKING = "thinking or another role's turn"
+    CHAT = "text around the prompts"
+    TRUNCATED = "cut off"
+    TOO_LONG = "text beyond the limit of a reply"
 
 
-_REFUSAL = re.compile(
-    r"^(?:i(?:'m| am) (?:so |very |really )?sorry|sorry\b|my apologies|i apologi[sz]e|unfortunately,? i\b"
-    r"|(?:but )?i (?:can(?:not|'t| not)|could not|won't|will not|must decline|do not|don't) "
-    r"(?:\w+ )?(?:assist|help|provide|generate|create|write|fulfil+|comply|do|describe|produce|complete|continue|have)"
-    r"\b"
-    r"|i(?:'m| am) (?:unable|not able|afraid)|as an ai\b|as a (?:large )?language model)",
-    re.I,
-)
-_ERROR = re.compile(
-    r"^\W*(?:error\b|(?:\w+ )?(?:api|http|server|runtime|internal|unexpected|unknown) error\b|traceback \(most recent"
-    r"|\w*(?:error|exception):|exception\b|internal server error|bad gateway|service (?:temporarily )?unavailable"
-    r"|gateway time-?out|too many requests|rate limit|quota exceeded|invalid api key|unauthori[sz]ed"
-    r"|null$|none$|undefined$)"
-    r"|<!doctype|<html\b|</?(?:body|head|title)>|\b(?:status|error) code:? \d{3}\b",
-    re.I,
-)
 _CODE = re.compile(r"[{\[]\s*[\"'{\[]|```")
 _WORD = re.compile(r"[^\W_]+")
-_JOINED = 6
-"""Maximum number of words that are joined when a name is matched: "sea lion" for "sealion"."""
+_ALTERNATIVES = re.compile(r"(?<!\s)\s+or\s+|[,;/|]|\([^()]*\)")
 
 
-def spoilt(text: str) -> FilterResult | None:
-    """Checks whether a text is a refusal or an error message rather than a description; None if neither."""
-    text = text.strip().replace("’", "'")  # noqa: RUF001
-    if _ERROR.search(text):
+def spoilt(text: str, name: str = "") -> FilterResult | None:
+    """Checks whether a text is a refusal or an error message rather than a description; None if neither.
+
+    Args:
+        text: The text.
+        name: The class name, which may contain such words itself, as "error message" does.
+    """
+    if is_error_text(text, name):
         return FilterResult.ERROR_TEXT
-    if _REFUSAL.search(text):
+    if is_refusal(text, name):
         return FilterResult.REFUSAL
     return None
 
@@ -69,13 +62,21 @@ def filter_reply(
     """
     if not text:
         return FilterResult.EMPTY
-    if problem := spoilt(text) or _problem_of_form(text, target_class.name, min_words):
+    if problem := _problem_of_content(text, target_class.name) or _problem_of_form(text, target_class.name, min_words):
         return problem
     if must_name and not _has_name(text, target_class.name, exact=exact_name):
         return FilterResult.NO_NAME
     if sameness(text) in known:
         return FilterResult.DUPLICATE
     return FilterResult.USABLE
+
+
+def _problem_of_content(text: str, name: str) -> FilterResult | None:
+    if problem := spoilt(text, name):
+        return problem
+    if is_chat(text, name):
+        return FilterResult.CHAT
+    return None
 
 
 def _problem_of_form(text: str, name: str, min_words: int) -> FilterResult | None:
@@ -111,7 +112,7 @@ def names(text: str, name: str) -> bool:
     road", "sea / lake" or "tench, Tinca tinca" one part is enough. The name must match at word boundaries:
     "cat" is not in "category", except in scripts without spaces between words.
     """
-    parts = re.split(r"\s+or\s+|[,;/|]|\(.*?\)", name)
+    parts = _ALTERNATIVES.split(name)
     # A part of one or two letters, as of "TV / monitor", is in too many sentences to be informative.
     parts = [part for part in parts if len("".join(_WORD.findall(part))) > 2]
     return any(_holds(text, part) for part in {name, *parts})
@@ -125,18 +126,17 @@ def _holds(text: str, name: str) -> bool:
     # Scripts without spaces have no word bounds that a regular expression could see.
     if not _is_latin(name):
         return "".join(wanted) in sameness(text)
-    alternatives = [f"(?:{'|'.join(map(re.escape, sorted(_forms(word))))})" for word in wanted]
-    pattern = re.compile("".join(alternatives))
     words = _WORD.findall(_folded(text))
-    longest = len(wanted) + _JOINED
-    # Words are joined one by one from each start. A search in the text without spaces would find "cat" in "a cathode".
-    for start in range(len(words)):
-        joined = ""
-        for word in words[start : start + longest]:
-            joined += word
-            if pattern.fullmatch(joined):
-                return True
-    return False
+    letters = "".join(words)
+    # Where words begin and end in the text without spaces: "cat" is not in "a cathode", but "sea lion" is "sealion".
+    bounds = {0, *accumulate(map(len, words))}
+    # All places where the words of the name so far may end, for all beginnings at once: trying the combinations of
+    # singular and plural one by one takes exponential time for a name of many short words.
+    ends = bounds
+    for word in wanted:
+        forms = _forms(word)
+        ends = {end + len(form) for end in ends for form in forms if letters.startswith(form, end)}
+    return not bounds.isdisjoint(ends)
 
 
 def _forms(word: str) -> set[str]:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from lgclip.prompts.base import Pen, PromptError, Task, Written
 from lgclip.prompts.chat import ChatHistory, ChatPromptGenerator, seed_of
@@ -17,7 +17,7 @@ from lgclip.store.keys import NOT_AN_INPUT, WEIGHTS, hub_repositories, local_fol
 TODAY = "01 Jan 2025"
 """Date for chat templates that insert one: prompts must be the same on every day."""
 
-_NOW = re.compile(r"strftime_now\(\s*(['\"]).*?\1\s*\)")
+_NOW = re.compile(r"strftime_now\(\s*(?:'[^'\n]*'|\"[^\"\n]*\")\s*\)")
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class LocalLLM(ChatPromptGenerator):
                 for start in range(0, len(books), self.batch_size):
                     batch = books[start : start + self.batch_size]
                     answers = self._replies(tokenizer, model, batch, seed)
-                    for book, (replies, tokens) in zip(batch, answers, strict=True):
-                        book.spend(tokens)
-                        book.add(replies)
+                    for book, answer in zip(batch, answers, strict=True):
+                        book.spend(answer.tokens)
+                        book.add(answer.replies, answer.truncated)
 
         return write
 
@@ -130,9 +130,7 @@ class LocalLLM(ChatPromptGenerator):
         )
         return tokenizer, model
 
-    def _replies(
-        self, tokenizer: Any, model: Any, books: Sequence[ChatHistory], seed: int
-    ) -> list[tuple[list[str], Tokens]]:
+    def _replies(self, tokenizer: Any, model: Any, books: Sequence[ChatHistory], seed: int) -> list["Answer"]:
         """Returns `replies_per_round` replies for each class, and their token counts."""
         from lgclip.prompts.seeded_sampling import sampler
 
@@ -171,10 +169,13 @@ class LocalLLM(ChatPromptGenerator):
         texts = tokenizer.batch_decode(replies, skip_special_tokens=True)
         read = inputs["attention_mask"].sum(dim=1).tolist()
         written = _lengths(replies, model.generation_config.eos_token_id).tolist()
-        by_class: list[tuple[list[str], Tokens]] = []
+        is_open = _is_open(replies, model.generation_config.eos_token_id).tolist()
+        by_class: list[Answer] = []
         for start in range(0, len(texts), each):
             rows = slice(start, start + each)
-            by_class.append((texts[rows], Tokens(sum(read[rows]), sum(written[rows]))))
+            # A small model may write a single line without an end, which is all that it can give.
+            truncated = [i for i, text in enumerate(texts[rows]) if is_open[start + i] and "\n" in text.strip()]
+            by_class.append(Answer(texts[rows], Tokens(sum(read[rows]), sum(written[rows])), truncated))
         return by_class
 
     def _rendered(self, tokenizer: Any, book: ChatHistory) -> str:
@@ -182,6 +183,20 @@ class LocalLLM(ChatPromptGenerator):
         return tokenizer.apply_chat_template(
             self.chat(book), chat_template=template, add_generation_prompt=True, tokenize=False, **known
         )
+
+
+class Answer(NamedTuple):
+    """Holds the replies to one request.
+
+    Attributes:
+        replies: The replies.
+        tokens: Their token counts.
+        truncated: Indices of the replies that reached the token limit.
+    """
+
+    replies: list[str]
+    tokens: Tokens
+    truncated: list[int]
 
 
 def steady(template: str, *, thinking: bool) -> tuple[str, dict[str, Any]]:
@@ -199,9 +214,18 @@ def steady(template: str, *, thinking: bool) -> tuple[str, dict[str, Any]]:
 
 def _lengths(tokens: Int[torch.Tensor, "b t"], ends: int | Sequence[int] | None) -> Int[torch.Tensor, " b"]:
     """Returns the number of tokens of each reply, including its end token: replies shorter than others are padded."""
-    if ends is None:
-        ends = []
-    end = torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype, device=tokens.device))
+    end = _is_end(tokens, ends)
     # Ends before each token. The padding behind a reply may be the end token again, so ends cannot just be counted.
     before = end.cumsum(dim=1) - end.long()
     return (before == 0).sum(dim=1)
+
+
+def _is_open(tokens: Int[torch.Tensor, "b t"], ends: int | Sequence[int] | None) -> Bool[torch.Tensor, " b"]:
+    """Returns which replies have no end token, because the model reached its limit first."""
+    return ~_is_end(tokens, ends).any(dim=1)
+
+
+def _is_end(tokens: Int[torch.Tensor, "b t"], ends: int | Sequence[int] | None) -> Bool[torch.Tensor, "b t"]:
+    if ends is None:
+        ends = []
+    return torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype, device=tokens.device))

@@ -32,6 +32,9 @@ _FORMATS: tuple[dict[str, Any] | None, ...] = (
 _ABOUT_FORMAT = re.compile(r"response.?format|json.?schema|json.?object|structured|grammar|guided", re.I)
 _POLICY = re.compile(r"content.?(?:filter|policy|management)|safety|moderation", re.I)
 _QUOTA = re.compile(r"insufficient.?quota|billing|credit", re.I)
+_REFUSED = ("content_filter", "refusal", "safety")
+_CUT_OFF = ("length", "max_tokens", "model_length")
+"""Values of `finish_reason`: OpenAI's own come first, then those that other services pass on."""
 _WIRE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 """Loggers of the client and of its HTTP libraries, in older and newer versions."""
 _LONGEST_WAIT = 60.0
@@ -66,11 +69,19 @@ class _LaterError(Exception):
 
 
 class Reply(NamedTuple):
-    """Holds the model's answer, or why there is none, and its token counts if the server reports them."""
+    """Holds the model's answer, or why there is none, and its token counts if the server reports them.
+
+    Attributes:
+        text: The answer.
+        outcome: Why there is none; None if there is one.
+        tokens: Its token counts.
+        is_truncated: Whether the model reached its token limit, so that the last sentence may be half of one.
+    """
 
     text: str
     outcome: FilterResult | None = None
     tokens: Tokens | None = None
+    is_truncated: bool = False
 
 
 class Endpoint:
@@ -214,16 +225,17 @@ class Endpoint:
             raise _LaterError(self._plain(f"a reply without choices: {str(completion)[:120]}"))
         message = getattr(choices[0], "message", None)
         tokens = _usage(completion)
-        if getattr(choices[0], "finish_reason", None) == "content_filter" or getattr(message, "refusal", None):
+        finish_reason = str(getattr(choices[0], "finish_reason", None)).lower()
+        if finish_reason in _REFUSED or getattr(message, "refusal", None):
             return Reply("", FilterResult.REFUSAL, tokens)
         content = getattr(message, "content", None)
         if isinstance(content, list):  # some servers give it in parts
-            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+            content = "".join(str(part.get("text", "")) for part in content if _is_text_part(part))
         if not (isinstance(content, str) and content.strip()):
             return Reply("", FilterResult.EMPTY, tokens)
         if self._secret and self._secret in content:  # it would be kept as a prompt
             return Reply("", FilterResult.ERROR_TEXT, tokens)
-        return Reply(content, None, tokens)
+        return Reply(content, None, tokens, is_truncated=finish_reason in _CUT_OFF)
 
     def _refused(self, error: Any, used: int) -> Reply | None:
         """Interprets an HTTP status."""
@@ -291,6 +303,11 @@ class Endpoint:
         if self._secret:
             text = text.replace(self._secret, "***")
         return single_line(" ".join(hidden(text).split()))[:300]
+
+
+def _is_text_part(part: Any) -> bool:
+    """Checks whether a part of a message is its text rather than the thinking before it."""
+    return isinstance(part, dict) and part.get("type") in (None, "text", "output_text")
 
 
 def _usage(completion: Any) -> Tokens | None:

@@ -13,11 +13,12 @@ import torch
 
 from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
 from lgclip.prompts.filtering import sameness
+from lgclip.prompts.unique_json import RepeatedNameError, check_unique, parse_unique
 from lgclip.store.keys import NOT_AN_INPUT
 from lgclip.types import TargetClass
 
 _MAX_LISTED = 20
-_NUMBERED = re.compile(r"(\d+)(?:[-_. ]+(.+))?")
+_NUMBERED = re.compile(r"(\d+)(?:[-_. ]++(.+))?")
 
 
 class ParsedFile(NamedTuple):
@@ -164,10 +165,12 @@ def _read(path: Path) -> ParsedFile:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            content: Any = _by_class([json.loads(line) for line in text.splitlines() if line.strip()])
+            content: Any = _by_class([parse_unique(line) for line in text.splitlines() if line.strip()])
         else:
-            content = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            content = parse_unique(text)
+    except RepeatedNameError as error:
+        raise _repeated(path, error) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"llm.path={path}: it is not JSON ({error})") from None
     except (KeyError, TypeError):
         raise ValueError(f"llm.path={path}: its lines are not those of generate.py's images.jsonl") from None
@@ -182,6 +185,13 @@ def _read(path: Path) -> ParsedFile:
     if len(numbers) < len(prompts):
         return ParsedFile(prompts, by_index=False, labels={})
     return ParsedFile({number: prompts[key] for number, key in numbers.items()}, by_index=True, labels={})
+
+
+def _repeated(path: Path, error: RepeatedNameError) -> ValueError:
+    return ValueError(
+        f"llm.path={path}: {error.name!r} is there twice, and which of its prompts are meant is not known; keep one of "
+        "them, or give a list of lists, in the order of the classes"
+    )
 
 
 def _prompts(path: Path, key: str, value: Any) -> list[str]:
@@ -212,6 +222,10 @@ def _folder(path: Path) -> ParsedFile:
             prompts[file.stem] = _prompts(path, file.name, file.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError:
             raise ValueError(f"llm.path={file}: it is not in UTF-8") from None
+    try:
+        check_unique(prompts)
+    except RepeatedNameError as error:
+        raise _repeated(path, error) from None
     parts = {stem: match for stem in prompts if (match := _NUMBERED.fullmatch(stem))}
     if len(parts) < len(prompts):
         return ParsedFile(prompts, by_index=False, labels={})

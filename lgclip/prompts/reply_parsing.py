@@ -1,193 +1,183 @@
-"""Parses a language model's reply into sentences: JSON, lists, and the text that models put around them."""
+"""Parses a language model's reply into sentences: JSON, tables, lists, and the text that models put around them."""
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
-_TAG = re.compile(r"<(/?)(think|thinking|reasoning|thought)>|\[(/?)(THINK)\]", re.I)
+from lgclip.prompts.filtering import FilterResult
+from lgclip.prompts.loose_json import find_values
+from lgclip.prompts.reply_lines import split_items, split_line, strip_marks, without_emphasis
+from lgclip.prompts.reply_markup import extract_answer
+from lgclip.prompts.reply_phrases import is_chat, is_refusal, offers_answer, strip_chat
+from lgclip.prompts.reply_values import NoPromptsError, prompts_of
+
+__all__ = ["MAX_REPLY_CHARACTERS", "NoPromptsError", "ParsedReply", "parse_reply", "sentences_of"]
+
+MAX_REPLY_CHARACTERS = 20_000
+"""Maximum number of characters of an answer that are parsed; a server's reply may be endless."""
+
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufffd\ud800-\udfff]"
 )
-
-_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w-]*[ \t]*$", re.MULTILINE)
-_JSON = re.compile(r"\{\s*[\"{}]|\[\s*[\"{\]]")
-_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(:?)', re.DOTALL)
-_KEYS = ("prompts", "descriptions", "captions", "sentences")
-_TEXT_KEYS = ("prompt", "description", "caption", "text", "sentence")
-
-_LIST_MARK = re.compile(r"^\s*(?:[-•‣◦]|[*–—](?=\s)|\(?\d{1,3}[.):](?!\d))\s*(?=\S)")  # noqa: RUF001
-_NOTHING = re.compile(r"[#{}\[\]]|\(?\d{1,3}[.):]$")
-_LABEL = re.compile(r"^(?:prompt|description|caption|image)\s*(?:#\s*)?\d{1,3}\s*[.:)-]\s*", re.I)
-_BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__|`(.+?)`")
-_AROUND = re.compile(
-    r"^(?:sure|certainly|of course|absolutely|okay|ok)\b[^.]{0,80}[!:]"
-    r"|^(?:here|below|these|the following)\s+(?:are|is)\b.*\b(?:prompts?|descriptions?|sentences?|captions?)\b"
-    r"|^(?:let me know|feel free|i hope|hope this|would you like|if you(?:'d| would)? (?:like|want|need)|note:)",
-    re.I,
-)
-_COMMA = re.compile(r"([\"'”’])\s*,$")  # noqa: RUF001
+_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*+(?:[\w-]++[ \t]*+)?$", re.MULTILINE)
+_PAGE = ("<!doctype", "<html")
+_COMMA = re.compile(r"([\"'”’]),$")  # noqa: RUF001
 _QUOTES = "\"'“”‘’«»„"  # noqa: RUF001
+_ENDS = (".", "!", "?", "…", "。", "！", "？", '"', "”", "'", "’", ")")  # noqa: RUF001
 
 
-_LONGEST = 100_000
-"""Maximum number of characters that are parsed after the thinking; a server's reply may be endless."""
+class ParsedReply(NamedTuple):
+    """Holds what a reply consists of.
+
+    Attributes:
+        sentences: The sentences, each on one line, still to be filtered.
+        dropped: Why each other part is no sentence.
+    """
+
+    sentences: list[str]
+    dropped: list[FilterResult]
 
 
-class NoPromptsError(ValueError):
-    """Reports a JSON reply without anything that could be a prompt; the message is the error text in the reply."""
+class _Texts(NamedTuple):
+    """Holds the items of an answer.
+
+    Attributes:
+        texts: The items.
+        remarks: Lines around them.
+        is_cut: Whether the last item is cut off if the reply is; in JSON such an item was left out already.
+        is_list: Whether the items are those of a list, table or JSON value.
+    """
+
+    texts: Sequence[str]
+    remarks: Sequence[str]
+    is_cut: bool
+    is_list: bool
 
 
-def sentences_of(reply: str) -> list[str]:
-    """Extracts the sentences of a reply, each on one line, without surrounding text.
+def sentences_of(reply: str, name: str = "") -> list[str]:
+    """Extracts the sentences of a reply, each on one line, without surrounding text: see `parse_reply`."""
+    return parse_reply(reply, name).sentences
 
-    Supported formats: a JSON object with a list in it, bare JSON lists of strings or objects, both also in fences,
-    after a preamble or truncated (complete strings are kept); else lines, of which only the
-    numbered or bulleted ones count if there are any. Thinking blocks, with or without tags at either end, are dropped.
+
+def parse_reply(reply: str, name: str = "", *, is_truncated: bool = False) -> ParsedReply:
+    """Extracts the sentences of a reply, and why its other parts are none.
+
+    Supported formats: JSON values of any structure, also in fences, after a preamble, truncated, or with the quotes of
+    Python; else Markdown tables and comma-separated values; else lines, of which only the numbered or bulleted ones
+    count if there are several. Tokens of chat templates, thinking and other roles' turns are dropped first.
+
+    Args:
+        reply: The reply.
+        name: The class name, if it may begin like the number of a list item.
+        is_truncated: Whether the model reached its token limit.
 
     Raises:
-        NoPromptsError: If the reply is JSON of another structure.
+        NoPromptsError: If the reply is JSON of another structure, or a web page.
     """
     text = _UNSEEN.sub("", reply.replace("\r\n", "\n").replace("\r", "\n"))
-    text = _FENCE.sub("", _content(text)[:_LONGEST]).strip()
-    # None is "no JSON at all", which an empty list is not: `{"prompts": []}` has no lines to fall back on.
-    texts: Iterable[str] | None = _from_json(text)
-    if texts is None:
-        texts = _lines(text)
-    return [clean for clean in map(_clean, texts) if clean]
+    if text.lstrip()[:16].lower().startswith(_PAGE):
+        raise NoPromptsError(text.strip()[:80])
+    answer = extract_answer(text)
+    dropped = [FilterResult.THINKING] * answer.hidden_blocks
+    text = _FENCE.sub("", answer.text).strip()
+    if len(text) > MAX_REPLY_CHARACTERS:
+        dropped.append(FilterResult.TOO_LONG)
+        text = text[:MAX_REPLY_CHARACTERS]
+        is_truncated = True
+    items = _items(text, name)
+    dropped += [FilterResult.CHAT for remark in items.remarks if not is_refusal(remark, name)]
+    # A model that declines goes on with reasons or other ideas, in sentences of their own that may name the class.
+    introduction = [*items.remarks[:1], *([] if items.is_list else items.texts[:1])]
+    around = items.remarks if items.is_list else [*items.remarks, *items.texts]
+    if any(is_refusal(text, name) for text in introduction) and not any(map(offers_answer, around)):
+        return ParsedReply([], [*dropped, FilterResult.REFUSAL])
+    texts = list(items.texts)
+    if items.is_cut and _ends_open(texts, is_truncated=is_truncated, is_list=items.is_list):
+        dropped.append(FilterResult.TRUNCATED)
+        texts.pop()
+    sentences: list[str] = []
+    for text in texts:
+        sentence = _clean(text)
+        if is_chat(sentence, name) and not is_refusal(sentence, name):
+            dropped.append(FilterResult.CHAT)
+        elif sentence:
+            sentences.append(sentence)
+    return ParsedReply(sentences, dropped)
 
 
-def _content(text: str) -> str:
-    """Returns the text after and between thinking blocks; in one pass, since replies may be arbitrarily long."""
-    tags: list[tuple[re.Match[str], str, bool]] = []
-    for tag in _TAG.finditer(text):
-        # "]" marks the tags in square brackets: <think> is not closed by [/THINK].
-        name = (tag[2] or tag[4]).lower() + "]" * bool(tag[4])
-        tags.append((tag, name, bool(tag[1] or tag[3])))
-    # Where each kind of tag is closed for the last time. It answers "is it closed at all" without a search through
-    # the rest of the text, which would make a reply of many open tags take quadratic time.
-    last = {name: tag.start() for tag, name, closes in tags if closes}
-    parts: list[str] = []
-    start = 0
-    inside = ""
-    for tag, name, closes in tags:
-        if inside:
-            # Other tags inside belong to the thinking, such as a model that reasons about how to write <think>.
-            if closes and name == inside:
-                start = tag.end()
-                inside = ""
-        elif closes:  # its beginning was in the template
-            parts = []
-            start = tag.end()
-        else:
-            parts.append(text[start : tag.start()])
-            # Cut off in the middle of its thinking: nothing behind the tag was meant to be read.
-            if last.get(name, -1) < tag.start():
-                return "".join(parts)
-            inside = name
-    return "".join([*parts, text[start:]])
+def _items(text: str, name: str) -> _Texts:
+    """Returns the items of an answer without thinking and fences, by its format."""
+    found = find_values(_unwrapped(text))
+    split = partial(_split, name=name)
+    if found.values:
+        texts, error = _of_values(found.values, split)
+        if texts:
+            return _Texts(strip_marks(texts, name), [], is_cut=False, is_list=True)
+        # Brackets in an ordinary sentence, such as a list's empty boxes, are no JSON.
+        if text[:1] in ("{", "[") or (found.is_strict and any(found.values)):
+            if error is not None:
+                raise error
+            return _Texts([], [], is_cut=False, is_list=True)
+    items = split_items(text.replace("\\n", "\n"), name)
+    return _Texts(items.texts, items.remarks, is_cut=True, is_list=items.is_list)
 
 
-def _from_json(text: str) -> list[str] | None:
-    """Returns the strings of the JSON values in a text, None if there is no JSON."""
-    texts: list[str] | None = None
-    refused: NoPromptsError | None = None
-    position = 0
-    while start := _JSON.search(text, position):
+def _unwrapped(text: str) -> str:
+    """Returns the content of a reply that is one JSON string, as some servers send structured output."""
+    if text[:1] == '"' and text[-1:] == '"':
         try:
-            # `strict=False` allows line breaks inside strings, which models write unescaped. `raw_decode` assigns
-            # the end of the value before `_strings` may refuse it, so the search always goes forward.
-            value, position = json.JSONDecoder(strict=False).raw_decode(text, start.start())
-            texts = (texts or []) + _strings(value)
+            return json.loads(text, strict=False)
+        except json.JSONDecodeError:
+            pass
+    return text
+
+
+def _of_values(values: Iterable[object], split: Callable[[str], list[str]]) -> tuple[list[str], NoPromptsError | None]:
+    """Returns the prompts of all values of a reply, and why one has none: another may hold the prompts."""
+    texts: list[str] = []
+    refused: NoPromptsError | None = None
+    for value in values:
+        try:
+            texts += prompts_of(value, split)
         except NoPromptsError as error:
-            # Kept for later: another value of the same reply may hold the prompts.
-            refused = error
-        except (ValueError, RecursionError):  # a number of thousands of digits is no JSON either
-            return (texts or []) + _salvaged(text[start.start() :])
-    if refused and not texts:
-        raise refused
-    return texts
+            refused = refused or error
+    return texts, refused
 
 
-def _strings(value: Any) -> list[str]:
-    """Returns the prompts of a JSON value, by its structure.
-
-    Raises:
-        NoPromptsError: If its structure is not one that holds prompts.
-    """
-    match value:
-        case list():
-            texts: list[str] = []
-            for item in value:
-                texts += _item(item)
-            return texts
-        case {"error": message}:
-            raise NoPromptsError(f"error: {message}")
-        case dict():
-            # The names that were asked for go first, then any list, since models rename the field.
-            lists = [value[key] for key in _KEYS if isinstance(value.get(key), list)]
-            lists += [inside for inside in value.values() if isinstance(inside, list)]
-            if lists:
-                return _strings(lists[0])
-            # A list inside one string, a line each.
-            if texts := [value[key] for key in (*_KEYS, *_TEXT_KEYS) if isinstance(value.get(key), str)]:
-                return list(_lines(texts[0]))
-            # {"prompt1": ..., "prompt2": ...}
-            numbered = [inside for key, inside in value.items() if re.search(r"\d$", str(key))]
-            if numbered and all(isinstance(inside, str) for inside in numbered):
-                return numbered
-    raise NoPromptsError(json.dumps(value, ensure_ascii=False)[:80])
+def _split(text: str, *, name: str) -> list[str]:
+    """Returns the items of a string in JSON, which may hold a list."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1 or len(split_line(text.strip(), name)) > 1:
+        return list(split_items(text, name).texts)
+    return [text]
 
 
-def _item(item: Any) -> list[str]:
-    if isinstance(item, str):
-        return [item]
-    if isinstance(item, dict):
-        texts = [item[key] for key in _TEXT_KEYS if isinstance(item.get(key), str)]
-        return (texts or [text for text in item.values() if isinstance(text, str)])[:1]
-    return []
-
-
-def _salvaged(text: str) -> list[str]:
-    """Returns the complete strings of JSON that is truncated or invalid; keys are not prompts."""
-    # Only what stands in a list: strings before it are names and titles.
-    start = text.find("[")
-    if start < 0:
-        return []
-    return [_unescaped(string) for string, colon in _STRING.findall(text[start:]) if not colon]
-
-
-def _unescaped(string: str) -> str:
-    try:
-        return json.loads(f'"{string}"', strict=False)
-    except json.JSONDecodeError:
-        return string.replace("\\", "")
-
-
-def _lines(text: str) -> Iterator[str]:
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [_bare(line) for line in lines if line and not _NOTHING.match(line)]
-    marked = [line for line in lines if _LIST_MARK.match(line)]
-    # Where some lines have numbers or bullets, the others are remarks around the list.
-    if marked:
-        lines = marked
-    for line in lines:
-        text = _LIST_MARK.sub("", line)
-        if not _AROUND.match(text) and not text.endswith(":"):
-            yield text
-
-
-def _bare(line: str) -> str:
-    """Removes bold marks, which may surround a line's number too."""
-    return _BOLD.sub(lambda bold: next(filter(None, bold.groups())), line)
+def _ends_open(texts: Sequence[str], *, is_truncated: bool, is_list: bool) -> bool:
+    """Checks whether the last item is half a sentence."""
+    if not texts or texts[-1].rstrip().endswith(_ENDS):
+        return False
+    others = texts[:-1]
+    return is_truncated or (is_list and len(others) > 1 and all(text.rstrip().endswith(_ENDS) for text in others))
 
 
 def _clean(text: str) -> str:
-    """Returns one line without surrounding numbers, labels and quotation marks."""
+    """Returns one line without surrounding emphasis and quotation marks, and without talk at its ends."""
     text = _UNSEEN.sub("", text)  # JSON escapes may have brought back what was removed from the reply
-    text = _LABEL.sub("", _LIST_MARK.sub("", " ".join(_bare(text).split())))
-    text = _COMMA.sub(r"\1", text.strip())
+    text = " ".join(without_emphasis(text).split())
+    text = strip_chat(_COMMA.sub(r"\1", text))
+    return " ".join(_unquoted(text).split())
+
+
+def _unquoted(text: str) -> str:
+    """Returns a text without a pair of quotation marks around it."""
     # Any two marks are taken for a pair, since models mix straight and curly ones.
-    if len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES:
-        text = text[1:-1]
-    return " ".join(text.split())
+    if len(text) < 2 or text[0] not in _QUOTES or text[-1] not in _QUOTES:
+        return text
+    inner = text[1:-1]
+    place = inner.find(text[-1])
+    # `"Tom" next to "Jerry"` begins and ends with a word in quotes: the first mark inside closes one.
+    if place > 0 and text[0] == text[-1] == '"' and not inner[place - 1].isspace():
+        return text
+    return inner

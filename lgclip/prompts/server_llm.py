@@ -160,7 +160,7 @@ class ServerLLM(ChatPromptGenerator):
                 return book.result(str(overdue))
             book.spend(reply.tokens)
             if reply.outcome is None:
-                book.add([reply.text])
+                book.add([reply.text], truncated=[0] if reply.is_truncated else [])
             else:
                 # An unusable reply is a round too: the next one must have another seed.
                 book.add([])

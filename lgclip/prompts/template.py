@@ -82,7 +82,16 @@ def _read(path: Path) -> tuple[str, ...]:
 _GAP = re.compile(r"\{(name|count|context|have|caption)\}")
 
 
-_OPTIONAL = re.compile(r"\[([^\[\]]*\{context\}[^\[\]]*)\]")
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+
+
+def _optional(brackets: re.Match[str], *, keep: bool) -> str:
+    """Returns text in brackets without them, or nothing, if it is about the context; other brackets stay."""
+    if "{context}" not in brackets[1]:
+        return brackets[0]
+    if keep:
+        return brackets[1]
+    return ""
 
 
 def fill(text: str, target_class: TargetClass, count: int = 0, have: str = "", caption: str | None = None) -> str:
@@ -92,10 +101,8 @@ def fill(text: str, target_class: TargetClass, count: int = 0, have: str = "", c
     `a robin, a type of bird` or `a robin`. Placeholders inside a name stay unchanged.
     """
     context = target_class.context.strip()
-    if context:
-        text = _OPTIONAL.sub(r"\1", text)
-    else:
-        text = _OPTIONAL.sub("", text)
+    text = _BRACKETS.sub(lambda brackets: _optional(brackets, keep=bool(context)), text)
+    if not context:
         text = re.sub(r" ?\{context\}", "", text)
     filled = {"name": target_class.name, "count": str(count), "context": context, "have": have}
     if caption is not None:

@@ -22,6 +22,7 @@ def run_key(cfg: DictConfig) -> str:
         "store": versions.STORE_SCHEMA,
         "result": versions.RESULT_SCHEMA,
         "code": versions.CODE_VERSION,
+        "reply_parser": versions.REPLY_PARSER,
     }
     text = json.dumps([settings(cfg), declared], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

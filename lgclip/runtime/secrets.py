@@ -30,13 +30,13 @@ _FORMATS = re.compile(
     r"|github_pat_\w{20,}|glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|\b[Bb]earer\s+[\w.~+/=-]{12,}"
 )
-_ADDRESS = re.compile(r"(?:https?|wss?)://[^\s/?#@]+@|[a-zA-Z][\w+.-]*://[^\s/?#@:]*:[^\s/?#@]+@")
-_PASSWORD = re.compile(r"[a-zA-Z][\w+.-]*://(?:[^\s/?#@:]*:)?([^\s/?#@]+)@")
+_ADDRESS = re.compile(r"(?:https?|wss?)://[^\s/?#@]+@|[a-zA-Z][\w+.-]{0,40}://[^\s/?#@:]*:[^\s/?#@]+@")
+_PASSWORD = re.compile(r"[a-zA-Z][\w+.-]{0,40}://(?:[^\s/?#@:]*:)?([^\s/?#@]+)@")
 _QUERY = re.compile(r"[?&;#]([\w.-]+)=[^&\s]")
 _SIGNED = {"sig", "signature", "auth", "code"}
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([A-Za-z_]\w*)")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
-_INSIDE = re.compile(r"([\w-]+)['\"]?\s*:\s*['\"]?([^\s,{}\[\]'\"]+)")
+_INSIDE = re.compile(r"(?<![\w-])([\w-]+)['\"]?\s*:\s*['\"]?([^\s,{}\[\]'\"]+)")
 
 
 class KeyInConfigError(ValueError):
@@ -111,7 +111,7 @@ def hidden(text: str) -> str:
 
 
 def _argument(argument: str, secrets: dict[str, str]) -> None:
-    override = re.fullmatch(r"[+~]*([^=\s'\"{\[]+)=(.*)", argument, re.DOTALL)
+    override = re.fullmatch(r"[+~]*+([^=\s'\"{\[]+)=(.*)", argument, re.DOTALL)
     if not override:
         _scan("the command line", argument, secrets)
         return

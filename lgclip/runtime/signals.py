@@ -3,13 +3,17 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
+
+from lgclip.runtime import watchdog
+from lgclip.runtime.watchdog import ANSWER
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that stop a process."""
@@ -17,6 +21,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LATEST = 8.0
 """Seconds from the signal to the end, at the latest; longer than a sweep gives its jobs (`jobs.GRACE`)."""
 
+STUCK = 5.0
+"""Seconds from the signal to the end if a C call holds the interpreter, so that nothing can be cleaned up."""
+
+_MARGIN = 0.5  # seconds by which the process itself is earlier than its watchdog
 _PARENT = "LGCLIP_STARTED_BY"
 _POLL_SECONDS = 0.25  # seconds between two looks at the parent
 
@@ -67,7 +75,8 @@ def heed() -> None:
 def stoppable() -> Iterator[None]:
     """Lets SIGINT and SIGTERM end the block by `Stopped`, even if the block catches it.
 
-    A process whose main thread cannot be interrupted, as in a collective, is killed after `LATEST` seconds. If the
+    A process whose main thread cannot be interrupted, as in a collective, is killed after `LATEST` seconds. So is one
+    whose interpreter is held by a C call, such as a slow regular expression: `watchdog` is a separate process. If the
     parent process, itself in such a block, is gone, that counts as SIGTERM, so that no orphaned device or job keeps
     running. Ignored signals, as under nohup, stay ignored.
 
@@ -130,30 +139,92 @@ def _clock(left: threading.Event) -> Iterator[None]:
     """Kills the process if the block does not end in time after a signal."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    # Python writes a signal's number there at once, even while the main thread waits in a library.
+    # Python's C handler writes a signal's number there at once, even while the main thread waits in a library.
     old = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_force, args=(reader, left), daemon=True)
+    _wakeup.append(writer)
+    # Here and not in the thread, which may never run: the block may begin with a call that holds the interpreter.
+    watch = _start_watchdog(reader)
+    thread = threading.Thread(target=_force, args=(reader, writer, watch, left), daemon=True)
     thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(old)
-        writer.close()
+        _wakeup.remove(writer)
+        # Not only `close`: the end of file must reach the readers although a forked process may hold a copy.
+        writer.shutdown(socket.SHUT_RDWR)
         thread.join()
+        writer.close()
 
 
-def _force(reader: socket.socket, left: threading.Event) -> None:
-    with reader:
+_wakeup: list[socket.socket] = []
+"""The sockets that signals are written to."""
+
+
+def _forget_wakeup() -> None:
+    """Takes a forked process, such as a loader's worker, off the watch: its signals are not its parent's."""
+    if _wakeup:
+        signal.set_wakeup_fd(-1)
+    while _wakeup:
+        _wakeup.pop().close()
+
+
+os.register_at_fork(after_in_child=_forget_wakeup)
+
+
+class _Watch(NamedTuple):
+    """Holds the watchdog's starter, and the socket where the watchdog repeats the signals."""
+
+    starter: "subprocess.Popen[bytes]"
+    signals: socket.socket
+
+
+def _start_watchdog(reader: socket.socket) -> _Watch | None:
+    """Starts the process that kills this one if the interpreter is held; None if the system cannot."""
+    ours, its = socket.socketpair()
+    message = ""
+    if _first():
+        message = "stopped by force, since it did not react to a signal; what is stored stays"
+    arguments = [str(os.getpid()), str(LATEST), str(STUCK), message, *(str(int(number)) for number in SIGNALS)]
+    with its:
+        try:
+            starter = subprocess.Popen(
+                [sys.executable, "-I", "-S", watchdog.__file__, *arguments],
+                stdin=reader.fileno(),
+                stdout=its.fileno(),
+                start_new_session=True,  # Ctrl-C and the end of a group of processes do not reach it
+            )
+        except OSError:
+            ours.close()
+            return None
+    return _Watch(starter, ours)
+
+
+def _force(reader: socket.socket, writer: socket.socket, watch: _Watch | None, left: threading.Event) -> None:
+    """Ends the process from inside; the watchdog ends it if not even this thread can run."""
+    source = reader
+    if watch is not None:
+        # The starter ends at once, and the watchdog that it leaves is no child of this process.
+        watch.starter.wait()
+        source = watch.signals
+    with reader, source:
         while not _came:
-            received = reader.recv(64)
-            # The block has ended and the other side of the socket is closed.
+            received = source.recv(64)
             if not received:
-                return
+                # The block has ended; or the watchdog was killed, and the signals are read here.
+                if left.is_set() or source is reader:
+                    return
+                source.close()
+                source = reader
             _came.extend(number for number in received if number in SIGNALS)
-    if not left.wait(LATEST):
-        say(Stopped(_came[0]))
-        # `sys.exit` would only end this thread; the main thread hangs and cannot clean up anyway.
-        os._exit(128 + _came[0])
+        # The interpreter works, so that the watchdog gives it all of its time.
+        with suppress(OSError):
+            writer.send(ANSWER)
+        # Before the watchdog, which can give no exit status.
+        if not left.wait(max(0.0, LATEST - _MARGIN)):
+            say(Stopped(_came[0]))
+            # `sys.exit` would only end this thread; the main thread hangs and cannot clean up anyway.
+            os._exit(128 + _came[0])
 
 
 def _first() -> bool:

@@ -11,3 +11,6 @@ RESULT_SCHEMA = 4
 
 CODE_VERSION = 1
 """Version of what a run computes from its config and its store: raised when an evaluation gives other numbers."""
+
+REPLY_PARSER = 2
+"""Version of how a language model's reply becomes prompts: raised when the same reply gives other prompts."""

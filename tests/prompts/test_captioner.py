@@ -297,6 +297,8 @@ def test_caption_file_is_keyed_by_content(tmp_path: Path) -> None:
         ('{"caption": "x"}', "line 1: it names no image"),
         ('{"image": 3, "caption": "x"}', "line 1: it names no image"),
         ('{"image": "a", "caption": "x"}\n{"image": "a", "caption": "y"}', "line 2: 'a' has another caption"),
+        ('{"image": "a", "caption": "x", "caption": "y"}', "line 1: 'caption' is there twice; keep one"),
+        ('{"image": "a", "image": "b", "caption": "x"}', "line 1: 'image' is there twice; keep one"),
         (b"\xff\xfe", "not in UTF-8"),
         ("[" * 99_999, "line 1: it is not JSON"),
     ],

@@ -207,3 +207,32 @@ def test_prompts_of_another_run_are_reused(tmp_path: Path) -> None:
     run_command("generate", *common, "llm=file", f"llm.path={listed}", f"hydra.run.dir={tmp_path / 'two'}")
     assert (tmp_path / "two" / "images.jsonl").read_text() == listed.read_text()
     assert len(list((tmp_path / "store" / "images").rglob("*.png"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "repeated"),
+    [
+        ("p.json", '{"cat": ["a cat"], "dog": ["a dog"], "cat": ["another cat"]}', "'cat'"),
+        ("p.json", '{"0": ["a cat"], "1": ["a dog"], "0": ["another cat"]}', "'0'"),
+        ("p.json", '{"cat": ["a cat"], "cat ": ["another cat"]}', "'cat '"),
+        ("p.json", '{"caf\u00e9": ["a caf\u00e9"], "cafe\u0301": ["another"]}', "'cafe\u0301'"),
+        ("p.json", '{"cat": "a cat", "cat": "a cat"}', "'cat'"),
+        ("p.jsonl", '{"class": 0, "class": 1, "prompt": "a cat"}', "'class'"),
+    ],
+)
+def test_repeated_name_is_an_error(file_name: str, content: str, repeated: str, tmp_path: Path) -> None:
+    path = tmp_path / file_name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is there twice.*keep one of them") as raised:
+        PromptFile(str(path))
+    assert repeated in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_repeated_name_in_a_folder_is_an_error(tmp_path: Path) -> None:
+    for stem in ("caf\u00e9", "cafe\u0301"):
+        (tmp_path / f"{stem}.txt").write_text("a caf\u00e9 at night")
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system knows one of the two names only")
+    with pytest.raises(ValueError, match="is there twice"):
+        PromptFile(str(tmp_path))

@@ -106,6 +106,28 @@ def test_truncated_reply_keeps_complete_sentences(serve: Any, tmp_path: Path) ->
     assert all(f"- {text}" in again for text in good_sentences("barn owl")[:2]), "the request lists existing prompts"
 
 
+@pytest.mark.parametrize("finish", ["length", "MAX_TOKENS"])
+def test_half_sentence_at_the_token_limit_is_no_prompt(finish: str, serve: Any, tmp_path: Path) -> None:
+    def answer(name: str, turn: int) -> Any:
+        sentences = "\n".join(f"{i}. {text}" for i, text in enumerate(good_sentences(name, turn), 1))
+        return completion(sentences[:-6], finish) if turn == 1 else completion(sentences)
+
+    model = serve(reply_always(answer))
+    writing = generation_stage(tmp_path, server_llm(model, structured=False))
+    run_stage(writing)
+    assert writing.texts() == [good_sentences(name)[:3] + good_sentences(name, 2)[:1] for name in NAMES]
+
+
+def test_thinking_parts_of_a_message_are_dropped(serve: Any, tmp_path: Path) -> None:
+    def answer(name: str, turn: int) -> Any:
+        thinking = {"type": "reasoning", "text": f"a draft {name} sits here\n"}
+        return completion([thinking, {"type": "text", "text": "\n".join(good_sentences(name))}])
+
+    writing = generation_stage(tmp_path, server_llm(serve(reply_always(answer))))
+    run_stage(writing)
+    assert writing.texts() == [good_sentences(name) for name in NAMES]
+
+
 def test_too_few_prompts_are_retried_k_times(serve: Any, tmp_path: Path) -> None:
     model = serve(reply_always(lambda name, turn: good_reply(name, 1 if name == "sea otter" else turn, 2)))
     writing = generation_stage(tmp_path, server_llm(model))

@@ -26,7 +26,7 @@ from fault_injection import (
     wait_until,
 )
 
-from lgclip.runtime.signals import Stopped, heed, stoppable
+from lgclip.runtime.signals import LATEST, Stopped, heed, stoppable
 
 pytest_plugins = ("run_fixtures",)
 
@@ -233,6 +233,114 @@ def test_signal_stops_any_work(before: str, work: str, limit: float) -> None:
         process.send_signal(signal.SIGTERM)
         _, output = process.communicate(timeout=LIMIT)
     assert time.monotonic() - since < limit
+    assert (process.returncode, output.strip()) == (143, Stopped(signal.SIGTERM).message)
+
+
+STUCK = "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
+
+
+def watchdogs(pid: int) -> list[int]:
+    """Returns the processes that watch another one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if any(part.endswith(b"watchdog.py") for part in arguments) and str(pid).encode() in arguments:
+            found.append(int(path.parent.name))
+    return found
+
+
+HELD = {
+    # In a thread, as the replies of a server are read; the main thread waits for the interpreter.
+    "regular expression in a thread": f"import threading; threading.Thread(target=lambda: exec({STUCK!r})).start()"
+    "; time.sleep(60)",
+    "lock in the main thread": "lock = ctypes.create_string_buffer(64); c = ctypes.PyDLL(None)"
+    "; c.pthread_mutex_lock(lock); c.pthread_mutex_lock(lock)",
+}
+"""Work that holds the interpreter and never ends."""
+
+
+def stop_held_interpreter(code: str, number: signal.Signals, limit: float) -> None:
+    """Checks that a process that cannot run Python code ends in time, with one line and its watchdog."""
+    with python(code) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.5)  # until it is at its work, and the watchdog at its own
+        since = time.monotonic()
+        process.send_signal(number)
+        try:
+            _, output = process.communicate(timeout=LIMIT)
+        finally:
+            process.kill()
+    assert time.monotonic() - since < limit
+    assert process.returncode == -signal.SIGKILL
+    assert output.strip() == "stopped by force, since it did not react to a signal; what is stored stays"
+    assert wait_until(lambda: not watchdogs(process.pid))
+
+
+@BOTH
+@pytest.mark.parametrize("work", HELD.values(), ids=HELD.keys())
+def test_held_interpreter_is_stopped(work: str, number: signal.Signals) -> None:
+    code = MAIN.format(before="", work=work).replace("def main", "stopping.STUCK = 0.5\n\ndef main")
+    stop_held_interpreter(code, number, 3.0)
+
+
+@pytest.mark.slow
+def test_held_interpreter_is_stopped_within_its_grace_time() -> None:
+    code = MAIN.format(before="", work=HELD["regular expression in a thread"])
+    stop_held_interpreter(code, signal.SIGTERM, LATEST)
+
+
+def test_regular_expression_in_the_main_thread_is_interrupted() -> None:
+    with python(MAIN.format(before="", work=STUCK)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, output = process.communicate(timeout=LIMIT)
+    assert (process.returncode, output.strip()) == (143, Stopped(signal.SIGTERM).message)
+
+
+@pytest.mark.parametrize("work", ["pass", "sys.exit(3)", "raise ValueError('mine')", "import os; os._exit(0)",
+                                  "import os; os.kill(os.getpid(), 9)"])  # fmt: skip
+def test_watchdog_ends_with_its_process(work: str) -> None:
+    # The time is for the watchdog to start.
+    with python(MAIN.format(before="time.sleep(0.5)", work=work)) as process:
+        process.communicate(timeout=LIMIT)
+    assert wait_until(lambda: not watchdogs(process.pid))
+
+
+def test_forked_process_keeps_no_watchdog() -> None:
+    """Checks a forked process that outlives its parent, and whose signals are not its parent's."""
+    work = (
+        "import os\n    pid = os.fork()"
+        "\n    if not pid: signal.signal(15, lambda *_: None); time.sleep(30); os._exit(0)"
+        "\n    print(pid, flush=True); time.sleep(0.5); os.kill(pid, 15); time.sleep(0.5); print('still', flush=True)"
+        "; os._exit(0)"
+    )
+    with python(MAIN.format(before="", work=work)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        child = int(process.stdout.readline())
+        assert process.stdout.readline() == "still\n"
+        try:
+            assert wait_until(lambda: not watchdogs(process.pid))
+        finally:
+            os.kill(child, signal.SIGKILL)
+    assert process.returncode == 0
+
+
+def test_killed_watchdog_leaves_the_signals_working() -> None:
+    with python(MAIN.format(before="stopping.LATEST = 1.0", work="ctypes.CDLL(None).sleep(60)")) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert wait_until(lambda: watchdogs(process.pid))
+        for pid in watchdogs(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.send_signal(signal.SIGTERM)
+        _, output = process.communicate(timeout=LIMIT)
     assert (process.returncode, output.strip()) == (143, Stopped(signal.SIGTERM).message)
 
 
