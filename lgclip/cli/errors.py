@@ -20,6 +20,7 @@ from lgclip.runtime.api_keys import refuse_redirection
 from lgclip.runtime.secrets import KeyInConfigError, guard_environment, refuse_on_command_line
 from lgclip.runtime.signals import Stopped, say, stoppable
 from lgclip.runtime.terminal import sanitized
+from lgclip.runtime.yaml_checks import UnsafeYamlError, check_config_folders
 from lgclip.store.atomic import WAY_OUT, WriteError, refusal
 
 # When this is imported, and not when a script starts: a launcher's processes compose configs without its main function.
@@ -50,10 +51,11 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
             return print(usage(Path(str(script.__file__)), str(script.__doc__)))
         try:
             refuse_on_command_line(sys.argv[1:])  # Hydra's own errors would repeat the key
+            check_config_folders(sys.argv[1:], Path(str(sys.modules[run.__module__].__file__)))
             with stoppable():
                 return _plainly(run)
-        except KeyInConfigError as error:
-            sys.exit(f"error: {error}")
+        except (KeyInConfigError, UnsafeYamlError) as error:
+            sys.exit(f"error: {sanitized(str(error))}")
         except Stopped as stopped:
             say(stopped)
             sys.exit(stopped.code)

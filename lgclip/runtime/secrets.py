@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lgclip.runtime.api_keys import KeyBindingError, refuse_redirection
 from lgclip.runtime.environment_secrets import KEY_FORMAT, hidden, is_secret_variable, names_a_secret, secret_values
+from lgclip.runtime.yaml_checks import UnsafeYamlError, check_expansion
 
 __all__ = [
     "KeyInConfigError", "SecretsCheck", "guard_environment", "hidden", "refuse_on_command_line", "refuse_secrets",
@@ -68,7 +69,7 @@ def _end(config: DictConfig) -> None:
     try:
         refuse_redirection(config.get("hydra", {}))
         refuse_secrets(config)
-    except (KeyInConfigError, KeyBindingError) as error:
+    except (KeyInConfigError, KeyBindingError, UnsafeYamlError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -108,7 +109,9 @@ def refuse_secrets(config: DictConfig) -> None:
     Raises:
         KeyInConfigError: If a value looks like a key by its name, its form or its position in a URL, equals the value
             of an environment variable with such a name, or interpolates such a variable.
+        UnsafeYamlError: If the config's interpolations expand to more than a config can hold.
     """
+    check_expansion(config)
     secrets = secret_values()
     for place, raw, value in _leaves(config, ""):
         # Hydra keeps the command line's words here: "llm.api_key=..." is a name and a value, not one value.
