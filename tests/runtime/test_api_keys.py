@@ -206,9 +206,9 @@ def test_other_headers_of_the_environment_are_not_sent(
     assert model.keys == {"Bearer none"}
     assert CANARY not in "".join(received)
     assert "OPENAI_CUSTOM_HEADERS is not sent to" in caplog.text
-    monkeypatch.setenv("LGCLIP_KEYS", "OPENAI_CUSTOM_HEADERS@127.0.0.1")
+    monkeypatch.setenv("LGCLIP_KEYS", "OPENAI_ORG_ID@127.0.0.1")
     run_stage(generation_stage(tmp_path / "b", server_llm(model, api_key_env=None)))
-    assert re.search(rf"x-gateway: {re.escape(CANARY)}", "".join(received), re.IGNORECASE)
+    assert re.search(rf"openai-organization: {re.escape(CANARY)}", "".join(received), re.IGNORECASE)
 
 
 def test_key_for_this_machine_goes_through_no_proxy(
