@@ -51,7 +51,9 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
             return print(usage(Path(str(script.__file__)), str(script.__doc__)))
         try:
             refuse_on_command_line(sys.argv[1:])  # Hydra's own errors would repeat the key
-            check_config_folders(sys.argv[1:], Path(str(sys.modules[run.__module__].__file__)))
+            # A script that Python was given as text has no file.
+            script = getattr(sys.modules[run.__module__], "__file__", None) or ""
+            check_config_folders(sys.argv[1:], Path(script))
             with stoppable():
                 return _plainly(run)
         except (KeyInConfigError, UnsafeYamlError) as error:
