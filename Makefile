@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 CONSTRAINTS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-all lint types docs docs-check models audit lowest constraints clean
+.PHONY: demo test test-slow test-all lint types docs docs-check models audit sbom lowest constraints clean
 
 # What running needs, once, and again only when pyproject.toml changes.
 .venv/installed: pyproject.toml
@@ -89,11 +89,23 @@ benchmarks/.venv/ready: pyproject.toml benchmarks/peers.txt
 	benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable . --requirement benchmarks/peers.txt
 	touch $@
 
-# Known weaknesses of what is installed, asked of osv.dev: the only target that needs a network after the installation.
-audit: .venv/ready
+.audit/installed:
 	$(PYTHON) -m venv .audit
-	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit uv cyclonedx-bom
+	touch $@
+
+# Known weaknesses of what is installed and of the lowest versions that pyproject.toml allows, asked of osv.dev: the only
+# target that needs a network after the installation.
+audit: .venv/ready .audit/installed
 	.audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])") --skip-editable -s osv
+	.audit/bin/uv pip compile --quiet --resolution lowest-direct --all-extras pyproject.toml --output-file .audit/lowest.txt
+	.audit/bin/pip-audit --requirement .audit/lowest.txt --no-deps --disable-pip -s osv
+
+# What an installation consists of, as a list of components in CycloneDX's form. Short names have no address of an index.
+sbom: .venv/ready .audit/installed
+	mkdir -p dist
+	.audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --short-PURLs --output-reproducible \
+	    --output-file dist/sbom.cdx.json
 
 clean:
 	rm -rf .venv .audit .lowest benchmarks/.venv outputs multirun site

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lgclip.datasets.splits import DatasetSplits
 from lgclip.datasets.unreadable import OnBadImage
 from lgclip.runtime.instantiate import build, target_of
+from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
 from lgclip.stages.counts import ImageCounts
 from lgclip.store.root import open_root
@@ -56,10 +57,11 @@ class Experiment:
         cfg: The composed config of `conf/evaluate.yaml`, `conf/generate.yaml` or `conf/train.yaml`.
 
     Raises:
-        ValueError: If a count is not an integer or is out of range, or a policy is unknown.
+        ValueError: If a count is not an integer or is out of range, a policy is unknown, or a value is a key.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
+        refuse_secrets(cfg)  # here too, because a config can remove the callback that looks for keys before the run
         ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
         OnBadImage.of(cfg.on_bad_image)
         for key in _PATHS:

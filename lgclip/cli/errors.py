@@ -16,10 +16,15 @@ from hydra.types import RunMode
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lgclip.cli.help import HELP, usage
-from lgclip.runtime.secrets import KeyInConfigError, refuse_on_command_line
+from lgclip.runtime.api_keys import refuse_redirection
+from lgclip.runtime.secrets import KeyInConfigError, guard_environment, refuse_on_command_line
 from lgclip.runtime.signals import Stopped, say, stoppable
 from lgclip.runtime.terminal import sanitized
+from lgclip.runtime.yaml_checks import UnsafeYamlError, check_config_folders
 from lgclip.store.atomic import WAY_OUT, WriteError, refusal
+
+# When this is imported, and not when a script starts: a launcher's processes compose configs without its main function.
+guard_environment()
 
 FULL = "HYDRA_FULL_ERROR"
 _MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)
@@ -46,10 +51,13 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
             return print(usage(Path(str(script.__file__)), str(script.__doc__)))
         try:
             refuse_on_command_line(sys.argv[1:])  # Hydra's own errors would repeat the key
+            # A script that Python was given as text has no file.
+            script = getattr(sys.modules[run.__module__], "__file__", None) or ""
+            check_config_folders(sys.argv[1:], Path(script))
             with stoppable():
                 return _plainly(run)
-        except KeyInConfigError as error:
-            sys.exit(f"error: {error}")
+        except (KeyInConfigError, UnsafeYamlError) as error:
+            sys.exit(f"error: {sanitized(str(error))}")
         except Stopped as stopped:
             say(stopped)
             sys.exit(stopped.code)
@@ -86,13 +94,19 @@ def plain_job(run: Callable[..., Any]) -> Callable[..., Any]:
     def plain(*args: Any) -> Any:
         # Where the user asked for the stack trace, Hydra prints it.
         if os.environ.get(_OURS) is None or HydraConfig.get().mode is not RunMode.RUN:
-            return run(*args)
+            return _guarded(run, *args)
         try:
-            return run(*args)
+            return _guarded(run, *args)
         except _MISTAKES as error:
             _exit_with(error)
 
     return plain
+
+
+def _guarded(run: Callable[..., Any], *args: Any) -> Any:
+    """Runs a job, unless its config sends keys elsewhere; a config can remove the callback that checks this before."""
+    refuse_redirection()
+    return run(*args)
 
 
 def _exit_with(error: Exception) -> NoReturn:

@@ -1,8 +1,10 @@
 """Downloads files: interrupted downloads resume, checksums are verified, and files appear atomically."""
 
+import functools
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from lgclip.runtime.deadlines import OvertimeError, call_within
 from lgclip.store.keys import digest_of
 
 log = logging.getLogger(__name__)
@@ -20,6 +23,13 @@ TRIES = 5
 """Maximum number of consecutive attempts without any progress."""
 _FIRST_WAIT = 1.0  # seconds, doubled with each try in vain
 _TIMEOUT = (15, 60)  # seconds to connect, and without a byte
+_HEADERS_S = 120.0
+"""Maximum time until an answer begins, redirects included: a server can send its headers byte by byte."""
+_SLOWEST = 1_000  # bytes per second, over `_WINDOW_S`; a connection that is slower counts as cut
+_WINDOW_S = 60.0
+_LEAST_PROGRESS = 1 << 16  # bytes of an attempt that count as progress
+_RESERVE = 100_000_000
+"""Bytes of the disk that a download leaves free."""
 _CHUNK = 1 << 20
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CUTS = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
@@ -138,7 +148,7 @@ def _complete(part: _Part, name: str) -> bool:
             reason = str(cut)
             failures += 1
             # Only failures in a row count: a connection that is cut every few minutes still gets there.
-            if part.size() > before:
+            if part.size() >= before + _LEAST_PROGRESS:
                 failures = 0
     raise DownloadError(
         f"{part.url}: {reason}, {TRIES} times in a row; start again later, {part.size() / 1e6:.1f} MB are kept,"
@@ -156,12 +166,16 @@ def _attempt(part: _Part, name: str) -> bool:
     if have and version:
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
-        with requests.get(part.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
+        get = functools.partial(requests.get, part.url, headers=headers, stream=True, timeout=_TIMEOUT)
+        with call_within(_HEADERS_S, get) as answer:
             total = _accept(answer, part, have)
             # After `_accept`, which removes the old bytes where the server sends the whole file.
             resumed = part.size() > 0
             if answer.status_code != requests.codes.requested_range_not_satisfiable:
+                _check_space(part, (total or 0) - part.size())
                 _receive(answer, part, total, name)
+    except OvertimeError:
+        raise _CutError(f"no answer within {_HEADERS_S:.0f} s") from None
     except _CUTS as error:
         raise _CutError(f"the connection failed ({type(error).__name__}: {error})") from error
     except requests.RequestException as error:
@@ -209,13 +223,39 @@ def _accept(answer: requests.Response, part: _Part, have: int) -> int | None:
 
 def _receive(answer: requests.Response, part: _Part, total: int | None, name: str) -> None:
     bar = tqdm(total=total, initial=part.size(), desc=name, unit="B", unit_scale=True, disable=None, mininterval=0.5)
+    started = time.monotonic()
+    received = 0
     with bar, part.path.open("ab") as file:
         for chunk in _raw(answer):
+            # With an unknown length the disk is the only limit; it is left some room, because others write to it too.
+            _check_space(part, len(chunk))
             file.write(chunk)
             bar.update(len(chunk))
+            received += len(chunk)
+            elapsed = time.monotonic() - started
+            if elapsed > _WINDOW_S:
+                if received < _SLOWEST * elapsed:
+                    raise _CutError(f"fewer than {_SLOWEST} bytes per second were received")
+                started = time.monotonic()
+                received = 0
+
+
+def _check_space(part: _Part, count: int) -> None:
+    """Checks that the disk has room for more bytes.
+
+    Raises:
+        DownloadError: If it has not.
+    """
+    free = shutil.disk_usage(part.path.parent).free
+    if count > free - _RESERVE:
+        raise DownloadError(
+            f"{part.url}: {count / 1e9:.1f} GB more, and {part.path.parent} has {free / 1e9:.1f} GB left; make room, "
+            f"or remove {part.path}"
+        )
 
 
 def _raw(answer: requests.Response) -> Iterator[bytes]:
     """Yields the bytes as transmitted."""
-    while chunk := answer.raw.read(_CHUNK, decode_content=False):
+    # `read1` returns what is there; `read` would wait for a whole chunk, however slowly it comes.
+    while chunk := answer.raw.read1(_CHUNK, decode_content=False):
         yield chunk

@@ -13,7 +13,7 @@ from lgclip.datasets.class_map import sort_folders
 from lgclip.datasets.content_ids import content_ids
 from lgclip.datasets.image_files import named, sentences
 from lgclip.datasets.parquet import Rows
-from lgclip.datasets.parquet_shards import Card, shards_of
+from lgclip.datasets.parquet_shards import Card, checked_names, shards_of
 from lgclip.runtime.hub import commit_of, hub_errors
 from lgclip.runtime.terminal import single_line
 from lgclip.runtime.versions import STORE_SCHEMA
@@ -189,7 +189,7 @@ def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int],
         raise ValueError(
             f"dataset.label_column={column} holds {rows.columns[column]}, neither numbers nor names of classes"
         )
-    stated = _class_label(rows.features.get(column)) or card.class_names(column)
+    stated = _class_label(rows.features.get(column), column) or card.class_names(column)
     if not stated and names == "folder":
         raise ValueError(
             f"dataset.label_column={column}: neither the files nor the card name its {max(values) + 1} classes; "
@@ -204,8 +204,8 @@ def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int],
     return [int(value) for value in values], names_in_data, False
 
 
-def _class_label(feature: Mapping[str, Any] | None) -> list[str]:
+def _class_label(feature: Mapping[str, Any] | None, column: str) -> list[str]:
     """Returns the names of a `ClassLabel` feature; empty for other features."""
-    if not feature or feature.get("_type") != "ClassLabel":
+    if not isinstance(feature, Mapping) or feature.get("_type") != "ClassLabel":
         return []
-    return list(feature["names"])
+    return checked_names(feature.get("names"), column)

@@ -7,7 +7,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from lgclip.runtime.terminal import single_line
+from lgclip.runtime.yaml_checks import UnsafeYamlError, read_card
+
 _SHARD = re.compile(r"(?P<set>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>.*)", re.DOTALL)
+_MAX_NAME = 1000
+"""Maximum length of a class name."""
+
 _OF_CONFIG = (  # where `datasets` writes a split, and where the hub's conversion to parquet does
     "{config}/{split}-[0-9]*.parquet", "{config}/{split}/*.parquet", "{config}/{split}.parquet",
 )  # fmt: skip
@@ -42,21 +48,23 @@ class Card:
         Raises:
             ValueError: If it is damaged, lacks the configuration, or has several and none is requested.
         """
-        from huggingface_hub import metadata_load
         from yaml import YAMLError
 
+        # Not by `huggingface_hub.metadata_load`, which expands aliases: 531 bytes became 5 GB.
         try:
             metadata: Mapping[str, Any] = {}
             if path.is_file():
-                metadata = metadata_load(path) or {}  # None for a card without metadata at its top
-        except (YAMLError, ValueError) as error:
-            raise ValueError(f"{path}: its header is damaged ({error})") from error
+                metadata = read_card(path)
+        except UnsafeYamlError:
+            raise
+        except (YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path}: its header is damaged ({single_line(str(error))[:300]})") from error
         configs = {str(entry.get("config_name", "default")): entry for entry in _entries(metadata.get("configs"))}
         infos = {str(entry.get("config_name", "default")): entry for entry in _entries(metadata.get("dataset_info"))}
         known = list(configs) or list(infos)
         if config is None and known:
             # As `datasets` chooses: what the card marks as default, or what is called so, or the only one.
-            defaults = [name for name, entry in configs.items() if entry.get("default") or name == "default"]
+            defaults = [name for name, entry in configs.items() if _is_true(entry.get("default")) or name == "default"]
             if len(known) > 1 and not defaults:
                 raise ValueError(f"dataset.config: choose one of {', '.join(known)}")
             config = [*defaults, *known][0]
@@ -67,8 +75,9 @@ class Card:
     def images(self, split: str) -> int | None:
         """Returns the number of images of a split, if the card states it."""
         for entry in _entries(self.info.get("splits")):
-            if entry.get("name") == split:
-                return entry.get("num_examples")
+            count = entry.get("num_examples")
+            if entry.get("name") == split and isinstance(count, int):
+                return count
         return None
 
     def class_names(self, column: str) -> list[str]:
@@ -76,11 +85,33 @@ class Card:
         for feature in _entries(self.info.get("features")):
             kind = feature.get("dtype")
             if feature.get("name") == column and isinstance(kind, Mapping):
-                names = (kind.get("class_label") or {}).get("names") or []
-                if isinstance(names, Mapping):  # written as {'0': first, '1': second, ...}
-                    names = [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
-                return [str(name) for name in names]
+                label = kind.get("class_label")
+                return checked_names(label.get("names") if isinstance(label, Mapping) else None, column)
         return []
+
+
+def checked_names(names: Any, column: str) -> list[str]:
+    """Returns the class names that a card or a file states: a list, or a mapping of `0`, `1`, ... to names.
+
+    Raises:
+        ValueError: If a name is neither a text nor a number, or longer than any name.
+    """
+    if not names:
+        return []
+    if isinstance(names, Mapping):
+        if not all(re.fullmatch(r"\d{1,9}", str(key)) for key in names):
+            raise ValueError(f"dataset.label_column={column}: its class names have other keys than 0, 1, ...")
+        names = [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
+    if not isinstance(names, list):
+        raise ValueError(f"dataset.label_column={column}: its class names are no list")
+    for name in names:
+        # A truth value is a number to Python.
+        if not isinstance(name, str | int) or isinstance(name, bool) or len(str(name)) > _MAX_NAME:
+            raise ValueError(
+                f"dataset.label_column={column}: {single_line(str(name))[:40]!r} is no name of a class; give "
+                "dataset.names=FILE with one name per line"
+            )
+    return [str(name) for name in names]
 
 
 def shards_of(files: Sequence[str], card: Card, split: str, where: str) -> tuple[str, list[str]]:
@@ -142,6 +173,10 @@ def _check_complete(files: Sequence[str], where: str) -> None:
             missing = sorted(set(expected) - set(files))
             if missing:
                 raise ValueError(f"dataset=hub: {where} is not complete, missing: {', '.join(missing[:6])}")
+
+
+def _is_true(value: Any) -> bool:
+    return str(value).lower() in ("true", "yes", "on")
 
 
 def _entries(declared: Any) -> list[Mapping[str, Any]]:

@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
+from lgclip.prompts.bounded_http import UnsafeReplyError
 from lgclip.prompts.filtering import FilterResult
+from lgclip.runtime.deadlines import OvertimeError, call_within
 from lgclip.runtime.secrets import hidden
 from lgclip.runtime.terminal import single_line
 from lgclip.store.cost_log import Tokens
@@ -38,6 +41,7 @@ _CUT_OFF = ("length", "max_tokens", "model_length")
 _WIRE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 """Loggers of the client and of its HTTP libraries, in older and newer versions."""
 _LONGEST_WAIT = 60.0
+_LIST_TIMEOUT_S = 10.0
 _FIRST_TRIES = 3
 """Attempts after which a server that has never answered counts as absent."""
 
@@ -88,11 +92,12 @@ class Endpoint:
     """Queries a model behind a server; shared by threads.
 
     Args:
-        connect: Returns an `openai.OpenAI` without its own retries: deadlines are per class, not per request.
+        connect: Returns an `openai.OpenAI` without its own retries, because deadlines are per class, not per
+            request, and with bounded answers (`lgclip.prompts.bounded_http`).
         request: Fields of every request.
         structured: Whether to ask for the JSON schema; a server that rejects it is asked for less.
         max_tokens: Maximum reply length.
-        timeout_s: Maximum wait for one reply.
+        timeout_s: Maximum time for one reply.
         backoff_s: First wait after a failure; it doubles, with half of it as random jitter.
         secret: The key, which must not occur in any message.
     """
@@ -193,13 +198,23 @@ class Endpoint:
             options["response_format"] = _FORMATS[used]
         if self._seeded:
             options["seed"] = seed
+        create = partial(
+            self._client.chat.completions.create,
+            messages=list(messages),
+            timeout=timeout_s,
+            **options,
+            **self._request,
+        )
         try:
-            completion = self._client.chat.completions.create(
-                messages=list(messages), timeout=timeout_s, **options, **self._request
-            )
-        except openai.APITimeoutError:
+            completion = call_within(timeout_s, create)
+        except (OvertimeError, openai.APITimeoutError):
             raise _LaterError(f"no reply within {timeout_s:.3g} s") from None
+        except UnsafeReplyError as error:
+            raise self._unsafe(error) from None
         except openai.APIConnectionError as error:
+            # Some versions of the client wrap the errors of its hooks.
+            if isinstance(error.__cause__, UnsafeReplyError):
+                raise self._unsafe(error.__cause__) from None
             # The client's own text is "Connection error."; the cause has the address or the certificate.
             cause = error.__cause__ or error
             raise _LaterError(self._plain(f"no connection ({cause})"), absent=True) from None
@@ -211,6 +226,9 @@ class Endpoint:
         reply = self._read(completion)
         self.answered = time.monotonic()
         return reply
+
+    def _unsafe(self, error: UnsafeReplyError) -> ServerError:
+        return ServerError(self._plain(f"llm.base_url={self._client.base_url}: {error}"))
 
     def _read(self, completion: Any) -> Reply:
         if isinstance(completion, str):  # what the client makes of a page that is no JSON
@@ -290,8 +308,9 @@ class Endpoint:
         import openai
 
         try:
-            names = [model.id for model in self._client.with_options(timeout=10).models.list().data]
-        except (openai.OpenAIError, AttributeError, TypeError, ValueError):
+            models = call_within(_LIST_TIMEOUT_S, self._client.with_options(timeout=_LIST_TIMEOUT_S).models.list)
+            names = [model.id for model in models.data]
+        except (openai.OpenAIError, OvertimeError, UnsafeReplyError, AttributeError, TypeError, ValueError):
             return ""
         if not names:
             return ""

@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import torch
 
 from lgclip.prompts.base import Pen, PromptError, Task, Written
+from lgclip.prompts.bounded_http import make_client
 from lgclip.prompts.chat import ChatHistory, ChatPromptGenerator, seed_of
 from lgclip.prompts.openai_client import Endpoint, OverdueError, ServerError
+from lgclip.runtime.api_keys import check_key, parse_address
 from lgclip.store.keys import NOT_AN_INPUT
 
 _NO_KEY = "none"
@@ -29,13 +30,14 @@ class ServerLLM(ChatPromptGenerator):
     Args:
         model: The server's name for it. Together with the address it identifies the model in the key.
         base_url: The server's address, up to `/v1`.
-        api_key_env: Name of the environment variable that holds the key; None for a server without one.
+        api_key_env: Name of the environment variable that holds the key; None for a server without one. It must be
+            bound to the server's host, see `lgclip.runtime.api_keys`.
         structured: Whether to request a reply by JSON schema. A server without support is asked for
             JSON, and then for text.
         max_tokens: Maximum reply length, in tokens.
         extra: Further fields of the request, for server-specific extensions of the protocol.
         concurrency: Number of classes processed concurrently.
-        timeout_s: Maximum wait for one reply, in seconds.
+        timeout_s: Maximum time for one reply from the request to its last byte, in seconds.
         deadline_s: Maximum time for one class, including waits and retries, in seconds.
         backoff_s: First wait after a failure, in seconds; it doubles up to a minute, or is what the server requests.
     """
@@ -67,6 +69,7 @@ class ServerLLM(ChatPromptGenerator):
             raise ValueError(
                 f"llm.base_url={self.base_url}: it must be an http address such as http://localhost:8000/v1"
             )
+        parse_address("llm.base_url", self.base_url)
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
             # What was given may be the key itself, so it is not shown.
             raise ValueError("llm.api_key_env: it is the NAME of an environment variable, in capitals, not a key")
@@ -127,13 +130,19 @@ class ServerLLM(ChatPromptGenerator):
                     f"llm.api_key_env={self.api_key_env}: this environment variable is not set; put the server's key "
                     "in it, or set llm.api_key_env=null for a server without one"
                 )
+            check_key("llm.api_key_env", self.api_key_env, self.base_url)
         request: dict[str, Any] = {"model": self.model, "temperature": self.temperature}
         if self.top_p < 1:
             request["top_p"] = self.top_p
         if self.extra:
             request["extra_body"] = dict(self.extra)
+
+        def connect() -> openai.OpenAI:
+            client = make_client(self.base_url, secret or _NO_KEY)
+            return openai.OpenAI(base_url=self.base_url, api_key=secret or _NO_KEY, max_retries=0, http_client=client)
+
         return Endpoint(
-            partial(openai.OpenAI, base_url=self.base_url, api_key=secret or _NO_KEY, max_retries=0),
+            connect,
             request,
             structured=self.structured,
             max_tokens=self.max_tokens,

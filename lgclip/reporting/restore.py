@@ -16,6 +16,7 @@ from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
 from lgclip.reporting.run_folder import Run, RunError
 from lgclip.runtime.instantiate import TargetError, build
+from lgclip.runtime.secrets import guard_environment
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.extract import real_stream, student_stream, synthetic_stream, text_stream
 from lgclip.stages.generate import prompt_script, wanted_images, with_sources
@@ -151,6 +152,7 @@ def _as_evaluated(dataset: Dataset, run: Run) -> Dataset:
 
 def _config_of(run: Run) -> DictConfig:
     """Returns the run's config, with `auto` and a hub's `main` as they were resolved in the run."""
+    guard_environment()  # the config was resolved when it was recorded; what still looks so is someone else's
     cfg: Any = OmegaConf.create(dict(run.result.config))
     # To look at an old run must not start a download of gigabytes.
     if "download" in cfg.dataset:

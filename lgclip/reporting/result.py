@@ -1,11 +1,11 @@
 """Writes the files of a run: result.json, per_class.csv, predictions.csv."""
 
-import csv
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lgclip.evaluation.evaluator import Evaluation
 from lgclip.evaluation.metrics import detectable, metrics, paired, per_class
 from lgclip.methods.base import Predictions
 from lgclip.reporting.costs import cost_of, towers_at
+from lgclip.reporting.csv_cells import write_rows
 from lgclip.reporting.result_schema import RunResult, create_result, json_text, to_json
 from lgclip.reporting.run_folder import DIAGNOSTICS, PER_CLASS, PREDICTION_COLUMNS, PREDICTIONS, RESULT
 from lgclip.runtime.run_key import run_key
@@ -260,9 +261,7 @@ def _described(group: str, part: Any) -> dict[str, object]:
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_rows(file, chain([header], rows))
 
 
 def write_report(

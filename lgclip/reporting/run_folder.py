@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from lgclip.reporting.csv_cells import original_cell
 from lgclip.reporting.result_schema import ResultError, RunResult, from_json
 
 RESULT = "result.json"
@@ -126,7 +127,7 @@ class Run:
             raise RunError(f"{path} is not there: run it again with rerun=true")
         # newline="": the csv module reads line ends itself, because a quoted cell may hold one.
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.reader(file))
+            return [[original_cell(cell) for cell in row] for row in csv.reader(file)]
 
 
 def find_runs(places: Sequence[Path]) -> list[Run]:

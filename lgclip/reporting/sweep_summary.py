@@ -1,6 +1,5 @@
 """Summarizes a sweep in one table, rebuilt from its folders."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.reporting.costs import add_up
+from lgclip.reporting.csv_cells import write_rows
 from lgclip.reporting.result_schema import ResultError, RunResult, from_json
 from lgclip.reporting.run_folder import RESULT
 from lgclip.reporting.text_tables import text_table
@@ -62,9 +62,8 @@ def summarize(sweep: Path) -> tuple[str, int]:
     swept = _swept_keys(jobs)
     header = ["job", "status", *swept, *_METRICS, "folder", "error"]
     with atomic_write(sweep / SUMMARY) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, header, lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows(_csv_row(job, swept) for job in jobs)
+        rows = [_csv_row(job, swept) for job in jobs]
+        write_rows(file, [header, *([row.get(name, "") for name in header] for row in rows)])
     counts = {state: sum(job.state == state for job in jobs) for state in _STATES}
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     results = [job.result for job in jobs if job.result is not None]

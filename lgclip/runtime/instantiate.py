@@ -20,6 +20,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from lgclip.runtime.api_keys import check_addresses
+
 ENVIRONMENT = "LGCLIP_ALLOW"
 """Names packages whose classes and functions a config may name too, as in `mypackage,other.module`."""
 
@@ -46,6 +48,7 @@ PARTS = frozenset({
 })  # fmt: skip
 """Allowed targets: these classes, and those of lgclip and Lightning that derive from them."""
 
+_LOGGER = "lightning.fabric.loggers.logger.Logger"
 _PUBLIC = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
 _LISTS = "_execution_whitelist_" in inspect.signature(instantiate).parameters  # Hydra 1.4 needs this too
 
@@ -74,11 +77,14 @@ def build(config: Any, **arguments: Any) -> Any:
     # All targets are checked before the first is called: `instantiate` builds from the inside out, so an allowed part
     # would otherwise be built before a forbidden one around it is seen.
     named = list(_targets(_as_built(config, arguments)))
-    for key, name in named:
-        _checked(key, name)
+    for key, name, node in named:
+        target = _checked(key, name)
+        # The clients of loggers send a key of the environment to the address that their config names.
+        if isinstance(target, type) and any(_qualified_name(base) == _LOGGER for base in target.__mro__):
+            check_addresses(key.removesuffix("._target_"), node)
     options: dict[str, Any] = {}
     if _LISTS:
-        options["_execution_whitelist_"] = tuple(sorted({name for _, name in named}))
+        options["_execution_whitelist_"] = tuple(sorted({name for _, name, _ in named}))
     return instantiate(config, **arguments, **options)
 
 
@@ -104,8 +110,8 @@ def _as_built(config: DictConfig | ListConfig, arguments: dict[str, Any]) -> Any
     return node
 
 
-def _targets(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yields every target at or below a node, with its path in the config.
+def _targets(config: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields every target at or below a node: its path in the config, its name and the node that it builds.
 
     Values are read one by one, as `instantiate` reads them: a value that resolves to another interpolation is
     resolved again there, and therefore here too.
@@ -121,7 +127,7 @@ def _targets(config: Any) -> Iterator[tuple[str, Any]]:
         if OmegaConf.is_missing(node, key):  # `instantiate` says which value it is
             continue
         if key == "_target_":
-            yield node._get_full_key(key), node[key]
+            yield node._get_full_key(key), node[key], node
         yield from _targets(node[key])
 
 

@@ -16,26 +16,35 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-LEAST = 12
-"""Minimum number of characters of a variable's value that counts as a key: shorter ones match by chance."""
+from lgclip.runtime.api_keys import KeyBindingError, refuse_redirection
+from lgclip.runtime.environment_secrets import KEY_FORMAT, hidden, is_secret_variable, names_a_secret, secret_values
+from lgclip.runtime.yaml_checks import UnsafeYamlError, check_expansion
 
-_WORDS = {"key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credential", "credentials",
-          "authorization", "bearer", "cookie"}  # fmt: skip
+__all__ = [
+    "KeyInConfigError", "SecretsCheck", "guard_environment", "hidden", "refuse_on_command_line", "refuse_secrets",
+]  # fmt: skip
+
+_WORDS = {
+    "key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credential", "credentials",
+    "authorization", "bearer", "cookie", "pass", "pwd", "pat", "dsn", "webhook", "jwt",
+}  # fmt: skip
+_ENDINGS = ("password", "passwd", "apikey", "secretkey")
+"""Ends of compounds such as `pgpassword`."""
+_COUNTED = ("key", "token", "pass", "pat")
+"""Names that may hold a number, as `max_token: 15` does. A password may be a number."""
 _OF_MODELS = {"bos", "class", "cls", "end", "eos", "image", "mask", "pad", "sep", "start", "stop", "unk"}
 """Prefixes of settings such as `eos_token`, which name tokens of a vocabulary."""
 _NAMELESS = {"", "null", "none", "???", "true", "false", "''", '""'}
 
-_FORMATS = re.compile(
-    r"(?<![\w-])(?:sk-(?=[\w-]*\d)[\w-]{20,}|xai-\w{20,}|gsk_\w{20,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_\w{20,}"
-    r"|github_pat_\w{20,}|glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,})"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY|\b[Bb]earer\s+[\w.~+/=-]{12,}"
-)
+_FORMATS = re.compile(rf"{KEY_FORMAT.pattern}|\b[Bb]earer\s+[\w.~+/=-]{{12,}}")
 _ADDRESS = re.compile(r"(?:https?|wss?)://[^\s/?#@]+@|[a-zA-Z][\w+.-]{0,40}://[^\s/?#@:]*:[^\s/?#@]+@")
-_PASSWORD = re.compile(r"[a-zA-Z][\w+.-]{0,40}://(?:[^\s/?#@:]*:)?([^\s/?#@]+)@")
 _QUERY = re.compile(r"[?&;#]([\w.-]+)=[^&\s]")
 _SIGNED = {"sig", "signature", "auth", "code"}
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([A-Za-z_]\w*)")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_STORAGE = "hydra.sweeper.storage"
+"""The only value that may hold a secret of the environment: a database's address, which is recorded as written."""
+
 _INSIDE = re.compile(r"(?<![\w-])([\w-]+)['\"]?\s*:\s*['\"]?([^\s,{}\[\]'\"]+)")
 
 
@@ -58,9 +67,36 @@ class SecretsCheck(Callback):
 
 def _end(config: DictConfig) -> None:
     try:
+        refuse_redirection(config.get("hydra", {}))
         refuse_secrets(config)
-    except KeyInConfigError as error:
+    except (KeyInConfigError, KeyBindingError, UnsafeYamlError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def guard_environment() -> None:
+    """Replaces the resolver `oc.env`, so that no config can read a key or a password of the environment.
+
+    What a config asks for can be written in ways that no search finds: in parts, escaped, or by an interpolation that
+    yields another one. They all end in this resolver.
+    """
+    OmegaConf.register_new_resolver("oc.env", _environment_value, replace=True)
+
+
+def _environment_value(name: str, *default: Any, _node_: Node | None) -> str | None:
+    """Returns the value of an environment variable as `oc.env` of OmegaConf does, unless it is a secret.
+
+    Raises:
+        KeyInConfigError: If it is one.
+        KeyError: If the variable is not set and there is no default.
+    """
+    place = "" if _node_ is None else str(_node_._get_full_key(None))
+    if place != _STORAGE and (names_a_secret(str(name)) or is_secret_variable(str(name))):
+        raise _refused(place or "a config", f"it asks for the environment variable {name}")
+    if name in os.environ:
+        return os.environ[name]
+    if not default:
+        raise KeyError(f"Environment variable '{name}' not found")
+    return None if default[0] is None else str(default[0])
 
 
 def refuse_secrets(config: DictConfig) -> None:
@@ -73,21 +109,17 @@ def refuse_secrets(config: DictConfig) -> None:
     Raises:
         KeyInConfigError: If a value looks like a key by its name, its form or its position in a URL, equals the value
             of an environment variable with such a name, or interpolates such a variable.
+        UnsafeYamlError: If the config's interpolations expand to more than a config can hold.
     """
-    secrets = _secrets()
+    check_expansion(config)
+    secrets = secret_values()
     for place, raw, value in _leaves(config, ""):
         # Hydra keeps the command line's words here: "llm.api_key=..." is a name and a value, not one value.
         if re.match(r"hydra\.overrides\.(task|hydra)\[", place):
             _argument(str(raw), secrets)
             continue
-        variable: re.Match[str] | None = None
-        if isinstance(raw, str):
-            variable = _FROM_ENVIRONMENT.search(raw)
-        # Hydra's own part is recorded with its interpolations unresolved, so no value gets into a file.
-        if variable and place.startswith("hydra."):
-            continue
-        if variable and _is_variable_of_a_key(variable[1]):
-            raise _refused(place, f"it asks for the environment variable {variable[1]}, whose value would be recorded")
+        if isinstance(raw, str) and (why := _asks_for_secret(place, raw)):
+            raise _refused(place, why)
         for text in (raw, value):
             _scan(place, text, secrets)
 
@@ -98,28 +130,33 @@ def refuse_on_command_line(arguments: Sequence[str]) -> None:
     Raises:
         KeyInConfigError: As in `refuse_keys`.
     """
-    secrets = _secrets()
+    secrets = secret_values()
     for argument in arguments:
         _argument(argument, secrets)
 
 
-def hidden(text: str) -> str:
-    """Returns a text with `***` in place of the environment's keys and passwords."""
-    for secret in _secrets().values():
-        text = text.replace(secret, "***")
-    return text
+def _asks_for_secret(place: str, raw: str) -> str:
+    """Returns why an interpolation of environment variables is refused; empty if it is not."""
+    # With nothing around it: the environment, and not a config, says which database the password is sent to.
+    if place == _STORAGE and re.fullmatch(r"\$\{\s*oc\.env\s*:[^${}]*\}", raw.strip()):
+        return ""
+    for variable in _FROM_ENVIRONMENT.findall(raw):
+        if names_a_secret(variable) or is_secret_variable(variable):
+            return f"it asks for the environment variable {variable}, whose value would be recorded"
+    return ""
 
 
 def _argument(argument: str, secrets: dict[str, str]) -> None:
     override = re.fullmatch(r"[+~]*+([^=\s'\"{\[]+)=(.*)", argument, re.DOTALL)
     if not override:
         _scan("the command line", argument, secrets)
+        if why := _asks_for_secret("the command line", argument):
+            raise _refused("the command line", why)
         return
     name = override[1].partition("@")[0]  # without the package, as in group@package=choice
     value = override[2]
-    variable = _FROM_ENVIRONMENT.search(value)
-    if variable and not name.startswith("hydra.") and _is_variable_of_a_key(variable[1]):
-        raise _refused(name, f"it asks for the environment variable {variable[1]}, whose value would be recorded")
+    if why := _asks_for_secret(name, _unquoted(value)):
+        raise _refused(name, why)
     # A number is looked at as Hydra will read it: `max_token=100` is named like a key, but no text.
     _scan(name, int(value) if value.isdecimal() else _unquoted(value), secrets)
     # A mapping has nested names. Parsing costs, and most values have no braces.
@@ -166,15 +203,50 @@ def _leaves(node: DictConfig | ListConfig, place: str) -> Iterator[tuple[str, An
         elif isinstance(inside, Node):
             raw = inside._value()
             value: Any = None
-            if inside._is_interpolation() and not below.startswith("hydra."):
-                try:
-                    value = node[key]
-                except OmegaConfBaseException:  # it needs what is there only when the run has begun
-                    value = None
-            # An interpolation to a whole section: its values are checked where they are defined.
-            if OmegaConf.is_config(value):
+            if inside._is_interpolation() and below != _STORAGE:
+                value = _resolved(node, key, below)
+            # A section that is defined elsewhere, or what a resolver makes, such as `oc.create`.
+            if isinstance(value, DictConfig | ListConfig):
+                yield from _values_of(value, below)
                 value = None
             yield below, raw, value
+
+
+def _resolved(node: Any, key: Any, place: str) -> Any:
+    """Returns the value of an interpolation; None if it needs what is there only when the run has begun.
+
+    Raises:
+        KeyInConfigError: If it leads to a secret of the environment.
+    """
+    try:
+        return node[key]
+    except OmegaConfBaseException as error:
+        # Each interpolation on the way wraps the error of the next one.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyInConfigError):
+                raise _refused(place, "it leads to a key or a password of the environment") from None
+            cause = cause.__cause__ or cause.__context__
+        return None
+    except (ValueError, KeyError):  # Hydra's own resolvers, of a config that is not yet in use
+        return None
+
+
+def _values_of(config: DictConfig | ListConfig, place: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the resolved values below a config that an interpolation gives."""
+    try:
+        nodes: list[tuple[str, Any]] = [(place, OmegaConf.to_container(config, resolve=True))]
+    except (OmegaConfBaseException, ValueError, KeyError, RecursionError):
+        return
+    while nodes:
+        below, node = nodes.pop()
+        match node:
+            case dict():
+                nodes += [(f"{below}.{key}", inside) for key, inside in node.items()]
+            case list():
+                nodes += [(below, inside) for inside in node]
+            case _:
+                yield below, node, None
 
 
 def _scan(place: str, value: Any, secrets: dict[str, str]) -> None:
@@ -191,15 +263,14 @@ def _scan(place: str, value: Any, secrets: dict[str, str]) -> None:
         if not _VARIABLE.fullmatch(text):
             raise _refused(place, "it is the NAME of an environment variable, in capitals, not a key")
         return
-    # Numbers are allowed under `key` and `token`, as in `max_token: 15`. A password may be a number.
     plain = isinstance(value, str) and not text.startswith("${")
-    if _names_a_key(parts) and (plain or parts[-1] not in ("key", "token")):
+    if _names_a_key(parts) and (plain or parts[-1] not in _COUNTED):
         raise _refused(place, "it is named like one")
     if _FORMATS.search(text):
         raise _refused(place, "it has the form of one")
     if _ADDRESS.search(text) or _has_key_in_query(text):
         raise _refused(place, "it is an address with a user, a password or a key in it")
-    for name, secret in secrets.items():
+    for secret, name in secrets.items():
         if secret in text:
             raise _refused(place, f"it holds the value of the environment variable {name}")
 
@@ -230,27 +301,9 @@ def _parts(name: str) -> list[str]:
 
 
 def _names_a_key(parts: Sequence[str]) -> bool:
-    if not parts or parts[-1] not in _WORDS:
+    if not parts or not (parts[-1] in _WORDS or parts[-1].endswith(_ENDINGS)):
         return False
     return not (parts[-1] == "token" and parts[:-1] and parts[-2] in _OF_MODELS)
-
-
-def _is_variable_of_a_key(name: str) -> bool:
-    return bool(_WORDS & set(_parts(name.lower())))
-
-
-def _secrets() -> dict[str, str]:
-    """Returns keys and passwords of the environment by variable name, the longest first."""
-    secrets: dict[str, str] = {}
-    for name, value in os.environ.items():
-        # A path is the place of a key file (SSH_KEY_FILE and the like), which may be shown.
-        if _is_variable_of_a_key(name) and not value.startswith(("/", "~", ".")):
-            secrets[name] = value.strip()
-        elif "://" in value and (inside := _PASSWORD.search(value)):  # as proxies have it
-            secrets[name] = inside[1]
-    long_enough = [(name, value) for name, value in secrets.items() if len(value) >= LEAST]
-    # The longest first: if one holds another, hiding the shorter one would leave the rest of the longer one visible.
-    return dict(sorted(long_enough, key=lambda entry: -len(entry[1])))
 
 
 def _unquoted(text: str) -> str:

@@ -1,14 +1,17 @@
 """Tests downloads from a real server that disconnects, changes files and sends wrong headers."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -307,3 +310,54 @@ def test_concurrent_processes_download_once(file_server: FileServer, tmp_path: P
         results = list(pool.map(lambda _: tree.place(tmp_path / "root", download=True), range(4)))
     assert results == [tmp_path / "root" / "set"] * 4
     assert len(file_server.requested_ranges) == 1
+
+
+def test_dripping_download_is_given_up(
+    file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks a server that sends a few bytes now and then: no read of it takes long, and it makes progress."""
+    monkeypatch.setattr(download, "_WINDOW_S", 0.1)
+
+    def drip(self: Handler) -> None:
+        file_server.requested_ranges.append(self.headers.get("Range"))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                self.wfile.write(b"x")
+                time.sleep(0.02)
+
+    monkeypatch.setattr(Handler, "do_GET", drip)
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=rf"fewer than 1000 bytes per second were received, {TRIES} times in a row"):
+        fetch(file_server.url, tmp_path / "set.bin", MD5)
+    assert time.monotonic() - start < 8
+    assert len(file_server.requested_ranges) == TRIES
+
+
+def test_dripping_headers_are_given_up(
+    file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_HEADERS_S", 0.1)
+
+    def drip(self: Handler) -> None:
+        with contextlib.suppress(OSError):
+            for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 60:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+
+    monkeypatch.setattr(Handler, "do_GET", drip)
+    with pytest.raises(DownloadError, match=rf"no answer within 0 s, {TRIES} times in a row"):
+        fetch(file_server.url, tmp_path / "set.bin", MD5)
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_download_larger_than_the_disk_is_refused(
+    file_server: FileServer, length: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_server.length = length
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=download._RESERVE + 10))
+    with pytest.raises(DownloadError, match=r"GB more, and .* has 0\.1 GB left; make room"):
+        fetch(file_server.url, tmp_path / "set.bin", MD5)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1000

@@ -211,6 +211,7 @@ def test_sweep_stores_no_environment_key(
     ]  # fmt: skip
     env = {name: value for name, value in os.environ.items() if not name.startswith("HYDRA")}
     env |= {**CANARIES, "OMP_NUM_THREADS": "1", "OPENAI_LOG": "debug", "WANDB_SILENT": "false", "HF_HUB_OFFLINE": "1"}
+    env["LGCLIP_KEYS"] = "OPENAI_API_KEY@127.0.0.1"
     env |= {f"WANDB_{kind}_DIR": str(tmp_path / "wandb's own" / kind) for kind in ("CONFIG", "DATA", "CACHE")}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert model.keys == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}, done.stderr[-2000:]

@@ -29,4 +29,5 @@ def serve() -> Iterator[Callable[[Answer], ChatServer]]:
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
+    monkeypatch.setenv("LGCLIP_KEYS", "TEST_KEY@127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")

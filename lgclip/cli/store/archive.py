@@ -34,6 +34,8 @@ from lgclip.store.root import StoreError
 ABOUT = "ARCHIVE.json"
 """Member of an archive that describes it."""
 
+_MAX_ABOUT_BYTES = 4096
+
 FORMAT = {"lgclip": "store", "format": 1, "schema": STORE_SCHEMA}
 """Content of `ABOUT`."""
 
@@ -185,7 +187,9 @@ def import_archive(root: Path, archive: Path) -> Iterator[str]:
 def _checked(archive: Path, aside: Path) -> dict[str, str]:
     """Checks every file of an unpacked archive; returns their hashes."""
     try:
-        about = json.loads((aside / ABOUT).read_text(encoding="utf-8"))
+        # The file of an export has 60 bytes; only so much is read, whatever is there.
+        with (aside / ABOUT).open("rb") as file:
+            about = json.loads(file.read(_MAX_ABOUT_BYTES).decode())
     except (OSError, ValueError, RecursionError):
         about = None
     if not isinstance(about, dict) or about.get("lgclip") != "store":

@@ -1,5 +1,7 @@
 """Formats a comparison as text: terminal, Markdown, LaTeX, CSV and JSON."""
 
+import csv
+import io
 import itertools
 import json
 import os
@@ -14,6 +16,7 @@ from lgclip.reporting.comparison.axes import brief_settings, brief_value
 from lgclip.reporting.comparison.metrics import PERCENT, TOP1, format_value, is_ranked, lower_is_better
 from lgclip.reporting.comparison.significance import RowComparison, RunComparison
 from lgclip.reporting.comparison.table import ComparisonTable, Row, Values
+from lgclip.reporting.csv_cells import write_rows
 from lgclip.reporting.text_tables import build_table, markdown_table, to_text
 
 FORMATS = ("table", "markdown", "latex", "csv", "json")
@@ -137,8 +140,13 @@ def csv_text(comparison: Comparison) -> str:
         low, high = record["ci95"] or (None, None)  # one seed has no interval: empty cells
         line = {**record["row"], "settings": brief_settings(record["settings"]), **record["column"]}
         line |= {"metric": record["metric"], "seeds": record["n"], "mean": record["mean"], "std": record["std"]}
-        lines.append({**line, "ci95_low": low, "ci95_high": high})
-    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n").rstrip("\n")
+        line |= {"ci95_low": low, "ci95_high": high}
+        lines.append(line)
+    # pandas lays out the columns; its own text would hold formulas, and carriage returns that end a row.
+    table = pd.DataFrame(lines).to_csv(index=False, lineterminator="\r\n")
+    text = io.StringIO(newline="")
+    write_rows(text, csv.reader(io.StringIO(table, newline="")))
+    return text.getvalue().rstrip("\n")
 
 
 def json_text(comparison: Comparison) -> str:
