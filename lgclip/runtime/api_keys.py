@@ -41,8 +41,8 @@ _PAIR = re.compile(r"([A-Za-z_]\w*)@(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?"
 _ADDRESS = re.compile(r"https?:", re.IGNORECASE)
 _REDIRECTING = re.compile(
     r"LGCLIP_KEYS|LGCLIP_PUBLIC|NETRC"
-    r"|\w*(?:ENDPOINT|BASE_URL|_UR[IL]|_HOST|PROXY|CA_BUNDLE|CERT_(?:FILE|DIR|PATH)|CUSTOM_HEADERS)(?:_\w*)?"
-    r"|\w*(?:INSECURE|DISABLE_SSL|DISABLE_TLS|NO_VERIFY)\w*",
+    r"|\w{0,64}(?:ENDPOINT|BASE_URL|_UR[IL]|_HOST|PROXY|CA_BUNDLE|CERT_(?:FILE|DIR|PATH)|CUSTOM_HEADERS)(?:_\w{0,64})?"
+    r"|\w{0,64}(?:INSECURE|DISABLE_SSL|DISABLE_TLS|NO_VERIFY)\w{0,64}",
     re.IGNORECASE,
 )
 """Variables that say where requests go, or whether the server's certificate is checked."""

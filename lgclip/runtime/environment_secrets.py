@@ -29,14 +29,14 @@ LEAST_PASSWORD = 8
 _LONGEST = 100_000  # characters of a value that are searched: the kernel allows 128 KB
 
 _NAMES = re.compile(
-    r"(?:^|_)(?:(?:API|ACCESS|SECRET|PRIVATE|AUTH|SSH|MASTER)?KEYS?|\w*TOKENS?|\w*SECRETS?|CREDENTIALS?|CREDS?|PAT|PSK|PW"
-    r"|\w*(?<!COM)(?<!BY)PASS(?:W(?:OR)?D|PHRASE|CODE|W)?|\w*PWD|AUTH|AUTHORIZATION|BEARER|COOKIES?|DSN|WEBHOOK|JWT|SAS"
+    r"(?:^|_)(?:(?:API|ACCESS|SECRET|PRIVATE|AUTH|SSH|MASTER)?KEYS?|[^\W_]*TOKENS?|[^\W_]*SECRETS?|CREDENTIALS?|CREDS?|PAT|PSK|PW"
+    r"|[^\W_]*(?<!COM)(?<!BY)PASS(?:W(?:OR)?D|PHRASE|CODE|W)?|[^\W_]*PWD|AUTH|AUTHORIZATION|BEARER|COOKIES?|DSN|WEBHOOK|JWT|SAS"
     r"|PIN|SALT|MNEMONIC|SEED_PHRASE|CONN(?:ECTION)?_?STR(?:ING)?|SESSION|SIGNATURE|T?OTP)(?=_|\d*$)",
     re.ASCII,
 )
 """Words in a variable's name that announce a key, alone or as the end of a compound such as PGPASSWORD."""
 
-_PASSWORD_NAMES = re.compile(r"(?:^|_)\w*(?:PASS(?:W(?:OR)?D|PHRASE|CODE|W)?|PWD|PW)(?=_|\d*$)", re.ASCII)
+_PASSWORD_NAMES = re.compile(r"(?:^|_)[^\W_]*(?:PASS(?:W(?:OR)?D|PHRASE|CODE|W)?|PWD|PW)(?=_|\d*$)", re.ASCII)
 _WELL_KNOWN = {
     "postgres", "password", "passwd", "changeme", "secret", "default", "example", "localhost", "administrator",
     "username", "anonymous", "development", "testing", "disabled", "required", "optional", "prompt",

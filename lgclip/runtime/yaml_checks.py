@@ -24,7 +24,7 @@ MAX_EXPANDED = 20_000_000
 """Maximum number of values, of levels, and of characters once all aliases and interpolations are expanded."""
 
 _MAX_FILES = 10_000
-_REFERENCE = re.compile(r"\$\{\s*(\.*)([^${}:\s]+)\s*\}")
+_REFERENCE = re.compile(r"\$\{\s*+(\.*+)([^${}:\s]++)\s*+\}")
 _HEADER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
