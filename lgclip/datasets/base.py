@@ -59,6 +59,8 @@ class Dataset(ABC):
         context: Type of the classes, such as "a type of bird"; empty if unknown.
         class_indices: Index of each class among ImageNet's 1000; None for other classes.
         training: Where its training images are.
+        draw_order: Classes, by index, in the order in which published random class splits draw them; None for the order
+            of the indices.
         folder_names: Class name of each class folder, where these are the user's own.
         files_left_out: Number of files and folders that are not read, by reason.
         files_noted: Number of images that are read although a reader might not expect it, by reason.
@@ -73,6 +75,7 @@ class Dataset(ABC):
     context: str = ""
     class_indices: tuple[int, ...] | None = None
     training: Training = Training()
+    draw_order: tuple[int, ...] | None = None
     folder_names: Mapping[str, str] = MappingProxyType({})
     files_left_out: Mapping[str, int] = MappingProxyType({})
     files_noted: Mapping[str, int] = MappingProxyType({})

@@ -49,4 +49,8 @@ class FgvcAircraft(PublicDataset):
         for file in selection.files:
             for image, class_name in rows(folder / file, 2):
                 listing.add_by_name(f"images/{image}.jpg", class_name, folder / file)
+        if self.level == "variant":
+            # GRIP's list of the variants (arXiv:2306.01669) is sorted without regard to case, the archive's with it.
+            names = listing.class_names
+            self.draw_order = tuple(sorted(range(len(names)), key=lambda index: names[index].casefold()))
         return listing

@@ -29,6 +29,7 @@ class Part(Dataset):
         self.templates = full.templates
         self.class_indices = full.class_indices
         self.training = full.training
+        self.draw_order = full.draw_order
         self.folder_names = full.folder_names
         self.files_left_out = full.files_left_out
         self.files_noted = full.files_noted
@@ -73,6 +74,7 @@ class Selected(Part):
         self.split = f"{full.split}; {len(classes)} of {len(full.class_names)} classes"
         self.class_names = tuple(full.class_names[label] for label in classes)
         self.labels = tuple(new[label] for label in self.labels)
+        self.draw_order = None  # the published order is one of all classes
         if full.class_indices is not None:
             self.class_indices = tuple(full.class_indices[label] for label in classes)
 

@@ -81,9 +81,10 @@ class PromptTuningConfig:
         weight_decay: Weight decay of all tuned parameters.
         warmup_epochs: Epochs of linear warm-up from 0, before a cosine to 0.
         gradient_clip: Maximum gradient norm.
-        release_bugs: Whether to reproduce bugs of GRIP's release: the template's braces stay in the zero-shot
-            sentences, text prompts start warm, an image may be selected for two classes, and in one round with some
-            labels their weight is inverted.
+        release_bugs: Whether to reproduce GRIP's release where it differs from the paper: the template's braces stay in
+            the zero-shot sentences, text prompts start warm, an image may be selected for two classes, only 80% of the
+            labels and, from 10 images per class on, of the pseudo-labels are trained on, and in a single round the
+            weight of the labels is inverted with `ssl`, and a square root with `both`.
         seed: Seed of the initial vectors and of the order of the images.
         checkpoint_every: Steps between two checkpoints.
 

@@ -54,12 +54,14 @@ def weights_of(
         kind: `ul`, `ssl` or `trzsl`.
         labelled: Number of labelled images.
         pseudo_labelled: Number of pseudo-labelled images.
-        config: The recipe. The release inverts `b` in SSL with one round.
+        config: The recipe. With one round the release inverts `b` in SSL, and takes its root for prompts of both types.
     """
     # b is 0/0 or a division by zero without one of the two, and there is nothing to balance.
     if not labelled or not pseudo_labelled:
         return float(labelled > 0), float(pseudo_labelled > 0), config.synthetic_weight
     balance = labelled / pseudo_labelled
+    if config.release_bugs and config.rounds == 1 and config.modality == "both":
+        balance = math.sqrt(balance)
     # TRZSL puts the balance on the pseudo-labels, the other two on the labeled images.
     if kind == "trzsl":
         return 1.0, balance, config.synthetic_weight

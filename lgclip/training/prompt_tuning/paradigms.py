@@ -92,12 +92,13 @@ class Paradigm:
             if not _whole(seed := getattr(self, name)) or not 0 <= seed < _LEGACY_SEEDS:
                 raise ValueError(f"paradigm.{name}={seed}: it must be an integer, at least 0 and below {_LEGACY_SEEDS}")
 
-    def divide(self, labels: Sequence[int], num_classes: int) -> ClassSplit:
+    def divide(self, labels: Sequence[int], num_classes: int, draw_order: Sequence[int] | None = None) -> ClassSplit:
         """Divides a pool into labelled and unlabelled images, and returns the classes of pseudo-labels.
 
         Args:
             labels: True class of each image of the pool. Those of the unlabelled images are not passed on.
             num_classes: Classes of the data set.
+            draw_order: As in `choose_seen_classes`.
 
         Raises:
             ValueError: If the pool is empty or has other classes, a class has fewer images than `shots`, no class
@@ -115,11 +116,11 @@ class Paradigm:
             return _division(pool, np.array([], np.int64), (), everything)
         if self.kind == "ssl":
             return _division(pool, self._few_of_each(pool, num_classes), everything, everything)
-        seen_classes = self.choose_seen_classes(num_classes)
+        seen_classes = self.choose_seen_classes(num_classes, draw_order)
         unseen = tuple(sorted(set(everything) - set(seen_classes)))
         return _division(pool, np.flatnonzero(np.isin(pool, seen_classes)), seen_classes, unseen)
 
-    def choose_seen_classes(self, num_classes: int) -> tuple[int, ...]:
+    def choose_seen_classes(self, num_classes: int, draw_order: Sequence[int] | None = None) -> tuple[int, ...]:
         """Returns the seen classes of `trzsl`, in index order.
 
         They are sampled as in the release: `numpy.random.seed(split_seed)`, then
@@ -127,6 +128,8 @@ class Paradigm:
 
         Args:
             num_classes: Classes of the data set.
+            draw_order: The classes in the order of the release's list, which is what is sampled from; None for the
+                order of the indices.
 
         Raises:
             ValueError: If no class would be seen or unseen, or an explicit one does not exist.
@@ -137,7 +140,8 @@ class Paradigm:
             sampled = np.random.RandomState(self.split_seed).choice(
                 num_classes, size=int(num_classes * self.seen_fraction), replace=False
             )
-            seen_classes = tuple(sorted(sampled.tolist()))
+            order = range(num_classes) if draw_order is None else draw_order
+            seen_classes = tuple(sorted(order[place] for place in sampled.tolist()))
         else:
             seen_classes = tuple(sorted(set(self.seen_classes)))
             # An index out of range would make a split in which that class has no image, without a word.

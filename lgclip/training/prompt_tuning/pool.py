@@ -99,7 +99,7 @@ class PromptTuningData:
             image_labels = synthetic.labels
         # The paradigm sees all labels, because it must count and choose. What leaves it are places alone, and from
         # here on only the labels at the places that it allows are read.
-        class_split = paradigm.divide(real.labels, classes)
+        class_split = paradigm.divide(real.labels, classes, pool.draw_order)
         return cls(
             class_names=pool.class_names,
             templates=pool.templates,

@@ -5,9 +5,15 @@ Letters in shapes: u unlabelled images, t classes that a pseudo-label may have (
 get one.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+RELEASE_VALIDATES_FROM = 10
+"""Pseudo-labelled images per class from which GRIP's release validates on a part of them."""
+TRAINING_FRACTION = 0.8
+"""Fraction of its labels and pseudo-labels that GRIP's release trains on."""
 
 
 def k_of(round: int, rounds: int, unlabelled: int, classes: int) -> int:
@@ -163,6 +169,19 @@ def leaderboard(probs: Float[Tensor, "u t"], k: int) -> tuple[Int[Tensor, " p"],
         entries.extend((place, label) for _, place in board)
     places, labels = torch.tensor(entries, device=probs.device).unbind(dim=1)
     return places, labels
+
+
+def training_part(count: int) -> Int[Tensor, " m"]:
+    """Returns the 80% of a list that GRIP's release trains on (`release_bugs=true`); it validates on the rest.
+
+    Args:
+        count: Number of pseudo-labels or labels.
+
+    Returns:
+        Indices in the list, ascending. The release samples them with NumPy's legacy generator and seed 0.
+    """
+    chosen = np.random.RandomState(0).choice(count, size=int(count * TRAINING_FRACTION), replace=False)
+    return torch.from_numpy(np.sort(chosen))
 
 
 def _check(probs: Tensor, k: int) -> None:

@@ -31,6 +31,7 @@ from lgclip.training.prompt_tuning.pseudo_labelling import (
     images_of_class,
     watched,
 )
+from lgclip.training.prompt_tuning.pseudo_labels import RELEASE_VALIDATES_FROM, training_part
 from lgclip.training.prompt_tuning.soft_prompts import TextContext, TextPrompt, VisualPrompt, VisualTokens
 
 
@@ -208,6 +209,9 @@ class PromptTuningLoop:
         if self.auxiliary is not None and turn == 1:
             temperature = self.auxiliary.fusion.text_temperature
         pseudo_labels = assign_pseudo_labels(config, cosines, temperature, self.auxiliary, k)
+        if config.release_bugs and k >= RELEASE_VALIDATES_FROM:
+            part = training_part(len(pseudo_labels.places))
+            pseudo_labels = PseudoLabels(pseudo_labels.places[part], pseudo_labels.sets[part])
         return pseudo_labels, {"round": turn, "k": k, "guessed": len(pseudo_labels.places)}
 
     def _fit(
@@ -218,7 +222,7 @@ class PromptTuningLoop:
         folder = self._folder / f"{turn:02}"
         # GRIP starts every round again: a prompt that goes on would keep the errors of earlier pseudo-labels.
         prompts = self._prompts(state.learned_prompts if config.goes_on else {})
-        labelled = len(self.data.class_split.labelled)
+        labelled = len(self._labelled())
         pseudo_labelled = len(pseudo_labels.places)
         module = PromptRound(prompts, config, weights_of(self.data.paradigm, labelled, pseudo_labelled, config))
         batches = self._batches(turn, pseudo_labels)
@@ -256,17 +260,25 @@ class PromptTuningLoop:
         prompts.restore(learned_prompts)
         return prompts
 
+    def _labelled(self) -> Int[Tensor, " l"]:
+        """Returns which of the labelled images are trained on: all, or the part that GRIP's release trains on."""
+        count = len(self.data.class_split.labelled)
+        if self.config.release_bugs:
+            return training_part(count)
+        return torch.arange(count)
+
     def _batches(self, turn: int, pseudo_labels: PseudoLabels) -> Batches:
         data = self.data
         config = self.config
         classes = len(data.class_names)
         class_split = data.class_split
-        known = one_hot(data.labels, classes).bool()
+        labelled = self._labelled()
+        known = one_hot(data.labels[labelled], classes).bool()
         sets = torch.zeros(len(pseudo_labels.sets), classes, dtype=torch.bool)
         # Pseudo-labels are among the target classes, but the loss is over all classes, as in GRIP's release.
         sets[:, list(class_split.targets)] = pseudo_labels.sets
         kinds = torch.cat([torch.full((len(part),), kind) for kind, part in enumerate((known, sets))])
-        places = torch.cat([class_split.labelled, class_split.unlabelled[pseudo_labels.places]])
+        places = torch.cat([class_split.labelled[labelled], class_split.unlabelled[pseudo_labels.places]])
         rows = {"real": Rows(places, torch.cat([known, sets]), kinds)}
         if config.synthetic_weight:
             chosen = data.chosen(config.synthetic_images)

@@ -21,6 +21,7 @@ from lgclip.training.prompt_tuning.config import PromptTuningConfig
 from lgclip.training.prompt_tuning.data import Batches, CachedImages, Rows
 from lgclip.training.prompt_tuning.module import PromptRound, Prompts, candidate_losses, rate, weights_of
 from lgclip.training.prompt_tuning.pool import Images
+from lgclip.training.prompt_tuning.pseudo_labels import training_part
 from lgclip.training.prompt_tuning.soft_prompts import TextContext, TextPrompt
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -57,6 +58,9 @@ def test_release_swaps_the_balance_once() -> None:
     assert weights_of("ssl", 10, 40, small_config(release_bugs=True, rounds=1)) == (4.0, 1.0, 0.0)
     assert weights_of("ssl", 10, 40, small_config(release_bugs=True, rounds=2)) == (0.25, 1.0, 0.0)
     assert weights_of("trzsl", 10, 40, small_config(release_bugs=True, rounds=1)) == (1.0, 0.25, 0.0)
+    both = small_config(release_bugs=True, rounds=1, modality="both")
+    assert weights_of("trzsl", 10, 40, both) == (1.0, 0.5, 0.0)
+    assert weights_of("ssl", 10, 40, both) == (2.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.5), (10, 1.0), (20, 0.5), (30, 0.0)])
@@ -200,3 +204,14 @@ def test_key_changes_with_every_value(tmp_path: Path) -> None:
         {"temperature": None},
     ]  # fmt: skip
     assert all(setup_of(tmp_path, tuning_data, **values).inputs() != plain for values in variants)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 37, 620])
+def test_release_trains_on_the_published_part(count: int) -> None:
+    """As the release samples: seed 0 of NumPy's global generator, then a choice without replacement."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    expected = sorted(np.random.choice(range(count), size=int(count * 0.8), replace=False).tolist())
+    np.random.set_state(state)
+
+    assert training_part(count).tolist() == expected

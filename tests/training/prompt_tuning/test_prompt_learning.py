@@ -187,6 +187,20 @@ def test_release_templates_and_warm_start(tmp_path: Path) -> None:
     torch.testing.assert_close(trained.cosines, tuning_data.pool.features @ text_features.T)
 
 
+def test_release_holds_out_a_fifth_of_many_pseudo_labels(tmp_path: Path) -> None:
+    tuning_data = tuning_data_of(tmp_path)
+    counts = {}
+    for shots in (6, 10):
+        for release in (False, True):
+            folder = train_prompts(setup_of(tmp_path, tuning_data, shots=shots, release_bugs=release), tmp_path)
+            counts[shots, release] = about(folder)["rounds"][1]["guessed"]
+
+    # The release's boards may list an image twice, so that the counts differ otherwise too.
+    assert counts[10, True] == int(0.8 * 10 * len(NAMES))
+    assert counts[6, True] == 6 * len(NAMES)
+    assert counts[10, False] <= 24
+
+
 @pytest.mark.slow
 def test_synthetic_images_are_used(tmp_path: Path) -> None:
     tuning_data = tuning_data_of(tmp_path, images=5)
