@@ -1,5 +1,7 @@
 """Reads variants of ImageNet: V2, Sketch, Renditions, natural adversarial examples."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, Unpack
 
 from lgclip.datasets.base import Training
@@ -64,30 +66,41 @@ class ImageNetV2(ImageNetImages):
     Args:
         root: The folder that holds `imagenetv2-matched-frequency-format-val/0` and so on; None uses
             `$LGCLIP_DATA/imagenet_v2`, or else `data/imagenet_v2`.
-        split: `matched-frequency`, `threshold-0.7` or `top-images`, 10,000 images each.
+        split: `matched-frequency`, `threshold-0.7` or `top-images`, 10,000 images each; `all` for the three together,
+            as papers report them pooled. They share images, which then count more than once.
         options: See `ImageNetImages`.
     """
 
     def __init__(
         self, root: str | None = None, split: str = "matched-frequency", **options: Unpack[ClassOptions]
     ) -> None:
-        if split not in V2_FOLDERS:
-            raise ValueError(f"dataset.split={split}: choose {' or '.join(V2_FOLDERS)}")
-        inside = V2_FOLDERS[split]
-        hint = _V2_HINT.format(archive=f"{inside.removesuffix('-format-val')}.tar.gz", inside=inside)
-        folder = root_folder("imagenet_v2", root, [inside], hint)
+        if split not in (*V2_FOLDERS, "all"):
+            raise ValueError(f"dataset.split={split}: choose {', '.join(V2_FOLDERS)} or all")
+        self._variants = list(V2_FOLDERS.values()) if split == "all" else [V2_FOLDERS[split]]
+        archives = ", ".join(f"{inside.removesuffix('-format-val')}.tar.gz" for inside in self._variants)
+        hint = _V2_HINT.format(archive=archives, inside=self._variants[0])
+        folder = root_folder("imagenet_v2", root, self._variants, hint)
+        variants = len(self._variants)
         tree = ClassFolders(
             "imagenet_v2",
             folder,
-            folders={index: f"{inside}/{index}" for index in range(NUM_CLASSES)},
+            folders={index: str(index) for index in range(NUM_CLASSES)},
             split=split,
-            images=10 * NUM_CLASSES,
-            images_per_class=10,
+            images=10 * NUM_CLASSES * variants,
+            images_per_class=10 * variants,
             hint=hint,
             license="MIT",
             training=TRAINING,
         )
         super().__init__(tree, **options)
+
+    def list_images(self, tree: ClassFolders, indices: Sequence[int]) -> dict[int, Sequence[str]]:
+        images: dict[int, Sequence[str]] = {index: [] for index in indices}
+        for inside in self._variants:
+            folders = {index: f"{inside}/{tree.folders[index]}" for index in indices}
+            for index, files in super().list_images(replace(tree, folders=folders), indices).items():
+                images[index] = [*images[index], *files]
+        return images
 
 
 class ImageNetShift(ImageNetImages):

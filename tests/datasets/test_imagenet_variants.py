@@ -49,8 +49,20 @@ def test_v2_has_ten_images_per_class(tmp_path: Path) -> None:
     next((root / imagenet_variants.V2_FOLDERS["top-images"] / "20").iterdir()).unlink()
     with pytest.raises(ValueError, match=rf"{WNIDS[20]} \(class 20\) has 9"):
         ImageNetV2(str(root), split="top-images", classes=[3, 20])
-    with pytest.raises(ValueError, match=r"choose matched-frequency or threshold-0\.7 or top-images"):
-        ImageNetV2(str(root), split="all")
+    with pytest.raises(ValueError, match=r"choose matched-frequency, threshold-0\.7, top-images or all"):
+        ImageNetV2(str(root), split="top")
+
+
+def test_v2_variants_are_pooled(tmp_path: Path) -> None:
+    for split in imagenet_variants.V2_FOLDERS:
+        v2_tree(tmp_path, split, [3, 20])
+
+    data = ImageNetV2(str(tmp_path), split="all", classes=[3, 20])
+
+    assert len(data) == 60
+    assert data.labels == (0,) * 30 + (1,) * 30
+    assert len(set(data.files)) == 60
+    assert data.split.startswith("all; 2 of 1000 classes")
 
 
 @pytest.mark.parametrize("above", [True, False])
