@@ -6,12 +6,14 @@ so that a wrong number, path or data set is an error within a second.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lgclip.datasets.splits import DatasetSplits
@@ -19,6 +21,13 @@ from lgclip.datasets.unreadable import OnBadImage
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
+from lgclip.runtime.terminal import single_line
+from lgclip.runtime.unused_settings import (
+    IMAGE_SETTINGS,
+    PROMPT_SETTINGS,
+    TRAINING_SETTINGS,
+    unused_overrides,
+)
 from lgclip.stages.counts import ImageCounts
 from lgclip.store.root import open_root
 
@@ -32,6 +41,8 @@ if TYPE_CHECKING:
     from lgclip.stages.plan import Plan
     from lgclip.training.predictor import TrainedPredictor
     from lgclip.training.task import TrainingConfig, TrainingInputs
+
+log = logging.getLogger(__name__)
 
 _PATHS = ("llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "checkpoint")
 """Config values that name a file or folder which has to exist."""
@@ -127,7 +138,7 @@ class Experiment:
         store = open_root(self._cfg.paths.store)
         if not evaluates:
             return plan_generation(GenerationParts.from_config(self._cfg, data), store)
-        parts = RunParts.from_config(self._cfg, data)
+        parts = self._with_views(RunParts.from_config(self._cfg, data))
         return plan_run(parts, store, needs_images=bool(self._method(parts).needs_images))
 
     def fit(self) -> Path:
@@ -247,11 +258,12 @@ class Experiment:
         from lgclip.stages.parts import RunParts
         from lgclip.training.task import TrainingConfig
 
-        parts = RunParts.from_config(cfg, data)
+        parts = self._with_views(RunParts.from_config(cfg, data))
         shifted = {name: build(node, _convert_="all") for name, node in cfg.ood.items()}
         shifts = shifts_of(parts.data.evaluated, shifted)
         method = self._method(parts)
         self._check_training(method)
+        self._warn_of_unused(parts, method)
         context = self._context(ConfigConsistencyCheck(run_key(cfg)))
         inputs = _training_inputs(parts, context)
         if isinstance(method.trained, TrainingConfig):
@@ -263,6 +275,16 @@ class Experiment:
         parts = replace(parts, encoder=parts.encoder.on(context.device))
         parts.encoder.inputs()  # and so is an encoder that cannot be had
         return _Setup(parts, shifts, method, replace(inputs, encoder=parts.encoder), context)
+
+    def _with_views(self, parts: RunParts) -> RunParts:
+        """Adds the view of the full image where the selection compares it with the class's sentence."""
+        from lgclip.encoder.scales import FULL_IMAGE, WithFullImage
+
+        selection = build(self._cfg.selection)
+        compares = selection.needs_text and selection.keep is not None and self._cfg.method.get("text_weight") != 1
+        if not compares or FULL_IMAGE in parts.scales.views:
+            return parts
+        return replace(parts, scales=WithFullImage(others=parts.scales))
 
     def _print_plan(self, *, evaluates: bool) -> None:
         plan = self.plan(evaluates=evaluates)
@@ -291,6 +313,25 @@ class Experiment:
             raise ValueError(
                 f"checkpoint={cfg.checkpoint} is asked of a student or a prompt: use method=student or "
                 f"method=prompt_tuning"
+            )
+
+    def _warn_of_unused(self, parts: RunParts, method: Classifier) -> None:
+        """Warns of settings on the command line that cannot change the result: they would look like an ablation."""
+        unused: set[str] = set()
+        used = {"student": {"student"}, "prompt_tuning": {"prompt_tuning", "paradigm"}}.get(
+            self._cfg.method.name, set()
+        )
+        unused.update(set(TRAINING_SETTINGS) - used)
+        needs_images = bool(method.needs_images)
+        if not needs_images:
+            unused.update(IMAGE_SETTINGS)
+        elif not parts.diffuser.needs_prompts:
+            unused.update(PROMPT_SETTINGS)
+        without_effect = unused_overrides(HydraConfig.get().overrides.task, unused)
+        if without_effect:
+            why = "" if needs_images else ", which uses no synthetic images"
+            log.warning(
+                "no effect on method=%s%s: %s", self._cfg.method.name, why, single_line(" ".join(without_effect))
             )
 
     def _predictor(

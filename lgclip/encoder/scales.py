@@ -4,12 +4,14 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+
+from lgclip.store.keys import STANDS_FOR, key_inputs
 
 FULL_IMAGE = "full"
 """Name of the view of the full image, with the encoder's own preprocessing."""
@@ -158,6 +160,35 @@ class RandomResizedCrops(Scales):
             place = RandomResizedCrop.get_params(image, [fraction, fraction], list(self.aspect))  # pyright: ignore[reportArgumentType]
         top, left, height, width = place
         return image.crop((left, top, left + width, top + height))
+
+
+@dataclass(frozen=True)
+class WithFullImage(Scales):
+    """Adds the view of the full image to others; their fusion does not use it.
+
+    Args:
+        others: The views that are fused.
+    """
+
+    key_name: ClassVar[str] = "WithFullImage"
+
+    others: Scales = field(default_factory=SquareCrops, metadata={STANDS_FOR: lambda part: key_inputs(part.others)})
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (*self.others.views, FULL_IMAGE)
+
+    def crop(self, image: Image.Image, image_id: str) -> list[View]:
+        return [*self.others.crop(image, image_id), View(image, squash=False)]
+
+    def fuse(self, features: Float[Tensor, "b s d"]) -> Float[Tensor, "b d"]:
+        return self.others.fuse(features[:, :-1])
+
+    def _name(self, fraction: float) -> str:
+        return self.others._name(fraction)
+
+    def _crop(self, image: Image.Image, image_id: str, fraction: float, view: str) -> Image.Image:
+        return self.others._crop(image, image_id, fraction, view)
 
 
 def _random_parts(image_id: str, view: str) -> tuple[int, int]:

@@ -17,15 +17,18 @@ class SupportSet(NamedTuple):
         features: Unit features.
         labels: Class index of each.
         num_classes: Number of classes.
+        full_image: Unit features of the full images, where `features` are those of fused crops; else None.
     """
 
     features: Float[Tensor, "n d"]
     labels: Int[Tensor, " n"]
     num_classes: int
+    full_image: Float[Tensor, "n d"] | None = None
 
     def take(self, rows: Tensor) -> "SupportSet":
         """Returns some of the images, by index or by mask."""
-        return SupportSet(self.features[rows], self.labels[rows], self.num_classes)
+        full_image = None if self.full_image is None else self.full_image[rows]
+        return SupportSet(self.features[rows], self.labels[rows], self.num_classes, full_image)
 
     def counts(self) -> Int[Tensor, " c"]:
         """Returns the number of images of each class."""

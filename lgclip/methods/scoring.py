@@ -151,8 +151,8 @@ class Affinity(ScoringRule):
 
     def fit(self, support: SupportSet) -> Scorer:
         class_weights = _class_weights(support)
-        # Tip-Adapter's one-hot labels are divided by the class's number of images here: a class with more images would
-        # otherwise have higher scores.
+        # A mean, where Tip-Adapter and SuS-X sum: a class with more images would otherwise have higher scores. With
+        # equal numbers of images the two rank classes alike.
         return lambda features: torch.exp(-self.beta * (1 - features @ support.features.T)) @ class_weights
 
     def candidates(self) -> Sequence[ScoringRule]:

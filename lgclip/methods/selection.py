@@ -63,7 +63,8 @@ class ByText(Selection):
     """Ranks images by the text tower, as in the official release of LGCLIP; the selection thus depends on text.
 
     Images that the text baseline assigns to their own class come before the others; within each group, a higher
-    similarity to the class's sentence comes first.
+    similarity to the class's sentence comes first. As in the release, the full image is compared, whatever crops the
+    prototypes are fused from.
     """
 
     key_name: ClassVar[str] = "ByText"
@@ -73,7 +74,8 @@ class ByText(Selection):
     def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
         if text is None:
             raise ValueError("selection=text needs a text tower, which this encoder lacks; use selection=medoid")
-        scores = support.features @ text.T
+        features = support.features if support.full_image is None else support.full_image
+        scores = features @ text.T
         similarity = scores.gather(1, support.labels[:, None])[:, 0].double()
         # Cosines lie within 2 of each other, so adding 10 puts all of these images before the others.
         return similarity + 10 * (scores.argmax(dim=1) == support.labels)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lgclip.batches import FeatureBatch
-from lgclip.encoder.scales import Scales
+from lgclip.encoder.scales import Scales, WithFullImage
 from lgclip.methods.base import Classifier
 from lgclip.methods.calibration import Choice, LeaveOneOut, temperature_of
 from lgclip.methods.predictor import PrototypePredictor
@@ -89,6 +89,7 @@ class ZeroShot(Classifier):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.text = FeatureCollector(data.num_classes, data.width)
         self.image = FeatureCollector(data.num_classes, data.width)
+        self.full_image = FeatureCollector(data.num_classes, data.width)
         self._prototypes = {}  # of another data set, if one was evaluated before
 
     def _fit(self) -> None:
@@ -100,6 +101,8 @@ class ZeroShot(Classifier):
         images: SupportSet | None = None
         if self.needs_images:
             images = self.image.support()
+            if isinstance(self.scales, WithFullImage):
+                images = images._replace(full_image=self.full_image.support().features)
         for name, choice in self.configured.items():
             used = choice
             accuracy: float | None = None
@@ -122,6 +125,8 @@ class ZeroShot(Classifier):
                 self.text.update(batch.features[:, 0], batch.labels, batch.indices)
             case Role.SYNTHETIC:
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
+                if isinstance(self.scales, WithFullImage):
+                    self.full_image.update(batch.features[:, -1], batch.labels, batch.indices)
             case Role.PREDICTED:
                 assert self.predictor is not None
                 self.collect(self.names[0], self.predictor.logits(batch), batch)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from lgclip.encoder.scales import FULL_IMAGE, RandomResizedCrops, SquareCrops, View
+from lgclip.encoder.scales import FULL_IMAGE, RandomResizedCrops, SquareCrops, View, WithFullImage
+from lgclip.store.keys import key_inputs
 
 HALF = SquareCrops((0.25,), (1,))
 
@@ -170,3 +171,18 @@ def test_view_names_are_unique() -> None:
 def test_invalid_aspect_ratio_is_rejected(aspect: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"scales\.aspect"):
         RandomResizedCrops((0.5,), (1,), aspect)
+
+
+def test_full_image_is_added_to_crops() -> None:
+    crops = SquareCrops((0.5, 0.25), (2.0, 1.0))
+    scales = WithFullImage(others=crops)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+
+    views = scales.crop(image, "id")
+
+    assert scales.views == (*crops.views, "full")
+    assert [view.image.size for view in views[:2]] == [view.image.size for view in crops.crop(image, "id")]
+    assert views[2] == View(image, squash=False)
+    features = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
+    torch.testing.assert_close(scales.fuse(features), crops.fuse(features[:, :2]))
+    assert key_inputs(scales)["others"] == key_inputs(crops)

@@ -67,6 +67,20 @@ def test_by_text_prefers_correct_images(seed: int, count: int) -> None:
 
 
 @given(SEEDS, st.integers(1, 6))
+def test_by_text_compares_full_images(seed: int, count: int) -> None:
+    """The release ranks images by their full view, whatever crops a prototype is fused from."""
+    _, _, _, support, sentences = world(seed)
+    other = torch.from_numpy(rows(seed + 2, 14))
+
+    selected = ByText(count).select(support._replace(full_image=other), sentences)
+
+    ranked = ByText(count).select(support._replace(features=other), sentences)
+    assert selected.full_image is not None
+    assert torch.equal(selected.full_image, ranked.features)
+    assert len(selected.features) == len(ranked.features)
+
+
+@given(SEEDS, st.integers(1, 6))
 def test_medoid_is_most_similar_to_its_class(seed: int, count: int) -> None:
     images, _, labels, support, _ = world(seed)
     worth = np.array([(images[labels == labels[i]] @ images[i]).sum() for i in range(14)])
