@@ -23,9 +23,9 @@ def unused_overrides(overrides: Sequence[str], unused: Collection[str]) -> list[
         overrides: Overrides of Hydra, such as `llm.temperature=0.5`.
         unused: Names of config groups and values.
     """
-    found: list[str] = []
+    matching: list[str] = []
     for override in overrides:
         match = _KEY.match(override)
         if match and re.split(r"[.@/]", match[1])[0] in unused:
-            found.append(override)
-    return found
+            matching.append(override)
+    return matching
