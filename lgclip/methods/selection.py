@@ -41,7 +41,13 @@ class Selection(ABC):
         """
         if self.keep is None or int(support.counts().max()) <= self.keep:
             return support
-        return support.take(best(support, self.worth(support, text), self.keep))
+        return support.take(self.kept(support, text))
+
+    def kept(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Bool[Tensor, " n"]:
+        """Returns a mask of the selected images; the arguments are those of `select`."""
+        if self.keep is None:
+            return torch.ones(len(support.labels), dtype=torch.bool, device=support.labels.device)
+        return best(support, self.worth(support, text), self.keep)
 
     @abstractmethod
     def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:

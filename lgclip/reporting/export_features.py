@@ -1,19 +1,34 @@
 """Exports the features of a run to files that can be read without this package."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Bool
 
-from lgclip.reporting.restore import restore_run
+from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.selection import Selection
+from lgclip.reporting.restore import RestoredRun, restore_run
 from lgclip.reporting.run_folder import Run
 from lgclip.store.atomic import atomic_write
 
 
 def export_features(run: Path, out: Path) -> str:
-    """Writes a run's features: `real` (n, s, d), `real_labels` (n,), `synthetic` (c, k, s, d), float32.
+    """Writes everything from which the rows of a run's result are computed, as arrays.
 
-    Where images are missing the classes differ in their number: `synthetic` is then (m, s, d),
-    and `synthetic_labels` (m,) holds the class of each image.
+    - `real` (n, s, d), `real_labels`, `real_ids` and `real_index`, the position in the complete data set.
+    - `synthetic` (c, k, s, d) and `synthetic_ids`. Where images are missing the classes differ in their number:
+      `synthetic` is then (m, s, d), and `synthetic_labels` (m,) holds the class of each image.
+    - `kept`, for each row of the result whether it uses each synthetic image, in the order of `rows`.
+    - `text` (t, d) and `text_labels`, the sentences; `sentences` spells them out.
+    - `views` and `weights` (s,), the names of the views and the weights of their fusion.
+    - `class_names` and `rows`, the names of the rows; `rules`, a JSON object with the parameters of each row.
+
+    All features are unit vectors in float32.
 
     Args:
         run: A run's folder.
@@ -25,20 +40,81 @@ def export_features(run: Path, out: Path) -> str:
     Raises:
         ValueError: If the folder holds no finished run, or its store is not complete any more.
     """
-    restored = restore_run(Run.read(run))
-    real = restored.streams["real"]
-    arrays = {"real": real.features().numpy(), "real_labels": np.array(real.labels, dtype=np.int64)}
+    finished = Run.read(run)
+    restored = restore_run(finished)
+    arrays = {**_real(restored), **_text(restored), **_synthetic(restored)}
+    predictor = finished.result.predictor
     if restored.synthetic_images is not None:
-        synthetic = restored.streams["synthetic"]
-        if restored.synthetic_images.missing:
-            arrays["synthetic"] = synthetic.features().numpy()
-            arrays["synthetic_labels"] = np.array(synthetic.labels, dtype=np.int64)
-        else:
-            # Drawn class by class, and every class has prompts_per_class * images_per_prompt images.
-            classes = len(restored.dataset.class_names)
-            arrays["synthetic"] = synthetic.features().unflatten(0, (classes, -1)).numpy()
+        arrays["kept"] = _kept(restored, predictor)
+    arrays["class_names"] = np.array(restored.dataset.class_names)
+    arrays["rows"] = np.array(list(predictor))
+    rules = {"predictor": dict(predictor), "confidence": asdict(finished.result.confidence)}
+    arrays["rules"] = np.array(json.dumps(rules, ensure_ascii=False))
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
+    shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items() if array.shape)
     return f"{out}: {shapes}"
+
+
+def _real(restored: RestoredRun) -> dict[str, np.ndarray]:
+    real = restored.streams["real"]
+    weights = np.asarray(restored.scales.weights, dtype=np.float64)
+    return {
+        "real": real.features().numpy(),
+        "real_labels": np.array(real.labels, dtype=np.int64),
+        "real_ids": np.array(list(real.ids)),
+        "real_index": np.array(restored.dataset.places, dtype=np.int64),
+        "views": np.array(real.views),
+        "weights": weights / weights.sum(),
+    }
+
+
+def _text(restored: RestoredRun) -> dict[str, np.ndarray]:
+    text = restored.streams.get("text")
+    if text is None:
+        return {}
+    return {
+        "text": text.features()[:, 0].numpy(),
+        "text_labels": np.array(text.labels, dtype=np.int64),
+        "sentences": np.array([str(text.load(place)) for place in range(len(text.ids))]),
+    }
+
+
+def _synthetic(restored: RestoredRun) -> dict[str, np.ndarray]:
+    if restored.synthetic_images is None:
+        return {}
+    synthetic = restored.streams["synthetic"]
+    arrays = {"synthetic_ids": np.array(list(synthetic.ids))}
+    if restored.synthetic_images.missing:
+        arrays["synthetic"] = synthetic.features().numpy()
+        arrays["synthetic_labels"] = np.array(synthetic.labels, dtype=np.int64)
+    else:
+        # Generated class by class, and every class has prompts_per_class * images_per_prompt images.
+        classes = len(restored.dataset.class_names)
+        arrays["synthetic"] = synthetic.features().unflatten(0, (classes, -1)).numpy()
+    return arrays
+
+
+def _kept(restored: RestoredRun, predictor: Mapping[str, Mapping[str, Any]]) -> Bool[np.ndarray, "r m"]:
+    """Returns for each row of the result which synthetic images it uses."""
+    synthetic = restored.streams["synthetic"]
+    classes = len(restored.dataset.class_names)
+    fused = torch.cat([restored.scales.fuse(batch.features) for batch in synthetic.batches()])
+    support = SupportSet(fused, torch.tensor(synthetic.labels), classes, restored.full_image)
+    text = restored.streams.get("text")
+    sentences = None
+    if text is not None:
+        sentences = SupportSet(text.features()[:, 0], torch.tensor(text.labels), classes).means(renormalize=True)
+    kinds = {kind.key_name: kind for kind in Selection.__subclasses__()}
+    kept = np.zeros((len(predictor), len(synthetic.ids)), dtype=bool)
+    for row, described in enumerate(predictor.values()):
+        if described.get("text_weight") == 1:
+            continue
+        choice = described.get("selection")
+        if choice is None:  # a trained predictor: its training used all
+            kept[row] = True
+            continue
+        settings = {name: value for name, value in choice.items() if name != "part"}
+        kept[row] = kinds[choice["part"]](**settings).kept(support, sentences).numpy()
+    return kept

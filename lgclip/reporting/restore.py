@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.errors import InstantiationException
+from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.splits import DatasetSplits
@@ -13,7 +15,7 @@ from lgclip.datasets.subsets import First
 from lgclip.datasets.unreadable import ReadableSubset
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
-from lgclip.encoder.scales import Scales
+from lgclip.encoder.scales import FULL_IMAGE, Scales, WithFullImage
 from lgclip.reporting.run_folder import Run, RunError
 from lgclip.runtime.instantiate import TargetError, build
 from lgclip.runtime.secrets import guard_environment
@@ -39,6 +41,7 @@ class RestoredRun:
         encoder: The encoder of the run.
         scales: Views of an image.
         captions: Captions of the real training images; None if the prompts were not captions.
+        full_image: Unit features of the full synthetic images, where the run's selection compared them; else None.
         streams: `text`, `synthetic` and `real`, as far as the run had them, with their stored features.
     """
 
@@ -49,6 +52,7 @@ class RestoredRun:
     scales: Scales
     captions: Captions | None
     streams: Mapping[str, Stream]
+    full_image: Float[Tensor, "m d"] | None = None
 
 
 def restore_run(run: Run) -> RestoredRun:
@@ -87,9 +91,11 @@ def restore_run(run: Run) -> RestoredRun:
         synthetic_images = with_sources(synthetic_images, script, cfg.images_per_prompt)
         streams.append(synthetic_stream(synthetic_images, encoder, scales, root))
     streams.append(real_stream(dataset, encoder, scales, root))
-    return RestoredRun(
-        dataset, parts.data, synthetic_images, encoder, scales, captions, {stream.name: stream for stream in streams}
-    )
+    by_name = {stream.name: stream for stream in streams}
+    full_image = None
+    if synthetic_images is not None and (run.result.scales or {}).get("part") == WithFullImage.key_name:
+        full_image = by_name["synthetic"].store.take(synthetic_images.ids, [FULL_IMAGE])[:, 0]
+    return RestoredRun(dataset, parts.data, synthetic_images, encoder, scales, captions, by_name, full_image)
 
 
 def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:

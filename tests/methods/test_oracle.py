@@ -55,8 +55,11 @@ def test_export_has_the_documented_shapes(first_run: FirstRun, tmp_path: Path) -
     assert main(["store", "features", str(first_run.folder), str(tmp_path / "new" / "out.npz")]) == 0
     exported = np.load(tmp_path / "new" / "out.npz", allow_pickle=False)
     n = len(NAMES) * IMAGES_PER_CLASS
+    c = len(NAMES)
     assert {name: exported[name].shape for name in exported} == {
-        "real": (n, 1, 32), "real_labels": (n,), "synthetic": (len(NAMES), 3, 1, 32)
+        "real": (n, 1, 32), "real_labels": (n,), "real_ids": (n,), "real_index": (n,), "views": (1,), "weights": (1,),
+        "text": (c, 32), "text_labels": (c,), "sentences": (c,), "synthetic": (c, 3, 1, 32), "synthetic_ids": (3 * c,),
+        "kept": (3, 3 * c), "class_names": (c,), "rows": (3,), "rules": (),
     }  # fmt: skip
     assert exported["real_labels"].tolist() == [i // IMAGES_PER_CLASS for i in range(n)]
     for name in ("real", "synthetic"):
@@ -68,7 +71,9 @@ def test_export_has_the_documented_shapes(first_run: FirstRun, tmp_path: Path) -
 def test_export_without_images_has_real_features(sandbox: Sandbox, tmp_path: Path) -> None:
     evaluate_run(sandbox, tmp_path / "run", "method=clip_text")
     assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
-    assert sorted(np.load(tmp_path / "out.npz")) == ["real", "real_labels"]
+    exported = np.load(tmp_path / "out.npz")
+    assert {"real", "real_labels", "text"} <= set(exported)
+    assert not {"synthetic", "kept"} & set(exported)
 
 
 def test_invalid_export_is_one_error(sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
