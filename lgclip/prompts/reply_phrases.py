@@ -93,10 +93,13 @@ _REFUSALS = [
         rf" not|won't|will not|is (?:unable|not able|not allowed|not designed)|refus\w{{1,3}}|declin\w{{1,3}}|does not|"
         rf"doesn't|is not) (?:to )?(?:\w+ )?(?:{_ASSIST}|able|allowed|designed)\b",
         # "It would be inappropriate to ...", "Describing a gun is not allowed."
-        r"^(?:it|that|this|doing so|to do so)(?:'s| is| would be| was| might be| may be| could be) (?:\w+ ){0,2}?"
+        # Not after an article: "this is a harmful insect", "this is a star against a black background" describe.
+        r"^(?:it|that|this|doing so|to do so)(?:'s| is| would be| was| might be| may be| could be) "
+        r"(?:(?!(?:an?|the|things?)\b)\w+ ){0,2}?"
         r"(?:inappropriate|unethical|unsafe|irresponsible|harmful|impossible|illegal|prohibited|forbidden|"
         r"not (?:\w+ )?(?:appropriate|ethical|possible|safe|right|something|allowed|permitted|able|acceptable|okay|ok)|"
-        r"against|beyond|outside)\b",
+        r"(?:against|beyond|outside) (?:my|our|your|the|any|what) (?:\w+ ){0,2}?(?:polic|guideline|rule|scope|capabilit|"
+        r"abilit|terms|principle|purpose|value|programming|law|i\b|we\b)\w{0,12})\b",
         r"^(?:it|that|this)(?: isn't| wouldn't be| would not be| is not| ain't| can't be| cannot be) ",
         r"^(?:describing|generating|creating|providing|writing|producing|depicting|discussing|sharing) (?:\w+ ){0,2}?"
         r"(?:an?|the|such|this|that|of|about|for|any|content|thing|descriptions?|prompts?|images?)\b(?:,? \S{1,40}){0,8}? "

@@ -4,11 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lgclip.prompts.base import Task
 from lgclip.prompts.chat import ChatHistory
+from lgclip.prompts.filtering import spoilt
 from lgclip.prompts.local_llm import LocalLLM
+from lgclip.prompts.reply_parsing import sentences_of
+from lgclip.tiny.captions import caption_of
+from lgclip.tiny.world import scene_of
 from lgclip.types import TargetClass
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -42,3 +47,33 @@ def test_good_prompts_pass_in_any_format(case: Case) -> None:
 
 def test_corpus_is_large() -> None:
     assert len(CASES) >= 200
+
+
+DESCRIPTIONS = [
+    "this is a {} against a black background", "this image shows a {} against a white wall",
+    "this is a {} outside in the rain", "it is a harmful {} on a leaf", "this photo is of a {} outside a barn",
+    "that is a {} beyond the fence", "a {} under a policy sign", "this is an illegal {} on the street",
+    "here is a {} on the left", "there is a {} in the middle", "the {} is not in focus",
+    "this {} cannot be seen clearly behind the grass", "a request for a {} written on paper", "an unsafe {} on a cliff",
+    "no {} is visible behind the glass, only its shadow", "this is a {} that refuses to move", "a {} declined in size",
+    "the image of a {} was blocked by a tree", "access to the {} is through a gate", "sorry looking {} in the rain",
+    "as a {} it sits", "a {} per the rules of composition", "this picture of a {} is against the light",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("description", DESCRIPTIONS)
+@pytest.mark.parametrize("name", ["cat", "flowers", "plain orange star", "boxer"])
+def test_descriptions_with_words_of_refusals_are_prompts(description: str, name: str) -> None:
+    """ "against" and "outside" in a description were taken for a refusal, and the default run changed by 0.2 points."""
+    prompt = description.format(name)
+
+    assert spoilt(prompt, name) is None
+    assert sentences_of(prompt) == [prompt]
+
+
+def test_captions_of_the_small_world_are_prompts() -> None:
+    rng = np.random.default_rng(0)
+    for number in range(2000):
+        scene, _ = scene_of("test", number % 1200)
+        caption = caption_of(scene, rng, paraphrase=0.0)
+        assert spoilt(caption, scene.kind.name) is None, caption

@@ -32,7 +32,7 @@ def recomputed(arrays: Any, row: str) -> np.ndarray:
         scores += weight * real @ mean_per_class(arrays["text"], arrays["text_labels"], classes).T
     if weight < 1:
         synthetic = arrays["synthetic"]
-        labels = arrays["synthetic_labels"] if "synthetic_labels" in arrays else None
+        labels = arrays.get("synthetic_labels", None)
         if labels is None:
             labels = np.repeat(np.arange(classes), synthetic.shape[1])
             synthetic = synthetic.reshape(-1, *synthetic.shape[2:])
