@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lgclip.experiment import Experiment
+    from lgclip.reporting.run_classifier import load
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "load"]
 __version__ = "0.1.0"
 
 # Before torch multiplies: a row of a product is then the same to the last bit whatever the other rows are and however
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from lgclip.experiment import Experiment
 
         return Experiment
+    if name == "load":
+        from lgclip.reporting.run_classifier import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

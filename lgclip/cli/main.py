@@ -66,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--title", default="", help="heading of the page")
     report.add_argument("--images", type=int, metavar="N", help="maximum number of images per class; 0: none")
 
+    save = parts.add_parser("save", help="save the classifier of a run: prototypes, rule and class names, no images")
+    save.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, with its result.json")
+    save.add_argument("out", type=Path, metavar="FOLDER", help="folder to write")
+
+    classify = parts.add_parser("classify", help="classify images with a saved classifier, or with that of a run")
+    classify.add_argument("classifier", type=Path, metavar="FOLDER", help="folder of lgclip save, or of a run")
+    classify.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
+    classify.add_argument("-o", "--out", type=Path, metavar="FILE.csv", help="table to write (default: the terminal)")
+    classify.add_argument("--top", type=int, default=1, metavar="N", help="columns with the N most probable classes")
+
     audit = parts.add_parser(
         "audit", help="find near-duplicates of test images, and list which data each stage has seen"
     )
@@ -205,6 +215,19 @@ def _store_output(args: argparse.Namespace) -> Iterator[str]:
             yield from import_archive(root, args.archive)
 
 
+def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
+    """Yields the lines of `lgclip save` and `lgclip classify`."""
+    if args.part == "save":
+        from lgclip.reporting.run_classifier import save_run_classifier
+
+        yield save_run_classifier(args.run, args.out)
+        return
+
+    from lgclip.cli.classify import classify_command
+
+    yield from classify_command(args.classifier, args.images, args.out, args.top)
+
+
 def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
     """Yields the lines and tables of a command as they come; imports its dependencies when it is called."""
     match args.part:
@@ -224,6 +247,8 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
             # The default is not the parser's, as that would need the import for each `--help`. 0 is a valid value.
             images = IMAGES if args.images is None else args.images
             yield write_page(args.places, args.out, reference=args.reference, title=args.title, images=images)
+        case "save" | "classify":
+            yield from _classifier_output(args)
         case "audit":
             from lgclip.reporting.leakage_audit import audit, audit_text
             from lgclip.reporting.run_folder import Run

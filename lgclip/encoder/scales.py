@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from lgclip.store.keys import STANDS_FOR, key_inputs
+
+_GENERATOR = Lock()
+"""Guards torch's global generator."""
 
 FULL_IMAGE = "full"
 """Name of the view of the full image, with the encoder's own preprocessing."""
@@ -154,8 +158,8 @@ class RandomResizedCrops(Scales):
         from torchvision.transforms import RandomResizedCrop
 
         # torchvision uses only torch's global generator: it is seeded for this crop and then restored, so that
-        # the training that goes on around it is not changed.
-        with torch.random.fork_rng(devices=[]):
+        # the training that goes on around it is not changed. By one thread at a time: images are cropped in several.
+        with _GENERATOR, torch.random.fork_rng(devices=[]):
             torch.manual_seed(_random_parts(image_id, view)[0] >> 1)  # 63 bits: the seed is a signed number
             place = RandomResizedCrop.get_params(image, [fraction, fraction], list(self.aspect))  # pyright: ignore[reportArgumentType]
         top, left, height, width = place

@@ -61,7 +61,7 @@ def restore_run(run: Run) -> RestoredRun:
     Raises:
         ValueError: If something does not exist any more, such as the data set's images.
     """
-    cfg = _config_of(run)
+    cfg = config_of(run)
     root = open_root(cfg.paths.store)
     try:
         parts = RunParts.from_config(cfg)
@@ -108,7 +108,7 @@ def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:
     Raises:
         ValueError: If something does not exist any more.
     """
-    cfg = _config_of(run)
+    cfg = config_of(run)
     root = open_root(cfg.paths.store)
     streams = []
     shifted = [build(config, _convert_="all") for config in (cfg.get("ood") or {}).values()]
@@ -156,7 +156,7 @@ def _as_evaluated(dataset: Dataset, run: Run) -> Dataset:
     return ReadableSubset(dataset, {image.index: image.reason for image in skipped})
 
 
-def _config_of(run: Run) -> DictConfig:
+def config_of(run: Run) -> DictConfig:
     """Returns the run's config, with `auto` and a hub's `main` as they were resolved in the run."""
     guard_environment()  # the config was resolved when it was recorded; what still looks so is someone else's
     cfg: Any = OmegaConf.create(dict(run.result.config))

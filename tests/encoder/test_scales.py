@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -186,3 +187,18 @@ def test_full_image_is_added_to_crops() -> None:
     features = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1)
     torch.testing.assert_close(scales.fuse(features), crops.fuse(features[:, :2]))
     assert key_inputs(scales)["others"] == key_inputs(crops)
+
+
+def test_random_crops_do_not_depend_on_threads() -> None:
+    """Threads that crop at once shared torch's generator, so that crops of protocol=official_code differed by run."""
+    scales = RandomResizedCrops(tuple((s + 1) / 10 for s in range(10)), (1.0,) * 10)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    ids = [f"image {number}" for number in range(64)]
+
+    def sizes(image_id: str) -> list[bytes]:
+        return [view.image.tobytes() for view in scales.crop(image, image_id)]
+
+    with ThreadPoolExecutor(8) as threads:
+        parallel = list(threads.map(sizes, ids))
+
+    assert parallel == [sizes(image_id) for image_id in ids]
