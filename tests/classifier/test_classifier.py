@@ -55,7 +55,8 @@ def test_predictions_are_those_of_the_run(overrides: tuple[str, ...], sandbox: S
         assert [prediction.path for prediction in predictions] == [data.where(index) for index in range(len(data))]
         assert [prediction.label for prediction in predictions] == expected
         confidence = [float(row["confidence"]) for row in rows_of(run)]
-        np.testing.assert_allclose([p.score for p in predictions], confidence, atol=2e-5)
+        scores = [float(prediction.score or 0) for prediction in predictions]
+        np.testing.assert_allclose(scores, confidence, atol=2e-5)
 
 
 @pytest.fixture(scope="module")
