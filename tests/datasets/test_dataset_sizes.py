@@ -33,7 +33,7 @@ def test_selection_of_fewer_than_two_classes_is_rejected(
 
 
 def test_dataset_without_images_is_rejected(folder: Folder) -> None:
-    with pytest.raises(ValueError, match="dataset: .* has no image of its 3 classes"):
+    with pytest.raises(ValueError, match=r"dataset: .* has no image of its 3 classes"):
         DatasetSplits(lambda **_: First(folder, 0))
 
 
@@ -44,7 +44,7 @@ def test_training_split_without_images_is_rejected(folder: Folder, split: str, t
     def open_split(**values: Any) -> Dataset:
         return First(folder, 0) if values else evaluated
 
-    with pytest.raises(ValueError, match="the training split of dataset: .* has no image"):
+    with pytest.raises(ValueError, match=r"the training split of dataset: .* has no image"):
         getattr(DatasetSplits(open_split), split)
 
 
