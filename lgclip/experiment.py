@@ -20,7 +20,7 @@ from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
 from lgclip.stages.counts import ImageCounts
-from lgclip.store.root import open_root
+from lgclip.store.root import check_writable, open_root
 
 if TYPE_CHECKING:
     from lgclip.diffuser.base import SyntheticImages
@@ -228,7 +228,7 @@ class Experiment:
         trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=bars)
         return RunContext(
             store=store,
-            stages=Stages(trainer),
+            stages=Stages(trainer, [partial(check_writable, store)]),
             make_trainer=partial(build, cfg.trainer),
             on_bad_image=OnBadImage.of(cfg.on_bad_image),
             workers=cfg.workers,

@@ -170,7 +170,9 @@ def check_images(dataset: Dataset, key: str) -> None:
         ValueError: If it has none.
     """
     if not len(dataset):
-        raise ValueError(f"{key}: {dataset.name} has no image of its {len(dataset.class_names)} classes; check the path")
+        raise ValueError(
+            f"{key}: {dataset.name} has no image of its {len(dataset.class_names)} classes; check the path"
+        )
 
 
 def check_same_classes(dataset: Dataset, training: Dataset) -> None:
