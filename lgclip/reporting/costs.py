@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.reporting.result_schema import ReusedPart, RunResult, StageRecord
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.cost_log import Line, StageStats, StoreUsage, rate, read_cost_log
 
 _OF_DATA = ("text", "real")
@@ -66,7 +67,7 @@ def towers_at(path: Path) -> dict[str, Any] | None:
     """
     # Measuring is optional and a result must not fail without it, whatever is wrong with the file.
     try:
-        towers = json.loads(path.read_text(encoding="utf-8"))
+        towers = json.loads(read_text(path))
         return {name: towers[name] for name in ("image", "text")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from lgclip.runtime.regular_files import read_text, regular_stat
 from lgclip.store.atomic import WAY_OUT, WriteError, refusal
 from lgclip.store.checksums import CHECKSUM, is_intact, with_checksum
 
@@ -185,6 +186,9 @@ def append_start(path: Path) -> str:
 def _append(path: Path, record: Mapping[str, object]) -> None:
     text = json.dumps(with_checksum(record)) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        # To a pipe the line would be lost, or waited for.
+        regular_stat(path)
     try:
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -204,7 +208,7 @@ def _append(path: Path, record: Mapping[str, object]) -> None:
 def read_cost_log(path: Path) -> CostLog:
     """Reads a cost log; empty if it does not exist. Damaged lines are left out, with a warning."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, errors="replace")
     except FileNotFoundError:
         return CostLog([], 0)
     # An empty file has no lines, but splitting its text would give one.

@@ -63,12 +63,13 @@ def open_root(root: str | os.PathLike[str] | None) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that files can be written to the store's folder.
+    """Checks that files can be written to the store's folder, which is created if needed.
 
     Raises:
         StoreError: If the system refuses it.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         # A file is written for a test, since permissions do not show read-only mounts, quotas or network disks.
         # It fails here, before hours of generation whose first image could not be stored.
         with NamedTemporaryFile(dir=folder):
