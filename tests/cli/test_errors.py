@@ -1,6 +1,7 @@
 """Tests that a user's mistake gives one plain message and exit status 1, and a bug keeps its traceback."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from factories import Sandbox, evaluate_run, make_image_folder, run_command
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file, save_file
 
 from lgclip.cli.errors import plain_errors
 from lgclip.diffuser.pipeline import Diffuser
@@ -226,3 +228,20 @@ def test_wrong_launcher_is_one_line(
     assert exit_info.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+@pytest.mark.slow
+def test_wrong_weights_are_refused_before_anything_is_generated(
+    rejected: Rejected, fresh_sandbox: Sandbox, tmp_path: Path
+) -> None:
+    encoder = Path(shutil.copytree(fresh_sandbox.encoder, tmp_path / "encoder"))
+    weights = load_file(encoder / "open_clip_model.safetensors")
+    del weights["visual.proj"]
+    save_file(weights, encoder / "open_clip_model.safetensors")
+    message = rejected(f"encoder.model={encoder}")
+    assert "1 of the model's 38 weights are missing (visual.proj)" in message
+    diffuser = Path(shutil.copytree(fresh_sandbox.diffuser, tmp_path / "diffuser"))
+    weights_file = diffuser / "vae" / "diffusion_pytorch_model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    assert f"{weights_file} is damaged" in rejected(f"diffuser.model={diffuser}")
+    assert f"{weights_file} is damaged" in rejected(f"diffuser.model={diffuser}", verb="generate")
