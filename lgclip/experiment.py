@@ -29,7 +29,7 @@ from lgclip.runtime.unused_settings import (
     unused_overrides,
 )
 from lgclip.stages.counts import ImageCounts
-from lgclip.store.root import open_root
+from lgclip.store.root import check_writable, open_root
 
 if TYPE_CHECKING:
     from lgclip.diffuser.base import SyntheticImages
@@ -112,6 +112,7 @@ class Experiment:
 
         context = self._context()
         parts = GenerationParts.from_config(self._cfg, data)
+        _check_before(context, parts)
         synthetic_images = _generate(context, parts)
         if context.trainer.is_global_zero:
             class_names = parts.data.evaluated.class_names
@@ -166,6 +167,7 @@ class Experiment:
         parts = RunParts.from_config(self._cfg, self._data)
         logger = build(self._cfg.logger, save_dir=output_folder()) if "_target_" in self._cfg.logger else False
         context = replace(context, logger=logger)
+        _check_before(context, parts)
         inputs = _training_inputs(parts, context)
         recipe.check(inputs)
         task = recipe.prepare(inputs, context)
@@ -239,7 +241,7 @@ class Experiment:
         trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=bars)
         return RunContext(
             store=store,
-            stages=Stages(trainer),
+            stages=Stages(trainer, [partial(check_writable, store)]),
             make_trainer=partial(build, cfg.trainer),
             on_bad_image=OnBadImage.of(cfg.on_bad_image),
             workers=cfg.workers,
@@ -274,6 +276,9 @@ class Experiment:
                 method.trained.load(cfg.checkpoint, inputs, context)
         parts = replace(parts, encoder=parts.encoder.on(context.device))
         parts.encoder.inputs()  # and so is an encoder that cannot be had
+        if method.needs_images:
+            _check_before(context, parts)
+        context.stages.check_before(parts.encoder.check_weights)
         return _Setup(parts, shifts, method, replace(inputs, encoder=parts.encoder), context)
 
     def _with_views(self, parts: RunParts) -> RunParts:
@@ -385,6 +390,13 @@ class Experiment:
         logger = build(cfg.logger, save_dir=folder) if "_target_" in cfg.logger else False
         fit_recipe(recipe, partial(build, cfg.trainer), logger, folder, every=cfg.checkpoint_every, ema=cfg.ema)
         return folder / "model"
+
+
+def _check_before(context: RunContext, parts: GenerationParts) -> None:
+    """Has the models of a generation checked before its first stage, where there is something to compute."""
+    if parts.diffuser.needs_prompts:
+        context.stages.check_before(parts.llm.check_weights)
+    context.stages.check_before(parts.diffuser.check_weights)
 
 
 def _generate(context: RunContext, parts: GenerationParts) -> SyntheticImages:

@@ -16,7 +16,7 @@ from lgclip.runtime.instantiate import build
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.generate import training_images
 from lgclip.store.atomic import atomic_write
-from lgclip.store.root import StoreError, open_root, root_of
+from lgclip.store.root import StoreError, check_writable, open_root, root_of
 
 
 def export_captions(captions: Captions, path: Path) -> int:
@@ -112,6 +112,8 @@ def captions_command(action: str, path: Path, overrides: Sequence[str], conf: Pa
         count = export_captions(captions, path)
         yield f"{path}: {count:,} captions of {len(real):,} training images of {real.name}"
     else:
-        captions = Captions(real, prompt_generator, open_root(cfg.paths.store), len(real))
+        store = open_root(cfg.paths.store)
+        check_writable(store)
+        captions = Captions(real, prompt_generator, store, len(real))
         count = import_captions(captions, path)
         yield f"captions/{captions.store.key}: {count:,} of {len(real):,} captions are new"

@@ -22,7 +22,7 @@ from lgclip.encoder.presets import OPEN_CLIP_REPOSITORIES
 from lgclip.runtime.hub import cached
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.store.keys import hub_repositories
-from lgclip.store.root import StoreError, open_root
+from lgclip.store.root import StoreError, check_writable, open_root
 
 READY = "ready"
 DOWNLOADABLE = "downloadable"
@@ -156,6 +156,7 @@ def check_store(place: str | None) -> tuple[str, list[str]]:
     """
     try:
         root = open_root(place)
+        check_writable(root)
     except StoreError as error:
         return "none", [str(error)]
     sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]

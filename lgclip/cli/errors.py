@@ -2,6 +2,8 @@
 
 import difflib
 import functools
+import io
+import logging.config
 import os
 import re
 import sys
@@ -28,6 +30,8 @@ guard_environment()
 
 FULL = "HYDRA_FULL_ERROR"
 _MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException)
+_PLUGINS = {"instantiate_launcher": "hydra.launcher", "instantiate_sweeper": "hydra.sweeper"}
+"""Config group of what each function of Hydra builds."""
 _OURS = "LGCLIP_PLAIN_ERRORS"  # next to it: it was set here, not by the user; the other devices inherit both
 
 _QUOTES = (
@@ -73,7 +77,8 @@ def _plainly(run: Callable[[], object]) -> object:
     os.environ |= dict.fromkeys(before, "1")  # Hydra then passes errors on instead of printing them
     try:
         return run()
-    except _MISTAKES as error:
+    # Of any type: Hydra's plugins raise their own.
+    except Exception as error:
         _exit_with(error)
     # A sweep runs its jobs in this process, and tests call the scripts in theirs: nothing may be left behind.
     finally:
@@ -111,10 +116,40 @@ def _guarded(run: Callable[..., Any], *args: Any) -> Any:
 
 def _exit_with(error: Exception) -> NoReturn:
     """Prints the message of a user's mistake and exits; raises every other error again."""
-    if isinstance(error, ValueError) and not _ours(error):
+    problem = _problem_of_setup(error)
+    if problem is None and not _is_mistake(error):
         raise error
-    sys.stderr.write(f"error: {sanitized(_message(error))}\n")
+    sys.stderr.write(f"error: {sanitized(problem or _message(error))}\n")
     sys.exit(1)
+
+
+def _is_mistake(error: Exception) -> bool:
+    # First, because some of OmegaConf's errors are ValueErrors too.
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    return isinstance(error, OSError) or (isinstance(error, ValueError) and _ours(error))
+
+
+def _problem_of_setup(error: Exception) -> str | None:
+    """Describes a failure of the logging or the launcher that the config names; None for any other error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.filename == logging.config.__file__ for frame in frames):
+        # The error itself names the entry, and its cause what is wrong with it.
+        reason = f": {_single_line(error.__cause__)}" if error.__cause__ else ""
+        return f"hydra.job_logging or hydra.hydra_logging: {_single_line(error)}{reason}"
+    # The innermost first: the sweeper builds the launcher.
+    for frame in reversed(frames):
+        place = Path(frame.filename).as_posix()
+        if place.endswith("hydra/core/plugins.py") and frame.name in _PLUGINS and type(error) is RuntimeError:
+            return f"{_PLUGINS[frame.name]}: {_single_line(error)}; choose a part of Hydra or of an installed plugin"
+    # A cluster's launcher without its cluster. Failed jobs are errors of other types.
+    if type(error) is RuntimeError and "submitit" in Path(frames[-1].filename).parts:
+        return f"hydra.launcher: {_single_line(error)}"
+    return None
+
+
+def _single_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _ours(error: BaseException) -> bool:
@@ -131,11 +166,25 @@ def _message(error: BaseException) -> str:
         return str(error.__cause__)
     # A WriteError has been through `refusal` already.
     if isinstance(error, OSError) and not isinstance(error, WriteError) and (reason := refusal(error)):
-        return f"{error.filename or 'a file'}: {reason}; {WAY_OUT}"
+        return f"{error.filename or _file_of(error) or 'a file'}: {reason}; {WAY_OUT}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return describe_config_error(error)
     # A loader's worker process wraps the message in its own stack trace.
     return re.sub(r"^Caught \w+ in DataLoader .*\n[\w.]*(?:Error|Exception): ", "", str(error), flags=re.DOTALL)
+
+
+def _file_of(error: OSError) -> str | None:
+    """Returns the name of the file that was written when the system refused it; None if unknown.
+
+    An error of a write names no file, because the system knows only the descriptor. The file is open in the function
+    that writes to it.
+    """
+    name: str | None = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.IOBase) and isinstance(getattr(value, "name", None), str):
+                name = str(value.name)  # pyright: ignore[reportAttributeAccessIssue]
+    return name
 
 
 def describe_config_error(error: HydraException | OmegaConfBaseException) -> str:
@@ -147,6 +196,8 @@ def describe_config_error(error: HydraException | OmegaConfBaseException) -> str
         return f"{error.full_key} has no value: add {error.full_key}=... to the command"
     if isinstance(error, OverrideParseException):
         return f"{text}\n{_QUOTES}"
+    if described := _with_key_first(error):
+        return described
     # Hydra says that the key is not in the config, but not which keys are; its cause knows the node.
     unknown = re.search(r"Could not override '([^']+)'", text)
     cause = error.__cause__
@@ -155,6 +206,16 @@ def describe_config_error(error: HydraException | OmegaConfBaseException) -> str
         known = [str(k) for k in cause.parent_node.keys()]  # noqa: SIM118
         return text + _did_you_mean(key, known, ".".join(path))
     return text
+
+
+def _with_key_first(error: HydraException | OmegaConfBaseException) -> str | None:
+    """Describes an error of several lines in one, with its key first; None if it states no key."""
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {str(error).partition(chr(10))[0]}"
+    reason, _, key = str(error).rpartition("full_key: ")
+    if not isinstance(error, InstantiationException) or not key:
+        return None
+    return f"{key.strip()}: {' '.join(reason.split())}"
 
 
 def _missing_choice(error: HydraException | OmegaConfBaseException) -> str | None:

@@ -187,11 +187,13 @@ def _add_store_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPar
 
 def _store_output(args: argparse.Namespace) -> Iterator[str]:
     """Yields the lines of a command of `lgclip store`."""
-    from lgclip.store.root import open_root, root_of
+    from lgclip.store.root import check_writable, open_root, root_of
 
     # Only an import makes a store and has to write to it; the others may read a read-only one.
     open_store = open_root if args.action == "import" else root_of
     root = open_store(args.store)
+    if args.action == "import":
+        check_writable(root)
     match args.action:
         case "verify":
             from lgclip.cli.store.verify import verify

@@ -145,6 +145,39 @@ class Dataset(ABC):
         return len(self.labels)
 
 
+def check_size(dataset: Dataset, key: str) -> None:
+    """Checks that a data set has an image and at least two classes: with one class every prediction is correct.
+
+    Args:
+        dataset: The data set, or a selection of its classes.
+        key: The config value that names it, for the message.
+
+    Raises:
+        ValueError: If it has no class, one class or no image.
+    """
+    names = dataset.class_names
+    if len(names) < 2:
+        classes = f"only one class, {names[0]!r}" if names else "no class"
+        raise ValueError(f"{key}: {dataset.name} has {classes}; a classifier needs two at least, so name more classes")
+    check_images(dataset, key)
+
+
+def check_images(dataset: Dataset, key: str) -> None:
+    """Checks that a data set has an image.
+
+    Args:
+        dataset: The data set.
+        key: The config value that names it, for the message.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not len(dataset):
+        raise ValueError(
+            f"{key}: {dataset.name} has no image of its {len(dataset.class_names)} classes; check the path"
+        )
+
+
 def check_same_classes(dataset: Dataset, training: Dataset) -> None:
     """Checks that a data set and its training images have the same classes.
 

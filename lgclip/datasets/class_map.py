@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from lgclip.runtime.regular_files import read_text
+
 _DIGITS = re.compile(r"([0-9]+)")
 _NUMBERED = re.compile(r"([0-9]+)(?:[-_. ]+(.*))?", re.DOTALL)
 _SHOWN = 12  # lines of a map in an error
@@ -88,7 +90,7 @@ def read_names(path: Path, choice: str) -> list[str] | dict[str, str]:
         ValueError: If it is not text, mixes both forms or names a folder twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_text(path, encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"dataset.names={choice} is not text in UTF-8 ({error})") from error
     with_tab = ["\t" in line.strip() for line in lines]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+from lgclip.runtime.regular_files import regular_stat
 from lgclip.store.atomic import atomic_write
 from lgclip.store.keys import content_key, digest_of, file_stamp
 
@@ -99,6 +100,7 @@ class _Cache:
 
     def _read(self) -> dict[bytes, np.ndarray]:
         try:
+            regular_stat(self.path)
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 names = content["names"]
                 digests = content["digests"]

@@ -15,6 +15,7 @@ import urllib3
 from tqdm import tqdm
 
 from lgclip.runtime.deadlines import OvertimeError, call_within
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import digest_of
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class _Part:
     def version(self) -> str | None:
         """Returns the server's identifier of the version that the bytes belong to; None if it gave none."""
         try:
-            note = json.loads(self.note.read_text(encoding="utf-8"))
+            note = json.loads(read_text(self.note))
             # Bytes of another address, as after the file has moved, are not continued.
             if note["url"] == self.url:
                 return note["version"]

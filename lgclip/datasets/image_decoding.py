@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageStat, PngImagePlugin, UnidentifiedImageError
 
 from lgclip.datasets.base import BadImageError
+from lgclip.runtime.regular_files import IrregularFileError, regular_stat
 
 MAX_PIXELS = "LGCLIP_MAX_IMAGE_PIXELS"
 """Environment variable with the maximum number of pixels of an image."""
@@ -99,11 +100,15 @@ def read_image(file: Path | BytesIO, where: str | None = None) -> Image.Image:
     place = where or str(file)
     Image.MAX_IMAGE_PIXELS = max_pixels()
     try:
+        if isinstance(file, Path):
+            regular_stat(file)
         return _decoded(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError(place, _too_large()) from error
     except UnidentifiedImageError as error:
         raise BadImageError(place, _unlike_an_image(file)) from error
+    except IrregularFileError as error:
+        raise BadImageError(place, str(error.strerror)) from error
     except OSError as error:
         if error.errno in (None, errno.EINVAL):  # a decoder's own words, or a step to before the file's begin
             raise BadImageError(place, _in_a_line(error)) from error

@@ -8,6 +8,7 @@ from typing import Unpack
 from lgclip.datasets.base import Training
 from lgclip.datasets.image_files import images_below, root_folder
 from lgclip.datasets.imagenet_classes import ClassFolders, ClassOptions, ImageNetImages, class_names, wordnet_ids
+from lgclip.runtime.regular_files import read_text
 
 IMAGES = {"val": 50_000, "train": 1_281_167}
 """Official number of images of each split (Russakovsky et al. 2015, table 2)."""
@@ -92,7 +93,7 @@ class ImageNet(ImageNetImages):
             return super().name_classes(names, indices)
         if (self._folder / _MAPPING).is_file():
             origin = _MAPPING
-            lines = (self._folder / _MAPPING).read_text(encoding="utf-8").splitlines()
+            lines = read_text(self._folder / _MAPPING).splitlines()
             words = dict(line.split(maxsplit=1) for line in lines if line.strip())
         elif (self._folder / _DEVKIT / "meta.mat").is_file():
             origin = "meta.mat"
@@ -115,7 +116,7 @@ def _devkit_truth(folder: Path, images: int) -> dict[str, str]:
     if not path.is_file():
         return {}
     ids = {str(number): wnid for number, wnid, _ in _synsets(folder)}
-    lines = path.read_text(encoding="utf-8").split()
+    lines = read_text(path).split()
     # Fewer images than lines are a part of the set, which is allowed; more have no label.
     if len(lines) < images:
         raise ValueError(f"dataset=imagenet: {path} lists {len(lines)} images, there are {images}")

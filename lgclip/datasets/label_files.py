@@ -11,6 +11,7 @@ from typing import Any
 
 from lgclip.datasets.image_files import images_below
 from lgclip.datasets.image_tree import ImageTree
+from lgclip.runtime.regular_files import read_text
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Listing:
 def lines(path: Path) -> list[str]:
     """Returns a text file's nonempty lines."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in read_text(path).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: it is not text in UTF-8 ({error})") from error
 
@@ -90,7 +91,7 @@ def index_of(path: Path, name: str, names: Sequence[str]) -> int:
 def json_of(path: Path) -> Any:
     """Reads a JSON file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except ValueError as error:  # also what a wrong encoding raises
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
 

@@ -16,6 +16,7 @@ import PIL
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.image_tree import IMAGE_SUFFIXES
 from lgclip.datasets.subsets import Part
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.atomic import write_json
 from lgclip.store.checksums import is_intact, with_checksum
 from lgclip.store.keys import content_key
@@ -94,7 +95,7 @@ class UnreadableImages:
         known: dict[str, str] = {}
         for path in sorted(self._folder.glob("*.json")):
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = json.loads(read_text(path))
                 if not is_intact(content):
                     raise ValueError("its checksum is wrong")
                 if content["reader"] == READER:

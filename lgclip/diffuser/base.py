@@ -238,6 +238,14 @@ class ImageSource(ABC):
         for repository, revision in self.repositories():
             snapshot(repository, revision)
 
+    def check_weights(self) -> None:
+        """Checks the files of a local model before anything is generated; the default checks nothing.
+
+        Raises:
+            ValueError: If a file is missing or damaged.
+        """
+        return None
+
     @abstractmethod
     def inputs(self) -> dict[str, object]:
         """Returns everything that an image depends on besides its prompt and its noise."""

@@ -17,6 +17,7 @@ from lgclip.datasets.image_tree import ImageTree
 from lgclip.diffuser.base import ImageCollection, Missing, SyntheticImages
 from lgclip.diffuser.folder_layout import class_folders, images_in
 from lgclip.diffuser.image_checks import fault_of
+from lgclip.runtime.regular_files import read_text
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import atomic_write
 from lgclip.store.checksums import is_intact, with_checksum
@@ -148,7 +149,7 @@ class FolderImages:
         # was changed is checked again.
         path = self._known / f"{content_key({'ids': sorted(set(ids))})}.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             if not is_intact(content):
                 raise ValueError("its checksum is wrong")
             bad = content["faults"]

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from lgclip.runtime.hub import commit_of, hub_errors
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import FileStamp, digest_of, file_stamp, local_folder, weights_of
 
 _NAME = "lgclip"
@@ -97,7 +98,7 @@ def check_fits(lora: str, model: str) -> None:
 
 
 def _kind(folder: Path) -> str:
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    return json.loads(read_text(folder / "model_index.json"))["_class_name"]
 
 
 def _shapes(file: Path, requested: str) -> dict[str, Sequence[int]]:

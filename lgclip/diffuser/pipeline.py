@@ -13,7 +13,9 @@ from lgclip.diffuser.base import ImageGenerator, noise_seed, shared_noise_seed
 from lgclip.diffuser.lora_weights import adapter_file, adapter_weights, attach, check_adapter, check_fits
 from lgclip.diffuser.sampling_loop import OURS, SamplingPipeline, arguments_of
 from lgclip.diffuser.schedulers import check_scheduler, replace_scheduler
+from lgclip.encoder.weight_files import read_config
 from lgclip.runtime.hub import commit_of, hub_errors, snapshot
+from lgclip.runtime.model_folders import check_component, check_model_folder
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositories, key_inputs, local_folder
 
@@ -151,6 +153,19 @@ class Diffuser(ImageGenerator):
                 )
         if self.lora and adapter_file(self.lora) is None:
             snapshot(self.lora, self.lora_revision)
+
+    def check_weights(self) -> None:
+        folder = local_folder(self.model)
+        if folder is None:
+            return
+        key = f"diffuser.model={self.model}"
+        self.kind()  # an error without a model_index.json
+        check_model_folder(folder, key)
+        index = read_config(folder / "model_index.json")
+        for name, entry in index.items():
+            # Other entries are settings of the pipeline, and optional components that it does not have.
+            if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
+                check_component(folder / name, key)
 
     def inputs(self) -> dict[str, object]:
         """Returns everything that an image depends on besides its prompt and its noise."""

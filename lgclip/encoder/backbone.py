@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lgclip.encoder.weight_comparison import mismatch, model_shapes, stored_shapes
 from lgclip.encoder.weight_files import SAFE, did_you_mean
 
 TIMM = "timm"
@@ -163,16 +164,34 @@ def read_into(body: nn.Module, file: str) -> None:
     Raises:
         ValueError: If the file is damaged, or belongs to another network.
     """
+    check_fits(body, file)
     try:
         weights = load_file(weights_file(file))
     except SafetensorError as error:
         raise ValueError(f"student.weights={file} is damaged: {error}") from error
     net = body.get_submodule("net")  # below `_MainOutput`, which the file's names do not know
-    state = net.state_dict()
-    wrong = [name for name, value in state.items() if name not in weights or weights[name].shape != value.shape]
-    if wrong:
-        raise ValueError(f"student.weights={file} is of another network: {', '.join(wrong[:3])} do not fit")
-    net.load_state_dict({name: weights[name] for name in state})
+    net.load_state_dict({name: weights[name] for name in net.state_dict()})
+
+
+def check_fits(body: nn.Module, file: str) -> None:
+    """Checks by its header that a safetensors file has the weights of a torchvision network.
+
+    Args:
+        body: The network; its weights may be on torch's device `meta`.
+        file: The file.
+
+    Raises:
+        ValueError: If the file is damaged, or belongs to another network.
+    """
+    try:
+        stored = stored_shapes(weights_file(file))
+    except SafetensorError as error:
+        raise ValueError(f"student.weights={file} is damaged: {error}") from error
+    expected = model_shapes(body.get_submodule("net"))
+    # The file's classifier is not used, so what the network does not have is no fault.
+    used = {name: shape for name, shape in stored.items() if name in expected}
+    if reason := mismatch(expected, used):
+        raise ValueError(f"student.weights={file} is of another network: {reason}")
 
 
 def with_head(tower: Tower, num_classes: int, *, frozen: bool) -> Network:

@@ -94,6 +94,16 @@ class Encoder(ABC):
     def load(self, device: torch.device) -> Towers:
         """Loads the towers to `device`."""
 
+    def check_weights(self) -> None:
+        """Checks that `load` will succeed and the tower takes an image, before anything is generated.
+
+        The default checks nothing. An encoder reads no more of its weights than it has to.
+
+        Raises:
+            ValueError: If the weights do not fit, or the tower takes no image of its preprocessing.
+        """
+        return None
+
     def tower(self) -> Tower:
         """Loads only the vision tower, on the CPU and in fp32, for fine-tuning.
 

@@ -1,7 +1,9 @@
 """Encodes with models of open_clip: both towers, by name and tag, from a folder, or from the hub."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +15,15 @@ from lgclip.encoder.backbone import OPEN_CLIP, Plan, Tower
 from lgclip.encoder.base import Encoder, LearningTowers, Towers, Transform
 from lgclip.encoder.open_clip_catalogue import LAYOUT, Named
 from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.weight_checks import check_pass, sample_pixels
+from lgclip.encoder.weight_comparison import mismatch, model_shapes, stored_shapes
 from lgclip.encoder.weight_files import HUB, checkpoint_content, hub_tokenizer
 from lgclip.encoder.weight_sources import Folder, Repository, Source
 from lgclip.runtime.hub import HubError, commit_of, hub_errors
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, content_key, key_inputs, local_folder, weights_of
+
+log = logging.getLogger(__name__)
 
 _TOKENIZER = {"clean", "strip_sep_token", "language"}
 """Allowed tokenizer keys of a model's config; others, such as `trust_remote_code`, would reach transformers."""
@@ -199,6 +205,39 @@ class OpenClip(Encoder):
         scale = float(model.logit_scale.exp())  # the parameter is the logarithm of 1 / temperature
         return LearningTowers(model, self._tokenizer(), device, precision, scale, key, self.model)
 
+    def check_weights(self) -> None:
+        self._tokenizer()
+        pixels = sample_pixels(self)
+        # The same model without weights: names and shapes are compared, and a pass computes shapes alone.
+        try:
+            blank = self._blank_model()
+            fits = mismatch(model_shapes(blank), stored_shapes(self._source.weights(self.allow_pickle))) is None
+            if fits:
+                with torch.inference_mode(), torch.device("meta"):
+                    blank.encode_image(pixels.to("meta"))
+                return
+        except HubError:
+            raise
+        except Exception as error:  # open_clip may convert the file, and not every network runs without weights
+            log.debug("%s: the weights are loaded to check them: %r", self.model, error)
+        check_pass(self, pixels)
+
+    def _blank_model(self) -> Any:
+        """Returns the model without weights or memory for them."""
+        import open_clip
+
+        file = self._source.weights(self.allow_pickle)
+        name = self.model if isinstance(self._source, Named) else f"local-dir:{file.parent}"
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # it warns that there are no weights
+        try:
+            with torch.device("meta"):
+                return open_clip.create_model(
+                    name, None, load_weights=False, precision="fp32", device="meta", pretrained_text=False
+                ).eval()
+        finally:
+            logging.disable(disabled)
+
     def _model(self) -> Any:
         """Returns the model on the CPU, in fp32."""
         import open_clip
@@ -218,7 +257,17 @@ class OpenClip(Encoder):
             raise
         except Exception as error:  # a file that does not fit fails in as many ways as there are architectures
             reason = str(error).partition("\n")[0]
+            # Of the others the first line names what is wrong.
+            if "loading state_dict" in reason:
+                reason = self._mismatch(file) or reason
             raise ValueError(f"encoder.model={self.model} cannot be built from {file}: {reason}") from error
+
+    def _mismatch(self, file: Path) -> str | None:
+        """Describes how the weights in a file differ from the model's; None if that is unknown."""
+        try:
+            return mismatch(model_shapes(self._blank_model()), stored_shapes(file))
+        except Exception:
+            return None
 
     def _tokenizer(self) -> Any:
         """Returns the text tower's tokenizer, at the commit that is in the key."""

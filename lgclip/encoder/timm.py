@@ -1,5 +1,6 @@
 """Encodes with vision towers of timm, most of them trained without any text."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +14,15 @@ from torch import Tensor
 from lgclip.encoder.backbone import TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.weight_checks import check_pass, sample_pixels
+from lgclip.encoder.weight_comparison import Shapes, mismatch, model_shapes, stored_shapes
 from lgclip.encoder.weight_files import HUB, checkpoint_content, checkpoint_file, did_you_mean, hub_file
 from lgclip.encoder.weight_sources import Folder, Layout, Repository, Source
-from lgclip.runtime.hub import commit_of
+from lgclip.runtime.hub import HubError, commit_of
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, key_inputs, local_folder, weights_of
+
+log = logging.getLogger(__name__)
 
 _SAFE = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
@@ -170,6 +175,50 @@ class Timm(Encoder):
     def load(self, device: torch.device) -> Towers:
         return _TimmTower(self._model().to(device).eval(), device, decided(self.precision))
 
+    def check_weights(self) -> None:
+        pixels = sample_pixels(self)
+        # The same model without weights: names and shapes are compared, and a pass computes shapes alone.
+        try:
+            stored = stored_shapes(self._source.weights(self.allow_pickle))
+            blank = self._blank_model(stored)
+            if mismatch(model_shapes(blank), stored) is None:
+                with torch.inference_mode(), torch.device("meta"):
+                    # After the comparison: another pooling moves the last norm, as for the weights themselves.
+                    if self.pooling is not None:
+                        blank.reset_classifier(0, self.pooling)
+                    patches = blank.forward_features(pixels.to("meta"))
+                    blank.forward_head(patches, pre_logits=True)
+                return
+        except HubError:
+            raise
+        except Exception as error:  # timm may convert the file, and not every network runs without weights
+            log.debug("%s: the weights are loaded to check them: %r", self.model, error)
+        check_pass(self, pixels)
+
+    def _blank_model(self, stored: Shapes) -> Any:
+        """Returns the model without weights or memory for them, with as many classes as a file has."""
+        import timm
+
+        name, weights, options = self._described()
+        if self.image_size is not None and weights.get("fixed_input_size"):
+            options["img_size"] = self.image_size
+        classifier = weights.get("classifier")
+        if classifier is not None and not isinstance(classifier, str):
+            classifier = classifier[0]
+        # Also behind a prefix, so that a file in which only the names differ is compared with the model as it was.
+        sizes = [shape[0] for weight, shape in stored.items() if f".{weight}".endswith(f".{classifier}.weight")]
+        options["num_classes"] = sizes[0] if sizes else 0
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False, **options).eval()
+
+    def _mismatch(self, file: Path) -> str | None:
+        """Describes how the weights in a file differ from the model's; None if that is unknown."""
+        try:
+            stored = stored_shapes(file)
+            return mismatch(model_shapes(self._blank_model(stored)), stored)
+        except Exception:
+            return None
+
     def _model(self) -> Any:
         """Returns the model on the CPU, in fp32, with all of its weights from the file."""
         import timm
@@ -193,6 +242,9 @@ class Timm(Encoder):
                 model.reset_classifier(0, self.pooling)
         except Exception as error:  # what does not fit fails in as many ways as timm has architectures
             reason = str(error).partition("\n")[0]
+            # Of the others the first line names what is wrong.
+            if "loading state_dict" in reason:
+                reason = self._mismatch(file) or reason
             fields = f"pooling={self.pooling} image_size={self.image_size}"
             raise ValueError(
                 f"encoder.model={self.model} cannot be built from {file.name}, {fields}: {reason}"

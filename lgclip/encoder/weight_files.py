@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.runtime.hub import hub_errors
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import FileStamp, digest_of, file_stamp
 
 HUB = "hf-hub:"
@@ -115,7 +116,7 @@ def read_config(file: Path) -> dict[str, Any]:
         ValueError: If the file is missing or is not a JSON object.
     """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_text(file))
     except FileNotFoundError as error:
         raise ValueError(f"model {str(file.parent)!r}: there is no {file.name} in it") from error
     except ValueError as error:

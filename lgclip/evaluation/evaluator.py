@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lgclip.datasets.base import Dataset
+from lgclip.datasets.base import Dataset, check_size
 from lgclip.datasets.subsets import First, Selected, classes_in
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
@@ -44,8 +44,11 @@ def shifts_of(known: Dataset, sets: Mapping[str, Dataset]) -> dict[str, Shift]:
         sets: The out-of-distribution data sets.
 
     Raises:
-        ValueError: If one has classes that the data set lacks.
+        ValueError: If one has classes that the data set lacks, fewer than two classes, or no image.
     """
+    for name, dataset in sets.items():
+        # Over one class every prediction is correct.
+        check_size(dataset, f"ood.{name}")
     return {name: Shift(dataset, classes_in(known, dataset, name)) for name, dataset in sets.items()}
 
 

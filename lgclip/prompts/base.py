@@ -106,6 +106,14 @@ class PromptGenerator(ABC):
         """
         return
 
+    def check_weights(self) -> None:
+        """Checks the files of a local model before anything is generated; the default checks nothing.
+
+        Raises:
+            ValueError: If a file is missing or damaged.
+        """
+        return None
+
     def repositories(self) -> list[tuple[str, str | None]]:
         """Returns the hub repositories that it loads from, each with its revision."""
         return []

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from lgclip.datasets.base import Dataset
 from lgclip.prompts.unique_json import RepeatedNameError, parse_unique
+from lgclip.runtime.regular_files import read_text
 from lgclip.runtime.terminal import TURNING
 
 _MAX_LISTED = 5
@@ -54,7 +55,7 @@ def read_captions(path: Path, named: str) -> CaptionLines:
     try:
         # "utf-8-sig" drops the mark that editors on Windows put in front. Not `splitlines`, which also splits at
         # separators that JSON allows inside a string.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path, encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{named}={path}: it is not in UTF-8 ({error})") from None
     for number, line in enumerate(lines, start=1):

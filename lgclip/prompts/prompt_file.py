@@ -14,6 +14,7 @@ import torch
 from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
 from lgclip.prompts.filtering import sameness
 from lgclip.prompts.unique_json import RepeatedNameError, check_unique, parse_unique
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import NOT_AN_INPUT
 from lgclip.types import TargetClass
 
@@ -163,7 +164,7 @@ def _read(path: Path) -> ParsedFile:
     if not path.is_file():
         raise ValueError(f"llm.path={path}: no such file or folder")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             content: Any = _by_class([parse_unique(line) for line in text.splitlines() if line.strip()])
         else:
@@ -219,7 +220,7 @@ def _folder(path: Path) -> ParsedFile:
     prompts = {}
     for file in files:
         try:
-            prompts[file.stem] = _prompts(path, file.name, file.read_text(encoding="utf-8-sig").splitlines())
+            prompts[file.stem] = _prompts(path, file.name, read_text(file, encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError:
             raise ValueError(f"llm.path={file}: it is not in UTF-8") from None
     try:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from lgclip.prompts.base import Pen, PromptGenerator, Task, Written
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import NOT_AN_INPUT
 from lgclip.types import TargetClass
 
@@ -71,7 +72,7 @@ class Templates(PromptGenerator):
 def _read(path: Path) -> tuple[str, ...]:
     """Returns the sentences of a text file."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise ValueError(f"llm.file={path}: no such file; it needs one sentence per line") from error
     except UnicodeDecodeError as error:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.reporting.result_schema import ReusedPart, RunResult, StageRecord
-from lgclip.store.cost_log import Line, StageStats, StoreUsage, lines_of, rate
+from lgclip.runtime.regular_files import read_text
+from lgclip.store.cost_log import Line, StageStats, StoreUsage, rate, read_cost_log
 
 _OF_DATA = ("text", "real")
 """Parts that depend only on the data set, not on prompts or seed."""
@@ -66,7 +67,7 @@ def towers_at(path: Path) -> dict[str, Any] | None:
     """
     # Measuring is optional and a result must not fail without it, whatever is wrong with the file.
     try:
-        towers = json.loads(path.read_text(encoding="utf-8"))
+        towers = json.loads(read_text(path))
         return {name: towers[name] for name in ("image", "text")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -93,7 +94,10 @@ def cost_of(
     """
     all_parts = list(chain.from_iterable(parts.values()))
     # Each log is read once: several stages may use one store.
-    books = {part.key: lines_of(part.cost_log) for part in all_parts}
+    logs = {part.key: read_cost_log(part.cost_log) for part in all_parts}
+    books = {key: log.lines for key, log in logs.items()}
+    # What this run computed itself has a cost, whatever happened to an earlier one.
+    reused = [part for part in all_parts if part.used > part.computed]
     before = {}
     for stats in stage_stats:
         if stats.stage in parts:
@@ -104,6 +108,7 @@ def cost_of(
         "computed_before": before,
         "seconds": round(spent, 3),
         "total_seconds": _rounded(_sum([spent, *(stage["seconds"] for stage in before.values())])),
+        "complete": not any(logs[part.key].unfinished for part in reused),
         "towers": towers,
         "payback": _payback({part.name: part for part in all_parts}, books, towers, views),
     }

@@ -1,10 +1,14 @@
-"""Publishes an evaluated run: writes its files and contact sheet, logs metrics, prints the table."""
+"""Publishes an evaluated run: writes its files, logs metrics, prints the table, and adds pictures and tables last."""
 
+import logging
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from lgclip.datasets.unreadable import OnBadImage, quarantine
 from lgclip.evaluation.evaluator import Evaluation
 from lgclip.reporting.console_table import table
 from lgclip.reporting.contact_sheet import sheet_of
@@ -15,11 +19,17 @@ from lgclip.runtime.sweep_job import sweep_job
 from lgclip.stages.parts import RunParts
 from lgclip.stages.runner import Stages
 
+CONTACT_SHEET = "prototypes.png"
+
+log = logging.getLogger(__name__)
+
 
 def publish(
     folder: Path, config: DictConfig, evaluation: Evaluation, parts: RunParts, stages: Stages, tracker: Tracker
 ) -> RunResult:
     """Writes a run's files, logs and prints its metrics; only on the first device.
+
+    What only shows the result is written after the metrics, and where it fails, the run has a warning instead.
 
     Args:
         folder: The run's folder.
@@ -34,25 +44,50 @@ def publish(
     """
     dataset = evaluation.dataset
     synthetic_images = evaluation.synthetic_images
-    method = evaluation.method
     groups = {name: getattr(parts, name) for name in ("llm", "diffuser", "encoder", "scales")}
     result = report(folder, config, evaluation, groups, stages)
+    tracker.log_metrics(result)
+    print(f"{table(result)}\n{folder}")
     # The jobs of a sweep share their images; `lgclip report` shows them once for all jobs.
     if sweep_job() is None:
-        predictions = method.results[result.method]
-        sheet_of(folder / "prototypes.png", dataset, synthetic_images, predictions, config.tile)
-    # After the files are written, because the tracker sends them as artifacts.
-    tracker.log(result, dataset, synthetic_images)
-    print(f"{table(result)}\n{folder}")
+        with _optional("the contact sheet"):
+            # The sheet of an earlier run in this folder would show other images.
+            (folder / CONTACT_SHEET).unlink(missing_ok=True)
+            predictions = evaluation.method.results[result.method]
+            sheet_of(folder / CONTACT_SHEET, dataset, synthetic_images, predictions, config.tile)
+    if config.on_bad_image == OnBadImage.QUARANTINE:
+        with _optional("the copies of unreadable images"):
+            quarantine(folder, dataset)
+    with _optional("the tables of the logger"):
+        tracker.log_tables(result, dataset, synthetic_images)
+    # After all files of the folder are written, because they are sent.
+    with _optional("the artifacts of the logger"):
+        tracker.log_artifacts(result, synthetic_images)
     if sweep_job() is None:
         print(_next_steps(folder))
     return result
 
 
+@contextmanager
+def _optional(name: str) -> Iterator[None]:
+    """Turns the failure of what only shows a result into a warning.
+
+    Args:
+        name: What is written or sent, for the warning.
+    """
+    try:
+        yield
+    # Of any type: a damaged picture, a full disk and a service that refuses have no common one.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        log.warning("%s could not be written: %s; the metrics are complete", name, reason)
+        log.debug("%s", name, exc_info=True)
+
+
 def _next_steps(folder: Path) -> str:
     """Names the contact sheet of a run and the command for its report."""
     steps = []
-    if (folder / "prototypes.png").is_file():
-        steps.append(f"images   {folder / 'prototypes.png'}")
+    if (folder / CONTACT_SHEET).is_file():
+        steps.append(f"images   {folder / CONTACT_SHEET}")
     steps.append(f"report   lgclip report {shlex.quote(str(folder))}")
     return "\n".join(steps)

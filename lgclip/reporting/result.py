@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lgclip.datasets.base import Dataset
-from lgclip.datasets.unreadable import OnBadImage, left_out, quarantine
+from lgclip.datasets.unreadable import left_out
 from lgclip.evaluation.confidence import confidence_of
 from lgclip.evaluation.diagnostics import COLUMNS, Diagnosis, diagnose
 from lgclip.evaluation.evaluator import Evaluation
@@ -101,8 +101,6 @@ def report(
         diagnosis = diagnose(method.support, real, predictions.label, predictions.rank == 0)
     used = {group: part for group, part in parts.items() if group not in _unused(evaluation, parts)}
     result = result_of(config, evaluation, used, stages, diagnosis)
-    if config.on_bad_image == OnBadImage.QUARANTINE:
-        quarantine(folder, dataset)
     write_report(folder, result, method.results, dataset, diagnosis)
     return result
 

@@ -195,7 +195,11 @@ class ReusedStage:
 
 @dataclass(frozen=True)
 class Cost:
-    """Holds the seconds of this run, and in total with those of everything that it reused."""
+    """Holds the seconds of this run, and in total with those of everything that it reused.
+
+    `complete` is false if a stage that added to what was reused has recorded no end: it was killed or still runs, and
+    the total lacks its time. It is null in results of earlier versions.
+    """
 
     stages: Sequence[StageRecord]
     computed_before: Mapping[str, ReusedStage]
@@ -203,6 +207,7 @@ class Cost:
     total_seconds: Number | None
     towers: JsonObject | None
     payback: JsonObject | None
+    complete: bool | None = None
 
 
 @dataclass(frozen=True)

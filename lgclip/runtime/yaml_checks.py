@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig
 
+from lgclip.runtime.regular_files import IrregularFileError, regular_stat
+
 MAX_CONFIG_BYTES = 1_000_000
 """Maximum size of a config file; the largest of the package has 3 kB."""
 
@@ -155,8 +157,12 @@ def _folders(known: Namespace, script: Path) -> Iterator[Path]:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         return
+    try:
+        regular_stat(path)
+    except IrregularFileError as error:
+        raise UnsafeYamlError(str(error)) from None
     size = path.stat().st_size
     if size > MAX_CONFIG_BYTES:
         raise UnsafeYamlError(

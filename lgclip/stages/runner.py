@@ -4,19 +4,20 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
 from lgclip.runtime.devices import Peak, device_name
 from lgclip.runtime.signals import heed
-from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, Tokens, append
+from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, Tokens, append, append_start
 
 _NOISE = (
     ".*LeafSpec.*is deprecated",  # Lightning's own call of a deprecated name
@@ -106,11 +107,31 @@ class StageBar(ProgressBar):
         self._bar.close()
 
 
+class CostStart(Callback):
+    """Marks the start of a stage in its cost logs, so that the cost of a killed process is known to be unknown.
+
+    Attributes:
+        cost_logs: The cost logs of the stage.
+        starts: Id of the start in each; empty before the stage has started.
+    """
+
+    def __init__(self) -> None:
+        self.cost_logs: Sequence[Path] = ()
+        self.starts: dict[Path, str] = {}
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After the model is loaded: one that cannot be loaded leaves nothing in the store.
+        if trainer.is_global_zero:
+            self.starts = {path: append_start(path) for path in self.cost_logs}
+
+
 class Stages:
     """Runs the stages of a run.
 
     Args:
         trainer: Runs them; its progress bar must be a `StageBar`.
+        checks: Called once before the first stage that computes something; each raises a `ValueError` for what would
+            stop a later stage, such as a read-only store. A run that lacks nothing calls none.
 
     Attributes:
         trainer: The trainer.
@@ -118,16 +139,33 @@ class Stages:
         parts: Each stage's use of each store, by stage name; only of stages that are `Accounted`.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, checks: Sequence[Callable[[], object]] = ()) -> None:
         self.trainer = trainer
+        self._checks = list(checks)
+        self._cost_start = CostStart()
+        cast(list[Callback], trainer.callbacks).append(self._cost_start)  # pyright: ignore[reportAttributeAccessIssue]
         self.stage_stats: list[StageStats] = []
         self.parts: dict[str, list[StoreUsage]] = {}
+
+    def check_before(self, *checks: Callable[[], object]) -> None:
+        """Adds checks to those that are called before the first stage that computes something."""
+        self._checks += checks
+
+    def prepare(self) -> None:
+        """Calls the checks, unless they were called before.
+
+        Raises:
+            ValueError: If one of them fails.
+        """
+        while self._checks:
+            self._checks[0]()
+            del self._checks[0]
 
     def complete(self, title: str, stage: Any, total: int, datamodule: LightningDataModule | None = None) -> None:
         """Computes what `stage` lacks; a stage that lacks nothing loads no model.
 
-        Its cost is added to `stage_stats`, and if it is `Accounted`, to the cost logs of its stores. A stage that fails
-        or is interrupted adds no line there.
+        Its cost is added to `stage_stats`, and if it is `Accounted`, to the cost logs of its stores. For a stage that
+        fails or is interrupted, they get the cost of what it has computed by then; of a killed one its start alone.
 
         Args:
             title: Name of the stage.
@@ -147,16 +185,24 @@ class Stages:
         lacked = accounted.lacking() if missing and accounted else []
         peak = Peak(self._device)
         if missing:
-            self._make(title, stage, datamodule, peak)
-            if left := len(stage.missing()):
-                # Not a mistake of the user's, but a stage that does not keep its promise; what follows would fail in
-                # a way that is hard to understand.
-                raise RuntimeError(f"{title}: {left} of {total} are still missing after the stage")
+            self.prepare()
+            self._cost_start.starts = {}
+            self._cost_start.cost_logs = _cost_logs(accounted, lacked)
+            try:
+                self._make(title, stage, datamodule, peak)
+                if left := len(stage.missing()):
+                    # Not a mistake of the user's, but a stage that does not keep its promise; what follows would fail
+                    # in a way that is hard to understand.
+                    raise RuntimeError(f"{title}: {left} of {total} are still missing after the stage")
+            # Also for a signal, which is no `Exception`.
+            except BaseException:
+                if accounted and self._cost_start.starts:
+                    self._enter_interrupted(accounted, lacked, start)
+                raise
         seconds = round(time.perf_counter() - start, 3)
         parts = accounted.parts() if accounted else []
         if lacked and accounted:
-            computed = [before - after for before, after in zip(lacked, accounted.lacking(), strict=True)]
-            parts = _split_seconds(parts, computed, seconds, self._bar.spent)
+            parts = self._parts_of(accounted, lacked, seconds)
         # A prompt that a server writes costs time on that server, whatever this machine has.
         device = next((part.elsewhere for part in parts if part.elsewhere), device_name(self._device))
         tokens = self._summed(accounted.tokens) if missing and accounted else None
@@ -165,7 +211,23 @@ class Stages:
         self.parts[title] = parts
         if self.trainer.is_global_zero:
             # One line for all devices: the cost log has the costs of a run, not of a process.
-            _enter(parts, self.stage_stats[-1])
+            _enter(parts, self.stage_stats[-1], self._cost_start.starts if missing else {})
+
+    def _parts_of(self, accounted: Accounted, lacked: Sequence[int], seconds: float) -> list[StoreUsage]:
+        """Returns a stage's use of each store, with what it has computed and the seconds of that."""
+        computed = [before - after for before, after in zip(lacked, accounted.lacking(), strict=True)]
+        return _split_seconds(accounted.parts(), computed, seconds, self._bar.spent)
+
+    def _enter_interrupted(self, accounted: Accounted, lacked: Sequence[int], start: float) -> None:
+        """Writes the cost of what a failed or interrupted stage has computed."""
+        # The error of the stage is the one to report. Without this line its cost counts as unknown.
+        with suppress(Exception):
+            seconds = round(time.perf_counter() - start, 3)
+            parts = self._parts_of(accounted, lacked, seconds)
+            device = next((part.elsewhere for part in parts if part.elsewhere), device_name(self._device))
+            # The tokens of the other devices are unknown.
+            stats = StageStats("", 0, 0, seconds, device=device, devices=self.trainer.world_size)
+            _enter(parts, stats, self._cost_start.starts)
 
     def _make(self, title: str, stage: Any, datamodule: LightningDataModule | None, peak: Peak) -> None:
         self._bar.title = title
@@ -214,13 +276,22 @@ class Stages:
         return Tokens(prompt, completion)
 
 
-def _enter(parts: Sequence[StoreUsage], stats: StageStats) -> None:
-    """Writes the costs of what was computed to the cost logs."""
-    by = (stats.device, stats.devices)
-    tokens = stats.tokens
+def _cost_logs(accounted: Accounted | None, lacked: Sequence[int]) -> list[Path]:
+    """Returns the cost logs of the stores that lack something."""
+    if accounted is None:
+        return []
+    return [part.cost_log for part, count in zip(accounted.parts(), lacked, strict=True) if count]
+
+
+def _enter(parts: Sequence[StoreUsage], stats: StageStats, starts: Mapping[Path, str]) -> None:
+    """Writes the costs of what was computed to the cost logs, and ends what has started in them."""
     for part in parts:
-        if part.computed:
-            append(part.cost_log, Line(part.computed, part.unit, part.seconds, *by, tokens))
+        start = starts.get(part.cost_log, "")
+        if part.computed or start:
+            line = Line(
+                max(0, part.computed), part.unit, part.seconds, stats.device, stats.devices, stats.tokens, start
+            )
+            append(part.cost_log, line)
 
 
 def _split_seconds(

@@ -58,6 +58,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         # Not forced to the disk: a sync of every file would cost more than what a power cut loses.
         temporary.replace(path)
     except Exception as error:
+        if isinstance(error, IsADirectoryError) and path.is_dir():
+            raise WriteError(f"{path}: it is a folder where a file is written; move it away") from error
         reason = refusal(error)
         if reason is None or _of_another(error, path):
             raise

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lgclip.runtime.regular_files import read_text
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import write_json
 from lgclip.store.cost_log import COST_LOG
@@ -40,7 +41,7 @@ class CaptionStore:
                 continue
             self._seen.add(path.name)
             try:
-                captions = captions_in(json.loads(path.read_text(encoding="utf-8")), path.stem)
+                captions = captions_in(json.loads(read_text(path)), path.stem)
             except FileNotFoundError:  # another process has deleted it since the folder was listed
                 continue
             except (ValueError, RecursionError):

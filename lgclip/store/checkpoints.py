@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lgclip.runtime.regular_files import regular_stat
 from lgclip.store.atomic import atomic_write
 from lgclip.store.checksums import CHECKSUM, checksum_of
 from lgclip.store.root import StoreError
@@ -77,6 +78,7 @@ class SafetensorsIO(CheckpointIO):
         Raises:
             StoreError: If it is damaged.
         """
+        regular_stat(Path(path))
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -4,17 +4,23 @@ import json
 import logging
 import math
 import os
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from lgclip.runtime.regular_files import read_text, regular_stat
+from lgclip.store.atomic import WAY_OUT, WriteError, refusal
 from lgclip.store.checksums import CHECKSUM, is_intact, with_checksum
 
 log = logging.getLogger(__name__)
 
 COST_LOG = "costs.jsonl"
-"""Name of a cost log: one line for each time that a stage has added to its store."""
+"""Name of a cost log: two lines for each time that a stage has added to its store, one at its start, one at its end.
+
+A process that is killed writes no end: what it has added is in the store, and its cost is unknown.
+"""
 
 
 @dataclass(frozen=True)
@@ -116,15 +122,16 @@ class StageStats:
 
 @dataclass(frozen=True)
 class Line:
-    """Holds one line of a cost log.
+    """Holds one line of a cost log that states a cost.
 
     Attributes:
-        count: Number of items computed.
+        count: Number of items computed; 0 for a stage that was interrupted before the first.
         unit: Unit of the count.
         seconds: Time they took, including model loading.
         device: Device that computed them.
         devices: Number of devices.
         tokens: Tokens used; None if there are none, or they are unknown.
+        start: Id of the line at the start of the work; empty without one.
     """
 
     count: int
@@ -133,10 +140,23 @@ class Line:
     device: str
     devices: int
     tokens: Tokens | None = None
+    start: str = field(default="", compare=False)
+
+
+class CostLog(NamedTuple):
+    """Holds the content of a cost log.
+
+    Attributes:
+        lines: The stated costs.
+        unfinished: Number of starts without an end: of stages that were killed, or still run in another process.
+    """
+
+    lines: list[Line]
+    unfinished: int
 
 
 def append(path: Path, line: Line) -> None:
-    """Appends a line; safe for concurrent processes.
+    """Appends a cost; safe for concurrent processes.
 
     Args:
         path: Path of the cost log.
@@ -145,41 +165,92 @@ def append(path: Path, line: Line) -> None:
     tokens: dict[str, int] | None = None
     if line.tokens is not None:
         tokens = vars(line.tokens)
-    text = json.dumps(with_checksum({**vars(line), "tokens": tokens})) + "\n"
+    record = {**vars(line), "tokens": tokens}
+    if not line.start:
+        del record["start"]
+    _append(path, record)
+
+
+def append_start(path: Path) -> str:
+    """Appends the start of a stage's work, and returns its id; safe for concurrent processes.
+
+    Args:
+        path: Path of the cost log.
+    """
+    # From the system's generator, so that two processes have two ids whatever their seed.
+    start = secrets.token_hex(8)
+    _append(path, {"start": start})
+    return start
+
+
+def _append(path: Path, record: Mapping[str, object]) -> None:
+    text = json.dumps(with_checksum(record)) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    if path.exists():
+        # To a pipe the line would be lost, or waited for.
+        regular_stat(path)
     try:
-        # A full disk may have cut the last line: it spoils no other.
-        is_cut = os.pread(handle, 1, max(0, os.fstat(handle).st_size - 1)) not in (b"", b"\n")
-        if is_cut:
-            text = "\n" + text
-        # One call on a file opened with O_APPEND: the system keeps the lines of two processes apart.
-        os.write(handle, text.encode())
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # A full disk may have cut the last line: it spoils no other.
+            is_cut = os.pread(handle, 1, max(0, os.fstat(handle).st_size - 1)) not in (b"", b"\n")
+            if is_cut:
+                text = "\n" + text
+            # One call on a file opened with O_APPEND: the system keeps the lines of two processes apart.
+            os.write(handle, text.encode())
+        finally:
+            os.close(handle)
+    except OSError as error:
+        # The system names no file where a descriptor is written to.
+        raise WriteError(f"{path}: {refusal(error) or error.strerror}; {WAY_OUT}") from error
 
 
-def lines_of(path: Path) -> list[Line]:
-    """Returns the lines of a cost log; empty if it does not exist. Damaged lines are left out, with a warning."""
+def read_cost_log(path: Path) -> CostLog:
+    """Reads a cost log; empty if it does not exist. Damaged lines are left out, with a warning."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, errors="replace")
     except FileNotFoundError:
-        return []
+        return CostLog([], 0)
     # An empty file has no lines, but splitting its text would give one.
     if not text:
-        return []
+        return CostLog([], 0)
     lines: list[Line] = []
+    starts: set[str] = set()
     # Not `splitlines`, which also splits at separators that a damaged line may contain; numbers would be wrong.
     for number, row in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
-            record = json.loads(row)
-            if not is_intact(record):
-                raise ValueError("its checksum is wrong")
-            del record[CHECKSUM]
-            lines.append(_line(record))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            parsed = parse_row(row)
+        except ValueError:
             log.warning("%s: line %d is damaged; its cost is unknown", path, number)
-    return lines
+            continue
+        if isinstance(parsed, str):
+            starts.add(parsed)
+        else:
+            lines.append(parsed)
+    return CostLog(lines, len(starts - {line.start for line in lines}))
+
+
+def lines_of(path: Path) -> list[Line]:
+    """Returns the costs in a cost log, as `read_cost_log`."""
+    return read_cost_log(path).lines
+
+
+def parse_row(row: str) -> Line | str:
+    """Returns the cost that a row of a cost log states, or the id of a start.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    try:
+        record = json.loads(row)
+        if not is_intact(record):
+            raise ValueError("its checksum is wrong")
+        del record[CHECKSUM]
+        if record.keys() == {"start"}:
+            return str(record["start"])
+        return _line(record)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it is no line of a cost log") from error
 
 
 def _line(record: Mapping[str, Any]) -> Line:
@@ -188,7 +259,8 @@ def _line(record: Mapping[str, Any]) -> Line:
         tokens = Tokens(**record["tokens"])
     line = Line(**{**record, "tokens": tokens})
     # JSON in Python reads NaN and Infinity too: one such line would spoil every sum.
-    if not (isinstance(line.count, int) and line.count > 0 and 0 <= line.seconds < math.inf):
+    is_valid = isinstance(line.count, int) and line.count >= 0 and 0 <= line.seconds < math.inf
+    if not is_valid or not isinstance(line.start, str):
         raise ValueError("not what a stage writes")
     return line
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
+from lgclip.runtime.regular_files import read_bytes, read_text
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.checksums import CHECKSUM, checksum_of
@@ -220,7 +221,7 @@ def _unit(features: Float[torch.Tensor, "n s d"]) -> torch.Tensor:
 def _width_in(path: Path) -> int | None:
     """Reads the measured dimension of an encoder's features from a file; None if there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("width")
+        return json.loads(read_text(path)).get("width")
     except (OSError, ValueError, AttributeError):  # it is a measurement, and made again
         return None
 
@@ -261,7 +262,7 @@ def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
 @lru_cache(maxsize=16)
 def _chunk_features(path: Path, stamp: FileStamp) -> Float[torch.Tensor, "n s d"]:
     # Read, not mapped: a mapped file that is cut short kills the process.
-    content = path.read_bytes()
+    content = read_bytes(path)
     features = load(content)["features"]
     if checksum_of({"features": features}) != _checksum_in(content) or not _unit(features).all():
         raise StoreError(

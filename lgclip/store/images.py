@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lgclip.runtime.regular_files import regular_stat
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import FileStamp, content_key, file_stamp
@@ -82,6 +83,8 @@ class ImageStore:
         inside = self._shards.find([image_id], faults=True)[0]
         marker = inside or self._marker(image_id)
         try:
+            if isinstance(marker, Path):
+                regular_stat(marker)
             return str(json.loads(marker.read_bytes())["fault"])
         except FileNotFoundError:
             return None

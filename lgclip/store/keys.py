@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lgclip.runtime.hub import commit_of
+from lgclip.runtime.regular_files import regular_stat
 
 TINY = "tiny:"
 """Prefix of the small models that come with the package."""
@@ -34,6 +35,7 @@ def content_key(inputs: Mapping[str, object]) -> str:
 
 def digest_of(path: Path, algorithm: str = "sha256") -> str:
     """Returns the hash of a file's bytes, in hexadecimal digits."""
+    regular_stat(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -53,8 +55,12 @@ class FileStamp(NamedTuple):
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Returns the stamp of a file; times in nanoseconds since 1970."""
-    stat = path.stat()
+    """Returns the stamp of a file; times in nanoseconds since 1970.
+
+    Raises:
+        IrregularFileError: If it is no file; whatever opens it next would wait for a pipe.
+    """
+    stat = regular_stat(path)
     return FileStamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.atomic import write_json
 from lgclip.store.checksums import is_intact, with_checksum
 from lgclip.store.cost_log import COST_LOG
@@ -63,7 +64,7 @@ class PromptStore:
         if not path.exists():
             return PromptEntry([])
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            entry = json.loads(read_text(path))
             stored = PromptEntry(**{name: entry[name] for name in ("prompts", *(_OPTIONAL & entry.keys()))})
             # The name of the file is the key of its inputs: one that was renamed or edited belongs to no class.
             if is_intact(entry) and _is_whole(stored) and content_key(entry["inputs"]) == path.stem:

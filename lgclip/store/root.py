@@ -27,19 +27,47 @@ def root_of(root: str | os.PathLike[str] | None) -> Path:
     if root is None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         root = os.environ.get("LGCLIP_HOME") or Path(cache) / "lgclip"
-    return Path(root).expanduser().absolute()
+    folder = Path(root).expanduser().absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        # The path is part of result.json and of the log, which are UTF-8.
+        raise StoreError(
+            f"store {str(folder)!a}: its path is no text in UTF-8; rename the folder, or name a link to it by "
+            "paths.store=LINK"
+        ) from error
+    return folder
 
 
 def open_root(root: str | os.PathLike[str] | None) -> Path:
     """Returns the store's folder, created if needed.
 
+    A store with content may be read-only, since a run that lacks nothing writes nothing to it; whatever writes calls
+    `check_writable` first.
+
     Args:
         root: As in `root_of`.
 
     Raises:
-        StoreError: If the folder is not writable.
+        StoreError: If there is no such folder and it cannot be created, or it is empty and not writable.
     """
     folder = root_of(root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = next(folder.iterdir(), None) is None
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    if is_empty:
+        check_writable(folder)
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be written to the store's folder, which is created if needed.
+
+    Raises:
+        StoreError: If the system refuses it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A file is written for a test, since permissions do not show read-only mounts, quotas or network disks.
@@ -47,7 +75,10 @@ def open_root(root: str | os.PathLike[str] | None) -> Path:
         with NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise StoreError(
-            f"store {folder}: {error.strerror}; name a folder that can be written, paths.store=DIR or LGCLIP_HOME=DIR"
-        ) from error
-    return folder
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"store {folder}: {error.strerror}; name a folder that can be written, paths.store=DIR or LGCLIP_HOME=DIR"
+    )

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int64, Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
+from lgclip.runtime.regular_files import read_bytes, read_text, regular_stat
 from lgclip.store.atomic import atomic_write, write_json
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def scan(shard: Path, start: int = 0) -> tuple[list[Member], int, int]:
         The members, the end of the last one, and the shard's size.
     """
     members: list[Member] = []
+    regular_stat(shard)
     # Not `TarFile`, which neither says where a member ends nor stops quietly at a cut one, and which cannot begin
     # at a given offset of a shard that grows.
     with shard.open("rb") as file:
@@ -190,7 +192,7 @@ def read_index(shard: Path) -> Listing | None:
     listing: Listing | None = None
     is_valid = False
     try:
-        arrays = load(index_of(shard).read_bytes())
+        arrays = load(read_bytes(index_of(shard)))
         end, size = arrays["shard"].tolist()
         # safetensors has no strings: an id is stored as a row of bytes.
         ids = np.ascontiguousarray(arrays["ids"]).view(f"S{DIGITS}")[:, 0]
@@ -267,7 +269,7 @@ def list_shards(folder: Path, now: float | None = None) -> None:
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """Returns bytes and sha256 of each listed shard, by name; empty if the manifest is missing or damaged."""
     try:
-        rows = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
+        rows = json.loads(read_text(folder / MANIFEST))["shards"]
         return {str(row["shard"]): (int(row["bytes"]), str(row["sha256"])) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -17,6 +17,7 @@ from lgclip.runtime.devices import device_name
 from lgclip.runtime.signals import heed
 from lgclip.stages.context import RunContext
 from lgclip.store.cost_log import StageStats
+from lgclip.store.root import check_writable
 from lgclip.training.task import TrainingTask
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
         The folder.
 
     Raises:
-        ValueError: If an image cannot be read, or a model cannot be built.
+        ValueError: If an image cannot be read, a model cannot be built, or the store is not writable.
     """
     folder = task.folder(context.store)
     if task.is_complete(folder):
@@ -45,6 +46,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
         return folder
     if folder.is_dir() and any(path.suffix == ".json" for path in folder.iterdir()):
         log.warning("%s is damaged or incomplete; the training is done again", folder)
+    check_writable(context.store)
     with context.stages.timed(task.stage, unit=task.unit, total=task.amount):
         start = time.perf_counter()
         trainer, outcome = task.fit(context, folder)

@@ -1,6 +1,7 @@
 """Tests that a user's mistake gives one plain message and exit status 1, and a bug keeps its traceback."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from factories import Sandbox, evaluate_run, make_image_folder, run_command
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file, save_file
 
 from lgclip.cli.errors import plain_errors
 from lgclip.diffuser.pipeline import Diffuser
@@ -179,3 +181,67 @@ def test_full_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, val
 def test_rejected_run_leaves_hydra_usable(rejected: Rejected) -> None:
     rejected("prompts_per_class=0")
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "hydra.job_logging.handlers.console.class=foo.Bar",
+            "hydra.job_logging or hydra.hydra_logging: Unable to configure handler 'console': Cannot resolve 'foo.Bar'",
+        ),
+        ("hydra.job_logging.root.handlers=[nope]", "Unable to configure root logger: Unable to add handler 'nope'"),
+        ("hydra.hydra_logging.version=2", "hydra.job_logging or hydra.hydra_logging: Unsupported version: 2"),
+        ("+hydra.callbacks.mine._target_=foo.Bar", "hydra.callbacks.mine: Error locating target 'foo.Bar'"),
+        ("+hydra.callbacks.mine._target_=logging.Logger", "hydra.callbacks.mine: Error in call to target"),
+        pytest.param(
+            "hydra.run.dir=${nope}",
+            "hydra.run.dir: Interpolation key 'nope' not found",
+            marks=pytest.mark.filterwarnings("ignore:Callback SecretsCheck"),
+        ),
+    ],
+)
+def test_wrong_logging_or_callback_is_one_line(rejected: Rejected, override: str, message: str) -> None:
+    line = rejected(override)
+    assert message in line
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.launcher._target_=foo.Bar", "hydra.launcher: Invalid plugin 'foo.Bar'"),
+        ("hydra.sweeper._target_=foo.Bar", "hydra.sweeper: Invalid plugin 'foo.Bar'"),
+        ("hydra.launcher._target_=7", "hydra.launcher: Invalid plugin '7'"),
+        ("+hydra.launcher.nope=1", "hydra.launcher: Error in call to target"),
+        ("hydra/launcher=submitit_slurm", 'hydra.launcher: Could not detect "srun"'),
+    ],
+)
+def test_wrong_launcher_is_one_line(
+    fresh_sandbox: Sandbox, override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*fresh_sandbox.evaluate_overrides(), f"hydra.sweep.dir={tmp_path / 'sweep'}", "seed=0,1", override]
+    with pytest.raises(SystemExit) as exit_info:
+        run_command("evaluate", "-m", *overrides)
+    assert exit_info.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+@pytest.mark.slow
+def test_wrong_weights_are_refused_before_anything_is_generated(
+    rejected: Rejected, fresh_sandbox: Sandbox, tmp_path: Path
+) -> None:
+    encoder = Path(shutil.copytree(fresh_sandbox.encoder, tmp_path / "encoder"))
+    weights = load_file(encoder / "open_clip_model.safetensors")
+    del weights["visual.proj"]
+    save_file(weights, encoder / "open_clip_model.safetensors")
+    message = rejected(f"encoder.model={encoder}")
+    assert "1 of the model's 38 weights are missing (visual.proj)" in message
+    diffuser = Path(shutil.copytree(fresh_sandbox.diffuser, tmp_path / "diffuser"))
+    weights_file = diffuser / "vae" / "diffusion_pytorch_model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    assert f"{weights_file} is damaged" in rejected(f"diffuser.model={diffuser}")
+    assert f"{weights_file} is damaged" in rejected(f"diffuser.model={diffuser}", verb="generate")

@@ -53,3 +53,11 @@ def test_help_flags_are_equivalent(
     monkeypatch.setattr(sys, "argv", ["generate.py", word])
     runpy.run_path(str(ROOT / "generate.py"), run_name="__main__")
     assert capsys.readouterr().out.startswith("generate.py: Generates prompts and images: `python generate.py")
+
+
+def test_module_runs_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lgclip", "audit", "no_such_run"])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_module("lgclip", run_name="__main__")
+    assert exit_info.value.code == 1
+    assert "no_such_run" in capsys.readouterr().err

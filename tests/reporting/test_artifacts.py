@@ -64,7 +64,9 @@ def offline(run: Run, artifacts: str) -> dict[str, dict[str, Path]]:
     logger.artifacts = artifacts
     opened = restore_run(run)
     with track(logger, run.folder, {}) as tracker:
-        tracker.log(run.result, opened.dataset, opened.synthetic_images)
+        tracker.log_metrics(run.result)
+        tracker.log_tables(run.result, opened.dataset, opened.synthetic_images)
+        tracker.log_artifacts(run.result, opened.synthetic_images)
     (offline_run,) = offline_runs(run.folder)
     return {kind: files for kind, files in offline_run.artifacts.items() if kind != "run_table"}
 

@@ -15,7 +15,7 @@ from run_factories import build_result
 
 from lgclip.reporting.costs import TotalCost, add_up, cost_of
 from lgclip.reporting.result_schema import from_json
-from lgclip.store.cost_log import COST_LOG, Line, StageStats, StoreUsage, Tokens, append, lines_of
+from lgclip.store.cost_log import COST_LOG, Line, StageStats, StoreUsage, Tokens, append, append_start, lines_of
 
 pytest_plugins = ("run_fixtures",)
 
@@ -90,6 +90,15 @@ def test_partial_reuse_costs_its_fraction(sandbox: Sandbox, tmp_path: Path) -> N
     assert {name: (part["used"], part["computed"]) for name, part in parts.items()} == {
         "text": (3, 0), "synthetic": (4 * 12, 4 * 12), "real": (4 * N, 4 * N)
     }, "whoever lacks a view gets all of them"  # fmt: skip
+
+
+def test_cost_of_killed_stage_is_incomplete(first_run: FirstRun, sandbox: Sandbox, tmp_path: Path) -> None:
+    assert first_run.result["cost"]["complete"] is True
+    (path,) = sandbox.store.glob(f"images/*/{COST_LOG}")
+    start = append_start(path)
+    assert evaluate_run(sandbox, tmp_path / "killed")["cost"]["complete"] is False
+    append(path, Line(0, "image", 3.0, "cpu", 1, start=start))
+    assert evaluate_run(sandbox, tmp_path / "ended")["cost"]["complete"] is True
 
 
 def test_store_without_cost_logs_has_unknown_cost(first_run: FirstRun, sandbox: Sandbox, tmp_path: Path) -> None:

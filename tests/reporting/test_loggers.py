@@ -28,7 +28,9 @@ def log(config: DictConfig, run: FirstRun, folder: Path) -> dict[str, float]:
     restored = restore_run(Run.read(run.folder))
     result = from_json(run.result)
     with track(config, folder, {"seed": 0, "nested": {"list": [1, 2]}}) as tracker:
-        tracker.log(result, restored.dataset, restored.synthetic_images)
+        tracker.log_metrics(result)
+        tracker.log_tables(result, restored.dataset, restored.synthetic_images)
+        tracker.log_artifacts(result, restored.synthetic_images)
     return flat_metrics(result)
 
 

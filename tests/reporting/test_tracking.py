@@ -18,7 +18,7 @@ from wandb_records import OfflineRun, offline_runs
 from lgclip.reporting.restore import restore_run
 from lgclip.reporting.result_schema import from_json
 from lgclip.reporting.run_folder import Run
-from lgclip.reporting.wandb.tracking import axes_of, flat_metrics, group_of, tag_of, track
+from lgclip.reporting.wandb.tracking import axes_of, choose_mode, flat_metrics, group_of, tag_of, track
 
 pytest_plugins = ("run_fixtures", "wandb_fixtures")
 pytestmark = pytest.mark.usefixtures("no_account")
@@ -42,7 +42,9 @@ def logged(logger: DictConfig, result: dict[str, Any], first_run: FirstRun, fold
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "result.json").write_text(json.dumps(result))
     with track(logger, folder, result["config"], CHOICES, SWEEP) as tracker:
-        tracker.log(from_json(result), opened.dataset, opened.synthetic_images)
+        tracker.log_metrics(from_json(result))
+        tracker.log_tables(from_json(result), opened.dataset, opened.synthetic_images)
+        tracker.log_artifacts(from_json(result), opened.synthetic_images)
     (run,) = offline_runs(folder)
     return run
 
@@ -238,7 +240,9 @@ def test_csv_logger_writes_metrics(sandbox: Sandbox, tmp_path: Path) -> None:
 def test_no_logger_logs_nothing(first_run: FirstRun, tmp_path: Path) -> None:
     opened = restore_run(Run.read(first_run.folder))
     with track(None, tmp_path, {}) as tracker:
-        tracker.log(from_json(first_run.result), opened.dataset, opened.synthetic_images)
+        tracker.log_metrics(from_json(first_run.result))
+        tracker.log_tables(from_json(first_run.result), opened.dataset, opened.synthetic_images)
+        tracker.log_artifacts(from_json(first_run.result), opened.synthetic_images)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -247,3 +251,54 @@ def test_baseline_metrics_are_prefixed(first_run: FirstRun) -> None:
     assert next(iter(flat)) == "top1"
     assert flat["fusion/top5"] == first_run.result["baselines"]["fusion"]["top5"]
     assert all(isinstance(value, float) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("environment", "offline", "mode"),
+    [
+        (None, True, "offline"), (None, False, "online"), ("", True, "offline"), ("online", True, "online"),
+        ("offline", False, "offline"), ("disabled", True, "disabled"), ("disabled", False, "disabled"),
+        ("dryrun", False, "offline"), ("run", True, "online"),
+    ],
+)  # fmt: skip
+def test_environment_takes_precedence_over_the_config(
+    environment: str | None,
+    offline: bool,
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    assert choose_mode(offline=offline) == mode
+    conflict = f"WANDB_MODE={environment} takes precedence over logger.offline={str(offline).lower()}"
+    assert (conflict in caplog.text) == (mode != ("offline" if offline else "online"))
+
+
+def test_unknown_mode_is_one_line(logger: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(InstantiationException, match="WANDB_MODE=of: choose online, offline, disabled"):
+        track(logger, tmp_path, {}).__enter__()
+
+
+def test_online_environment_needs_an_account(
+    logger: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(InstantiationException, match="WANDB_MODE=online needs an account of Weights & Biases"):
+        track(logger, tmp_path, {}).__enter__()
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_disabled_environment_writes_nothing(
+    logger: DictConfig, offline: bool, first_run: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger.offline = offline
+    opened = restore_run(Run.read(first_run.folder))
+    with track(logger, tmp_path, {}) as tracker:
+        result = from_json(first_run.result)
+        tracker.log_metrics(result)
+        tracker.log_tables(result, opened.dataset, opened.synthetic_images)
+        tracker.log_artifacts(result, opened.synthetic_images)
+    assert list(tmp_path.rglob("*.wandb")) == []

@@ -96,7 +96,10 @@ def test_file_size_limit_is_recoverable(
 @pytest.mark.multiprocess
 def test_unwritable_run_folder_is_one_error(run_server: RunServer, fresh_sandbox: Sandbox, tmp_path: Path) -> None:
     command = [*fresh_sandbox.evaluate_overrides(), f"hydra.run.dir={tmp_path / 'run'}"]
-    rejection_message(run_server.run("evaluate", command, limit_files=1000), "File too large", "hydra.run.dir=DIR")
+    message = rejection_message(
+        run_server.run("evaluate", command, limit_files=1000), "File too large", "hydra.run.dir=DIR"
+    )
+    assert message.startswith(str(tmp_path / "run" / ".hydra" / "config.yaml"))
     assert not fresh_sandbox.store.exists() or not committed_files(fresh_sandbox.store)
 
 

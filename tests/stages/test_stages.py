@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lgclip.stages.runner import StageBar, Stages, quiet
-from lgclip.store.cost_log import Line, StoreUsage, Tokens, lines_of
+from lgclip.store.cost_log import Line, StoreUsage, Tokens, lines_of, read_cost_log
 
 pytest_plugins = ("chat_fixtures",)
 
@@ -134,13 +134,56 @@ def test_cost_line_is_added_per_used_store(stages: Stages, tmp_path: Path) -> No
     assert stages.stage_stats[1].device == "server at there"
 
 
-def test_failed_stage_adds_no_cost_line(stages: Stages, tmp_path: Path) -> None:
-    shelves = TwoStoreStage(tmp_path, set())
-    shelves.ignored = frozenset({5})
+def test_failed_stage_records_what_it_has_computed(stages: Stages, tmp_path: Path) -> None:
+    stage = TwoStoreStage(tmp_path, set())
+    stage.ignored = frozenset({5})
     with pytest.raises(RuntimeError, match="1 of 6 are still missing"):
-        stages.complete("numbers", shelves, 6)
-    assert not list(tmp_path.iterdir())
+        stages.complete("numbers", stage, 6)
+    assert [lines_of(part.cost_log)[0].count for part in stage.parts()] == [3, 2]
+    assert [read_cost_log(part.cost_log).unfinished for part in stage.parts()] == [0, 0]
     assert not stages.stage_stats
+
+
+class StoppingStage(TwoStoreStage):
+    """Ends with the second batch."""
+
+    end: Any = SystemExit(143)
+
+    def predict_step(self, batch: list[int], batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == 1:
+            raise self.end
+        super().predict_step(batch, batch_idx, dataloader_idx)
+
+
+def test_interrupted_stage_records_what_it_has_computed(stages: Stages, tmp_path: Path) -> None:
+    stage = StoppingStage(tmp_path, set())
+    with pytest.raises(SystemExit):
+        stages.complete("numbers", stage, 6)
+    quick, slow = (read_cost_log(part.cost_log) for part in stage.parts())
+    assert [(line.count, line.tokens) for line in quick.lines] == [(3, None)]
+    assert [(line.count, line.seconds) for line in slow.lines] == [(0, 0)]
+    assert quick.lines[0].seconds > 0
+    assert quick.unfinished == slow.unfinished == 0
+
+
+def test_model_that_does_not_load_leaves_no_cost_log(stages: Stages, tmp_path: Path) -> None:
+    class Unloadable(TwoStoreStage):
+        def on_predict_start(self) -> None:
+            raise ValueError("no such weights")
+
+    with pytest.raises(ValueError, match="no such weights"):
+        stages.complete("numbers", Unloadable(tmp_path, set()), 6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_checks_run_once_before_the_first_work(stages: Stages) -> None:
+    calls: list[str] = []
+    stages.check_before(lambda: calls.append("store"), lambda: calls.append("encoder"))
+    stages.complete("numbers", CountingStage(range(5), set(range(5))), 5)
+    assert calls == []
+    stages.complete("numbers", CountingStage(range(5), {1}), 5)
+    stages.complete("numbers", CountingStage(range(5), {2}), 5)
+    assert calls == ["store", "encoder"]
 
 
 def test_timed_block_equals_a_stage(stages: Stages) -> None:

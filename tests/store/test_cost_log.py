@@ -1,8 +1,11 @@
 """Tests the cost log: lines written by several processes, and measured tokens and bytes."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from hypothesis import strategies as st
 from lgclip.prompts.base import Task
 from lgclip.prompts.local_llm import LocalLLM, _lengths
 from lgclip.runtime.devices import Peak
-from lgclip.store.cost_log import Line, Tokens, append, both, lines_of, rate
+from lgclip.store.atomic import WriteError
+from lgclip.store.cost_log import Line, Tokens, append, append_start, both, lines_of, rate, read_cost_log
 from lgclip.types import TargetClass
 
 LINE = Line(10, "image", 5.0, "cpu", 1)
@@ -135,3 +139,36 @@ def test_peak_memory_is_recorded_after_errors() -> None:
     with pytest.raises(RuntimeError, match="power cut"), peak:
         raise RuntimeError("power cut")
     assert not peak._watch.is_alive()
+
+
+def test_start_without_an_end_is_unfinished(tmp_path: Path) -> None:
+    path = tmp_path / "costs.jsonl"
+    first, second = append_start(path), append_start(path)
+    append(path, replace(LINE, start=second))
+    append(path, LINE)
+    assert read_cost_log(path) == ([LINE, LINE], 1)
+    assert [line.start for line in lines_of(path)] == [second, ""]
+    append(path, replace(LINE, count=0, start=first))
+    assert read_cost_log(path).unfinished == 0
+    assert rate(lines_of(path)) == 0.75
+
+
+@pytest.mark.multiprocess
+def test_killed_process_leaves_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "costs.jsonl"
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom lgclip.store.cost_log import append_start\n"
+        "append_start(Path(sys.argv[1]))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[2], check=False)
+    assert killed.returncode == -9
+    assert read_cost_log(path) == ([], 1)
+
+
+def test_refused_write_names_the_cost_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(WriteError, match=rf"{tmp_path}/costs.jsonl: File too large; make room"):
+        append(tmp_path / "costs.jsonl", LINE)

@@ -125,7 +125,7 @@ def build_result(
                     "tokens": {"prompt": 7, "completion": 30}},
                    {"stage": "images", "unit": "image", "computed": 9, "reused": 2, "seconds": 1.5, **on, "tokens":
                    None}],
-        "cost": {"stages": [], "seconds": 2.0, "total_seconds": 4.0,
+        "cost": {"stages": [], "seconds": 2.0, "total_seconds": 4.0, "complete": True,
                  "computed_before": {"images": {"seconds": 2.0, "count": 9, "device": "cpu", "parts": {}}},
                  "towers": {"image": {"parameters": 10, "flops": 20}, "text": None}, "payback": {"never": None}},
         "store": {"real": "a/b", "synthetic": "a/c"}, "versions": {"lgclip": "0.1.0"}, "git_commit": "abc",

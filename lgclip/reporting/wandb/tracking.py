@@ -1,6 +1,7 @@
 """Provides the experiment logger of a run: Lightning's CSV logger, or Weights & Biases with tables and artifacts."""
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,17 @@ from lgclip.reporting.wandb.tables import tables_of
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.training.prompt_tuning.rounds import log_rounds
 
+log = logging.getLogger(__name__)
+
 TAG_LENGTH = 64
 NAME_LENGTH = 128
 """Artifact settings for W&B."""
+
+_MODES = {
+    "online": "online", "offline": "offline", "disabled": "disabled", "shared": "shared", "run": "online",
+    "dryrun": "offline",
+}  # fmt: skip
+"""Values of `WANDB_MODE`, with what W&B takes them for."""
 
 # W&B shows the last value of each metric unless a summary is defined. Names that are not here have none.
 _BETTER: dict[str, Literal["max", "min"]] = {
@@ -47,12 +56,13 @@ class Wandb(WandbLogger):
         name: The run's name.
         job_type: Type of the run.
         tags: Tags to filter by, of 1 to 64 characters.
-        offline: Whether nothing is sent; `wandb sync` sends it later.
+        offline: Whether nothing is sent; `wandb sync` sends it later. The environment variable `WANDB_MODE` takes
+            precedence, with a warning where the two differ.
         artifacts: `manifest`: prompts, lists of content keys and the result's files; `files`: images and
             features too; `none`.
 
     Raises:
-        ValueError: If `artifacts` is none of these, or there is no account to log to.
+        ValueError: If `artifacts` or `WANDB_MODE` is unknown, or there is no account to log to.
     """
 
     def __init__(
@@ -73,11 +83,12 @@ class Wandb(WandbLogger):
         if artifacts not in KEEP:
             raise ValueError(f"logger.artifacts={artifacts}: choose {', '.join(KEEP)}")
         # `mode` in place of Lightning's `offline`, which would keep every later run of the process offline.
-        mode = "offline" if offline else os.environ.get("WANDB_MODE", "online")
-        if mode == "online" and not wandb.login(prompt=False, verify=False):
+        mode: Any = choose_mode(offline=offline)
+        if mode in ("online", "shared") and not wandb.login(prompt=False, verify=False):
+            cause = f"WANDB_MODE={mode}" if offline else "logger.offline=false"
             raise ValueError(
-                "logger.offline=false needs an account of Weights & Biases: set WANDB_API_KEY or run `wandb login`, "
-                "or leave logger.offline=true and run `wandb sync` later"
+                f"{cause} needs an account of Weights & Biases: set WANDB_API_KEY or run `wandb login`, or choose "
+                "logger.offline=true without WANDB_MODE and run `wandb sync` later"
             )
         # W&B's defaults send the host, the command line, the installed packages, the Git state and the console.
         super().__init__(
@@ -88,6 +99,29 @@ class Wandb(WandbLogger):
             ),
         )  # fmt: skip
         self.artifacts = artifacts
+
+
+def choose_mode(*, offline: bool) -> str:
+    """Returns the mode of W&B: that of the environment, or else of the config.
+
+    The environment is set for a machine or a single command, so it takes precedence, as in W&B itself.
+
+    Args:
+        offline: Value of the config.
+
+    Raises:
+        ValueError: If `WANDB_MODE` is unknown.
+    """
+    configured = "offline" if offline else "online"
+    name = os.environ.get("WANDB_MODE")
+    if not name:
+        return configured
+    if name not in _MODES:
+        raise ValueError(f"WANDB_MODE={name}: choose {', '.join(_MODES)}, or unset it to use logger.offline")
+    mode = _MODES[name]
+    if mode != configured:
+        log.warning("WANDB_MODE=%s takes precedence over logger.offline=%s", name, str(offline).lower())
+    return mode
 
 
 def _build(logger: DictConfig, folder: Path, description: Mapping[str, Any]) -> Logger:
@@ -128,24 +162,19 @@ class Tracker:
         self._folder = folder
         self._axes = dict(axes)
 
-    def log(self, result: RunResult, dataset: Dataset, synthetic_images: SyntheticImages | None) -> None:
-        """Logs the metrics, and to W&B the tables, the confusion matrix and the artifacts.
+    def log_metrics(self, result: RunResult) -> None:
+        """Logs the metrics.
 
         The learning curve is logged before them, unless this run trained and has logged it already.
 
         Args:
-            result: Content of result.json; it and the other files are in the run's folder already.
-            dataset: The evaluated data set.
-            synthetic_images: The synthetic images; None if the method needs none.
+            result: Content of result.json.
         """
         if not self.logger:
             return
         _log_curve(result, self.logger)
         metrics = flat_metrics(result)
-        run = Run(self._folder, result)
-        experiment: Any = None
-        if isinstance(self.logger, WandbLogger):
-            experiment = self.logger.experiment
+        experiment = self._experiment
         if experiment:
             # Before the first value is logged: a definition does not apply to earlier ones.
             for name in metrics:
@@ -154,12 +183,42 @@ class Tracker:
         self.logger.log_metrics(metrics)
         self.logger.save()
         if experiment:
-            experiment.log(tables_of(run, dataset, synthetic_images, self._axes))
             # The plain number, where W&B would have {"max": number}, which filters and columns cannot use.
             experiment.summary.update(metrics)
+
+    def log_tables(self, result: RunResult, dataset: Dataset, synthetic_images: SyntheticImages | None) -> None:
+        """Logs to W&B the tables and the confusion matrix.
+
+        Args:
+            result: Content of result.json; it and the other files are in the run's folder already.
+            dataset: The evaluated data set.
+            synthetic_images: The synthetic images; None if the method needs none.
+        """
+        experiment = self._experiment
+        if experiment:
+            experiment.log(tables_of(Run(self._folder, result), dataset, synthetic_images, self._axes))
+            # Logging replaces the summary by {"max": number} again.
+            experiment.summary.update(flat_metrics(result))
+
+    def log_artifacts(self, result: RunResult, synthetic_images: SyntheticImages | None) -> None:
+        """Logs to W&B the artifacts: prompts, images, features and the files of the run's folder.
+
+        Args:
+            result: Content of result.json; it and the other files are in the run's folder already.
+            synthetic_images: The synthetic images; None if the method needs none.
+        """
+        experiment = self._experiment
+        if experiment:
             # Lightning's own WandbLogger may be configured too; it has no setting for the artifacts.
             keep = self.logger.artifacts if isinstance(self.logger, Wandb) else KEEP[0]
-            log_artifacts(experiment, run, synthetic_images, keep)
+            log_artifacts(experiment, Run(self._folder, result), synthetic_images, keep)
+
+    @property
+    def _experiment(self) -> Any:
+        """Returns the run of W&B; None for another logger, or where W&B is disabled."""
+        if not isinstance(self.logger, WandbLogger) or self.logger.experiment.disabled:
+            return None
+        return self.logger.experiment
 
 
 def _log_curve(result: RunResult, logger: Logger) -> None:

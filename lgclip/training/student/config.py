@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lgclip.encoder.backbone import TIMM, Tower, read_into, split_name, untrained, weights_file
+from lgclip.encoder.backbone import TIMM, Tower, check_fits, read_into, split_name, untrained, weights_file
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.precision import PRECISIONS, decided
 from lgclip.encoder.timm import Timm
@@ -170,6 +170,19 @@ class Student(TrainingConfig):
             )
         else:
             weights_file(self.weights)
+
+    def check(self, inputs: TrainingInputs) -> None:
+        # A file of weights is otherwise read only when the images are generated.
+        if self.weights is None or self.weights == PRETRAINED:
+            return
+        source = self.source(inputs.encoder)
+        if source is not None:
+            source.check_weights()
+            return
+
+        with torch.device("meta"):
+            body = untrained(self.backbone, self.image_size).body
+        check_fits(body, self.weights)
 
     def _timm(self, name: str) -> Timm:
         # For timm no checkpoint means the weights of the name's own tag.

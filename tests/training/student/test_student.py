@@ -5,6 +5,7 @@ import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from lgclip.training.student.config import Student
 from lgclip.training.student.encoder import StudentEncoder
 from lgclip.training.student.module import rate
 from lgclip.training.student.task import StudentSetup
+from lgclip.training.task import TrainingInputs
 
 CPU = torch.device("cpu")
 
@@ -126,6 +128,10 @@ def test_encoder_tower_gives_its_features(tmp_path: Path) -> None:
             torch.testing.assert_close(features, encoder.load(CPU).images(pixels), rtol=1e-4, atol=1e-5)
 
 
+NO_INPUTS: Any = Mock(spec=TrainingInputs, encoder=None)
+"""What a check of the weights takes of a run."""
+
+
 def test_initial_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
     network = models.resnet18(num_classes=9)
     save_file(network.state_dict(), tmp_path / "w.safetensors")
@@ -133,6 +139,9 @@ def test_initial_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
     body = student.tower(None).body.get_submodule("net")
     assert torch.equal(body.get_parameter("conv1.weight"), network.conv1.weight)
     other_backbone = small_student(backbone="torchvision:resnet34", weights=str(tmp_path / "w.safetensors"))
+    student.check(NO_INPUTS)
+    with pytest.raises(ValueError, match=r"is of another network: \d+ of the model's \d+ weights are missing"):
+        other_backbone.check(NO_INPUTS)
     with pytest.raises(ValueError, match="is of another network"):
         other_backbone.tower(None)
     assert "sha256:" in str(key_inputs(student)["weights"])
