@@ -32,6 +32,7 @@ from lgclip.runtime.versions import RESULT_SCHEMA
 from lgclip.stages.runner import Stages
 from lgclip.store.atomic import atomic_write
 from lgclip.store.keys import key_inputs
+from lgclip.store.root import root_of
 
 _ROWS = 8192  # of predictions.csv, written at once
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
@@ -190,12 +191,20 @@ def result_of(
             views=len(data.streams[-1].views),
         ),
         "store": {stream.name: stream.store.key for stream in data.streams},
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": _recorded_config(config),
         "versions": versions(),
         "git_commit": git_commit(),
     }
     # What a student, tuned prompts or shifted sets add replaces the empty fields above, so their order stays.
     return create_result({**values, **evaluation.entries})
+
+
+def _recorded_config(config: DictConfig) -> dict[str, Any]:
+    """Returns the config as it took effect, with the store that was used where the config names none."""
+    recorded: Any = OmegaConf.to_container(config, resolve=True)
+    # null means an environment variable or the user's cache folder, which are others for whoever reads the result.
+    recorded["paths"]["store"] = str(root_of(config.paths.store))
+    return recorded
 
 
 def _label_and_prediction(predictions: Predictions) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

@@ -1,7 +1,6 @@
 """Runs a stage if something is missing, shows its progress, and records its cost."""
 
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +12,9 @@ from typing import Any, cast
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from tqdm import tqdm
 
 from lgclip.runtime.devices import Peak, device_name
+from lgclip.runtime.progress import Progress
 from lgclip.runtime.signals import heed
 from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, Tokens, append, append_start
 
@@ -40,7 +39,7 @@ def quiet() -> None:
 
 
 class StageBar(ProgressBar):
-    """Shows one line per stage: name, count, rate, remaining time; and measures the time of each of its loaders.
+    """Shows the progress of each stage, and measures the time of each of its loaders.
 
     Attributes:
         title: Name of the stage.
@@ -49,7 +48,7 @@ class StageBar(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: Any = None
+        self._progress: Progress | None = None
         self._enabled = True
         self.title = ""
         self.spent: dict[int, float] = {}
@@ -69,15 +68,8 @@ class StageBar(ProgressBar):
         if not isinstance(loaders, list):
             loaders = [loaders]
         total = sum(len(loader.dataset) for loader in loaders)
-        self._bar = tqdm(
-            total=total,
-            desc=self.title,
-            unit=f" {getattr(pl_module, 'unit', 'thing')}",
-            disable=not self._enabled,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        unit = getattr(pl_module, "unit", "thing")
+        self._progress = Progress(self.title, total, unit, enabled=self._enabled)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The model is loaded by now. Its loading belongs to no loader, and would count as the first one's.
@@ -101,10 +93,12 @@ class StageBar(ProgressBar):
         done = 1
         if isinstance(ids, list):
             done = len(ids)
-        self._bar.update(done)
+        assert self._progress is not None
+        self._progress.update(done)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.close()
+        assert self._progress is not None
+        self._progress.close()
 
 
 class CostStart(Callback):

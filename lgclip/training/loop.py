@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch.utils.data import Sampler
-from tqdm import tqdm
 
 from lgclip.runtime.devices import device_name
+from lgclip.runtime.progress import Progress
 from lgclip.runtime.signals import heed
 from lgclip.stages.context import RunContext
 from lgclip.store.cost_log import StageStats
@@ -65,7 +64,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
 
 
 class StepBar(ProgressBar):
-    """Shows one line: completed steps, and the latest metrics of the module.
+    """Shows completed steps and the latest metrics of the module.
 
     Args:
         title: Name of the training.
@@ -76,7 +75,7 @@ class StepBar(ProgressBar):
         super().__init__()
         self._title = title
         self._metrics_of = metrics_of
-        self._bar = None
+        self._progress: Progress | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -86,22 +85,22 @@ class StepBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning installs signal handlers of its own when a fit begins; this puts back the run's.
         heed()
-        self._bar: Any = tqdm(
-            total=trainer.max_steps, initial=trainer.global_step, desc=self._title, unit=" step",
-            disable=not self._enabled, file=sys.stderr, dynamic_ncols=True, mininterval=0.5,
-        )  # fmt: skip
+        self._progress = Progress(
+            self._title, trainer.max_steps, "step", initial=trainer.global_step, enabled=self._enabled
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # By the trainer's count: with accumulated gradients several batches make one step.
-        self._bar.update(trainer.global_step - self._bar.n)
+        assert self._progress is not None
+        self._progress.update(trainer.global_step - self._progress.count)
         if values := self._metrics_of(pl_module):
-            # Without its own refresh rate: the bar redraws itself at most twice a second.
-            self._bar.set_postfix({name: round(value, 4) for name, value in values.items()}, False)
+            self._progress.show_metrics(values)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.close()
+        assert self._progress is not None
+        self._progress.close()
 
 
 class StepsFrom(Sampler[int]):

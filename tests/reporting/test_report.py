@@ -10,7 +10,7 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
-from factories import IMAGES_PER_CLASS, NAMES, FirstRun, read_csv
+from factories import IMAGES_PER_CLASS, NAMES, FirstRun, Sandbox, evaluate_run, read_csv
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -22,8 +22,10 @@ from lgclip.reporting import contact_sheet
 from lgclip.reporting.console_table import table
 from lgclip.reporting.contact_sheet import GAP, LARGE_TILE, MAX_CLASSES, MAX_IMAGES, NAME_WIDTH, sheet_of
 from lgclip.reporting.contact_sheet import SMALL_TILE as TILE
+from lgclip.reporting.restore import restore_run
 from lgclip.reporting.result import git_commit, report
 from lgclip.reporting.result_schema import from_json
+from lgclip.reporting.run_folder import Run
 from lgclip.runtime.versions import RESULT_SCHEMA
 from lgclip.stages.runner import Stages
 from lgclip.stages.streams import Streams
@@ -235,3 +237,12 @@ def test_result_is_standard_json(first_run: FirstRun) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads(text, parse_constant=refuse) == first_run.result
+
+
+def test_store_that_was_used_is_recorded(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LGCLIP_HOME", str(sandbox.store))
+    evaluate_run(sandbox, tmp_path / "run", "paths.store=null")
+    recorded = json.loads((tmp_path / "run" / "result.json").read_text())["config"]["paths"]["store"]
+    assert recorded == str(sandbox.store), "null would mean another folder for whoever reads the result"
+    monkeypatch.setenv("LGCLIP_HOME", str(tmp_path / "elsewhere"))
+    assert restore_run(Run.read(tmp_path / "run")).streams["real"].missing() == []

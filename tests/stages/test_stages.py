@@ -1,6 +1,7 @@
 """Tests that a stage runs only if something is missing, and is counted either way."""
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -97,12 +98,10 @@ def test_incomplete_stage_is_an_error(stages: Stages) -> None:
     assert not stages.stage_stats
 
 
-def test_progress_bar_shows_unit_and_rate(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_line_shows_unit_and_rate(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
     stages.complete("numbers", CountingStage(range(5), {0}), 5)
     stderr = capsys.readouterr().err
-    assert "numbers: 100%" in stderr
-    assert "4/4" in stderr
-    assert " number" in stderr
+    assert re.fullmatch(r"numbers: 4 numbers, \d+\.\d s, [\d.]+ numbers/s\n", stderr)
     stages.complete("numbers", CountingStage(range(5), set(range(5))), 5)
     assert capsys.readouterr().err == "", "nothing is shown of a stage that makes nothing"
 

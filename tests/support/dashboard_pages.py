@@ -15,9 +15,11 @@ from lgclip.reporting.dashboard.schema import (
     ClassRow,
     Comparison,
     Confusion,
+    FeatureMap,
     Learning,
     Page,
     PromptImages,
+    ReliabilityBin,
     RunData,
     SeedGroup,
     Stage,
@@ -91,7 +93,9 @@ def run_of(number: int, axes: dict[str, Any], names: list[str], strength: float,
         correlations={measure: {"spearman": 0.1 * k, "p": 0.5 / (k + 1)} for k, measure in enumerate(MEASURES)},
         class_list=0, classes=classes,
         diagnostics={m: (0.5 + 0.4 * share + rng.normal(0, 0.05, c)).round(4).tolist() for m in MEASURES},
-        confusions=[], gallery=[[] for _ in names], stages=stages(number), cost=cost(), config=settings,
+        confusions=[], matrix=[(k, (k + 1) % c, per_class - int(r)) for k, r in enumerate(right) if r < per_class],
+        reliability=reliability(~wrong), feature_map=feature_map(c, number),
+        gallery=[[] for _ in names], stages=stages(number), cost=cost(), config=settings,
         provenance=[("Commit", "19e1043"), ("Encoder", "tiny, sha256 4f2a91"), ("torch", "2.15.0")],
         right=base64.b64encode(np.packbits(~wrong, bitorder="little").tobytes()).decode(),
         evaluation_key="shapes-held-out",
@@ -103,6 +107,27 @@ def confidence(top1: float) -> dict[str, Any]:
     rejection = [{"coverage": float(c), "top1": float(1 - (1 - top1) * c**2)} for c in coverage]
     figures = {"ece": 0.021, "nll": 0.11, "brier": 0.05, "aurc": 0.004, "temperature": 0.0123}
     return {**figures, "fitted_on": "synthetic images", "rejection": rejection}
+
+
+def reliability(correct: Any) -> list[ReliabilityBin]:
+    """Returns bins of confidences that grow with the accuracy."""
+    parts = np.array_split(np.sort(correct), 5)
+    bins = []
+    for index, part in enumerate(parts):
+        bins.append(ReliabilityBin(n=len(part), confidence=0.1 + 0.2 * index, accuracy=float(part.mean())))
+    return bins
+
+
+def feature_map(classes: int, seed: int) -> FeatureMap:
+    """Returns a map with a prototype, a synthetic and two real images of each class."""
+    rng = np.random.default_rng(seed)
+    kinds = ["real", "real", "synthetic", "prototype"]
+    count = classes * len(kinds)
+    return FeatureMap(
+        explained=[0.3, 0.2], kind=kinds * classes, class_index=np.repeat(np.arange(classes), len(kinds)).tolist(),
+        x=rng.normal(0, 0.3, count).round(3).tolist(), y=rng.normal(0, 0.2, count).round(3).tolist(),
+        correct=[True, False, None, None] * classes,
+    )  # fmt: skip
 
 
 def rounds(number: int, count: int = 3) -> Learning:
@@ -236,7 +261,8 @@ def failed_run(number: int, axes: dict[str, Any], error: str) -> RunData:
         sweep="multirun/grid",
         job=number, axes=axes, dataset="", split="", method="", n=0, metrics=None, baselines={}, paired={},
         detectable=None, confidence=None, learning=None, correlations={}, class_list=0, classes=[], diagnostics={},
-        confusions=[], gallery=[], stages=[], cost={}, config=axes, provenance=[], right=None, evaluation_key=None,
+        confusions=[], matrix=[], reliability=[], feature_map=None,
+        gallery=[], stages=[], cost={}, config=axes, provenance=[], right=None, evaluation_key=None,
     )  # fmt: skip
 
 
@@ -266,7 +292,7 @@ def single_page() -> Page:
         "diagnostics": {},
         "gallery": [],
     }
-    bare |= {"correlations": {}, "stages": [], "cost": {}}
+    bare |= {"correlations": {}, "stages": [], "cost": {}, "matrix": [], "reliability": [], "feature_map": None}
     full_run: Any = {**run, **bare}
     return page_of([full_run], class_names(5), thumbs=0)
 

@@ -25,6 +25,9 @@ CLASS_ROWS = 100_000
 LONGEST = 60
 """Maximum number of characters of a setting in a run's name; templates can be pages long."""
 
+CELLS = 30_000
+"""Maximum number of cells of confusion matrices on a page, over all runs."""
+
 VALUES = 250_000
 """Maximum number of class diagnostics on a page, over all runs."""
 
@@ -106,7 +109,7 @@ def _by_number(path: Path) -> tuple[Path, int, str]:
 
 
 def _axes(runs: Sequence[Run], data: Sequence[RunData], lost: Sequence[RunData]) -> list[Axis]:
-    """Returns the settings in which runs differ, with each run's own value.
+    """Returns the settings in which runs differ, with the value of each run whose method uses the setting.
 
     The overrides of a failed job count too; its other settings are unknown.
     """
@@ -121,14 +124,20 @@ def _axes(runs: Sequence[Run], data: Sequence[RunData], lost: Sequence[RunData])
         if any(key in job["config"] and job["config"][key] != column[0] for job in lost):
             apart[key] = column
     for number, run in enumerate(data):
-        run["axes"] = {key: column[number] for key, column in apart.items()}
+        result = runs[number].result
+        run["axes"] = {key: column[number] for key, column in apart.items() if rows.is_used(key, result)}
     for job in lost:
         # A failed job has no resolved config, only its overrides.
         job["axes"] = {key: job["config"][key] for key in apart if key in job["config"]}
     axes = []
     for key in apart:
         column = [run["axes"][key] for run in (*data, *lost) if key in run["axes"]]
-        axes.append(_axis(key, column))
+        # The runs that use the setting may all have one value of it: then it distinguishes none of them.
+        if any(value != column[0] for value in column):
+            axes.append(_axis(key, column))
+            continue
+        for run in (*data, *lost):
+            run["axes"].pop(key, None)
     return axes
 
 
@@ -213,8 +222,10 @@ def _trim(order: Iterable[RunData]) -> list[str]:
     """Drops details that would make the page too large for a browser, and adds a note."""
     rows_left = CLASS_ROWS
     values_left = VALUES
+    cells_left = CELLS
     without_classes = 0
     without_diagnostics = 0
+    without_matrix = 0
     for run in order:
         # The count goes on below zero: once a run did not fit, no later and smaller one takes its place, so that what
         # is left out is always the end of the order.
@@ -226,9 +237,14 @@ def _trim(order: Iterable[RunData]) -> list[str]:
         if values_left < 0 and run["diagnostics"]:
             run["diagnostics"] = {}
             without_diagnostics += 1
+        cells_left -= len(run["matrix"])
+        if cells_left < 0 and run["matrix"]:
+            run["matrix"] = []
+            without_matrix += 1
     trimmed = (
         (without_classes, "accuracies of classes", "per_class.csv"),
         (without_diagnostics, "diagnostics of classes", "diagnostics.csv"),
+        (without_matrix, "confusion matrices", "predictions.csv"),
     )
     notes = []
     for count, kind, file in trimmed:
@@ -268,7 +284,7 @@ def _comparisons(runs: Sequence[Run], reference: int) -> list[Comparison]:
         try:
             check_comparable(run, runs[reference])
         except ComparisonError as error:
-            comparisons[number]["reason"] = str(error)
+            comparisons[number]["reason"] = _incomparable(run, runs[reference], error)
     comparable = [number for number, comparison in comparisons.items() if comparison["reason"] is None]
     if not comparable:
         return list(comparisons.values())
@@ -282,6 +298,16 @@ def _comparisons(runs: Sequence[Run], reference: int) -> list[Comparison]:
         comparison["p"] = test.test["p"]
         comparison["p_holm"] = test.p_holm
     return list(comparisons.values())
+
+
+def _incomparable(run: Run, reference: Run, error: ComparisonError) -> str:
+    """Returns in one sentence why a run is not compared with the reference."""
+    own = run.result.dataset
+    other = reference.result.dataset
+    # The error names folders and hashes of contents, of which the names of two data sets are enough.
+    if (own.name, own.split) != (other.name, other.split):
+        return f"evaluated on {own.name}, {own.split}; the reference on {other.name}, {other.split}"
+    return str(error)
 
 
 def _groups(runs: Sequence[Run]) -> tuple[list[SeedGroup], list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from lgclip.reporting.dashboard.prediction_plots import confusion_cells, reliability_bins
 from lgclip.reporting.dashboard.schema import ClassRow, Confusion, Learning, RunData, Stage
 from lgclip.reporting.result_schema import RunResult, StageRecord, to_json
 from lgclip.reporting.run_folder import Run, RunError, flat
@@ -31,6 +32,9 @@ LEARNING = ("precision", "coverage", "accuracy", "loss")
 
 _NO_MEASURE = ("class", "name", "images", "nearest", "accuracy")
 _NO_SETTING = ("logger", "paths", "workers", "rerun")
+# Fields of a failed job that are null, and that are empty lists.
+_UNKNOWN = ("metrics", "detectable", "confidence", "learning", "right", "evaluation_key", "feature_map")
+_EMPTY = ("classes", "confusions", "matrix", "reliability", "gallery", "stages", "provenance")
 _PARTS = ("encoder", "llm", "diffuser", "scales")
 
 
@@ -72,6 +76,9 @@ def finished(run: Run, number: int) -> RunData:
             classes=_classes(run, mistaken),
             diagnostics=_diagnostics(run),
             confusions=_confusions(mistaken),
+            matrix=confusion_cells(mistaken),
+            reliability=reliability_bins(run.predictions),
+            feature_map=None,
             gallery=[],
             stages=[_stage(stage) for stage in result.stages],
             cost={key: value for key, value in values["cost"].items() if key != "stages"},
@@ -84,7 +91,9 @@ def finished(run: Run, number: int) -> RunData:
         raise  # it is a ValueError itself and has the better message
     # Files of another run, or edited by hand: the names of the classes and the predictions no longer match.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{run.folder}: its files are inconsistent ({error!r}); run it again with rerun=true") from error
+        raise RunError(
+            f"{run.folder}: its files are inconsistent ({type(error).__name__}: {error}); run it again with rerun=true"
+        ) from error
 
 
 def failed(folder: Path, number: int) -> RunData:
@@ -103,8 +112,8 @@ def failed(folder: Path, number: int) -> RunData:
     job = int(folder.name) if folder.name.isdecimal() else None
     # The page's scripts read every field of every run, so each is there with an empty value of its own type.
     empty: Any = {"axes": {}, "baselines": {}, "paired": {}, "correlations": {}, "diagnostics": {}, "cost": {}}
-    none: Any = dict.fromkeys(("metrics", "detectable", "confidence", "learning", "right", "evaluation_key"))
-    lists: Any = {key: [] for key in ("classes", "confusions", "gallery", "stages", "provenance")}
+    none: Any = dict.fromkeys(_UNKNOWN)
+    lists: Any = {key: [] for key in _EMPTY}
     return RunData(
         id=number, name="", folder=str(folder), status="failed", error=error, job=job,
         sweep=str(folder.absolute().parent), dataset="", split="", method="", n=0, class_list=0, config=overrides,
@@ -119,6 +128,38 @@ def settings(result: RunResult) -> dict[str, Any]:
     # First for the order, so that a group stands before its values; last to win over a value of the same name, such as
     # an empty group.
     return {**choices, **dict(flat(config)), **choices}
+
+
+# Config groups and values that affect synthetic images alone.
+_GENERATION = (
+    "diffuser", "prompts_per_class", "images_per_prompt", "prompt_order_seed", "prompt_pool", "noise", "selection",
+)  # fmt: skip
+
+
+def is_used(key: str, result: RunResult) -> bool:
+    """Returns whether a setting affects a run: a run of CLIP's text baseline has `prompts_per_class` and ignores it.
+
+    Args:
+        key: Key of the flattened config.
+        result: The run's result.
+    """
+    group = key.partition(".")[0]
+    generates = result.diffuser is not None
+    is_student = result.student is not None
+    is_tuned = result.prompt_tuning is not None
+    uses = {
+        **dict.fromkeys(_GENERATION, generates),
+        "llm": generates or result.llm is not None,
+        "seed": generates or is_student or is_tuned,
+        "student": is_student,
+        "membership": is_student,
+        "prompt_tuning": is_tuned,
+        "paradigm": is_tuned,
+    }
+    # The attack on membership reads as many training images of a class as there are prompts.
+    if group == "prompts_per_class" and result.membership is not None:
+        return True
+    return uses.get(group, True)
 
 
 def _setting(override: str) -> tuple[str, Any]:

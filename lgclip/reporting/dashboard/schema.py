@@ -53,6 +53,25 @@ class ClassRow(TypedDict):
     times: int
 
 
+class ReliabilityBin(TypedDict):
+    """Describes the images whose confidence lies in one bin."""
+
+    n: int
+    confidence: float  # mean
+    accuracy: float
+
+
+class FeatureMap(TypedDict):
+    """Holds features projected onto two principal components, in columns: one entry a point."""
+
+    explained: list[float]  # fraction of the variance along x and along y
+    kind: list[str]  # "real" | "synthetic" | "prototype"
+    class_index: list[int]
+    x: list[float]
+    y: list[float]
+    correct: list[bool | None]  # of real images; null for the others
+
+
 class Learning(TypedDict):
     """Holds the learning curve of a run's method: prompts by round, a student by epoch."""
 
@@ -88,6 +107,9 @@ class RunData(TypedDict):
     classes: list[ClassRow]
     diagnostics: dict[str, list[float | None]]  # measure -> a value a class
     confusions: list[Confusion]
+    matrix: list[tuple[int, int, int]]  # true class, predicted class, count; only mistakes that were made
+    reliability: list[ReliabilityBin]  # empty without confidences
+    feature_map: FeatureMap | None  # null where the store was not read, or does not hold the features any more
     gallery: list[list[PromptImages]]  # by class; empty where no images are shown
     stages: list[Stage]
     cost: dict[str, Any]

@@ -10,9 +10,10 @@ import numpy as np
 from hydra.errors import InstantiationException
 from PIL import Image
 
+from lgclip.reporting.dashboard.feature_map import compute_feature_map
 from lgclip.reporting.dashboard.rows import PAIRS
 from lgclip.reporting.dashboard.schema import PromptImages, RunData
-from lgclip.reporting.restore import restore_run
+from lgclip.reporting.restore import RestoredRun, restore_run
 from lgclip.reporting.run_folder import Run
 
 SIDE = 80
@@ -26,6 +27,11 @@ ROOM = 3_000_000
 
 ENTRIES = 40_000
 """Maximum number of gallery entries; shared images are stored once, but each entry takes some room too."""
+
+POINTS = 40_000
+"""Maximum number of points of all maps of features on a page."""
+
+CHANGED = "the data set has changed since the run; only images that were evaluated are shown"
 
 PER_PAIR = 3
 """Number of images of each kind next to a pair of classes."""
@@ -104,23 +110,53 @@ def illustrate(runs: Sequence[tuple[Run, RunData]], images: int) -> tuple[dict[s
             missing.setdefault(_reason(error), []).append(data["name"])
     entries = 0
     for turn in range(max(images, PAIRS)):
-        for album in list(albums):  # a copy, as an album that fails is removed
-            try:
-                album.pair(turn, thumbs)
-                if turn < images and entries < ENTRIES:
-                    entries += album.row(turn, thumbs)
-            except (ValueError, OSError) as error:
-                missing.setdefault(_reason(error), []).append(album.name)
-                albums.remove(album)
-    notes = []
-    for reason, names in missing.items():
-        named = "; ".join(names[:3])
-        if len(names) > 3:
-            named += "; ..."
-        notes.append(f"Pictures of {len(names)} runs ({named}) are not shown, or not all of them: {reason}")
+        for album in albums:
+            album.pair(turn, thumbs)
+            if turn < images and entries < ENTRIES:
+                entries += album.row(turn, thumbs)
+    notes = [f"Pictures of {_runs(names)} are not shown: {reason}" for reason, names in missing.items()]
+    notes += _lost_notes(albums)
+    notes += _add_feature_maps(albums)
     if thumbs.full or entries >= ENTRIES:
         notes.append(f"Some pictures are left out: the page holds {len(thumbs.uris)}, the first of each run and class.")
     return thumbs.uris, notes
+
+
+def _runs(names: Sequence[str]) -> str:
+    named = "; ".join(names[:3])
+    if len(names) > 3:
+        named += "; ..."
+    return f"{len(names)} run{'s' * (len(names) > 1)} ({named})"
+
+
+def _lost_notes(albums: Sequence["_Album"]) -> list[str]:
+    """Returns a note on the images that could not be read, with the first reason; each image counts once."""
+    lost: dict[tuple[str, str], str] = {}
+    names: dict[str, None] = {}
+    for album in albums:
+        lost |= album.lost
+        if album.lost:
+            names[album.name] = None
+    notes = [f"Pictures of test images of {album.name} may be missing: {CHANGED}" for album in albums if album.changed]
+    if lost:
+        count = f"{len(lost)} picture{'s' * (len(lost) > 1)}"
+        notes.append(f"{count} of {_runs(list(names))} could not be read: {next(iter(lost.values()))}")
+    return notes
+
+
+def _add_feature_maps(albums: Sequence["_Album"]) -> list[str]:
+    """Adds the maps of features, up to a number of points on the page; returns notes on those that are left out."""
+    points_left = POINTS
+    left_out: dict[str, list[str]] = {}
+    for album in albums:
+        if points_left <= 0:
+            left_out.setdefault("the page holds those of the first runs", []).append(album.name)
+            continue
+        try:
+            points_left -= album.add_feature_map()
+        except (ValueError, OSError) as error:
+            left_out.setdefault(_reason(error), []).append(album.name)
+    return [f"Maps of features of {_runs(names)} are not shown: {reason}" for reason, names in left_out.items()]
 
 
 def _reason(error: Exception) -> str:
@@ -146,11 +182,13 @@ class _Album:
         self.name = data["name"]
         self._predictions = run.predictions
         self._data = data
-        # The data set's folder may have other files now. Their images would be shown as mistakes of this run.
+        self.lost: dict[tuple[str, str], str] = {}
+        self._run = run
+        self._restored = restored
         self._fingerprint = run.result.dataset.fingerprint
-        if restored.dataset.fingerprint != self._fingerprint:
-            raise ValueError("the data set's images are not those that were evaluated")
+        self.changed = restored.dataset.fingerprint != self._fingerprint
         self._dataset = restored.dataset
+        self._places_now = _places_now(run, restored) if self.changed else {}
         self._synthetic_images = restored.synthetic_images
         self._places: list[list[int]] = [[] for _ in restored.dataset.class_names]
         prompts = restored.synthetic_images.prompts if restored.synthetic_images else ()
@@ -196,8 +234,36 @@ class _Album:
         surest = np.argsort(-np.nan_to_num(self._predictions.confidence[places]), kind="stable")
         return places[surest[:PER_PAIR]].tolist()
 
+    def add_feature_map(self) -> int:
+        """Adds the map of the run's features; returns its number of points.
+
+        Raises:
+            ValueError: If features are not in the store any more.
+        """
+        # The labels of a map are those of the predictions, which need the data set as it was.
+        if self.changed:
+            return 0
+        self._data["feature_map"] = compute_feature_map(self._run, self._restored)
+        return len(self._data["feature_map"]["x"]) if self._data["feature_map"] else 0
+
     def _photo(self, index: int, thumbs: Thumbnails) -> list[str]:
-        return thumbs.add(self._fingerprint, str(index), lambda: self._dataset.image(index))
+        place = index
+        if self.changed:
+            if index not in self._places_now:
+                return []
+            place = self._places_now[index]
+        return self._add(thumbs, self._fingerprint, str(index), lambda: self._dataset.image(place))
+
+    def _add(self, thumbs: Thumbnails, source: str, image_id: str, load: Callable[[], Image.Image]) -> list[str]:
+        """Returns the key of an image on the page; empty if there is no room, or the image cannot be read."""
+        if (source, image_id) in self.lost:
+            return []
+        try:
+            return thumbs.add(source, image_id, load)
+        except (ValueError, OSError) as error:
+            # One lost file costs its own picture: the others of the run are shown all the same.
+            self.lost[source, image_id] = _reason(error)
+            return []
 
     def _first_generated(self, class_index: int, thumbs: Thumbnails) -> list[str]:
         synthetic_images = [self._generated_image(place, thumbs) for place in self._places[class_index][:PER_PAIR]]
@@ -206,4 +272,27 @@ class _Album:
     def _generated_image(self, index: int, thumbs: Thumbnails) -> list[str]:
         synthetic_images = self._synthetic_images
         assert synthetic_images is not None
-        return thumbs.add(synthetic_images.key, synthetic_images.ids[index], lambda: synthetic_images.image(index))
+        return self._add(
+            thumbs, synthetic_images.key, synthetic_images.ids[index], lambda: synthetic_images.image(index)
+        )
+
+
+def _places_now(run: Run, restored: RestoredRun) -> dict[int, int]:
+    """Returns where evaluated images are in a data set that has changed since, by their index in the evaluation.
+
+    A class with as many images as were evaluated has them in the same order; of these, an image counts if its features
+    are in the store, since a store identifies an image by its content: an image that was never evaluated must not be
+    shown as a mistake of this run.
+    """
+    dataset = restored.dataset
+    real = restored.streams["real"]
+    unknown = set(real.store.missing(real.ids, real.views))
+    evaluated = run.predictions.label
+    current = np.array(dataset.labels)
+    places: dict[int, int] = {}
+    for class_index in np.unique(evaluated):
+        before = np.flatnonzero(evaluated == class_index).tolist()
+        now = np.flatnonzero(current == class_index).tolist()
+        if len(before) == len(now):
+            places |= {index: place for index, place in zip(before, now, strict=True) if place not in unknown}
+    return places

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,72 @@ def test_sweep_of_failures_has_no_page(tmp_path: Path) -> None:
     write_failed(tmp_path / "0", ["seed=0"])
     with pytest.raises(RunError, match="all 1 jobs failed"):
         page_of(tmp_path)
+
+
+def test_axes_list_only_settings_that_a_method_uses(tmp_path: Path) -> None:
+    unused: dict[str, Any] = {"diffuser": None, "llm": None, "method": "clip_text", "baselines": {}, "paired": {}}
+    for job, prompts in enumerate((2, 10)):
+        settings = {"prompts_per_class": prompts, "method": "lgclip", "student": {"epochs": job}}
+        write_run(tmp_path / str(job), settings=settings)
+    for job, prompts in enumerate((2, 10), start=2):
+        settings = {"prompts_per_class": prompts, "method": "clip_text", "student": {"epochs": job}}
+        write_run(tmp_path / str(job), settings=settings, extra=unused)
+    page = page_of(tmp_path)
+    axes = {axis["key"]: axis["values"] for axis in page["axes"]}
+    assert axes == {"prompts_per_class": [2, 10], "method": ["lgclip", "clip_text"]}, "no run trains a student"
+    assert [run["axes"].get("prompts_per_class") for run in page["runs"]] == [2, 10, None, None]
+    assert [run["name"] for run in page["runs"][2:]] == [f"method=clip_text [{tmp_path / str(n)}]" for n in (2, 3)]
+
+
+def test_setting_of_one_value_among_its_users_is_no_axis(tmp_path: Path) -> None:
+    unused: dict[str, Any] = {"diffuser": None, "llm": None}
+    write_run(tmp_path / "0", settings={"images_per_prompt": 1, "method": "lgclip"})
+    write_run(tmp_path / "1", settings={"images_per_prompt": 2, "method": "clip_text"}, extra=unused)
+    page = page_of(tmp_path)
+    assert [axis["key"] for axis in page["axes"]] == ["method"]
+    assert page["runs"][0]["axes"] == {"method": "lgclip"}
+
+
+def test_reason_names_data_sets_without_hashes(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", dataset="pictures")
+    write_run(tmp_path / "b", dataset="sketches")
+    (comparison,) = page_of(tmp_path)["comparisons"]
+    assert comparison["reason"] == "evaluated on sketches, test; the reference on pictures, test"
+
+
+def test_inconsistent_files_are_named_without_python_syntax(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    table = tmp_path / "run" / "per_class.csv"
+    table.write_text(table.read_text().replace("correct", "right"))
+    with pytest.raises(RunError, match=r"its files are inconsistent \(KeyError: 'correct'\); run it again"):
+        page_of(tmp_path)
+
+
+def test_confusion_matrix_and_reliability_follow_the_predictions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, 80)
+    prediction = np.where(rng.random(80) < 0.5, label, rng.integers(0, 4, 80))
+    write_run(tmp_path / "run", names=list("abcd"), label=label.tolist(), prediction=prediction.tolist())
+    (run,) = page_of(tmp_path)["runs"]
+    counted = Counter((t, p) for t, p in zip(label.tolist(), prediction.tolist(), strict=True) if t != p)
+    assert {(t, p): count for t, p, count in run["matrix"]} == counted
+    confidence = np.array([float(row["confidence"]) for row in read_csv(tmp_path / "run" / "predictions.csv")])
+    edges = np.linspace(0, 1, 16)
+    expected = []
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            accuracy = round(float((label == prediction)[inside].mean()), 4)
+            expected.append(
+                {"n": int(inside.sum()), "confidence": round(confidence[inside].mean(), 4), "accuracy": accuracy}
+            )
+    assert run["reliability"] == expected
+
+
+def test_large_confusion_matrices_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CELLS", 3)
+    for name in ("0", "1"):
+        write_run(tmp_path / name, prediction=WORSE, settings={"guidance": int(name)})
+    page = page_of(tmp_path)
+    assert [bool(run["matrix"]) for run in page["runs"]] == [False, False]
+    assert page["notes"] == ["The confusion matrices of 2 runs are left out; their predictions.csv holds them."]

@@ -149,30 +149,128 @@ def test_gallery_entries_are_limited(first_run: FirstRun, monkeypatch: pytest.Mo
     assert len(page["notes"]) == 1
 
 
-def test_deleted_images_are_noted(empty_sandbox: Sandbox, tmp_path: Path) -> None:
+@pytest.fixture
+def own_sandbox(empty_sandbox: Sandbox, tmp_path: Path) -> Sandbox:
+    """Returns a sandbox with a run in it whose images and store may be damaged."""
     sandbox = replace(
         empty_sandbox, synthetic_images=make_image_folder(tmp_path / "pictures"), store=tmp_path / "store"
     )
     evaluate_run(sandbox, tmp_path / "run")
+    return sandbox
+
+
+def gallery_keys(page: Page) -> list[str]:
+    return [key for album in page["runs"][0]["gallery"] for entry in album for key in entry["images"]]
+
+
+def mistake_counts(page: Page) -> int:
+    return sum(len(pair["images"]) for pair in page["runs"][0]["confusions"])
+
+
+def test_deleted_images_are_noted(own_sandbox: Sandbox, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "store" / "images")
-    assert_noted(page_of(tmp_path / "run"), "images")
-    shutil.rmtree(sandbox.synthetic_images)
-    assert_noted(page_of(tmp_path / "run"), "pictures")
-
-
-def assert_noted(page: Page, word: str) -> None:
+    page = page_of(tmp_path / "run")
+    assert gallery_keys(page) == []
+    assert mistake_counts(page) > 0, "the test images are shown all the same"
     (note,) = page["notes"]
-    assert note.startswith("Pictures of 1 runs (pictures, lgclip) are not shown")
-    assert word in note
+    assert note.startswith("9 pictures of 1 run (pictures, lgclip) could not be read: ")
+    assert "images" in note
+    shutil.rmtree(own_sandbox.synthetic_images)
+    page = page_of(tmp_path / "run")
+    (note,) = page["notes"]
+    assert note.startswith("Pictures of 1 run (pictures, lgclip) are not shown: ")
+    assert "pictures" in note
     assert page["runs"][0]["metrics"] is not None
 
 
-def test_replaced_dataset_is_not_shown(empty_sandbox: Sandbox, tmp_path: Path) -> None:
-    sandbox = replace(
-        empty_sandbox, synthetic_images=make_image_folder(tmp_path / "pictures"), store=tmp_path / "store"
-    )
-    evaluate_run(sandbox, tmp_path / "run")
-    next(sandbox.synthetic_images.rglob("*.png")).unlink()
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_lost_synthetic_image_costs_itself_alone(own_sandbox: Sandbox, tmp_path: Path, damage: str) -> None:
+    before = page_of(tmp_path / "run")
+    lost = sorted((tmp_path / "store" / "images").rglob("*.png"))[0]
+    if damage == "missing":
+        lost.unlink()
+    else:
+        lost.write_bytes(lost.read_bytes()[:60])
     page = page_of(tmp_path / "run")
-    assert_noted(page, "are not those that were evaluated")
-    assert page["thumbs"] == {}
+    assert len(gallery_keys(page)) == len(gallery_keys(before)) - 1
+    assert mistake_counts(page) == mistake_counts(before)
+    (note,) = page["notes"]
+    assert note.startswith("1 picture of 1 run (pictures, lgclip) could not be read: ")
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_lost_test_image_costs_no_synthetic_image(own_sandbox: Sandbox, tmp_path: Path, damage: str) -> None:
+    before = page_of(tmp_path / "run")
+    run = Run.read(tmp_path / "run")
+    restored = restore_run(run)
+    wrong = int(np.flatnonzero(run.predictions.rank > 0)[0])
+    lost = Path(str(restored.dataset.where(wrong)))
+    (file,) = [path for path in own_sandbox.synthetic_images.rglob("*.png") if str(path).endswith(str(lost))]
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:60])
+    page = page_of(tmp_path / "run")
+    assert len(gallery_keys(page)) == len(gallery_keys(before)) == 9
+    true = int(run.predictions.label[wrong])
+    for pair, pair_before in zip(page["runs"][0]["confusions"], before["runs"][0]["confusions"], strict=True):
+        if pair["true"] != true:
+            assert len(pair["images"]) == len(pair_before["images"])
+        elif damage == "damaged" and len(pair_before["images"]) < PER_PAIR:
+            assert len(pair["images"]) >= len(pair_before["images"]) - 1
+    (note,) = page["notes"]
+    assert note == (
+        "Pictures of test images of pictures, lgclip may be missing: the data set has changed since the run; only "
+        "images that were evaluated are shown"
+    )
+
+
+def test_replaced_test_image_is_not_shown(own_sandbox: Sandbox, tmp_path: Path) -> None:
+    for path in own_sandbox.synthetic_images.rglob("*.png"):
+        Image.new("RGB", (48, 48), (1, 2, 3 + len(path.name))).save(path)
+    page = page_of(tmp_path / "run")
+    assert mistake_counts(page) == 0, "images of the data set that the run never evaluated"
+    assert len(gallery_keys(page)) == 9
+
+
+def test_feature_map_shows_principal_components(first_run: FirstRun) -> None:
+    (data,) = page_of(first_run.folder)["runs"]
+    feature_map = data["feature_map"]
+    assert feature_map is not None
+    run = Run.read(first_run.folder)
+    restored = restore_run(run)
+    real, synthetic = (
+        restored.scales.fuse(restored.streams[name].features()).double().numpy() for name in ("real", "synthetic")
+    )
+    images = np.concatenate([real, synthetic])
+    center = images.mean(axis=0)
+    _, values, axes = np.linalg.svd(images - center, full_matrices=False)
+    labels = np.array(restored.streams["synthetic"].labels)
+    means = np.stack([synthetic[labels == c].mean(axis=0) for c in range(len(NAMES))])
+    prototypes = means / np.linalg.norm(means, axis=1, keepdims=True)
+    expected = (np.concatenate([images, prototypes]) - center) @ axes[:2].T
+    displayed = np.column_stack([feature_map["x"], feature_map["y"]])
+    signs = np.sign((displayed * expected).sum(axis=0))
+    np.testing.assert_allclose(displayed, expected * signs, atol=1e-3)
+    np.testing.assert_allclose(feature_map["explained"], (values**2 / (values**2).sum())[:2], atol=1e-3)
+    assert feature_map["kind"] == ["real"] * len(real) + ["synthetic"] * len(synthetic) + ["prototype"] * len(NAMES)
+    assert feature_map["class_index"] == [*run.predictions.label.tolist(), *labels.tolist(), *range(len(NAMES))]
+    assert feature_map["correct"][: len(real)] == (run.predictions.rank == 0).tolist()
+
+
+def test_feature_map_needs_the_stored_features(own_sandbox: Sandbox, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "store" / "features")
+    page = page_of(tmp_path / "run")
+    assert page["runs"][0]["feature_map"] is None
+    assert len(gallery_keys(page)) == 9
+    (note,) = page["notes"]
+    assert note.startswith("Maps of features of 1 run (pictures, lgclip) are not shown: ")
+
+
+def test_maps_beyond_the_limit_are_reported(first_run: FirstRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POINTS", 0)
+    page = page_of(first_run.folder)
+    assert page["runs"][0]["feature_map"] is None
+    assert page["notes"] == [
+        "Maps of features of 1 run (pictures, lgclip) are not shown: the page holds those of the first runs"
+    ]
