@@ -109,9 +109,8 @@ def read_image(file: Path | BytesIO, where: str | None = None) -> Image.Image:
         raise BadImageError(place, _unlike_an_image(file)) from error
     except OSError as error:
         is_irregular = isinstance(error, IrregularFileError)
-        if (
-            error.errno in (None, errno.EINVAL) and not is_irregular
-        ):  # a decoder's own words, or a step to before the file's begin
+        # A decoder's own words, or a step to before the file's begin.
+        if error.errno in (None, errno.EINVAL) and not is_irregular:
             raise BadImageError(place, _in_a_line(error)) from error
         raise ValueError(
             f"{place} cannot be read ({error.strerror}): this is an error of the file system, so the image is never "
