@@ -107,10 +107,10 @@ def read_image(file: Path | BytesIO, where: str | None = None) -> Image.Image:
         raise BadImageError(place, _too_large()) from error
     except UnidentifiedImageError as error:
         raise BadImageError(place, _unlike_an_image(file)) from error
-    except IrregularFileError as error:
-        raise BadImageError(place, str(error.strerror)) from error
     except OSError as error:
-        if error.errno in (None, errno.EINVAL):  # a decoder's own words, or a step to before the file's begin
+        is_irregular = isinstance(error, IrregularFileError)
+        # A decoder's own words, or a step to before the file's begin.
+        if error.errno in (None, errno.EINVAL) and not is_irregular:
             raise BadImageError(place, _in_a_line(error)) from error
         raise ValueError(
             f"{place} cannot be read ({error.strerror}): this is an error of the file system, so the image is never "

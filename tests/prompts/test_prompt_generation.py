@@ -128,7 +128,7 @@ def test_fallback_templates_are_optional_and_marked(tmp_path: Path, caplog: pyte
     assert (
         "1 classes have template sentences in place of prompts that ScriptedGenerator did not return: 3" in caplog.text
     )
-    (entry,) = [e for p in (tmp_path / "prompts").iterdir() if (e := json.loads(p.read_text())).get("fallback")]
+    (entry,) = [e for p in (tmp_path / "prompts").glob("*.json") if (e := json.loads(p.read_text())).get("fallback")]
     assert entry["prompts"] == ["a hen 0"]
     assert entry["fallback"] == [stand_in] * 2
     assert entry["failure"] == "class 1: no"
@@ -186,6 +186,6 @@ def test_two_processes_share_classes_and_errors(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stderr
         assert "error: 1 of 4 classes have too few prompts" in done.stderr
         assert "still missing" not in done.stderr
-        entries = [json.loads(path.read_text()) for path in (tmp_path / "store" / "prompts").iterdir()]
+        entries = [json.loads(path.read_text()) for path in (tmp_path / "store" / "prompts").glob("*.json")]
         turns = {entry["inputs"]["class"]: entry["turn"] for entry in entries}
         assert turns == {**dict.fromkeys(names, 1), names[3]: rounds}

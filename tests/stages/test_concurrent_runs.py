@@ -91,7 +91,7 @@ def test_concurrent_runs_share_one_store(empty_sandbox: Sandbox, tmp_path: Path)
     assert not list(shared.store.rglob(".*")), "nothing half-written is left"
     for cost_log in shared.store.rglob("*costs.jsonl"):
         assert 1 <= len(lines_of(cost_log)) <= CROWD
-        assert len(lines_of(cost_log)) == len(cost_log.read_text().splitlines())
+        assert 2 * len(lines_of(cost_log)) == len(cost_log.read_text().splitlines()), "a start and an end each"
     for n in range(CROWD):
         for name in ("predictions.csv", "per_class.csv", "diagnostics.csv", "prototypes.png"):
             assert (tmp_path / str(n) / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
