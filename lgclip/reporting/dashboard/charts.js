@@ -34,7 +34,12 @@ function chart(title, build) {
   const canvas = make("div", { class: "chart", role: "img" });
   const key = make("div", { class: "legend" });
   const note = make("div", { class: "numbers" });
-  const figure = make("figure", {}, make("figcaption", {}, title), key, canvas, note);
+  const tools = make(
+    "div",
+    { class: "tools" },
+    chartExports(title, () => standalone(title, key, canvas)),
+  );
+  const figure = make("figure", {}, make("figcaption", {}, title), key, canvas, tools, note);
   let plot = null,
     width = 0;
   function update() {
@@ -43,6 +48,7 @@ function chart(title, build) {
     canvas.setAttribute("aria-label", `${title}. ${words}`);
     canvas.style.height = option ? `${height}px` : "auto";
     key.replaceChildren(...(legendOf ? [said(`${legendOf}:`)] : []), ...legend.map(keyEntry));
+    tools.hidden = !option;
     const open = note.querySelector("details")?.open ?? false;
     note.replaceChildren(...(numbers ? [fold("The numbers", numbers)] : []));
     if (open && numbers) note.querySelector("details").open = true;

@@ -1,13 +1,7 @@
-/* One run's classes: accuracies, and what foretells them. */
+/* One run's classes: accuracies, and what predicts them. */
 
-const MEASURES = {
-  alignment: "mean cosine of a class's synthetic images to its own prototype",
-  spread: "mean cosine distance between its synthetic images",
-  margin: "1 minus the cosine to the nearest other prototype",
-  effective_images: "how many different images its synthetic ones amount to (Vendi score)",
-  claimed: "share of its synthetic images nearer to another class",
-  gap: "1 minus the cosine of synthetic and real mean; looks at test labels, for diagnosis only",
-};
+/** Number of bars; the table below has all classes. */
+const BARS = 20;
 
 /** Rows of a run's classes. */
 function classRows(page, run) {
@@ -27,10 +21,12 @@ function showClasses(state) {
   const { page } = state;
   const section = byId("classes");
   const body = make("div", {});
-  const view = { by: "accuracy", down: false, measure: null, text: "" };
+  const view = linkedView("classes", { by: "accuracy", down: false, measure: null, text: "" });
   let rows = [],
     run = null;
-  const bars = chart("Accuracy of each class", (theme, width) => classBars(theme, width, rows, view));
+  const bars = chart(`Accuracy of classes, the first ${BARS} in this order`, (theme, width) =>
+    classBars(theme, width, rows, view),
+  );
   const cloud = chart("A diagnostic against accuracy", (theme) => scatter(theme, run, rows, view.measure));
   bars.on("click", ({ data }) => data && state.tell("gallery", data.name));
   const update = () => {
@@ -65,10 +61,14 @@ function showClasses(state) {
           view.down = on;
           sort();
         }),
-        search("Find a class", (text) => {
-          view.text = text;
-          table.show(rows.filter((row) => holds(row.name, text)));
-        }),
+        search(
+          "Find a class",
+          (text) => {
+            view.text = text;
+            table.show(rows.filter((row) => holds(row.name, text)));
+          },
+          view.text,
+        ),
       ),
       bars.figure,
       table.element,
@@ -84,6 +84,18 @@ function showClasses(state) {
   update();
 }
 
+/** A section's view with what the page's link has of it, as far as it is of the usual type. */
+function linkedView(name, usual) {
+  const view = { ...usual };
+  const fits = (value) => value !== null && typeof value === "object";
+  const linked = keepInLink(name, { ...usual }, fits, () => view);
+  for (const key of Object.keys(usual)) {
+    const isUsual = usual[key] === null ? isText : (value) => typeof value === typeof usual[key];
+    if (isUsual(linked[key])) view[key] = linked[key];
+  }
+  return view;
+}
+
 const sortKey = (row, key) => (key in row.measures ? row.measures[key] : row[key]);
 
 function classBars(theme, width, rows, { by, down }) {
@@ -97,23 +109,29 @@ function classBars(theme, width, rows, { by, down }) {
       row.taken !== null && row.times ? `most taken for ${shorten(row.taken, 60)} (${row.times})` : "",
       by in row.measures ? `${by} ${plain(row.measures[by])}` : "",
     ].filter((line, at) => at === 0 || line);
-  const few = sorted.length * 24 <= width;
+  const shown = sorted.slice(0, BARS);
+  const labelWidth = Math.min(420, Math.round(width * 0.45));
+  const name = (row) => shorten(row.name, 120);
+  // Names are whole: a long one takes several lines, and all bars the room of the longest.
+  const lines = Math.max(...shown.map((row) => Math.ceil((name(row).length * 7.2) / labelWidth)), 1);
   const option = {
     ...base(theme),
     tooltip: tooltip(theme, (params) => params[0]?.data.words ?? [], "axis"),
-    xAxis: axis(theme, "", {
+    yAxis: axis(theme, "", {
       type: "category",
-      data: sorted.map((row) => row.name),
-      axisLabel: { show: few, interval: 0, rotate: 55, width: 96, overflow: "truncate", hideOverlap: false },
+      inverse: true,
+      data: shown.map(name),
+      splitLine: { show: false },
+      axisLabel: { interval: 0, width: labelWidth, overflow: "break", lineHeight: 15, hideOverlap: false },
     }),
-    yAxis: shareAxis(theme, [0, 1, 0.2]),
+    xAxis: shareAxis(theme, [0, 1, 0.2]),
     series: [
       {
         type: "bar",
-        barCategoryGap: few ? "28%" : "8%",
-        barMaxWidth: 36,
-        itemStyle: { color: theme.accent, borderRadius: few ? [3, 3, 0, 0] : 0 },
-        data: sorted.map((row) => ({ value: row.accuracy, words: told(row), name: row.name })),
+        barCategoryGap: "28%",
+        barMaxWidth: 18,
+        itemStyle: { color: theme.accent, borderRadius: [0, 3, 3, 0] },
+        data: shown.map((row) => ({ value: row.accuracy, words: told(row), name: row.name })),
       },
     ],
   };
@@ -121,9 +139,10 @@ function classBars(theme, width, rows, { by, down }) {
   const top = worst[worst.length - 1];
   return {
     option,
-    height: few ? 320 : 240,
+    height: 50 + shown.length * (9 + 15 * lines),
     words:
-      `${known.length} classes, sorted by ${by}. Lowest ${worst[0].name} with ${percent(worst[0].accuracy)}, ` +
+      `${shown.length} of ${sorted.length} classes, sorted by ${by}. ` +
+      `Lowest ${worst[0].name} with ${percent(worst[0].accuracy)}, ` +
       `highest ${top.name} with ${percent(top.accuracy)}. The table below holds all.`,
   };
 }
@@ -192,84 +211,4 @@ function classTable(state, run, rows, view) {
       })),
     ],
   });
-}
-
-/** Which measure foretells a class's accuracy. */
-function diagnosis(run, view, measures, cloud) {
-  const rows = measures.map((key) => [
-    said(key.replaceAll("_", " ")),
-    coefficient(run.correlations[key]?.spearman),
-    chance(run.correlations[key]?.p),
-    MEASURES[key] ?? "",
-  ]);
-  const shown = choice(
-    "Diagnostic",
-    measures.map((key) => [key, key.replaceAll("_", " ")]),
-    view.measure,
-    (key) => {
-      view.measure = key;
-      cloud.update();
-    },
-  );
-  return [
-    make("h3", {}, "Why is a class bad?"),
-    lead(
-      "What can be measured of the synthetic images, and how well it foretells the accuracy of a class ",
-      "(Spearman's rank correlation).",
-    ),
-    make(
-      "div",
-      { class: "columns" },
-      make("div", {}, make("div", { class: "fields" }, shown), cloud.figure),
-      plainTable(
-        "How well each diagnostic foretells accuracy",
-        [["Diagnostic"], ["Spearman", "number"], ["p", "number"], ["What it is", "what"]],
-        rows,
-        { quiet: true },
-      ),
-    ),
-  ];
-}
-
-const coefficient = (r) => (Number.isFinite(r) ? signed(Math.abs(r).toFixed(2), r) : "–");
-
-function scatter(theme, run, rows, measure) {
-  const dots = rows.filter((row) => row.accuracy !== null && Number.isFinite(row.measures[measure]));
-  if (!measure || dots.length < 2) return { option: null, words: "There are not two classes with this diagnostic." };
-  const label = measure.replaceAll("_", " ");
-  const { spearman, p } = run.correlations[measure] ?? {};
-  const bounds = room(dots.map((row) => row.accuracy));
-  const xs = dots.map((row) => row.measures[measure]);
-  const width = Math.max(...xs) - Math.min(...xs) || 1;
-  const round = (x) => Number(x.toPrecision(3));
-  const option = {
-    ...base(theme),
-    tooltip: tooltip(theme, ({ data }) => data.words),
-    xAxis: axis(theme, label, {
-      type: "value",
-      min: round(Math.min(...xs) - width * 0.06),
-      max: round(Math.max(...xs) + width * 0.06),
-      axisLabel: { formatter: plain, showMinLabel: false, showMaxLabel: false },
-    }),
-    yAxis: shareAxis(theme, bounds),
-    series: [
-      {
-        type: "scatter",
-        symbolSize: 9,
-        itemStyle: { color: theme.accent, opacity: 0.7, borderColor: theme.panel, borderWidth: 1 },
-        data: dots.map((row) => ({
-          value: [row.measures[measure], row.accuracy],
-          words: [row.name, `accuracy ${percent(row.accuracy)}`, `${label} ${plain(row.measures[measure])}`],
-        })),
-      },
-    ],
-  };
-  const found = `${coefficient(spearman)}, p ${chance(p)}`;
-  const words = `${dots.length} classes. Spearman's correlation of ${label} with accuracy ${found}`;
-  return {
-    option,
-    words,
-    height: 300,
-    legend: [{ name: `Spearman ${found}`, colour: theme.accent, symbol: "bar" }],
-  };
 }

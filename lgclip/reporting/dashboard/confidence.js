@@ -87,6 +87,9 @@ function showConfidence(state) {
   const curve = chart("Accuracy when the least sure images are left out", (theme) =>
     rejection(theme, page, state.focus),
   );
+  const bins = chart("Reliability: accuracy by confidence", (theme) =>
+    reliabilityChart(theme, page.runs[state.focus]),
+  );
   const update = () => {
     const { confidence } = page.runs[state.focus];
     if (!confidence) {
@@ -99,29 +102,23 @@ function showConfidence(state) {
         "div",
         { class: "columns" },
         curve.figure,
-        plainTable(
-          "Confidence",
-          [["Figure"], ["Value", "number"], ["What it is", "what"]],
-          [
-            row(
-              "Calibration error",
-              percent(confidence.ece, 2),
-              "mean gap of confidence and accuracy, 15 bins; 0 is right",
-            ),
-            row("Negative log-likelihood", plain(confidence.nll), "of the true class; lower is better"),
-            row("Brier score", plain(confidence.brier), "squared error of the probabilities; lower is better"),
-            row(
-              "Risk over coverage",
-              plain(confidence.aurc),
-              "area under the risk-coverage curve; lower is better",
-            ),
-            row("Temperature", plain(confidence.temperature), `from ${confidence.fitted_on}`),
-          ],
-          { quiet: true },
-        ),
+        bins.figure,
+      ),
+      plainTable(
+        "Confidence",
+        [["Metric"], ["Value", "number"], ["What it is", "what"]],
+        [
+          row("Calibration error", percent(confidence.ece, 2), "mean gap of confidence and accuracy, 15 bins; 0 is right"),
+          row("Negative log-likelihood", plain(confidence.nll), "of the true class; lower is better"),
+          row("Brier score", plain(confidence.brier), "squared error of the probabilities; lower is better"),
+          row("Risk over coverage", plain(confidence.aurc), "area under the risk-coverage curve; lower is better"),
+          row("Temperature", plain(confidence.temperature), `from ${confidence.fitted_on}`),
+        ],
+        { quiet: true },
       ),
     );
     curve.update();
+    bins.update();
   };
   section.append(body);
   state.on("focus", update);

@@ -54,6 +54,7 @@ function costBars(theme, runs, stages, before) {
   const shown = [...runs].reverse();
   const label = (run) => (runs.length > 1 ? `run ${run.id}` : run.name);
   const total = (run) => stages.reduce((sum, name) => sum + stageSeconds(run, name, before), 0);
+  const scale = secondsScale(Math.max(...runs.map(total)));
   const option = {
     ...base(theme),
     tooltip: tooltip(
@@ -71,7 +72,13 @@ function costBars(theme, runs, stages, before) {
       splitLine: { show: false },
       axisLabel: { width: 130, overflow: "truncate" },
     }),
-    xAxis: axis(theme, "", { type: "value", axisLabel: { formatter: secondsTick } }),
+    xAxis: axis(theme, "", {
+      type: "value",
+      min: 0,
+      max: scale.max,
+      interval: scale.interval,
+      axisLabel: { formatter: scale.write },
+    }),
     series: stages.map((name, at) => ({
       type: "bar",
       stack: "all",

@@ -50,9 +50,10 @@ function choice(label, options, chosen, change) {
 }
 
 /** A labelled line of text that is searched for while it is typed. */
-function search(label, change) {
+function search(label, change, text = "") {
   const input = make("input", {
     type: "search",
+    value: text,
     autocomplete: "off",
     spellcheck: "false",
     oninput: () => change(input.value),

@@ -60,13 +60,25 @@ function duration(seconds) {
   return seconds < 5400 ? `${(seconds / 60).toFixed(seconds < 600 ? 1 : 0)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-/** Seconds at a tick of an axis. */
-const secondsTick = (value) =>
-  value > 0 && value < 1
-    ? `${plain(Math.round(value * 1e6) / 1e3)} ms`
-    : value < 120
-      ? `${plain(value)} s`
-      : `${plain(value / 60)} min`;
+const SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200];
+
+/** An axis of seconds from 0 to `most`: its end, its step, and how a tick is written; every tick is a round value. */
+function secondsScale(most) {
+  const rough = Math.max(most, 1e-4) / 6;
+  const digit = 10 ** Math.floor(Math.log10(rough));
+  const decimal = [1, 2, 5, 10].map((one) => one * digit).find((one) => one >= rough * 0.999);
+  const days = Math.ceil(rough / 86400) * 86400;
+  const step = rough <= 0.5 ? decimal : (SECONDS.find((one) => one >= rough) ?? days);
+  const [unit, size] = [
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+    ["ms", 1e-3],
+    ["µs", 1e-6],
+  ].find(([, one]) => step >= one * 0.999);
+  const write = (value) => `${Number((value / size).toPrecision(6))} ${unit}`;
+  return { max: step * Math.ceil(most / step || 1), interval: step, write };
+}
 
 /** An interval of a mean of shares, cut where no share can be. */
 const cut = (pair) => (pair ? [Math.max(0, pair[0]), Math.min(1, pair[1])] : null);

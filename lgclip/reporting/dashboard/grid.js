@@ -6,38 +6,71 @@ function showGrid(state) {
   const { page } = state;
   const section = byId("grid");
   const runs = done(page);
-  const axes = gridAxes(page, runs);
+  const sets = setsOf(page);
+  const varies = (axis) => sets.some((set) => new Set(set.runs.map((run) => keyOf(axis.read(run)))).size > 1);
+  const axes = gridAxes(page, runs).filter(varies);
   section.hidden = runs.length < 2;
   if (!axes.length) {
     section.append(nothing("No setting differs between these runs."));
     return;
   }
-  const grid = defaults(axes, runs);
+  const grid = linkedGrid(axes, defaults(axes, sets.find((set) => set.runs.includes(best(runs))).runs));
   const fields = make("div", { class: "fields" });
-  const map = make("figure", {});
   const words = make("p", { class: "muted small", "aria-live": "polite" });
-  const lines = chart("Top-1 along one setting", (theme) => lineChart(theme, page, axes, grid, runs));
+  const panels = sets.map((set) => gridPanel(state, axes, grid, set, sets.length > 1));
   const update = () => {
     fields.replaceChildren(...gridFields(page, axes, grid, update));
-    map.replaceChildren(...heatMap(state, axes, grid, runs));
     words.textContent = gridWords(axes, grid);
-    lines.update();
+    panels.forEach((panel) => panel.update());
   };
-  section.append(fields, words, make("div", { class: "columns" }, map, lines.figure));
-  state.on("theme", () => map.replaceChildren(...heatMap(state, axes, grid, runs)));
+  section.append(fields, words, ...panels.map((panel) => panel.element));
+  state.on("theme", () => panels.forEach((panel) => panel.paint()));
   update();
 }
 
-/** The settings that vary among finished runs; the data set is one where it varies. */
+/** One data set's heat map and lines. */
+function gridPanel(state, axes, grid, set, several) {
+  const map = make("figure", {});
+  const title = several ? `Top-1 along one setting, ${set.name}` : "Top-1 along one setting";
+  const lines = chart(title, (theme) => lineChart(theme, state.page, axes, grid, set.runs));
+  const paint = () => map.replaceChildren(...heatMap(state, axes, grid, set.runs));
+  return {
+    element: make(
+      "div",
+      {},
+      several ? make("h3", {}, said(set.name)) : null,
+      make("div", { class: "columns" }, map, lines.figure),
+    ),
+    paint,
+    update: () => {
+      paint();
+      lines.update();
+    },
+  };
+}
+
+/** The grid as the page's link has it; of a link for other runs, what there still is. */
+function linkedGrid(axes, usual) {
+  const keys = axes.map((axis) => axis.key);
+  const grid = { ...usual };
+  const read = () => ({ ...grid, fixed: [...grid.fixed] });
+  const fits = (value) => keys.includes(value?.along) && Array.isArray(value.fixed);
+  const linked = keepInLink("grid", read(), fits, read);
+  grid.along = linked.along;
+  grid.across = keys.includes(linked.across) && linked.across !== linked.along ? linked.across : null;
+  grid.baselines = linked.baselines === true;
+  const fixed = linked.fixed.filter((entry) => Array.isArray(entry) && keys.includes(entry[0]));
+  grid.fixed = new Map([...usual.fixed, ...fixed.filter(([key, value]) => key !== "method" || value !== ANY)]);
+  return grid;
+}
+
+/** The settings that vary among finished runs; the data set and the method are among them where they vary. */
 function gridAxes(page, runs) {
   const own = page.axes.map((axis) => ({ ...axis, read: (run) => run.axes[axis.key] ?? null }));
-  if (new Set(runs.map((run) => run.dataset)).size > 1 && !own.some((axis) => axis.key === "dataset")) {
-    own.push({
-      key: "dataset",
-      numeric: false,
-      values: [...new Set(runs.map((run) => run.dataset))],
-      read: (run) => run.dataset,
-    });
+  for (const key of ["dataset", "method"]) {
+    const values = [...new Set(runs.map((run) => run[key]))];
+    if (values.length < 2 || own.some((axis) => axis.key === key)) continue;
+    own.push({ key, numeric: false, values, read: (run) => run[key] });
   }
   return own
     .map((axis) => ({
@@ -58,8 +91,9 @@ function defaults(axes, runs) {
       .sort((a, b) => a.values.length - b.values.length)[0] ?? null;
   const first = best(runs);
   const fixed = new Map(axes.map((axis) => [axis.key, SEEDS.includes(axis.key) ? ANY : axis.read(first)]));
-  const grid = { along: along.key, across: across?.key ?? null, fixed, beside: true };
-  const all = { ...grid, fixed: new Map(axes.map((axis) => [axis.key, ANY])) };
+  const grid = { along: along.key, across: across?.key ?? null, fixed, baselines: false };
+  const pooled = axes.map((axis) => [axis.key, axis.key === "method" ? axis.read(first) : ANY]);
+  const all = { ...grid, fixed: new Map(pooled) };
   const filled = (one) => cells({ groups: [] }, axes, one, runs).rows.flat().filter(Boolean).length;
   return 2 * filled(grid) < filled(all) ? all : grid; // no full grid: most places would stay empty
 }
@@ -80,7 +114,7 @@ function gridFields(page, axes, grid, update) {
     ),
     choice(
       "One line for each",
-      [[null, "all runs"], ...named.filter(([key]) => key !== grid.along)],
+      [[null, "no setting"], ...named.filter(([key]) => key !== grid.along)],
       grid.across,
       (key) =>
         set(() => {
@@ -90,7 +124,11 @@ function gridFields(page, axes, grid, update) {
     ...others.map((axis) =>
       choice(
         axis.key,
-        [[ANY, "mean of all"], ...axis.values.map((value) => [value, asText(value)])],
+        // A mean over methods would be the accuracy of nothing.
+        [
+          ...(axis.key === "method" ? [] : [[ANY, "mean of all"]]),
+          ...axis.values.map((value) => [value, asText(value)]),
+        ],
         grid.fixed.get(axis.key),
         (value) =>
           set(() => {
@@ -122,7 +160,7 @@ function runsAt(axes, grid, runs, along, across) {
   return runs.filter((run) =>
     axes.every((axis) => {
       const wanted = axis.key === grid.along ? along : axis.key === grid.across ? across : grid.fixed.get(axis.key);
-      return wanted === ANY || keyOf(axis.read(run)) === keyOf(wanted);
+      return wanted === ANY || !usesAxis(run, axis) || keyOf(axis.read(run)) === keyOf(wanted);
     }),
   );
 }
@@ -132,6 +170,9 @@ function cellOf(page, runs) {
   if (!runs.length) return null;
   if (runs.length === 1) return { mean: top1(runs[0]), ci95: runs[0].metrics.top1_ci95 ?? null, runs };
   const ids = keyOf(runs.map((run) => run.id).sort((a, b) => a - b));
+  // Repeats of one run, such as those that differ in a setting which their method does not use.
+  if (new Set(runs.map((run) => keyOf(run.axes))).size === 1 && new Set(runs.map(top1)).size === 1)
+    return { mean: top1(runs[0]), ci95: runs[0].metrics.top1_ci95 ?? null, runs };
   const group = page.groups.find((one) => keyOf([...one.runs].sort((a, b) => a - b)) === ids);
   return { mean: mean(runs.map(top1)), ci95: cut(group?.ci95), runs };
 }
@@ -210,48 +251,5 @@ function heatMap(state, axes, grid, runs) {
     ),
     boxed(table, caption, false),
     make("p", { class: "scale muted small" }, percent(low), ramp, percent(high)),
-  ];
-}
-
-/** Runs that differ in their seeds alone, as one figure. */
-function seeds(page) {
-  const groups = page.groups.filter((group) => group.runs.length > 1).sort((a, b) => b.mean - a.mean);
-  if (!groups.length) return [];
-  const domain = room(groups.flatMap((group) => [group.mean, ...(cut(group.ci95) ?? [])]));
-  const named = (group) =>
-    Object.entries(group.axes)
-      .map(([key, value]) => `${key}=${asText(value)}`)
-      .join(", ") || "all runs";
-  const rows = groups.map((group) => [
-    said(named(group)),
-    String(group.runs.length),
-    make("b", {}, percent(group.mean)),
-    make(
-      "div",
-      { class: "forest" },
-      whisker(cut(group.ci95)?.[0] ?? null, group.mean, cut(group.ci95)?.[1] ?? null, domain),
-      make("span", {}, interval(cut(group.ci95))),
-    ),
-    Number.isFinite(group.std) ? (100 * group.std).toFixed(2) : "–",
-    said(group.runs.join(", ")),
-  ]);
-  return [
-    make("h3", {}, "Over seeds"),
-    lead(
-      "Runs that differ in their seeds alone. The interval is of the mean, by Student's t: what another seed may give.",
-    ),
-    plainTable(
-      "Means over seeds",
-      [
-        ["Setting"],
-        ["Seeds", "number"],
-        ["Mean top-1", "number"],
-        ["95% interval", "interval"],
-        ["Std, points", "number"],
-        ["Runs"],
-      ],
-      rows,
-      { quiet: true, tall: rows.length > 15 },
-    ),
   ];
 }

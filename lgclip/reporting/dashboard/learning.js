@@ -27,7 +27,8 @@ function showLearning(state) {
   section.hidden = !runs.length;
   if (!runs.length) return;
   const axes = gridAxes(page, runs).filter((axis) => axis.values.length <= 40);
-  const view = { by: colouring(axes, runs), fixed: new Map() };
+  const view = { fixed: new Map() };
+  view.by = keepInLink("learning", colouring(axes, runs), isText, () => view.by);
   const fields = make("div", { class: "fields" });
   const units = [...new Set(runs.map((run) => run.learning.unit))];
   const charts = units.flatMap((unit) =>

@@ -6,11 +6,13 @@ function stateOf(page) {
   const first = best(runs).id;
   const hears = new Map();
   const second = partner(page, runs, page.runs[first]);
+  const isRun = (id) => isPlace(page.runs.length)(id) && Boolean(page.runs[id].metrics);
+  const areRuns = (ids) => Array.isArray(ids) && ids.length <= 2 && ids.every(isRun);
   const state = {
     page,
-    focus: first,
-    pair: [first, second],
-    picked: [],
+    focus: keepInLink("focus", first, isRun, () => state.focus),
+    pair: keepInLink("pair", [first, second], (ids) => areRuns(ids) && ids.length === 2, () => state.pair),
+    picked: keepInLink("picked", [], areRuns, () => state.picked),
     on: (event, hear) => hears.set(event, [...(hears.get(event) ?? []), hear]),
     tell: (event, value) => (hears.get(event) ?? []).forEach((hear) => hear(value)),
     setPair: (pair) => {
@@ -204,25 +206,29 @@ function showPrint(state) {
   });
 }
 
+const SHOWN = [
+  showSummary,
+  showRuns,
+  showGrid,
+  showCompare,
+  showLearning,
+  showCost,
+  showFocus,
+  showFigures,
+  showClasses,
+  showConfidence,
+  showConfusions,
+  showMap,
+  showGallery,
+  showProvenance,
+  showTheme,
+];
+
 function start() {
   const state = stateOf(readData());
-  [
-    showSummary,
-    showRuns,
-    showGrid,
-    showCompare,
-    showLearning,
-    showCost,
-    showFocus,
-    showFigures,
-    showClasses,
-    showConfidence,
-    showConfusions,
-    showGallery,
-    showProvenance,
-    showTheme,
-  ].forEach((show) => show(state));
+  SHOWN.forEach((show) => show(state));
   showLinks();
+  followLinks();
   showPrint(state);
   byId("foot").append("One file that asks the network for nothing. Charts by Apache ECharts, Apache-2.0.");
 }

@@ -16,8 +16,9 @@ from lgclip.reporting.dashboard.schema import Page, PromptImages, RunData
 from lgclip.store.atomic import atomic_write
 
 SCRIPTS = (
-    "data.js", "dom.js", "figures.js", "table.js", "charts.js", "summary.js", "runs.js", "compare.js", "grid.js",
-    "lines.js", "learning.js", "classes.js", "confidence.js", "pictures.js", "costs.js", "page.js",
+    "data.js", "dom.js", "link.js", "figures.js", "exports.js", "table.js", "charts.js", "sets.js", "summary.js",
+    "filters.js", "runs.js", "compare.js", "grid.js", "seeds.js", "lines.js", "learning.js", "classes.js",
+    "diagnostics.js", "confidence.js", "matrix.js", "pictures.js", "featuremap.js", "costs.js", "page.js",
 )  # fmt: skip
 """The page's own scripts, in the order in which they are joined."""
 

@@ -6,23 +6,24 @@ function showConfusions(state) {
   const { page } = state;
   const section = byId("confusions");
   const body = make("div", {});
+  const matrix = chart("Confusion matrix", (theme, width) =>
+    matrixChart(theme, width, page, page.runs[state.focus]),
+  );
   const update = () => {
     const run = page.runs[state.focus];
     const names = page.class_lists[run.class_list] ?? [];
-    if (!run.confusions.length) {
-      body.replaceChildren(nothing("This run takes no class for another, or its pairs are not in this page."));
-      return;
-    }
-    body.replaceChildren(
-      lead(
-        "The most confused pairs. Prototypes are generated from the names; the images between them are real.",
-      ),
-      make(
-        "ol",
-        { class: "pairs" },
-        run.confusions.map((pair) => pairCard(page, run, pair, names)),
-      ),
-    );
+    const pairs = run.confusions.length
+      ? [
+          lead("The most confused pairs. Prototypes are generated from the names; the images between them are real."),
+          make(
+            "ol",
+            { class: "pairs" },
+            run.confusions.map((pair) => pairCard(page, run, pair, names)),
+          ),
+        ]
+      : [nothing("This run takes no class for another, or its pairs are not in this page.")];
+    body.replaceChildren(...(run.matrix.length ? [matrix.figure] : []), ...pairs);
+    matrix.update();
   };
   section.append(body);
   state.on("focus", update);
@@ -63,10 +64,19 @@ function showGallery(state) {
   const section = byId("gallery");
   const list = make("div", { class: "shelf" });
   const status = make("p", { class: "muted small", "aria-live": "polite" });
-  let wanted = "",
-    most = FEW;
-  const field = search("Find a class or a prompt", (text) => {
-    wanted = text;
+  const view = linkedView("gallery", { text: "", errors: false });
+  let most = FEW;
+  const field = search(
+    "Find a class or a prompt",
+    (text) => {
+      view.text = text;
+      most = FEW;
+      update();
+    },
+    view.text,
+  );
+  const errors = tick("Errors only", view.errors, (on) => {
+    view.errors = on;
     most = FEW;
     update();
   });
@@ -81,21 +91,24 @@ function showGallery(state) {
     },
     "Show more",
   );
-  const fields = make("div", { class: "fields" }, field);
+  const fields = make("div", { class: "fields" }, field, errors);
   function update() {
     const run = page.runs[state.focus];
     const rows = classRows(page, run);
     const all = run.gallery.map((drawn, at) => ({
       drawn,
+      at,
       name: page.class_lists[run.class_list]?.[at] ?? String(at),
       row: rows[at],
     }));
     const kept = all.filter((one) => one.drawn.length);
-    const found = kept.filter((one) => holds([one.name, ...one.drawn.map((drawn) => drawn.prompt)].join(" "), wanted));
+    const found = kept
+      .filter((one) => !view.errors || (one.row && one.row.right < one.row.n))
+      .filter((one) => holds([one.name, ...one.drawn.map((drawn) => drawn.prompt)].join(" "), view.text));
     fields.hidden = status.hidden = !kept.length;
     list.replaceChildren(
       ...(kept.length
-        ? found.slice(0, most).map((one) => classCard(page, one))
+        ? found.slice(0, most).map((one) => classCard(page, run, one))
         : [nothing("No images of this run are in the page.")]),
     );
     more.hidden = found.length <= most;
@@ -111,8 +124,10 @@ function showGallery(state) {
   );
   state.on("focus", update);
   state.on("gallery", (name) => {
-    wanted = name;
+    view.text = name;
+    view.errors = false;
     most = FEW;
+    errors.querySelector("input").checked = false;
     field.querySelector("input").value = name;
     update();
     section.scrollIntoView();
@@ -121,7 +136,8 @@ function showGallery(state) {
   update();
 }
 
-function classCard(page, { name, drawn, row }) {
+function classCard(page, run, { name, drawn, row, at }) {
+  const mistakes = run.confusions.filter((pair) => pair.true === at && pair.images.length);
   return make(
     "article",
     { class: "card" },
@@ -138,5 +154,15 @@ function classCard(page, { name, drawn, row }) {
         ),
       ),
     ),
+    mistakes.length
+      ? [
+          make("p", { class: "over" }, "Misclassified test images"),
+          strip(
+            page,
+            mistakes.flatMap((pair) => pair.images),
+            `Real image of ${name}, misclassified`,
+          ),
+        ]
+      : null,
   );
 }

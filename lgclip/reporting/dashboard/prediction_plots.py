@@ -3,9 +3,11 @@
 import numpy as np
 from jaxtyping import Int
 
-from lgclip.evaluation.confidence import BINS
 from lgclip.reporting.dashboard.schema import ReliabilityBin
 from lgclip.reporting.run_folder import Predictions
+
+BINS = 15
+"""Number of bins: as in `lgclip.evaluation.confidence`, whose import would load torch for a page without images."""
 
 DIGITS = 4
 """Decimals of a mean confidence and of an accuracy."""

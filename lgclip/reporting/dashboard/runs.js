@@ -8,24 +8,30 @@ function showRuns(state) {
       nothing("One run: nothing to compare. Give lgclip report a sweep, or several runs, to see them side by side."),
     );
   const against = new Map(page.comparisons.map((one) => [one.run, one]));
-  const table = sortedTable({
-    caption: "All runs",
-    columns: runColumns(state, against),
-    rows: page.runs,
-    tall: page.runs.length > 25,
-    by: { key: "top1", down: true },
-    row: (run) => ({ class: run.metrics ? null : "failed", "data-run": run.id }),
+  const order = keepInLink("sort", { key: "top1", down: true }, isOrder, () => tables[0].table.order());
+  const tables = runBlocks(page).map(({ name, runs }) => {
+    const columns = runColumns(state, against, runs);
+    const by = columns.some((column) => column.key === order.key && column.value) ? order : { key: "id", down: false };
+    const table = sortedTable({
+      caption: name,
+      columns,
+      rows: runs,
+      tall: runs.length > 25,
+      by,
+      row: (run) => ({ class: run.metrics ? null : "failed", "data-run": run.id }),
+    });
+    return { table, runs };
   });
   const status = make("p", { class: "muted small", "aria-live": "polite" });
   const chosen = make("p", { class: "chosen", "aria-live": "polite" });
-  const filters = { text: "", axes: new Map() };
+  const filters = linkedFilters(page);
   const apply = () => {
     const shown = page.runs.filter((run) => passes(run, filters));
-    table.show(shown);
+    tables.forEach(({ table, runs }) => table.show(runs.filter((run) => shown.includes(run))));
     status.textContent = `${shown.length} of ${page.runs.length} run${page.runs.length === 1 ? "" : "s"} shown`;
   };
   state.on("pair", () => {
-    table.renew();
+    tables.forEach(({ table }) => table.renew());
     chosen.replaceChildren(...pairLine(state));
   });
   section.append(
@@ -38,7 +44,7 @@ function showRuns(state) {
           "Tick two runs to see them side by side.",
         ),
     page.runs.length > 1 ? runFilters(page, filters, apply) : "",
-    table.element,
+    ...tables.map(({ table }) => table.element),
     status,
     chosen,
     ...failures(page),
@@ -47,59 +53,10 @@ function showRuns(state) {
   apply();
 }
 
-function runFilters(page, filters, apply) {
-  const axes = page.axes.filter((axis) => axis.values.length > 1 && axis.values.length <= 40).slice(0, 8);
-  return make(
-    "search",
-    { class: "fields", "aria-label": "Filter the runs" },
-    search("Find", (text) => {
-      filters.text = text;
-      apply();
-    }),
-    axes.map((axis) =>
-      choice(
-        shorten(axis.key, 40),
-        [[ANY, "all"], ...axis.values.map((value) => [value, asText(value)])],
-        ANY,
-        (value) => {
-          filters.axes.set(axis.key, value);
-          apply();
-        },
-      ),
-    ),
-    page.runs.some((run) => !run.metrics)
-      ? choice(
-          "Status",
-          [
-            [ANY, "all"],
-            ["finished", "finished"],
-            ["failed", "failed"],
-          ],
-          ANY,
-          (value) => {
-            filters.status = value;
-            apply();
-          },
-        )
-      : null,
-  );
-}
-
-const ANY = "\u0000any"; // no value of a config
-
-function passes(run, { text, axes, status = ANY }) {
-  const words = [run.id, run.name, run.folder, run.method, run.dataset, run.error].map(asText).join(" ");
-  return (
-    (status === ANY || run.status === status) &&
-    holds(words, text) &&
-    [...axes].every(([key, value]) => value === ANY || keyOf(run.axes[key]) === keyOf(value))
-  );
-}
-
 /** Columns: what tells the runs apart, then figures, then the test against the reference. */
-function runColumns(state, against) {
+function runColumns(state, against, block) {
   const { page } = state;
-  const runs = done(page);
+  const runs = block.filter((run) => run.metrics);
   const of = (run) => against.get(run.id) ?? {};
   const several = (read) => new Set(runs.map(read)).size > 1;
   const some = (read) => runs.some((run) => Number.isFinite(read(run)));
@@ -137,8 +94,9 @@ function runColumns(state, against) {
     ...(wide
       ? [text("name", "What", (run) => run.name)]
       : page.axes.map((axis) =>
-          text(`axis ${axis.key}`, axis.key, (run) => (axis.key in run.axes ? run.axes[axis.key] : ""), {
+          text(`axis ${axis.key}`, axis.key, (run) => run.axes[axis.key] ?? null, {
             kind: axis.numeric ? "number" : null,
+            cell: (run) => axisCell(run, axis),
           }),
         )),
     !axis("dataset") && several((run) => run.dataset) ? text("dataset", "Data set", (run) => run.dataset) : null,
@@ -165,7 +123,7 @@ function runColumns(state, against) {
             )
           : make("span", { class: "wrong" }, run.status),
     },
-    ...(runs.length < 2 || page.reference === null
+    ...(done(page).length < 2 || !runs.length || page.reference === null
       ? []
       : [
           number(
@@ -215,6 +173,13 @@ function runColumns(state, against) {
       .map(({ kind, read }) => number(kind, KINDS[kind][0], read, (value) => percent(value), KINDS[kind][1])),
     number("seconds", "Time", seconds, duration, "What this run spent; what was stored cost it nothing"),
   ].filter(Boolean);
+}
+
+/** A run's value of a setting; a dash where its method does not use it, and nothing where it is not known. */
+function axisCell(run, axis) {
+  if (axis.key in run.axes) return said(shorten(asText(run.axes[axis.key]), 600));
+  if (!run.metrics) return "";
+  return make("span", { class: "muted", title: "not used by this method" }, "–");
 }
 
 function pick(state, run) {

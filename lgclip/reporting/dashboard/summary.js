@@ -15,13 +15,16 @@ function showSummary(state) {
   const { page } = state;
   const runs = done(page);
   const lost = page.runs.length - runs.length;
-  const sets = [...new Set(runs.map((run) => run.dataset))];
+  const names = [...new Set(runs.map((run) => run.dataset))];
+  const sets = setsOf(page);
+  // One scale for all cards, so that their intervals can be compared by eye.
+  const domain = room(runs.flatMap((run) => [...(run.metrics.top1_ci95 ?? []), top1(run)]));
   const made = page.created.replace("T", " ").replace(/[+Z].*$/, " UTC");
   byId("summary").append(
     make("h1", { id: "title" }, said(page.title)),
     lead(
       `${plain(runs.length)} run${runs.length === 1 ? "" : "s"} on `,
-      said(sets.join(", ")),
+      said(names.join(", ")),
       lost ? `; ${lost} more failed` : "",
       `. Created ${made} by lgclip `,
       said(page.version),
@@ -30,14 +33,8 @@ function showSummary(state) {
     make(
       "div",
       { class: "cards" },
-      sets.map((set) =>
-        bestCard(
-          state,
-          set,
-          runs.filter((run) => run.dataset === set),
-        ),
-      ),
-      effectCard(page, runs),
+      sets.map((set) => bestCard(state, set, domain)),
+      sets.map((set) => effectCard(page, set, sets.length > 1)),
       spentCard(runs),
     ),
     page.notes.length
@@ -54,10 +51,12 @@ function showSummary(state) {
   );
 }
 
-/** How far apart the means of each setting's values lie. */
-function effectCard(page, runs) {
+/** How far apart the means of each setting's values lie, on one data set; of one method but for the method itself. */
+function effectCard(page, set, several) {
+  const { method } = best(set.runs);
+  const alike = set.runs.filter((run) => run.method === method);
   const effects = page.axes
-    .map((axis) => effect(page, axis, runs))
+    .map((axis) => effect(page, axis, axis.key === "method" ? set.runs : alike))
     .filter(Boolean)
     .sort((a, b) => b.reach - a.reach);
   if (!effects.length || effects.every((one) => one.reach === 0)) return null;
@@ -66,27 +65,29 @@ function effectCard(page, runs) {
   return make(
     "article",
     { class: "card" },
-    make("h2", { class: "over" }, "What moves top-1"),
+    make("h2", { class: "over" }, "What moves top-1", several ? [" on ", said(set.name)] : null),
     effects
       .slice(0, 6)
       .map((one) => shareLine(one.axis.key, one.reach / first.reach, `${(100 * one.reach).toFixed(1)} points`)),
     make(
       "p",
       { class: "muted small" },
-      "From the worst to the best value of each setting, over runs alike in all else. ",
+      "From the worst to the best value of each setting, over runs alike in all else",
+      alike.length < set.runs.length ? [", of the method ", said(method)] : "",
+      ". ",
       said(first.axis.key),
-      ": ",
+      " ",
       said(name(first.low)),
-      ` ${percent(first.low.mean)}, `,
+      `: ${percent(first.low.mean)}, `,
       said(name(first.high)),
-      ` ${percent(first.high.mean)}.`,
+      `: ${percent(first.high.mean)}.`,
     ),
   );
 }
 
 /** Means of top-1 by the values of a setting, over runs that are alike in all else; null where no such runs are. */
 function effect(page, axis, runs) {
-  if (axis.key === "dataset") return null; // top-1 of different images says nothing of the setting
+  if (axis.key === "dataset") return null; // the runs are of one data set
   const others = page.axes.filter((one) => one.key !== axis.key);
   const blocks = Map.groupBy(runs, (run) => keyOf([run.evaluation_key, ...others.map((one) => run.axes[one.key])]));
   const told = (block) => new Set(block.map((run) => keyOf(run.axes[axis.key])));
@@ -128,7 +129,7 @@ function spentCard(runs) {
   );
 }
 
-function bestCard(state, set, runs) {
+function bestCard(state, { name: set, runs }, domain) {
   const run = best(runs);
   const { metrics } = run;
   const near = runs.filter(
@@ -145,7 +146,6 @@ function bestCard(state, set, runs) {
     );
   });
   const only = runs.length === 1;
-  const domain = room([...(metrics.top1_ci95 ?? []), ...runs.map(top1)]);
   return make(
     "article",
     { class: "card" },

@@ -10,9 +10,25 @@ function inOrder(a, b, down) {
   return down ? -way : way;
 }
 
-/** A table in a box that scrolls by itself; the box can be reached by keyboard. */
+/** A table in a box that scrolls by itself and says so; the box can be reached by keyboard, the table exported. */
 function boxed(table, caption, tall) {
-  return make("div", { class: tall ? "box tall" : "box", tabindex: 0, role: "region", "aria-label": caption }, table);
+  const box = make(
+    "div",
+    { class: tall ? "box tall" : "box", tabindex: 0, role: "region", "aria-label": caption },
+    table,
+  );
+  const hint = make("span", { class: "muted small" });
+  const update = () => {
+    const sideways = box.scrollWidth > box.clientWidth + 1;
+    const down = box.scrollHeight > box.clientHeight + 1;
+    box.classList.toggle("cut", sideways);
+    const more = [sideways ? "sideways for more columns" : "", down ? "down for more rows" : ""].filter(Boolean);
+    hint.textContent = more.length ? `Scroll ${more.join(", ")}.` : "";
+  };
+  const watch = new ResizeObserver(update);
+  watch.observe(box);
+  watch.observe(table);
+  return make("div", { class: "table" }, box, make("div", { class: "tools" }, hint, tableExports(table, caption)));
 }
 
 /**
@@ -42,6 +58,9 @@ function plainTable(caption, heads, rows, { tall = false, quiet = false } = {}) 
   );
   return boxed(table, caption, tall);
 }
+
+/** A number with all of its digits, for exports; null where the text that is shown says it all. */
+const exactValue = (value) => (typeof value === "number" && Number.isFinite(value) ? String(value) : null);
 
 /**
  * A table that is sorted by any column, by mouse or keyboard.
@@ -86,7 +105,11 @@ function sortedTable({ caption, columns, rows, by, tall = false, row = () => ({}
           columns.map((column) =>
             make(
               column.head ? "th" : "td",
-              { class: column.kind, scope: column.head ? "row" : null },
+              {
+                class: column.kind,
+                scope: column.head ? "row" : null,
+                "data-value": column.value ? exactValue(column.value(item)) : null,
+              },
               column.cell(item),
             ),
           ),
@@ -125,6 +148,7 @@ function sortedTable({ caption, columns, rows, by, tall = false, row = () => ({}
       built.clear();
       update();
     },
+    order: () => ({ ...order }),
     sort: (key, down) => {
       Object.assign(order, { key, down });
       update();

@@ -13,7 +13,9 @@ from run_factories import LABEL, MEASURES, NAMES, PREDICTION, write_failed, writ
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
+from lgclip.evaluation import confidence
 from lgclip.reporting.dashboard import collect as module
+from lgclip.reporting.dashboard import prediction_plots
 from lgclip.reporting.dashboard.collect import collect
 from lgclip.reporting.dashboard.rows import PAIRS
 from lgclip.reporting.dashboard.schema import Page
@@ -335,17 +337,21 @@ def test_confusion_matrix_and_reliability_follow_the_predictions(tmp_path: Path)
     (run,) = page_of(tmp_path)["runs"]
     counted = Counter((t, p) for t, p in zip(label.tolist(), prediction.tolist(), strict=True) if t != p)
     assert {(t, p): count for t, p, count in run["matrix"]} == counted
-    confidence = np.array([float(row["confidence"]) for row in read_csv(tmp_path / "run" / "predictions.csv")])
+    probability = np.array([float(row["confidence"]) for row in read_csv(tmp_path / "run" / "predictions.csv")])
     edges = np.linspace(0, 1, 16)
     expected = []
     for low, high in pairwise(edges):
-        inside = (confidence > low) & (confidence <= high)
+        inside = (probability > low) & (probability <= high)
         if inside.any():
             accuracy = round(float((label == prediction)[inside].mean()), 4)
             expected.append(
-                {"n": int(inside.sum()), "confidence": round(confidence[inside].mean(), 4), "accuracy": accuracy}
+                {"n": int(inside.sum()), "confidence": round(probability[inside].mean(), 4), "accuracy": accuracy}
             )
     assert run["reliability"] == expected
+
+
+def test_reliability_bins_are_those_of_the_calibration_error() -> None:
+    assert prediction_plots.BINS == confidence.BINS, "written twice, as a page without images loads no torch"
 
 
 def test_large_confusion_matrices_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_each_run_is_a_line(opened: Open) -> None:
     assert chart.locator("svg path").count() > 100
     assert lines_of(chart_of(page, "Precision"))[0] == "Run 0: 90.0% at round 1, 88.0% at round 3"
     assert lines_of(chart_of(page, "Loss"))[0] == "Run 0: 1.50 at round 1, 0.500 at round 3"
-    chart.locator("summary").click()
+    chart.locator("summary", has_text="The numbers").click()
     last = chart.locator("tbody tr").last.locator("th, td").all_inner_texts()
     assert last == ["3", *(f"{100 * end:.1f}%" for *_, end in lines)]
 
@@ -141,7 +141,7 @@ def test_student_has_an_epoch_curve(opened: Open) -> None:
     (figure,) = page.locator("#learning figure").all()
     assert lines_of(figure) == ["Run 0: 0.0% at epoch 1, 89.0% at epoch 90"]
     assert page.locator("#learning .fields").count() == 0
-    figure.locator("summary").click()
+    figure.locator("summary", has_text="The numbers").click()
     displayed = [int(text) for text in figure.locator("tbody th").all_inner_texts()]
     assert len(displayed) <= 31
     assert displayed[-1] == 90

@@ -108,13 +108,14 @@ def test_controls_work_with_malicious_names(opened: Open, malicious_page: schema
     assert page.evaluate("window.pwned") is None
 
 
-def hover_text(page: Page, chart: Any) -> set[str]:
-    """Returns the texts of a chart's tooltips while the mouse moves over it."""
+def hover_text(page: Page, chart: Any, *, vertical: bool = False) -> set[str]:
+    """Returns the texts of a chart's tooltips while the mouse moves over it, from left to right or downwards."""
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
     texts = set()
     for step in range(60):
-        page.mouse.move(box["x"] + box["width"] * (0.06 + 0.92 * step / 59), box["y"] + box["height"] * 0.45)
+        across, down = (0.45, 0.06 + 0.92 * step / 59) if vertical else (0.06 + 0.92 * step / 59, 0.45)
+        page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
         tips = chart.locator(".tip")
         if tips.count():
             texts.add(tips.first.text_content() or "")
@@ -123,7 +124,7 @@ def hover_text(page: Page, chart: Any) -> set[str]:
 
 def test_tooltips_show_literal_names(opened: Open, malicious_page: schema.Page) -> None:
     page = opened(malicious_page)
-    tooltips = hover_text(page, page.locator("#classes .chart").first)
+    tooltips = hover_text(page, page.locator("#classes .chart").first, vertical=True)
     for name in MALICIOUS_TEXTS:
         assert any((name or "(empty)")[:299] in text for text in tooltips), name
     assert hover_text(page, page.locator("#cost .chart"))
@@ -178,7 +179,7 @@ def test_keyboard_reaches_every_control(opened: Open, malicious_page: schema.Pag
       delete e.dataset.wanted;
       return [e.tagName, seen];
     }"""
-    for _ in range(400):
+    for _ in range(600):
         page.keyboard.press("Tab")
         tag, seen = page.evaluate(look)
         if tag == "BODY":
