@@ -18,8 +18,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor by its name, in the order of the model or of the file."""
 
 _SHOWN = 3
-_NESTED = ("state_dict", "model_state_dict", "model", "module")
-"""Entries of a training checkpoint that hold the weights."""
 
 
 def stored_shapes(file: Path) -> Shapes:
@@ -35,17 +33,12 @@ def stored_shapes(file: Path) -> Shapes:
     if file.suffix == SAFE:
         with safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    # The tensors stay on no device: only the records of their shapes are read.
-    content: Any = torch.load(file, map_location="meta", weights_only=True)
-    for name in _NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    # DistributedDataParallel puts its own name in front of all others.
-    return {
-        str(name).removeprefix("module."): tuple(value.shape)
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
+    # By timm, which reads a pickle as weights only, and unpacks training checkpoints. On no device: only the records of
+    # the shapes are read.
+    from timm.models import load_state_dict
+
+    state: Any = load_state_dict(str(file), device="meta", weights_only=True)
+    return {str(name): tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def model_shapes(model: nn.Module) -> Shapes:

@@ -20,6 +20,7 @@ from lgclip.datasets.unreadable import OnBadImage
 from lgclip.prompts.captioner import Captioner, CaptionFile
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.generate import training_images
+from lgclip.store.cost_log import lines_of
 from lgclip.store.root import StoreError
 
 pytest_plugins = ("run_fixtures",)
@@ -99,7 +100,8 @@ def test_captioning_cost_is_recorded(training: Folder, tmp_path: Path) -> None:
     (stats,), (part,) = run.stage_stats, run.parts["prompts"]
     assert (stats.stage, stats.computed, stats.reused, stats.unit) == ("prompts", 15, 0, "image")
     assert (part.name, part.unit, part.used, part.computed) == ("prompts", "caption", 15, 15)
-    assert json.loads(part.cost_log.read_text())["count"] == 15
+    [line] = lines_of(part.cost_log)
+    assert line.count == 15
     again = stages()
     caption_dataset(training, ScriptedCaptioner(form="basic"), tmp_path / "store", EACH, stages=again)
     assert (again.stage_stats[0].computed, again.stage_stats[0].reused, again.parts["prompts"][0].used) == (0, 0, 0)
