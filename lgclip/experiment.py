@@ -32,6 +32,7 @@ from lgclip.stages.counts import ImageCounts
 from lgclip.store.root import check_writable, open_root
 
 if TYPE_CHECKING:
+    from lgclip.classifier.model import ImageClassifier
     from lgclip.diffuser.base import SyntheticImages
     from lgclip.evaluation.evaluator import Evaluation, Shift
     from lgclip.methods.base import Classifier
@@ -66,12 +67,13 @@ class Experiment:
 
     Args:
         cfg: The composed config of `conf/evaluate.yaml`, `conf/generate.yaml` or `conf/train.yaml`.
+        data: The data set, where it is not the one that the config describes; such as class names in memory.
 
     Raises:
         ValueError: If a count is not an integer or is out of range, a policy is unknown, or a value is a key.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, data: DatasetSplits | None = None) -> None:
         refuse_secrets(cfg)  # here too, because a config can remove the callback that looks for keys before the run
         ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
         OnBadImage.of(cfg.on_bad_image)
@@ -80,10 +82,13 @@ class Experiment:
             if path is not None and not Path(str(path)).expanduser().exists():
                 raise ValueError(f"{key}={path}: no such file or folder")
         self._cfg = cfg
+        self._open_data = data
 
     @cached_property
     def _data(self) -> DatasetSplits:
         """Opens the data set, before torch is imported: a wrong folder is an error within a second."""
+        if self._open_data is not None:
+            return self._open_data
         return DatasetSplits(partial(build, self._cfg.dataset, _convert_="all"))
 
     @classmethod
@@ -227,6 +232,64 @@ class Experiment:
                 return None
             return publish(folder, cfg, evaluation, setup.parts, setup.context.stages, tracker)
 
+    def build_classifier(self) -> ImageClassifier:
+        """Builds a classifier from class names; generates whatever is missing, and evaluates nothing.
+
+        Its predictions are those of `evaluate` with the same config and classes.
+
+        Raises:
+            ValueError: If the parts are incompatible, the method trains a model, or a class has no image at all.
+        """
+        cfg = self._cfg
+        open_root(cfg.paths.store)
+        data = self._data
+
+        from lgclip.classifier.build import classifier_from_features, needs_text
+        from lgclip.classifier.settings import settings_of
+        from lgclip.methods.zero_shot import ZeroShot
+        from lgclip.stages.extract import encode_references
+        from lgclip.stages.parts import RunParts
+
+        parts = RunParts.from_config(cfg, data)
+        method = self._method(parts)
+        if not isinstance(method, ZeroShot) or method.trained is not None:
+            raise ValueError(
+                f"method={cfg.method.name} trains a model; a classifier is built from prototypes: use method=lgclip, "
+                "fusion or clip_text"
+            )
+        context = self._context()
+        parts = replace(parts, encoder=parts.encoder.on(context.device))
+        parts.encoder.inputs()  # an encoder that cannot be had is an error before anything is generated
+        if method.needs_images:
+            _check_before(context, parts)
+        context.stages.check_before(parts.encoder.check_weights)
+        synthetic_images = _generate(context, parts) if method.needs_images else None
+        configured = next(iter(method.configured.values()))
+        dataset = parts.data.evaluated
+        # The view of the full image, where the selection needs it, is one of the synthetic images alone.
+        views = self._with_views(parts).scales
+        streams = encode_references(
+            context,
+            dataset,
+            parts.encoder,
+            views,
+            synthetic_images=synthetic_images,
+            needs_text=needs_text(configured),
+        )
+        classifier = classifier_from_features(
+            dataset,
+            parts.encoder,
+            views,
+            configured,
+            method.calibration,
+            streams=streams,
+            synthetic_images=synthetic_images,
+            settings=settings_of(cfg, parts.encoder),
+            origin=_origin(cfg, synthetic_images),
+        )
+        classifier.scales = parts.scales
+        return classifier
+
     # ------------------------------------------------------------------------------------------ how they are built
 
     def _context(self, *callbacks: Any) -> RunContext:
@@ -253,6 +316,11 @@ class Experiment:
         cfg = self._cfg
         open_root(cfg.paths.store)
         data = self._data
+        if not data.evaluated.has_images:
+            raise ValueError(
+                f"dataset={data.evaluated.name} has class names and no images to evaluate: generate.py generates "
+                "images of them, lgclip build makes a classifier; for an accuracy use dataset=folder dataset.root=DIR"
+            )
 
         from lgclip.evaluation.evaluator import shifts_of
         from lgclip.runtime.devices import ConfigConsistencyCheck
@@ -416,6 +484,15 @@ def _training_inputs(parts: RunParts, context: RunContext) -> TrainingInputs:
         synthetic_images=partial(_generate, context, parts),
         images_per_class=parts.counts.prompts_per_class,
     )
+
+
+def _origin(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict[str, object]:
+    """Returns what a classifier was built from, for its card."""
+    origin: dict[str, object] = {"method": cfg.method.name}
+    if synthetic_images is not None:
+        origin["synthetic images"] = len(synthetic_images.ids)
+        origin["seed"] = cfg.seed
+    return origin
 
 
 def _required(synthetic_images: SyntheticImages | None) -> SyntheticImages:

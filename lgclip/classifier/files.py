@@ -1,12 +1,17 @@
-"""Saves a classifier as a folder of JSON and safetensors, and loads it again; no pickle, no code.
+"""Saves a classifier as a folder, or a zip file, of JSON and safetensors, and loads it again; no pickle, no code.
 
-FOLDER/classifier.json         classes, encoder, rule, temperature, versions; written last
-FOLDER/classifier.safetensors  features of the synthetic images, text prototypes
-FOLDER/README.md               what it was built from
+classifier.json         classes, encoder, views, rule, temperature, settings, versions; written last
+classifier.safetensors  features of the synthetic images, text prototypes, and for a linear rule the prototypes
+prototypes.png          the first synthetic images of the first classes
+README.md               what it was built from
 """
 
 import json
-from collections.abc import Mapping
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,123 +23,288 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.card import card_text
+from lgclip.classifier.model import ClassInfo, ImageClassifier
+from lgclip.classifier.places import RECORD, ZIP, check_place
+from lgclip.classifier.sheet import read_strips, write_sheet
+from lgclip.datasets.archive_members import Member, reported, zip_members
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
-from lgclip.methods.calibration import Choice, Temperature
+from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.scoring import ScoringRule
-from lgclip.methods.selection import First, Selection
+from lgclip.methods.scoring import Mean, ScoringRule
+from lgclip.methods.selection import Selection
 from lgclip.runtime.instantiate import build
+from lgclip.runtime.regular_files import read_text
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.checksums import CHECKSUM, checksum_of, is_intact, with_checksum
-from lgclip.store.keys import key_inputs
+from lgclip.store.keys import content_key, digest_of, key_inputs, key_name_of
 
-RECORD = "classifier.json"
 TENSORS = "classifier.safetensors"
-SCHEMA = 1
+SHEET = "prototypes.png"
+CARD = "README.md"
+SCHEMA = 2
 _PACKAGES = ("lgclip", "torch", "open_clip_torch", "timm")
+_FILES = (RECORD, TENSORS, SHEET, CARD)
+_MAX_BYTES = 4 * 2**30  # of a file in a zip file: features of a million images
+_BLOCK = 2**20
 
 
-def save_classifier(
-    classifier: ImageClassifier, folder: Path, configs: Mapping[str, Any], origin: Mapping[str, Any]
-) -> None:
-    """Writes a classifier.
+def save_classifier(classifier: ImageClassifier, path: Path) -> Path:
+    """Saves a classifier.
 
     Args:
         classifier: The classifier.
-        folder: New or existing folder; a classifier in it is replaced.
-        configs: Resolved configs of the encoder (`encoder`) and of its views (`scales`), from which they are rebuilt.
-        origin: What it was built from, as plain values, for the record and the card.
+        path: New or existing folder of a classifier, or a file that ends with `.zip`.
+
+    Returns:
+        The path.
 
     Raises:
+        ValueError: If something else than a classifier is there.
         WriteError: If the system refuses it.
     """
-    tensors: dict[str, Tensor] = {}
-    if classifier.support is not None:
-        kept = classifier.choice.selection.select(classifier.support, classifier.text)
-        tensors["features"] = kept.features.float().contiguous()
-        tensors["labels"] = kept.labels.contiguous()
-    if classifier.text is not None and classifier.choice.text_weight > 0:
-        tensors["text"] = classifier.text.float().contiguous()
-    record = {
-        "schema": SCHEMA,
-        "classes": list(classifier.class_names),
-        "encoder": {"config": dict(configs["encoder"]), "inputs": classifier.encoder.inputs()},
-        "scales": {"config": dict(configs["scales"]), "inputs": key_inputs(classifier.scales)},
-        "rule": {"part": classifier.choice.rule.key_name, **asdict(classifier.choice.rule)},  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-        "text_weight": classifier.choice.text_weight,
-        "temperature": classifier.temperature._asdict(),
-        "tensors": checksum_of(tensors),
-        "origin": dict(origin),
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() != ZIP:
+        check_place(path)
+        path.mkdir(parents=True, exist_ok=True)
+        # First all of it, then into place, the record last: a full disk leaves the old classifier as it was.
+        with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as folder:
+            _write(classifier, Path(folder))
+            for name in (TENSORS, SHEET, CARD, RECORD):
+                (Path(folder) / name).replace(path / name)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, atomic_write(path) as temporary:
+        _write(classifier, Path(folder))
+        # Stored and not compressed: features are random bits to a compressor. Fixed times make equal files equal.
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for file in sorted(Path(folder).iterdir()):
+                entry = zipfile.ZipInfo(file.name)
+                entry.external_attr = (stat.S_IFREG | 0o644) << 16  # without it, unzip makes files that no one may read
+                archive.writestr(entry, file.read_bytes())
+    return path
+
+
+def _write(classifier: ImageClassifier, folder: Path) -> None:
+    tensors = _tensors(classifier)
     with atomic_write(folder / TENSORS) as temporary:
         save_file(tensors, temporary)
-    with atomic_write(folder / "README.md") as temporary:
-        temporary.write_text(_card(classifier, record), encoding="utf-8")
+    boxes = write_sheet(folder / SHEET, classifier.class_names, classifier.strips)
+    with atomic_write(folder / CARD) as temporary:
+        temporary.write_text(card_text(classifier), encoding="utf-8")
+    fitted = classifier.fitted
+    record = {
+        "schema": SCHEMA,
+        "classes": [info._asdict() for info in classifier.classes],
+        "encoder": classifier.encoder.inputs(),
+        "scales": key_inputs(classifier.scales),
+        "configured": _choice_values(classifier.configured),
+        "calibration": asdict(classifier.calibration) if classifier.calibration else None,
+        "fitted": {
+            **_choice_values(fitted.choice),
+            "leave_one_out": fitted.leave_one_out,
+            "temperature": fitted.temperature._asdict(),
+        },
+        "threshold": None,
+        "settings": dict(classifier.settings),
+        "origin": dict(classifier.origin),
+        "tensors": checksum_of(tensors),
+        "sheet": {"boxes": boxes, "sha256": digest_of(folder / SHEET)},
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
     write_json(folder / RECORD, with_checksum(record))
 
 
-def load_classifier(folder: Path) -> ImageClassifier:
-    """Loads a classifier.
+def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    support = classifier.support
+    if support is not None:
+        tensors["features"] = support.features.float().contiguous()
+        tensors["labels"] = support.labels.contiguous()
+        if support.full_image is not None:
+            tensors["full_image"] = support.full_image.float().contiguous()
+    if classifier.text is not None:
+        tensors["text"] = classifier.text.float().contiguous()
+    if isinstance(classifier.choice.rule, Mean) or classifier.choice.text_weight == 1:
+        # The scores of unit vectors are the columns: a linear head for whoever has the encoder alone.
+        width = (classifier.text if support is None else support.features).shape[1]  # pyright: ignore[reportOptionalMemberAccess]
+        scorer = classifier.choice.fit(support, classifier.text)
+        tensors["prototypes"] = scorer(torch.eye(width)).T.float().contiguous()
+    return tensors
+
+
+def _choice_values(choice: Choice) -> dict[str, Any]:
+    return {
+        "rule": {"part": key_name_of(choice.rule), **asdict(choice.rule)},  # pyright: ignore[reportArgumentType]
+        "selection": {"part": key_name_of(choice.selection), **asdict(choice.selection)},
+        "text_weight": choice.text_weight,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_classifier(path: Path) -> ImageClassifier:
+    """Loads a classifier from its folder or zip file.
 
     Raises:
         ValueError: If there is none, it is damaged or of another version, or its encoder is another by now.
     """
-    record = _read_record(folder)
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / TENSORS} is missing or damaged ({error}); save the classifier again") from error
-    if checksum_of(tensors) != record["tensors"]:
-        raise ValueError(f"{folder / TENSORS} is damaged: its checksum is wrong; save the classifier again")
-    class_names = tuple(record["classes"])
-    encoder = _rebuilt(record["encoder"]["config"], Encoder)
-    scales = _rebuilt(record["scales"]["config"], Scales)
-    if encoder.inputs() != record["encoder"]["inputs"]:
-        raise ValueError(
-            f"{folder}: its encoder has other weights or settings than when it was saved, so that its prototypes mean "
-            "nothing; build the classifier again"
-        )
-    support = None
-    if "features" in tensors:
-        support = SupportSet(tensors["features"], tensors["labels"], len(class_names))
-    _check_tensors(folder, tensors, len(class_names))
-    choice = Choice(_rule(record["rule"]), First(), float(record["text_weight"]))
-    temperature = Temperature(**record["temperature"])
-    return ImageClassifier(class_names, encoder, scales, choice, support, tensors.get("text"), temperature)
+    with _opened(path) as folder:
+        record = _read_record(path, folder)
+        try:
+            return _restore(path, folder, record)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: {RECORD} lacks or misstates {error}; save the classifier again by this version"
+            ) from error
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
+@contextmanager
+def _opened(path: Path) -> Iterator[Path]:
+    """Provides the folder of a classifier, unpacked if it is a zip file."""
     if not path.is_file():
-        raise ValueError(f"{folder}: no classifier, it has no {RECORD}; write one by lgclip save RUN_DIR {folder}")
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # Only the files of a classifier are taken: names in an archive of someone else's are theirs to choose.
+        with reported(path):
+            for member in zip_members(path):
+                if member.parts[-1] in _FILES and member.read is not None:
+                    _unpack(path, member, Path(folder) / member.parts[-1])
+        yield Path(folder)
+
+
+def _unpack(path: Path, member: Member, target: Path) -> None:
+    """Writes a member of a zip file.
+
+    Raises:
+        ValueError: If it is too large, or the archive has two of them.
+    """
+    if member.size > _MAX_BYTES:
+        raise ValueError(f"{path}: {target.name} has {member.size} bytes, at most {_MAX_BYTES} are read")
+    if target.exists():
+        raise ValueError(f"{path}: it holds {target.name} twice; save the classifier again")
+    assert member.read is not None
+    opened = member.read()
+    assert opened is not None
+    with opened as source, target.open("wb") as file:
+        left = member.size
+        # A size that is stated too small must not unpack to more.
+        while left > 0 and (block := source.read(min(left, _BLOCK))):
+            left -= len(block)
+            file.write(block)
+
+
+def _read_record(path: Path, folder: Path) -> dict[str, Any]:
+    if not (folder / RECORD).exists():
+        raise ValueError(
+            f"{path}: no classifier, it has no {RECORD}; make one by lgclip build NAMES.txt -o {path}, or by "
+            f"lgclip save RUN_DIR {path}"
+        )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+        record = json.loads(read_text(folder / RECORD, encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {RECORD} is damaged: it is not JSON ({error})") from error
     if not isinstance(record, dict) or not is_intact(record):
-        raise ValueError(f"{path} is damaged: its checksum is wrong; save the classifier again")
+        raise ValueError(f"{path}: {RECORD} is damaged: its checksum is wrong; save the classifier again")
     if record.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is of version {record.get('schema')}, this package reads {SCHEMA}")
+        raise ValueError(
+            f"{path} is of schema {record.get('schema')}, this package reads {SCHEMA}; build the classifier again"
+        )
     return {name: value for name, value in record.items() if name != CHECKSUM}
 
 
-def _check_tensors(folder: Path, tensors: Mapping[str, Tensor], classes: int) -> None:
-    """Checks shapes and values: not-a-number features would win every comparison without a sign."""
-    if not tensors.keys() & {"features", "text"}:
-        raise ValueError(f"{folder}: it holds neither features nor text prototypes")
-    for name in tensors.keys() & {"features", "text"}:
-        if tensors[name].ndim != 2 or not torch.isfinite(tensors[name]).all():
-            raise ValueError(f"{folder}: {name} are not finite vectors")
-    if "text" in tensors and len(tensors["text"]) != classes:
-        raise ValueError(f"{folder}: {len(tensors['text'])} text prototypes for {classes} classes")
+def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassifier:
+    tensors = _read_tensors(path, folder, record["tensors"])
+    classes = tuple(ClassInfo(**{**info, "prompts": tuple(info["prompts"])}) for info in record["classes"])
+    if len(classes) < 2:
+        raise ValueError(f"{path}: a classifier needs at least two classes, this one has {len(classes)}")
+    _check_tensors(path, tensors, len(classes))
+    encoder = _rebuilt(record["settings"]["encoder"], Encoder)
+    scales = _rebuilt(record["settings"]["scales"], Scales)
+    _check_encoder(path, encoder, record["encoder"])
+    if key_inputs(scales) != record["scales"]:
+        raise ValueError(f"{path}: its views are computed in another way by this version; build the classifier again")
+    support = None
     if "features" in tensors:
-        labels = tensors["labels"]
-        if len(labels) != len(tensors["features"]) or sorted(set(labels.tolist())) != list(range(classes)):
-            raise ValueError(f"{folder}: its features are not of {classes} classes")
+        support = SupportSet(tensors["features"], tensors["labels"], len(classes), tensors.get("full_image"))
+    values = record["fitted"]
+    calibration = record["calibration"]
+    fitted = FittedChoice(_choice(values), values["leave_one_out"], Temperature(**values["temperature"]))
+    return ImageClassifier(
+        classes=classes,
+        encoder=encoder,
+        scales=scales,
+        configured=_choice(record["configured"]),
+        calibration=LeaveOneOut(**calibration) if calibration else None,
+        support=support,
+        text=tensors.get("text"),
+        fitted=fitted,
+        settings=record["settings"],
+        origin=record["origin"],
+        strips=_read_sheet(path, folder, record["sheet"], len(classes)),
+    )
+
+
+def _read_tensors(path: Path, folder: Path, checksum: str) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: {TENSORS} is missing or damaged ({error}); save the classifier again") from error
+    if checksum_of(tensors) != checksum:
+        raise ValueError(f"{path}: {TENSORS} is damaged: its checksum is wrong; save the classifier again")
+    return tensors
+
+
+def _read_sheet(path: Path, folder: Path, record: Mapping[str, Any], classes: int) -> tuple[Any, ...]:
+    """Returns the images of the classes; without them a classifier works as well, so that a lost file is no error."""
+    if not (folder / SHEET).is_file():
+        return (None,) * classes
+    content = (folder / SHEET).read_bytes()
+    if digest_of(folder / SHEET) != record["sha256"]:
+        raise ValueError(f"{path}: {SHEET} is damaged: its checksum is wrong; delete it or save the classifier again")
+    try:
+        return read_strips(content, record["boxes"], classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {SHEET}: {error}") from error
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> None:
+    """Checks shapes, types and values: not-a-number features would win every comparison without a sign."""
+    if not tensors.keys() & {"features", "text"}:
+        raise ValueError(f"{path}: it holds neither features nor text prototypes")
+    widths: dict[str, int] = {}
+    for name in tensors.keys() & {"features", "full_image", "text", "prototypes"}:
+        tensor = tensors[name]
+        if tensor.ndim != 2 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} are not finite vectors")
+        widths[name] = tensor.shape[1]
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"{path}: its vectors have different lengths: {widths}")
+    for name in tensors.keys() & {"text", "prototypes"}:
+        if len(tensors[name]) != classes:
+            raise ValueError(f"{path}: {len(tensors[name])} rows of {name} for {classes} classes")
+    if "features" in tensors:
+        labels = tensors.get("labels")
+        count = len(tensors["features"])
+        if labels is None or labels.dtype != torch.int64 or labels.shape != (count,):
+            raise ValueError(f"{path}: its {count} features have no label each")
+        if sorted(set(labels.tolist())) != list(range(classes)):
+            raise ValueError(f"{path}: its features are not of {classes} classes")
+        if "full_image" in tensors and len(tensors["full_image"]) != count:
+            raise ValueError(f"{path}: {len(tensors['full_image'])} full images for {count} features")
+
+
+def _check_encoder(path: Path, encoder: Encoder, recorded: Mapping[str, Any]) -> None:
+    """Checks that the encoder computes the features that the prototypes were made of."""
+    current = encoder.inputs()
+    # Compared as JSON, in which a tuple is a list.
+    if content_key(current) != content_key(recorded):
+        raise ValueError(
+            f"{path}: its encoder has other weights or settings than when it was saved, so that its prototypes mean "
+            "nothing; build the classifier again"
+        )
 
 
 def _rebuilt(config: Mapping[str, Any], kind: type) -> Any:
@@ -144,34 +314,31 @@ def _rebuilt(config: Mapping[str, Any], kind: type) -> Any:
     return part
 
 
-def _rule(described: Mapping[str, Any]) -> ScoringRule:
-    rules = {rule.key_name: rule for rule in ScoringRule.__subclasses__() if "key_name" in vars(rule)}  # pyright: ignore[reportAttributeAccessIssue]
-    settings = {name: value for name, value in described.items() if name != "part"}
-    if described["part"] not in rules:
-        raise ValueError(f"scoring rule {described['part']} is unknown; import its module first")
-    return rules[described["part"]](**settings)
-
-
-def selection_of(described: Mapping[str, Any]) -> Selection:
-    """Returns the selection that a result describes."""
-    kinds = {kind.key_name: kind for kind in Selection.__subclasses__()}  # pyright: ignore[reportAttributeAccessIssue]
-    return kinds[described["part"]](**{name: value for name, value in described.items() if name != "part"})
+def _choice(values: Mapping[str, Any]) -> Choice:
+    return Choice(rule_of(values["rule"]), selection_of(values["selection"]), float(values["text_weight"]))
 
 
 def rule_of(described: Mapping[str, Any]) -> ScoringRule:
-    """Returns the scoring rule that a result describes."""
-    return _rule(described)
+    """Returns the scoring rule that a result or a record describes.
+
+    Raises:
+        ValueError: If it is of a class that is not imported.
+    """
+    return _part_of(described, ScoringRule, "scoring rule")
 
 
-def _card(classifier: ImageClassifier, record: Mapping[str, Any]) -> str:
-    origin = "\n".join(f"- {name}: {value}" for name, value in record["origin"].items())
-    names = "\n".join(f"- {name}" for name in classifier.class_names)
-    uses = "images" if classifier.choice.text_weight == 0 else "text and images"
-    if classifier.choice.text_weight == 1:
-        uses = "text"
-    return (
-        f"# Image classifier of {len(classifier.class_names)} classes\n\n"
-        f"Prototypes from {uses}, made from class names by lgclip. No labelled image was used.\n\n"
-        f"```bash\nlgclip classify THIS_FOLDER PHOTOS -o labels.csv\n```\n\n## Built from\n\n{origin}\n\n"
-        f"Encoder and generators have licenses of their own.\n\n## Classes\n\n{names}\n"
-    )
+def selection_of(described: Mapping[str, Any]) -> Selection:
+    """Returns the selection that a result or a record describes.
+
+    Raises:
+        ValueError: If it is of a class that is not imported.
+    """
+    return _part_of(described, Selection, "selection")
+
+
+def _part_of(described: Mapping[str, Any], base: type, kind: str) -> Any:
+    known = {part.key_name: part for part in base.__subclasses__() if "key_name" in vars(part)}
+    settings = {name: value for name, value in described.items() if name != "part"}
+    if described["part"] not in known:
+        raise ValueError(f"{kind} {described['part']} is unknown; import its module first")
+    return known[described["part"]](**settings)

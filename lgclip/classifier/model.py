@@ -1,11 +1,12 @@
-"""Classifies images by stored prototypes: the classifier that a run leaves behind."""
+"""Classifies images by stored prototypes: the classifier that `build` makes or a run leaves behind."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from lgclip.classifier.sources import ImageSource, expand_sources
-from lgclip.datasets.base import BadImageError
+from lgclip.datasets.base import BadImageError, checked_names
 from lgclip.datasets.content_ids import content_id
 from lgclip.datasets.image_decoding import read_image, to_rgb
 from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.scales import Scales
-from lgclip.methods.calibration import Choice, Temperature
+from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature, fit_choice
 from lgclip.methods.prototypes import SupportSet
 from lgclip.stages.features import SharedViews
 from lgclip.stages.streams import CPU_ROWS
 from lgclip.store.keys import content_key, digest_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -54,36 +58,83 @@ class ImagePrediction:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+class ClassInfo(NamedTuple):
+    """Describes a class of a classifier.
+
+    Attributes:
+        name: Its name, which predictions give.
+        description: What it looks like, as it was given to the prompt generator; empty if nothing was.
+        prompts: The sentences that its images were generated from.
+        prompted_as: Name that its prompts were generated from, where the class was renamed since; else empty.
+    """
+
+    name: str
+    description: str = ""
+    prompts: tuple[str, ...] = ()
+    prompted_as: str = ""
+
+
+Builder = Callable[[Mapping[str, str], Mapping[str, Any]], "ImageClassifier"]
+"""Builds a classifier of some classes, by name and description, with the settings of another."""
+
+
+@dataclass
 class ImageClassifier:
     """Classifies images by prototypes in the feature space of one vision encoder; no text tower is loaded.
 
     Attributes:
-        class_names: Name of each class.
+        classes: The classes, in the order of their indices.
         encoder: Turns images into features.
         scales: Views of an image, and their fusion.
-        choice: Scoring rule, selection and text weight.
-        support: Features of the synthetic images that represent the classes; None if text alone does.
-        text: Text prototypes; None without a text weight.
-        temperature: Divisor that turns scores into log-probabilities.
+        configured: Scoring rule, selection and text weight, before calibration.
+        calibration: Selects the free parameters; None leaves them unchanged.
+        support: Features of all synthetic images; None if text alone represents the classes.
+        text: Text prototypes; None where the classifier does not use them.
+        fitted: The settings after calibration, with the temperature.
+        settings: Resolved config groups that the classifier was built with, as plain values.
+        origin: What it was built from, as plain values, for people.
+        strips: Image of each class's first synthetic images in a row; None where there is none.
+        builder: Builds further classes with these settings; None where nothing can be built.
     """
 
-    class_names: tuple[str, ...]
+    classes: tuple[ClassInfo, ...]
     encoder: Encoder
     scales: Scales
-    choice: Choice
+    configured: Choice
+    calibration: LeaveOneOut | None
     support: SupportSet | None = field(repr=False)
     text: Float[Tensor, "c d"] | None = field(repr=False)
-    temperature: Temperature
+    fitted: FittedChoice = field(repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    strips: Sequence[Image.Image | None] = field(default=(), repr=False)
+    builder: Builder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.class_names) < 2:
-            raise ValueError(f"a classifier needs at least two classes, this one has {len(self.class_names)}")
+        if not self.strips:
+            self.strips = (None,) * len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Returns the name of each class."""
+        return tuple(info.name for info in self.classes)
 
     @property
     def classes_(self) -> np.ndarray:
         """Returns the class names, as scikit-learn's classifiers do."""
         return np.array(self.class_names)
+
+    @property
+    def choice(self) -> Choice:
+        """Returns the scoring rule, the selection and the text weight that are used."""
+        return self.fitted.choice
+
+    @property
+    def temperature(self) -> Temperature:
+        """Returns the divisor that turns scores into log-probabilities."""
+        return self.fitted.temperature
+
+    # ------------------------------------------------------------------------------------------------ classification
 
     def classify(
         self, sources: ImageSource | Iterable[ImageSource], *, top: int = 5, batch_size: int = 64
@@ -99,13 +150,25 @@ class ImageClassifier:
             batch_size: Number of images that are decoded and encoded at once.
 
         Raises:
-            ValueError: If a source does not exist or is a URL, or a number is below 1.
+            ValueError: If a source does not exist or is a URL, a number is below 1, or there are not two classes.
         """
         if top < 1 or batch_size < 1:
             raise ValueError(f"top={top}, batch_size={batch_size}: both must be at least 1")
+        if len(self.classes) < 2:
+            raise ValueError(f"a classifier needs two classes to choose from, this one has {len(self.classes)}")
         # Checked at once and not with the first image: a generator would hide a wrong path until it is used.
         items = expand_sources(sources)
         return self._predictions(items, top, batch_size)
+
+    def classify_frame(self, sources: ImageSource | Iterable[ImageSource], *, top: int = 1) -> "pd.DataFrame":
+        """Returns the predictions as a pandas frame, one row per image: the columns of `lgclip classify`.
+
+        Raises:
+            ValueError: As in `classify`, or if pandas is not installed.
+        """
+        from lgclip.classifier.tables import predictions_frame
+
+        return predictions_frame(self.classify(sources, top=top), top)
 
     def predict(self, sources: ImageSource | Iterable[ImageSource]) -> np.ndarray:
         """Returns the class name of each image.
@@ -147,30 +210,160 @@ class ImageClassifier:
                 return getattr(error, "reason", str(error))
             return views(image, image_id)
 
-        with ThreadPoolExecutor(_DECODERS) as decoders:
-            while part := list(islice(items, batch_size)):
-                loaded = list(decoders.map(load, part))
-                pixels = [item for item in loaded if isinstance(item, Tensor)]
-                probs: Iterator[Tensor] = iter(())
-                if pixels:
-                    features = _encode(towers, torch.stack(pixels), device)
-                    scores = scorer(self.scales.fuse(features))
-                    probs = iter((scores / self.temperature.value).softmax(dim=1))
-                for (path, _), item in zip(part, loaded, strict=True):
-                    if isinstance(item, str):
-                        yield ImagePrediction(path, None, None, None, None, error=item)
-                    else:
-                        yield self._prediction(path, next(probs), top)
+        for paths, loaded in _decoded(items, load, batch_size):
+            pixels = [item for item in loaded if isinstance(item, Tensor)]
+            probs: Iterator[Tensor] = iter(())
+            if pixels:
+                features = _encode(towers, torch.stack(pixels), device)
+                scores = scorer(self.scales.fuse(features))
+                probs = iter((scores / self.temperature.value).softmax(dim=1))
+            for path, item in zip(paths, loaded, strict=True):
+                if isinstance(item, str):
+                    yield ImagePrediction(path, None, None, None, None, error=item)
+                else:
+                    yield self._prediction(path, next(probs), top)
 
     def _prediction(self, path: str, probs: Float[Tensor, " c"], top: int) -> ImagePrediction:
         # A stable sort, so that of equal scores the first class wins, as in an evaluation.
         values, places = probs.sort(descending=True, stable=True)
-        ranked = tuple(
-            (self.class_names[place], value)
-            for place, value in zip(places[: max(top, 2)].tolist(), values[: max(top, 2)].tolist(), strict=True)
-        )
+        count = max(top, 2)
+        names = [self.classes[place].name for place in places[:count].tolist()]
+        ranked = tuple(zip(names, values[:count].tolist(), strict=True))
         (label, score), (runner_up, second) = ranked[:2]
         return ImagePrediction(path, label, score, runner_up, score - second, ranked[:top])
+
+    # --------------------------------------------------------------------------------------------------- its classes
+
+    def add(self, names: str | Sequence[str] | Mapping[str, str]) -> None:
+        """Adds classes: generates their prompts and images, as the others' were, and nothing of the others.
+
+        Args:
+            names: A name, several, or a mapping from names to descriptions.
+
+        Raises:
+            ValueError: If a name is empty or exists already, or the settings are unknown.
+        """
+        if isinstance(names, str):
+            names = [names]
+        described = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names, "")
+        new = checked_names(list(described))
+        # Also among the existing names, without regard to case: predictions could not be told apart.
+        checked_names([*self.class_names, *new])
+        if self.builder is None:
+            raise ValueError("this classifier has no settings to build further classes with; build it again")
+        built = self.builder(dict(zip(new, described.values(), strict=True)), self.settings)
+        count = len(self.classes)
+        self.classes = (*self.classes, *built.classes)
+        self.strips = (*self.strips, *built.strips)
+        if self.support is not None:
+            assert built.support is not None
+            self.support = _joined(self.support, built.support, count)
+        if self.text is not None:
+            assert built.text is not None
+            self.text = torch.cat([self.text, built.text])
+        self._fit()
+
+    def remove(self, names: str | Sequence[str]) -> None:
+        """Removes classes.
+
+        Raises:
+            ValueError: If a class does not exist, or fewer than two would remain.
+        """
+        removed = {self._index(name) for name in ([names] if isinstance(names, str) else names)}
+        kept = [index for index in range(len(self.classes)) if index not in removed]
+        if len(kept) < 2:
+            raise ValueError(f"{len(kept)} classes would remain; a classifier needs at least two")
+        if self.support is not None:
+            self.support = _of_classes(self.support, kept)
+        if self.text is not None:
+            self.text = self.text[kept]
+        self.classes = tuple(self.classes[index] for index in kept)
+        self.strips = tuple(self.strips[index] for index in kept)
+        self._fit()
+
+    def rename(self, old: str, new: str) -> None:
+        """Gives a class another name in predictions; its prompts and images stay those of the old name.
+
+        Raises:
+            ValueError: If the class does not exist, or the new name is empty or belongs to another class.
+        """
+        index = self._index(old)
+        names = list(self.class_names)
+        names[index] = new
+        (*_,) = checked_names(names)
+        info = self.classes[index]
+        renamed = info._replace(name=checked_names([new])[0], prompted_as=info.prompted_as or info.name)
+        self.classes = (*self.classes[:index], renamed, *self.classes[index + 1 :])
+
+    def _index(self, name: str) -> int:
+        if name not in self.class_names:
+            raise ValueError(f"no class {name!r}; the classes are {_listed(self.class_names)}")
+        return self.class_names.index(name)
+
+    def _fit(self) -> None:
+        """Calibrates again and fits the temperature, after the classes have changed."""
+        self.fitted = fit_choice(self.configured, self.calibration, self.support, self.text)
+
+    # ------------------------------------------------------------------------------------------------------- storage
+
+    def save(self, path: str | Path) -> Path:
+        """Saves the classifier: to a folder, or to a single file if the name ends with `.zip`.
+
+        Args:
+            path: The folder or file; a classifier that is there is replaced.
+
+        Raises:
+            WriteError: If the system refuses it.
+            ValueError: If something else is there.
+        """
+        from lgclip.classifier.files import save_classifier
+
+        return save_classifier(self, Path(path).expanduser())
+
+
+def _decoded(
+    items: Iterator[tuple[str, Path | Image.Image]],
+    load: Callable[[tuple[str, Path | Image.Image]], Tensor | str],
+    batch_size: int,
+) -> Iterator[tuple[list[str], list[Tensor | str]]]:
+    """Yields the paths and the loaded images of each batch, while the next batch is loaded."""
+    with ThreadPoolExecutor(_DECODERS) as decoders:
+
+        def start() -> list[tuple[str, "Future[Tensor | str]"]]:
+            return [(item[0], decoders.submit(load, item)) for item in islice(items, batch_size)]
+
+        batch = start()
+        while batch:
+            following = start()
+            yield [path for path, _ in batch], [future.result() for _, future in batch]
+            batch = following
+
+
+def _joined(first: SupportSet, second: SupportSet, shift: int) -> SupportSet:
+    """Returns the images of two sets of classes; the second's come after the first's."""
+    full_image = None
+    if first.full_image is not None and second.full_image is not None:
+        full_image = torch.cat([first.full_image, second.full_image])
+    return SupportSet(
+        torch.cat([first.features, second.features]),
+        torch.cat([first.labels, second.labels + shift]),
+        first.num_classes + second.num_classes,
+        full_image,
+    )
+
+
+def _of_classes(support: SupportSet, classes: Sequence[int]) -> SupportSet:
+    """Returns the images of some classes, which are renumbered in the given order."""
+    new = torch.full((support.num_classes,), -1)
+    new[list(classes)] = torch.arange(len(classes))
+    labels = new[support.labels]
+    taken = support.take(labels >= 0)
+    return taken._replace(labels=labels[labels >= 0], num_classes=len(classes))
+
+
+def _listed(names: Sequence[str], shown: int = 10) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(repr, names[:shown])) + more
 
 
 def _required(prediction: ImagePrediction) -> ImagePrediction:

@@ -8,21 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgclip.runtime.scripts import script_place
+
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-def _place(name: str) -> Path:
-    """Returns the path of an entry script or the configs: in the checkout, or the copy inside a wheel."""
-    # The wheel's copy first: a folder `conf` next to an installed package would be that of another one.
-    here = Path(__file__).resolve().parents[1]
-    return next(place for place in (here / "scripts" / name, here.parent / name) if place.exists())
 
 
 def _script(name: str) -> None:
     # Run as a script and not imported: Hydra finds `conf/` by the file of the main module, and Lightning starts the
     # other devices by argv[0].
-    path = _place(f"{name}.py")
+    path = script_place(f"{name}.py")
     sys.argv[0] = str(path)
     runpy.run_path(str(path), run_name="__main__")
 
@@ -66,15 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--title", default="", help="heading of the page")
     report.add_argument("--images", type=int, metavar="N", help="maximum number of images per class; 0: none")
 
-    save = parts.add_parser("save", help="save the classifier of a run: prototypes, rule and class names, no images")
-    save.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, with its result.json")
-    save.add_argument("out", type=Path, metavar="FOLDER", help="folder to write")
-
-    classify = parts.add_parser("classify", help="classify images with a saved classifier, or with that of a run")
-    classify.add_argument("classifier", type=Path, metavar="FOLDER", help="folder of lgclip save, or of a run")
-    classify.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
-    classify.add_argument("-o", "--out", type=Path, metavar="FILE.csv", help="table to write (default: the terminal)")
-    classify.add_argument("--top", type=int, default=1, metavar="N", help="columns with the N most probable classes")
+    _add_classifier_commands(parts)
 
     audit = parts.add_parser(
         "audit", help="find near-duplicates of test images, and list which data each stage has seen"
@@ -108,6 +95,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("-m", "--multirun", action="store_true", help="for every job of a sweep")
     return parser
+
+
+def _add_classifier_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the commands for classifiers: see docs/guides/classifier.md."""
+    build = parts.add_parser("build", help="build a classifier from class names, without any image")
+    build.add_argument(
+        "names", type=Path, metavar="NAMES.txt", help="one name per line, or NAME<TAB>DESCRIPTION; or a JSON file"
+    )
+    build.add_argument("-o", "--out", type=Path, required=True, metavar="CLASSIFIER", help="folder or .zip to write")
+    build.add_argument("values", nargs="*", metavar="KEY=VALUE", help="overrides as of evaluate.py: encoder=vit_b16")
+
+    save = parts.add_parser("save", help="save the classifier of a run: prototypes, rule and class names")
+    save.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, with its result.json")
+    save.add_argument("out", type=Path, metavar="CLASSIFIER", help="folder or .zip to write")
+
+    classify = parts.add_parser("classify", help="classify images with a classifier, or with that of a run")
+    classify.add_argument("classifier", metavar="CLASSIFIER", help="folder, .zip or hf://USER/NAME, or folder of a run")
+    classify.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
+    classify.add_argument("-o", "--out", type=Path, metavar="FILE", help="table to write (default: the terminal)")
+    classify.add_argument("--top", type=int, default=1, metavar="N", help="columns with the N most probable classes")
+    classify.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="of the table (default: by its name)")
+    classify.add_argument("--move-to", type=Path, metavar="DIR", help="move the images into a folder per class")
+
+    add = parts.add_parser("add", help="add classes to a classifier; generates nothing of the others")
+    add.add_argument("classifier", type=Path, metavar="CLASSIFIER")
+    add.add_argument("names", nargs="+", metavar="NAME", help="names, or a file of names")
+    add.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="such as paths.store=DIR")
+    remove = parts.add_parser("remove", help="remove classes from a classifier")
+    remove.add_argument("classifier", type=Path, metavar="CLASSIFIER")
+    remove.add_argument("names", nargs="+", metavar="NAME")
+    rename = parts.add_parser("rename", help="give a class another name in predictions")
+    rename.add_argument("classifier", type=Path, metavar="CLASSIFIER")
+    rename.add_argument("old", metavar="OLD")
+    rename.add_argument("new", metavar="NEW")
+    for command in (add, remove, rename):
+        command.add_argument(
+            "-o", "--out", type=Path, metavar="CLASSIFIER", help="where to save it (default: in its place)"
+        )
+
+    show = parts.add_parser("show", help="list the classes of a classifier with their prompts")
+    show.add_argument("classifier", metavar="CLASSIFIER")
+    show.add_argument("--sheet", type=Path, metavar="FILE.png", help="write the synthetic images of its classes")
+
+    push = parts.add_parser("push", help="upload a classifier to the model hub")
+    push.add_argument("classifier", type=Path, metavar="CLASSIFIER")
+    push.add_argument("address", metavar="hf://USER/NAME")
+    push.add_argument("--public", action="store_true", help="a new repository can be seen by everyone")
 
 
 def _add_compare(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -218,16 +252,28 @@ def _store_output(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
-    """Yields the lines of `lgclip save` and `lgclip classify`."""
-    if args.part == "save":
-        from lgclip.reporting.run_classifier import save_run_classifier
+    """Yields the lines of a command of classifiers."""
+    from lgclip.cli import classifier
 
-        yield save_run_classifier(args.run, args.out)
-        return
-
-    from lgclip.cli.classify import classify_command
-
-    yield from classify_command(args.classifier, args.images, args.out, args.top)
+    match args.part:
+        case "build":
+            yield from classifier.build_command(args.names, args.out, args.values)
+        case "save":
+            yield from classifier.save_command(args.run, args.out)
+        case "classify":
+            yield from classifier.classify_command(
+                classifier.ClassifyOptions(args.classifier, args.images, args.out, args.format, args.top, args.move_to)
+            )
+        case "add":
+            yield from classifier.add_command(args.classifier, args.names, args.out, args.override)
+        case "remove":
+            yield from classifier.remove_command(args.classifier, args.names, args.out)
+        case "rename":
+            yield from classifier.rename_command(args.classifier, args.old, args.new, args.out)
+        case "show":
+            yield from classifier.show_command(args.classifier, args.sheet)
+        case "push":
+            yield from classifier.push_command(args.classifier, args.address, public=args.public)
 
 
 def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
@@ -238,18 +284,18 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
         case "captions":
             from lgclip.cli.captions import captions_command
 
-            yield from captions_command(args.action, args.file, args.values, _place("conf"))
+            yield from captions_command(args.action, args.file, args.values, script_place("conf"))
         case "fetch":
             from lgclip.cli.fetch import fetch_command
 
-            yield from fetch_command(args.values, _place("conf"), multirun=args.multirun)
+            yield from fetch_command(args.values, script_place("conf"), multirun=args.multirun)
         case "report":
             from lgclip.reporting.dashboard.page import IMAGES, write_page
 
             # The default is not the parser's, as that would need the import for each `--help`. 0 is a valid value.
             images = IMAGES if args.images is None else args.images
             yield write_page(args.places, args.out, reference=args.reference, title=args.title, images=images)
-        case "save" | "classify":
+        case "build" | "save" | "classify" | "add" | "remove" | "rename" | "show" | "push":
             yield from _classifier_output(args)
         case "audit":
             from lgclip.reporting.leakage_audit import audit, audit_text
@@ -273,7 +319,7 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
         case "doctor":
             from lgclip.cli.doctor import report
 
-            yield from report(_place("conf"), args.store)
+            yield from report(script_place("conf"), args.store)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -314,7 +360,7 @@ def _message(error: Exception) -> str | None:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from lgclip.cli.errors import describe_config_error
+        from lgclip.runtime.config_errors import describe_config_error
 
         if isinstance(error, HydraException | OmegaConfBaseException):
             return describe_config_error(error)

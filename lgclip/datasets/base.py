@@ -64,6 +64,7 @@ class Dataset(ABC):
         folder_names: Class name of each class folder, where these are the user's own.
         files_left_out: Number of files and folders that are not read, by reason.
         files_noted: Number of images that are read although a reader might not expect it, by reason.
+        has_images: Whether there are images to evaluate; False for class names alone.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Dataset(ABC):
     folder_names: Mapping[str, str] = MappingProxyType({})
     files_left_out: Mapping[str, int] = MappingProxyType({})
     files_noted: Mapping[str, int] = MappingProxyType({})
+    has_images: bool = True
 
     @cached_property
     @abstractmethod
@@ -140,6 +142,10 @@ class Dataset(ABC):
     def target_classes(self) -> tuple[TargetClass, ...]:
         """Returns the classes in the form that a prompt generator takes."""
         return tuple(TargetClass(index, name, self.context) for index, name in enumerate(self.class_names))
+
+    def text_sentences(self, label: int) -> list[str]:
+        """Returns the sentences of the text baseline that stand for a class."""
+        return [template.replace("{}", self.class_names[label]) for template in self.templates]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -195,6 +195,14 @@ class WithFullImage(Scales):
         return self.others._crop(image, image_id, fraction, view)
 
 
+def full_image_place(scales: Scales) -> int | None:
+    """Returns the index of the full image among several views; None if it is the only view or there is none."""
+    views = list(scales.views)
+    if len(views) < 2 or FULL_IMAGE not in views:
+        return None
+    return views.index(FULL_IMAGE)
+
+
 def _random_parts(image_id: str, view: str) -> tuple[int, int]:
     """Returns two pseudo-random integers below 2**64 for one view of one image."""
     digest = hashlib.sha256(f"{image_id}/{view}".encode()).digest()

@@ -184,6 +184,42 @@ def temperature_of(choice: Choice, support: SupportSet | None, text: Float[Tenso
     return Temperature(value, "synthetic images")
 
 
+class FittedChoice(NamedTuple):
+    """Holds the settings that a classifier uses, after calibration.
+
+    Attributes:
+        choice: The settings.
+        leave_one_out: Their leave-one-out accuracy on the synthetic images; None without calibration.
+        temperature: Divisor of the scores.
+    """
+
+    choice: Choice
+    leave_one_out: float | None
+    temperature: Temperature
+
+
+def fit_choice(
+    configured: Choice, calibration: LeaveOneOut | None, support: SupportSet | None, text: Float[Tensor, "c d"] | None
+) -> FittedChoice:
+    """Calibrates the settings of a classifier and fits its temperature, on synthetic images only.
+
+    Args:
+        configured: The config's settings.
+        calibration: Selects the free parameters; None leaves them unchanged.
+        support: The synthetic images; None if there are none.
+        text: Text prototypes, where there are any.
+
+    Raises:
+        ValueError: If the calibration needs more images.
+    """
+    used = configured
+    accuracy: float | None = None
+    # Text alone has no free parameter that images could choose.
+    if calibration is not None and support is not None and configured.text_weight < 1:
+        used, accuracy = calibration.choose(configured, support, text)
+    return FittedChoice(used, accuracy, temperature_of(used, support, text))
+
+
 def likeliest_temperature(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float | None:
     """Returns the temperature of minimum negative log-likelihood; None if it has no minimum above 0.
 

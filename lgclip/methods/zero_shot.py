@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lgclip.batches import FeatureBatch
-from lgclip.encoder.scales import Scales, WithFullImage
+from lgclip.encoder.scales import Scales, full_image_place
 from lgclip.methods.base import Classifier
-from lgclip.methods.calibration import Choice, LeaveOneOut, temperature_of
+from lgclip.methods.calibration import Choice, LeaveOneOut, fit_choice
 from lgclip.methods.predictor import PrototypePredictor
 from lgclip.methods.prototypes import FeatureCollector, SupportSet
 from lgclip.methods.scoring import ScoringRule
@@ -84,6 +84,9 @@ class ZeroShot(Classifier):
         self.has_text = has_text
         self.needs_images = text_weight != 1
         self._prototypes: dict[str, PrototypePredictor] = {}
+        # Only where the selection compares the full image with the class's sentence, and fusion hides it.
+        compares = any(choice.selects_by_text for choice in self.configured.values())
+        self._full_place = full_image_place(scales) if compares else None
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -101,17 +104,13 @@ class ZeroShot(Classifier):
         images: SupportSet | None = None
         if self.needs_images:
             images = self.image.support()
-            if isinstance(self.scales, WithFullImage):
+            if self._full_place is not None:
                 images = images._replace(full_image=self.full_image.support().features)
         for name, choice in self.configured.items():
-            used = choice
-            accuracy: float | None = None
-            # Text alone has no free parameter that images could choose.
-            if self.calibration is not None and images is not None and choice.text_weight < 1:
-                used, accuracy = self.calibration.choose(choice, images, text)
-            described = {**used.described(), "leave_one_out": accuracy}
-            temperature = temperature_of(used, images, text)
-            predictor = PrototypePredictor(used.fit(images, text), self.scales, described, temperature)
+            fitted = fit_choice(choice, self.calibration, images, text)
+            used = fitted.choice
+            described = {**used.described(), "leave_one_out": fitted.leave_one_out}
+            predictor = PrototypePredictor(used.fit(images, text), self.scales, described, fitted.temperature)
             self._prototypes[name] = predictor
             self.describe(name, predictor)
             # Diagnostics use the images of the method itself, not of its baselines.
@@ -125,8 +124,8 @@ class ZeroShot(Classifier):
                 self.text.update(batch.features[:, 0], batch.labels, batch.indices)
             case Role.SYNTHETIC:
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
-                if isinstance(self.scales, WithFullImage):
-                    self.full_image.update(batch.features[:, -1], batch.labels, batch.indices)
+                if self._full_place is not None:
+                    self.full_image.update(batch.features[:, self._full_place], batch.labels, batch.indices)
             case Role.PREDICTED:
                 assert self.predictor is not None
                 self.collect(self.names[0], self.predictor.logits(batch), batch)

@@ -43,7 +43,7 @@ def contact_sheet(
     path: Path,
     class_names: Sequence[str],
     synthetic: Sequence[Sequence[Image.Image]],
-    real: Sequence[Image.Image],
+    real: Sequence[Image.Image] | None,
     notes: Sequence[str],
     tile: int | None = None,
 ) -> None:

@@ -15,7 +15,7 @@ from lgclip.datasets.subsets import First
 from lgclip.datasets.unreadable import ReadableSubset
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
-from lgclip.encoder.scales import FULL_IMAGE, Scales, WithFullImage
+from lgclip.encoder.scales import FULL_IMAGE, Scales
 from lgclip.reporting.run_folder import Run, RunError
 from lgclip.runtime.instantiate import TargetError, build
 from lgclip.runtime.secrets import guard_environment
@@ -93,7 +93,8 @@ def restore_run(run: Run) -> RestoredRun:
     streams.append(real_stream(dataset, encoder, scales, root))
     by_name = {stream.name: stream for stream in streams}
     full_image = None
-    if synthetic_images is not None and (run.result.scales or {}).get("part") == WithFullImage.key_name:
+    compares = any(method.get("selects_by_text") for method in run.result.predictor.values())
+    if synthetic_images is not None and compares and tuple(scales.views) != (FULL_IMAGE,):
         full_image = by_name["synthetic"].store.take(synthetic_images.ids, [FULL_IMAGE])[:, 0]
     return RestoredRun(dataset, parts.data, synthetic_images, encoder, scales, captions, by_name, full_image)
 

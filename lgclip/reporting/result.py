@@ -23,9 +23,9 @@ from lgclip.evaluation.evaluator import Evaluation
 from lgclip.evaluation.metrics import detectable, metrics, paired, per_class
 from lgclip.methods.base import Predictions
 from lgclip.reporting.costs import cost_of, towers_at
-from lgclip.reporting.csv_cells import write_rows
 from lgclip.reporting.result_schema import RunResult, create_result, json_text, to_json
 from lgclip.reporting.run_folder import DIAGNOSTICS, PER_CLASS, PREDICTION_COLUMNS, PREDICTIONS, RESULT
+from lgclip.runtime.csv_cells import write_rows
 from lgclip.runtime.run_key import run_key
 from lgclip.runtime.sweep_job import choices, sweep_job
 from lgclip.runtime.versions import RESULT_SCHEMA

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from lgclip.reporting.csv_cells import original_cell
 from lgclip.reporting.result_schema import ResultError, RunResult, from_json
+from lgclip.runtime.csv_cells import original_cell
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.csv"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.reporting.costs import add_up
-from lgclip.reporting.csv_cells import write_rows
 from lgclip.reporting.result_schema import ResultError, RunResult, from_json
 from lgclip.reporting.run_folder import RESULT
 from lgclip.reporting.text_tables import text_table
+from lgclip.runtime.csv_cells import write_rows
 from lgclip.runtime.sweep_job import FAILED, SWEEP
 from lgclip.store.atomic import atomic_write
 

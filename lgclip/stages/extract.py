@@ -1,5 +1,6 @@
 """Extracts the features of a run: sentences, synthetic images and images to evaluate, each to stored unit features."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,8 @@ FULL_IMAGE_VIEW = SquareCrops()
 def text_stream(dataset: Dataset, encoder: Encoder, root: Path) -> Stream:
     """Returns the stream of the text baseline's sentences: every template with every class name."""
     pairs: list[tuple[int, str]] = []
-    for label, name in enumerate(dataset.class_names):
-        pairs.extend((label, template.replace("{}", name)) for template in dataset.templates)
+    for label in range(len(dataset.class_names)):
+        pairs.extend((label, sentence) for sentence in dataset.text_sentences(label))
     return Stream(
         name="text",
         role=Role.TEXT,
@@ -130,6 +131,40 @@ def encode(
         # The old stream still has places for the images that are left out now.
         data.streams[-1] = real_stream(dataset, encoder, scales, root)
     return data, dataset
+
+
+def encode_references(
+    context: RunContext,
+    dataset: Dataset,
+    encoder: Encoder,
+    scales: Scales,
+    *,
+    synthetic_images: SyntheticImages | None,
+    needs_text: bool,
+) -> Mapping[str, Stream]:
+    """Encodes what images are compared with, for a classifier without images to evaluate.
+
+    Args:
+        context: Runs the stage.
+        dataset: The classes.
+        encoder: Turns images and sentences into features.
+        scales: Views of an image.
+        synthetic_images: The synthetic images; None if the method needs none.
+        needs_text: Whether the classifier uses the sentences of the classes.
+
+    Returns:
+        The streams `text` and `synthetic`, as far as they are needed, with their stored features.
+    """
+    streams: list[Stream] = []
+    if needs_text:
+        streams.append(text_stream(dataset, encoder, context.store))
+    if synthetic_images is not None:
+        streams.append(synthetic_stream(synthetic_images, encoder, scales, context.store))
+    views = SharedViews(encoder, scales)
+    data = Streams(streams, len(dataset.class_names), views, encoder.batch_size, context.workers)
+    stage = FeatureExtractionStage(encoder, data)
+    context.stages.complete("features", stage, sum(len(stream.ids) for stream in streams), data)
+    return {stream.name: stream for stream in streams}
 
 
 def predicted_stream(context: RunContext, dataset: Dataset, model: Encoder, title: str) -> Stream:

@@ -16,8 +16,8 @@ from lgclip.reporting.comparison.axes import brief_settings, brief_value
 from lgclip.reporting.comparison.metrics import PERCENT, TOP1, format_value, is_ranked, lower_is_better
 from lgclip.reporting.comparison.significance import RowComparison, RunComparison
 from lgclip.reporting.comparison.table import ComparisonTable, Row, Values
-from lgclip.reporting.csv_cells import write_rows
 from lgclip.reporting.text_tables import build_table, markdown_table, to_text
+from lgclip.runtime.csv_cells import write_rows
 
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 MISSING = "-"

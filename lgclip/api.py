@@ -1,0 +1,148 @@
+"""Offers what a user's program needs: builds a classifier from class names, loads and evaluates one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lgclip.datasets.names import ClassNames, ClassNameSource
+from lgclip.datasets.splits import DatasetSplits
+from lgclip.experiment import Experiment
+from lgclip.runtime.config_errors import describe_config_error
+from lgclip.runtime.scripts import script_place
+from lgclip.runtime.secrets import guard_environment
+
+if TYPE_CHECKING:
+    from lgclip.classifier.model import ImageClassifier
+    from lgclip.reporting.classifier_evaluation import ClassifierEvaluation
+
+_RUNTIME = ("paths", "trainer", "workers", "on_bad_image")
+"""Values that belong to this machine and not to a classifier."""
+
+
+def build(
+    names: ClassNameSource | Iterable[str],
+    *,
+    encoder: str = "tiny",
+    diffuser: str = "tiny",
+    llm: str = "tiny",
+    overrides: Sequence[str] = (),
+) -> "ImageClassifier":
+    """Builds an image classifier from class names; needs no image.
+
+    Prompts, images and features come from the store, and are made now if they are missing: an interrupted build goes on
+    where it stopped.
+
+    Args:
+        names: The names; a mapping from names to what they look like; or a file (see `ClassNames`).
+        encoder: Preset of the encoder, `conf/encoder/NAME.yaml`.
+        diffuser: Preset of the image generator, `conf/diffuser/NAME.yaml`.
+        llm: Preset of the prompt generator, `conf/llm/NAME.yaml`.
+        overrides: Further overrides as for evaluate.py, such as `prompts_per_class=20`.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ValueError: If there are fewer than two names, one is empty or occurs twice, or a value is unknown.
+    """
+    if not isinstance(names, str | Path | Mapping | Sequence):
+        names = list(names)
+    # Before anything is composed or imported: a mistake in the names is the most frequent one.
+    ClassNames(names)
+    cfg = _composed([f"llm={llm}", f"diffuser={diffuser}", f"encoder={encoder}", *overrides])
+    data = ClassNames(names, context=cfg.dataset.context, templates=cfg.dataset.templates)
+    classifier = Experiment(cfg, DatasetSplits(lambda: data)).build_classifier()
+    runtime = {key: cfg[key] for key in _RUNTIME if key in cfg}
+    classifier.builder = partial(_build_more, runtime)
+    return classifier
+
+
+def load(path: str | Path, *, overrides: Sequence[str] = ()) -> "ImageClassifier":
+    """Loads a classifier from its folder or zip file, the model hub, or the folder of a finished run.
+
+    Args:
+        path: The folder or file, or `hf://USER/NAME`.
+        overrides: Overrides for classes that are added later, such as `paths.store=DIR`.
+
+    Raises:
+        ValueError: If there is no classifier, or something is damaged or gone.
+    """
+    from lgclip.classifier.files import load_classifier
+    from lgclip.classifier.hub import PREFIX, download_classifier
+    from lgclip.reporting.run_classifier import classifier_of
+    from lgclip.reporting.run_folder import RESULT
+
+    guard_environment()
+    address = str(path)
+    place = download_classifier(address) if address.startswith(PREFIX) else Path(path).expanduser()
+    classifier = classifier_of(place) if (place / RESULT).is_file() else load_classifier(place)
+    classifier.builder = partial(_build_more_with, list(overrides))
+    return classifier
+
+
+def evaluate(
+    classifier: "ImageClassifier", root: str | Path, *, names: str | None = None, skip_unreadable: bool = False
+) -> "ClassifierEvaluation":
+    """Evaluates a classifier on labelled images, one folder per class, with the statistics of evaluate.py.
+
+    Args:
+        classifier: The classifier.
+        root: The folder; the folders in it are named as the classes.
+        names: File with the class name of each folder; None uses the folders' names.
+        skip_unreadable: Whether to leave out images that cannot be read, instead of an error.
+
+    Raises:
+        ValueError: If the folder has a class that the classifier lacks, or an image cannot be read.
+    """
+    from lgclip.reporting.classifier_evaluation import evaluate_classifier
+
+    return evaluate_classifier(classifier, root, names=names, skip_unreadable=skip_unreadable)
+
+
+def _build_more_with(
+    overrides: Sequence[str], names: Mapping[str, str], settings: Mapping[str, Any]
+) -> "ImageClassifier":
+    cfg = _composed(overrides)
+    return _build_more({key: cfg[key] for key in _RUNTIME if key in cfg}, names, settings)
+
+
+def _build_more(runtime: Mapping[str, Any], names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
+    """Builds a classifier of further classes, with the settings of another."""
+    from lgclip.classifier.settings import config_from
+
+    cfg = config_from(settings, _composed([]))
+    for key, value in runtime.items():
+        cfg[key] = value
+    # A single class is no classifier, but it joins others.
+    data = ClassNames(names, context=cfg.dataset.context, templates=cfg.dataset.templates, least=1)
+    return Experiment(cfg, DatasetSplits(lambda: data)).build_classifier()
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """Composes the config of evaluate.py for class names.
+
+    Raises:
+        ValueError: If an override is unknown or not understood.
+    """
+    guard_environment()
+    for override in overrides:
+        if override.startswith(("dataset=", "dataset.names=", "ood")):
+            raise ValueError(f"{override}: a classifier is built from its names alone; evaluate.py takes a data set")
+    # A program of the user's own may be a Hydra application itself: its state is put back.
+    outer = GlobalHydra.instance().hydra
+    # One device, since Lightning would start this program again for the others.
+    fixed = ["dataset=names", "dataset.names=[]", "trainer.devices=1", "logger=none"]
+    try:
+        with initialize_config_dir(str(script_place("conf")), version_base="1.3"):
+            return compose("evaluate", [*fixed, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(describe_config_error(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer

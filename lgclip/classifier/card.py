@@ -1,0 +1,79 @@
+"""Writes the card of a saved classifier: what it was built from, and which data its models have seen."""
+
+from pathlib import Path
+
+from lgclip.classifier.model import ImageClassifier
+
+_SHOWN = 200  # classes with their prompts; a card of thousands helps no one
+_ID_KEYS = ("model", "pretrained", "revision", "checkpoint")
+
+
+def card_text(classifier: ImageClassifier) -> str:
+    """Returns the card as Markdown, with the metadata that the Hub reads at its head."""
+    weight = classifier.choice.text_weight
+    uses = "synthetic images"
+    if weight == 1:
+        uses = "sentences"
+    elif weight > 0:
+        uses = "synthetic images and sentences"
+    lines = [
+        "---",
+        "library_name: lgclip",
+        "pipeline_tag: image-classification",
+        "tags: [lgclip, zero-shot-image-classification, synthetic-images]",
+        "---",
+        "",
+        f"# Image classifier of {len(classifier.classes)} classes",
+        "",
+        f"Its prototypes are the features of {uses}, made from class names by lgclip. No labelled image was used.",
+        "",
+        "![Synthetic images of the classes](prototypes.png)",
+        "",
+        "```bash",
+        "lgclip classify THIS_FOLDER PHOTOS -o labels.csv",
+        "```",
+        "",
+        "## Built from",
+        "",
+        *[f"- {name}: {value}" for name, value in classifier.origin.items()],
+        *_models(classifier),
+        "",
+        "Encoder and generators have licenses of their own, which apply to this classifier too. Their training data is "
+        "not known to lgclip: what they have not seen, they do not show.",
+        "",
+        "The probabilities were fitted on synthetic images. On photographs they may be too high: check them on some "
+        "images of your own before you rely on a threshold.",
+        "",
+        "## Classes",
+        "",
+        *_classes(classifier),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _models(classifier: ImageClassifier) -> list[str]:
+    """Returns a line for each model, with its id and revision."""
+    lines = []
+    for group in ("llm", "diffuser", "encoder"):
+        config = classifier.settings.get(group) or {}
+        named = [_public(str(config[key])) for key in _ID_KEYS if config.get(key)]
+        if named:
+            lines.append(f"- {group}: {', '.join(named)}")
+    return lines
+
+
+def _classes(classifier: ImageClassifier) -> list[str]:
+    lines = []
+    for info in classifier.classes[:_SHOWN]:
+        described = f": {info.description}" if info.description else ""
+        lines.append(f"- **{info.name}**{described}")
+        lines += [f"    - {prompt}" for prompt in info.prompts[:3]]
+    if len(classifier.classes) > _SHOWN:
+        lines.append(f"- {len(classifier.classes) - _SHOWN} more, see classifier.json")
+    return lines
+
+
+def _public(name: str) -> str:
+    """Returns the last part of a path on this machine, whose place is of no use to others; a Hub id as it is."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name

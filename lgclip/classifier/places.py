@@ -1,0 +1,23 @@
+"""Checks where a classifier is saved, before anything heavy is imported or computed."""
+
+from pathlib import Path
+
+RECORD = "classifier.json"
+ZIP = ".zip"
+
+
+def check_place(path: Path) -> None:
+    """Checks that a classifier can be saved to a path: a new folder, that of a classifier, or a `.zip` file.
+
+    Raises:
+        ValueError: If something else is there, which would be overwritten.
+    """
+    if path.suffix.lower() == ZIP:
+        if path.is_dir():
+            raise ValueError(f"{path}: it is a folder; name a file, or a folder without {ZIP}")
+        return
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: it is a file; name a folder, or a file that ends with {ZIP}")
+    # A folder of something else may hold files of these names.
+    if path.is_dir() and any(path.iterdir()) and not (path / RECORD).exists():
+        raise ValueError(f"{path}: it holds other files and no classifier; name a new folder")

@@ -1,0 +1,46 @@
+"""Selects the values of a config that a classifier was built with, so that further classes are built alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.encoder.base import Encoder
+
+GROUPS = ("llm", "diffuser", "encoder", "scales", "prototype", "selection", "calibration", "method")
+"""Config groups that a classifier depends on."""
+VALUES = (
+    "prompts_per_class", "images_per_prompt", "prompt_order_seed", "prompt_pool", "seed", "noise", "precision",
+)  # fmt: skip
+"""Other values that it depends on."""
+
+
+def settings_of(cfg: DictConfig, encoder: Encoder) -> dict[str, Any]:
+    """Returns the settings of a classifier as plain values: no path of a store, no logger, no device.
+
+    Args:
+        cfg: The composed config.
+        encoder: The encoder with its device-dependent settings resolved.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = {key: plain[key] for key in (*GROUPS, *VALUES) if key in plain}
+    # `auto` means bf16 on a GPU and fp32 elsewhere, and the features of the two are not the same.
+    settings["encoder"] = {**settings["encoder"], "precision": encoder.precision}
+    dataset = plain.get("dataset") or {}
+    settings["dataset"] = {name: dataset[name] for name in ("context", "templates") if dataset.get(name)}
+    return settings
+
+
+def config_from(settings: Mapping[str, Any], base: DictConfig) -> DictConfig:
+    """Returns the config to build further classes with.
+
+    Args:
+        settings: From `settings_of`.
+        base: The composed default config with `dataset=names`, whose store, devices and logger are used.
+    """
+    plain: Any = OmegaConf.to_container(base, resolve=False)
+    chosen = {key: settings[key] for key in (*GROUPS, *VALUES) if key in settings}
+    dataset = {**plain["dataset"], **settings.get("dataset", {})}
+    cfg = OmegaConf.create({**plain, **chosen, "dataset": dataset})
+    assert isinstance(cfg, DictConfig)
+    return cfg

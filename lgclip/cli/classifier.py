@@ -1,0 +1,250 @@
+"""Implements the commands that build, use and change a classifier."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lgclip.datasets.names import read_class_names
+
+if TYPE_CHECKING:
+    from lgclip.classifier.model import ClassInfo, ImageClassifier
+
+_PROMPTS_SHOWN = 3
+
+
+def build_command(names: Path, out: Path, overrides: Sequence[str]) -> Iterator[str]:
+    """Runs `lgclip build`.
+
+    Args:
+        names: File of class names, see `lgclip.datasets.names.ClassNames`.
+        out: Folder to write, or file that ends with `.zip`.
+        overrides: Overrides as of evaluate.py.
+
+    Raises:
+        ValueError: If a name or a value is wrong, or something else than a classifier is at `out`.
+    """
+    from lgclip.classifier.places import check_place
+
+    check_place(out)  # before hours of generation
+
+    from lgclip.api import build
+
+    classifier = build(names, overrides=list(overrides))
+    classifier.save(out)
+    yield from _summary(classifier, out)
+
+
+def _summary(classifier: "ImageClassifier", out: Path) -> Iterator[str]:
+    images = 0 if classifier.support is None else len(classifier.support.labels)
+    yield f"{out}: {len(classifier.classes)} classes, {images} synthetic images"
+    sheet = "prototypes.png in it" if out.suffix == ".zip" else str(out / "prototypes.png")
+    yield f"look at {sheet}, then: lgclip classify {out} PHOTOS -o labels.csv"
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """Holds the options of `lgclip classify`.
+
+    Attributes:
+        classifier: Folder, zip file or hub address of a classifier, or folder of a run.
+        images: Files, folders or patterns.
+        out: The table to write; None prints one line per image.
+        format: `csv`, `jsonl` or `parquet`; None takes that of the file's name.
+        top: Number of most probable classes; above 1 there are two columns for each.
+        move_to: Folder to move the images to, into a folder per class; None moves nothing.
+    """
+
+    classifier: str
+    images: Sequence[str]
+    out: Path | None = None
+    format: str | None = None
+    top: int = 1
+    move_to: Path | None = None
+
+
+def classify_command(options: ClassifyOptions) -> Iterator[str]:
+    """Runs `lgclip classify`.
+
+    Raises:
+        ValueError: If there is no classifier, a source does not exist, or a value is wrong.
+    """
+    from lgclip.api import load
+    from lgclip.classifier.tables import format_of, prediction_rows, write_table
+
+    table_format = format_of(options.out, options.format)
+    predictions = load(options.classifier).classify(options.images, top=options.top)
+    moves: dict[str, str] = {}
+    counts = {"classified": 0, "unreadable": 0}
+
+    def rows() -> Iterator[dict[str, object]]:
+        taken: set[Path] = set()
+        for row in prediction_rows(predictions, options.top):
+            counts["unreadable" if row["error"] else "classified"] += 1
+            if options.move_to is None:
+                yield dict(row)
+                continue
+            target = "" if row["error"] else str(_target(options.move_to, row, taken))
+            if target:
+                moves[str(row["path"])] = target
+            yield {**row, "moved_to": target}
+
+    if options.out is None:
+        for row in rows():
+            yield _line(row, options.top)
+    else:
+        more = ["moved_to"] if options.move_to is not None else []
+        write_table(options.out, rows(), table_format, options.top, more)
+    # After the table: an image is never somewhere else than a complete table says.
+    for source, target in moves.items():
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+    unreadable = f", {counts['unreadable']} could not be read (column error)" if counts["unreadable"] else ""
+    if options.out is not None:
+        yield f"{options.out}: {counts['classified']} images classified{unreadable}"
+    if options.move_to is not None:
+        yield f"{options.move_to}: {len(moves)} images moved into folders of their classes"
+
+
+def _target(folder: Path, row: Mapping[str, object], taken: set[Path]) -> Path:
+    """Returns a free path for an image in the folder of its class."""
+    source = Path(str(row["path"]))
+    # A class name is text of someone's, and no path.
+    label = "".join("_" if letter in '/\\\0:*?"<>|' else letter for letter in str(row["label"])).strip(". ") or "_"
+    target = folder / label / source.name
+    number = 2
+    while target in taken or target.exists():
+        target = folder / label / f"{source.stem} ({number}){source.suffix}"
+        number += 1
+    taken.add(target)
+    return target
+
+
+def _line(row: dict[str, object], top: int) -> str:
+    if row["error"] is not None:
+        return f"{row['path']}: cannot be read as an image ({row['error']})"
+    ranked = [(row["label"], row["score"])]
+    if top > 1:
+        ranked = [(row[f"label_{rank}"], row[f"score_{rank}"]) for rank in range(1, top + 1) if row[f"label_{rank}"]]
+    return f"{row['path']}: " + ", ".join(f"{name} {score:.3f}" for name, score in ranked)
+
+
+def save_command(run: Path, out: Path) -> Iterator[str]:
+    """Runs `lgclip save`.
+
+    Raises:
+        ValueError: If the run's method trained a model, or something of the run does not exist any more.
+    """
+    from lgclip.reporting.run_classifier import classifier_of
+
+    classifier = classifier_of(run)
+    classifier.save(out)
+    yield from _summary(classifier, out)
+
+
+def add_command(place: Path, names: Sequence[str], out: Path | None, overrides: Sequence[str]) -> Iterator[str]:
+    """Runs `lgclip add`: adds classes by name, or those of a file of names.
+
+    Raises:
+        ValueError: If a name exists already, or a class cannot be built.
+    """
+    from lgclip.api import load
+
+    classifier = load(place, overrides=list(overrides))
+    described: dict[str, str] = {}
+    for name in names:
+        # A file of names, with descriptions; anything else is a name.
+        described |= read_class_names(Path(name)) if Path(name).is_file() else {name: ""}
+    before = len(classifier.classes)
+    classifier.add(described)
+    classifier.save(out or place)
+    yield f"{out or place}: {len(classifier.classes) - before} classes added, now {len(classifier.classes)}"
+
+
+def remove_command(place: Path, names: Sequence[str], out: Path | None) -> Iterator[str]:
+    """Runs `lgclip remove`.
+
+    Raises:
+        ValueError: If a class does not exist, or fewer than two would remain.
+    """
+    from lgclip.api import load
+
+    classifier = load(place)
+    classifier.remove(names)
+    classifier.save(out or place)
+    yield f"{out or place}: {len(classifier.classes)} classes remain"
+
+
+def rename_command(place: Path, old: str, new: str, out: Path | None) -> Iterator[str]:
+    """Runs `lgclip rename`.
+
+    Raises:
+        ValueError: If the class does not exist, or the new name belongs to another.
+    """
+    from lgclip.api import load
+
+    classifier = load(place)
+    classifier.rename(old, new)
+    classifier.save(out or place)
+    yield f"{out or place}: {old} is now {new}; its prompts and images are unchanged"
+
+
+def show_command(place: str, sheet: Path | None) -> Iterator[str]:
+    """Runs `lgclip show`: what a classifier consists of, and its contact sheet.
+
+    Raises:
+        ValueError: If there is no classifier.
+    """
+    from lgclip.api import load
+    from lgclip.classifier.sheet import write_sheet
+
+    classifier = load(place)
+    choice = classifier.choice
+    views = ", ".join(classifier.scales.views)
+    yield f"{len(classifier.classes)} classes, encoder {_encoder_name(classifier)}, views {views}"
+    yield (
+        f"prototypes: {type(choice.rule).__name__}, text weight {choice.text_weight:g}; temperature "
+        f"{classifier.temperature.value:.4f} ({classifier.temperature.fitted_on})"
+    )
+    for name, value in classifier.origin.items():
+        yield f"{name}: {value}"
+    for info in classifier.classes:
+        yield from _class_lines(info)
+    if sheet is not None:
+        write_sheet(sheet, classifier.class_names, classifier.strips)
+        yield f"{sheet}: the first images of its classes"
+
+
+def _encoder_name(classifier: "ImageClassifier") -> str:
+    config = classifier.settings.get("encoder") or {}
+    return (
+        " ".join(str(config[key]) for key in ("model", "pretrained") if config.get(key))
+        or type(classifier.encoder).__name__
+    )
+
+
+def _class_lines(info: "ClassInfo") -> Iterator[str]:
+    description = f" ({info.description})" if info.description else ""
+    renamed = f", generated as {info.prompted_as!r}" if info.prompted_as else ""
+    yield f"- {info.name}{description}{renamed}"
+    for prompt in info.prompts[:_PROMPTS_SHOWN]:
+        yield f"    {prompt}"
+    if len(info.prompts) > _PROMPTS_SHOWN:
+        yield f"    ... {len(info.prompts) - _PROMPTS_SHOWN} more prompts"
+
+
+def push_command(place: Path, address: str, *, public: bool) -> Iterator[str]:
+    """Runs `lgclip push`.
+
+    Raises:
+        ValueError: If there is no classifier, or the hub refuses.
+    """
+    from lgclip.classifier.hub import push_classifier, split_address
+
+    split_address(address)
+
+    from lgclip.api import load
+
+    commit = push_classifier(load(place), address, public=public)
+    yield f"{address}@{commit}: uploaded; lgclip classify {address} PHOTOS"
