@@ -103,7 +103,9 @@ def _add_classifier_commands(parts: "argparse._SubParsersAction[argparse.Argumen
     build.add_argument(
         "names", type=Path, metavar="NAMES.txt", help="one name per line, or NAME<TAB>DESCRIPTION; or a JSON file"
     )
-    build.add_argument("-o", "--out", type=Path, required=True, metavar="CLASSIFIER", help="folder or .zip to write")
+    build.add_argument(
+        "-o", "--out", type=Path, metavar="CLASSIFIER", help="folder or .zip to write (default: NAMES.lgclip)"
+    )
     build.add_argument("values", nargs="*", metavar="KEY=VALUE", help="overrides as of evaluate.py: encoder=vit_b16")
 
     save = parts.add_parser("save", help="save the classifier of a run: prototypes, rule and class names")
@@ -257,7 +259,8 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
 
     match args.part:
         case "build":
-            yield from classifier.build_command(args.names, args.out, args.values)
+            out = args.out or Path(f"{args.names.stem}.lgclip")
+            yield from classifier.build_command(args.names, out, args.values)
         case "save":
             yield from classifier.save_command(args.run, args.out)
         case "classify":
@@ -322,6 +325,17 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
             yield from report(script_place("conf"), args.store)
 
 
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line; overrides may stand before and after options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (args.part != "build" or any(part.startswith("-") for part in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.values += rest
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the console command `lgclip`.
 
@@ -331,7 +345,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     from lgclip.runtime.terminal import sanitized
 
     # Each line is printed when it comes: a check of a large store takes minutes.

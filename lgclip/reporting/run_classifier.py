@@ -61,14 +61,3 @@ def classifier_of(folder: Path) -> ImageClassifier:
         origin={name: value for name, value in origin.items() if value is not None},
         full_image=restored.full_image,
     )
-
-
-def save_run_classifier(folder: Path, out: Path) -> str:
-    """Saves the classifier of a run; returns a line on what was written.
-
-    Raises:
-        ValueError: As in `classifier_of`.
-    """
-    classifier = classifier_of(folder)
-    classifier.save(out)
-    return f"{out}: {len(classifier.classes)} classes; lgclip classify {out} PHOTOS -o labels.csv"

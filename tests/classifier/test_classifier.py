@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lgclip
-from lgclip.classifier.files import RECORD, TENSORS, load_classifier
+from lgclip.classifier.files import RECORD, SHEET, TENSORS, load_classifier
 from lgclip.classifier.model import names_of
 from lgclip.cli.main import main
 from lgclip.datasets.folder import Folder
-from lgclip.reporting.run_classifier import classifier_of, save_run_classifier
+from lgclip.reporting.run_classifier import classifier_of
 
 pytest_plugins = ("run_fixtures",)
 
@@ -41,13 +41,14 @@ def images_of(sandbox: Sandbox) -> Folder:
         ("prototype=knn", "selection=medoid", "selection.keep=2"),
         ("prototype=affinity", "calibration=leave_one_out"),
         ("selection=text", "selection.keep=1", "scales=official_code"),
+        ("selection=text", "selection.keep=1", "scales=multi"),
     ],
 )
 def test_predictions_are_those_of_the_run(overrides: tuple[str, ...], sandbox: Sandbox, tmp_path: Path) -> None:
     run = tmp_path / "run"
     evaluate_run(sandbox, run, *overrides)
     data = images_of(sandbox)
-    save_run_classifier(run, tmp_path / "saved")
+    classifier_of(run).save(tmp_path / "saved")
     expected = [data.class_names[int(row["prediction"])] for row in rows_of(run)]
     for classifier in (classifier_of(run), lgclip.load(tmp_path / "saved"), lgclip.load(str(run))):
         predictions = list(classifier.classify(sandbox.synthetic_images, batch_size=5))
@@ -62,7 +63,7 @@ def test_predictions_are_those_of_the_run(overrides: tuple[str, ...], sandbox: S
 @pytest.fixture(scope="module")
 def saved(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "saved"
-    save_run_classifier(first_run.folder, folder)
+    classifier_of(first_run.folder).save(folder)
     return folder
 
 
@@ -177,7 +178,7 @@ def test_other_weights_are_refused(saved: Path, first_run: FirstRun, tmp_path: P
 
 
 def test_the_saved_folder_is_small_and_described(saved: Path, first_run: FirstRun) -> None:
-    assert sorted(path.name for path in saved.iterdir()) == ["README.md", RECORD, TENSORS]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", RECORD, TENSORS, SHEET]
     card = (saved / "README.md").read_text()
     assert "# Image classifier of 3 classes" in card
     assert all(name in card for name in images_of(first_run.sandbox).class_names)
@@ -187,7 +188,7 @@ def test_the_saved_folder_is_small_and_described(saved: Path, first_run: FirstRu
 def test_commands_save_and_classify(first_run: FirstRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tables" / "labels.csv"
     assert main(["save", str(first_run.folder), str(tmp_path / "saved")]) == 0
-    assert "3 classes; lgclip classify" in capsys.readouterr().out
+    assert "3 classes, 9 synthetic images" in capsys.readouterr().out
 
     pictures = str(first_run.sandbox.synthetic_images)
     assert main(["classify", str(tmp_path / "saved"), pictures, "-o", str(out), "--top", "2"]) == 0
