@@ -371,7 +371,11 @@ class Experiment:
 
         cfg = self._cfg
         # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
-        rules = {group: build(cfg[group]) for group in ("prototype", "selection", "calibration") if cfg.get(group)}
+        rules = {
+            group: build(cfg[group], _convert_="all")
+            for group in ("prototype", "selection", "calibration")
+            if cfg.get(group)
+        }
         return classifier(cfg.method)(**rules, scales=parts.scales, has_text=parts.encoder.has_text)
 
     def _check_training(self, method: Classifier) -> None:

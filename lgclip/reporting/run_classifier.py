@@ -37,7 +37,9 @@ def classifier_of(folder: Path) -> ImageClassifier:
     accuracy = described.get("leave_one_out")
     confidence = run.result.confidence
     temperature = Temperature(float(confidence.temperature), confidence.fitted_on)
-    configured = Choice(build(cfg.prototype), build(cfg.selection), float(cfg.method.text_weight))
+    configured = Choice(
+        build(cfg.prototype, _convert_="all"), build(cfg.selection, _convert_="all"), float(cfg.method.text_weight)
+    )
     streams = dict(restored.streams)
     if not needs_text(configured):
         streams.pop("text", None)
@@ -53,7 +55,7 @@ def classifier_of(folder: Path) -> ImageClassifier:
         restored.encoder,
         restored.scales,
         configured,
-        build(cfg.calibration) if cfg.get("calibration") else None,
+        build(cfg.calibration, _convert_="all") if cfg.get("calibration") else None,
         streams=streams,
         synthetic_images=restored.synthetic_images,
         fitted=FittedChoice(used, None if accuracy is None else float(accuracy), temperature),
