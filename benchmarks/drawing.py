@@ -116,9 +116,7 @@ def folders(work: Path) -> Callable[[], Path]:
 def class_loop_rows(work: Path) -> None:
     """B5a, and B5d."""
     target_classes, folder = list(Shapes().target_classes[:CLASSES]), folders(work)
-    prompts = [
-        Prompt(s.class_index, f"a photo of a {s.name}.", repeat) for s in target_classes for repeat in range(EACH)
-    ]
+    prompts = [Prompt(s, f"a photo of a {s.name}.", repeat) for s in target_classes for repeat in range(EACH)]
     theirs, pipeline = folder(), plain_pipeline()
     class_by_class(theirs, prompts)
     check(draw(SMALL, folder(), target_classes, prompts), theirs)
@@ -138,7 +136,7 @@ def class_loop_rows(work: Path) -> None:
 def bare_row(work: Path) -> None:
     """B5b, of as many images as the default run draws."""
     target_classes, folder = list(Shapes().target_classes), folders(work)
-    prompts = [Prompt(s.class_index, f"{how} {s.name}.", 0) for s in target_classes for how in wordings()]
+    prompts = [Prompt(s, f"{how} {s.name}.", 0) for s in target_classes for how in wordings()]
     pipeline, ours, theirs = plain_pipeline(), loaded(SMALL, SMALL.load(torch.device("cpu"))), folder()
     bare(pipeline, theirs, prompts)
     check(draw(ours, folder(), target_classes, prompts), theirs)
@@ -202,7 +200,7 @@ def larger_row(work: Path) -> None:
     diffuser = larger_pipeline(work / "larger")
     brush: Any = diffuser.load(torch.device("cpu"))
     painter, target_classes = loaded(diffuser, brush), list(Shapes().target_classes[:2])
-    prompts = [Prompt(s.class_index, f"a photo of a {s.name}.", r) for s in target_classes for r in range(4)]
+    prompts = [Prompt(s, f"a photo of a {s.name}.", r) for s in target_classes for r in range(4)]
     fresh = (work / f"larger-{number}" for number in range(1000))
     c = in_turns(
         lambda: seconds(lambda: draw(painter, next(fresh), target_classes, prompts)),

@@ -98,7 +98,7 @@ def share(
 
 def wanted(n: int) -> list[Prompt]:
     """Images of one prompt."""
-    return [Prompt(0, TEXT, repeat) for repeat in range(n)]
+    return [Prompt(TargetClass(0, "thing"), TEXT, repeat) for repeat in range(n)]
 
 
 def flops_of_image(pipeline: Any, drawer: Drawer, device: torch.device) -> float:

@@ -55,7 +55,8 @@ def written(root: Path, count: int, *, in_shards: bool) -> dict[str, float]:
 
     def write() -> None:
         for at, name in enumerate(names):
-            about = {"class_index": at % 1000, "text": "a photo of a thing.", "repeat": at, "seed": 0, "attempt": 0}
+            identity = {"class": f"thing {at % 1000}", "occurrence": 0, "text": "a photo of a thing.", "repeat": at}
+            about = {**identity, "seed": 0, "attempt": 0}
             store.put(name, faces[at % FACES], about)
             if at % BATCH == BATCH - 1:
                 store.flush()

@@ -20,6 +20,7 @@ from lgclip.diffuser.pipeline import Diffuser
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.tiny.install import WEIGHTS
 from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, image_of
+from lgclip.types import TargetClass
 
 SHOTS = 10
 CPU = torch.device("cpu")
@@ -56,7 +57,8 @@ def ceilings() -> dict[str, float]:
     rebuilt = ((again + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     found["reconstructions"] = top1(normalize(features(rebuilt).mean(dim=1), dim=-1), judged)
     brush = Diffuser("tiny:diffuser", steps=10, guidance=3.0, size=64).load(CPU)
-    prompts = image_prompts([[f"a photo of a {name}."] for name in names], 1, SHOTS)
+    target_classes = [TargetClass(index, name) for index, name in enumerate(names)]
+    prompts = image_prompts(target_classes, [[f"a photo of a {name}."] for name in names], 1, SHOTS)
     generated = np.concatenate([brush(prompts[at : at + 30], 0) for at in range(0, len(prompts), 30)])
     found["drawn images"] = top1(normalize(features(generated).mean(dim=1), dim=-1), judged)
     return found

@@ -4,6 +4,7 @@ Letters in shapes: b batch, c classes, k synthetic images of a class, n images, 
 one image), d feature dimension, h and w pixels.
 """
 
+from collections.abc import Iterable
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
@@ -12,28 +13,58 @@ class TargetClass(NamedTuple):
     """Describes a class for a prompt generator.
 
     Attributes:
-        class_index: Index in the data set's list of class names.
+        class_index: Index in the data set's list of class names: its label, which no key and no seed may hold.
         name: Class name.
         context: Type of the class, such as "a type of bird"; empty if unknown.
+        occurrence: How many earlier classes of the data set's complete list have the same name: 0 for the first.
     """
 
     class_index: int
     name: str
     context: str = ""
+    occurrence: int = 0
+
+    def identity(self) -> dict[str, object]:
+        """Returns what identifies the class in keys and seeds, wherever it is in a list."""
+        # Two classes may share a name, as "missile" does in ImageNet; each has its own prompts and images.
+        return {"class": self.name, "occurrence": self.occurrence}
+
+
+def count_earlier(names: Iterable[str]) -> tuple[int, ...]:
+    """Returns for each name how many earlier ones are equal to it.
+
+    Args:
+        names: The names of a data set's classes, in their order.
+    """
+    seen: dict[str, int] = {}
+    occurrences: list[int] = []
+    for name in names:
+        occurrences.append(seen.get(name, 0))
+        seen[name] = occurrences[-1] + 1
+    return tuple(occurrences)
 
 
 class Prompt(NamedTuple):
     """Holds one sentence to generate images of a class from.
 
     Attributes:
-        class_index: Index of the class in the data set's list of class names.
+        target_class: The class.
         text: The sentence.
         repeat: How many earlier prompts of the class have the same text: 0 for the first.
     """
 
-    class_index: int
+    target_class: TargetClass
     text: str
     repeat: int
+
+    @property
+    def class_index(self) -> int:
+        """Returns the label of its images."""
+        return self.target_class.class_index
+
+    def identity(self) -> dict[str, object]:
+        """Returns what identifies the prompt in keys and seeds; the context is not in it, since the sentence is."""
+        return {**self.target_class.identity(), "text": self.text, "repeat": self.repeat}
 
 
 class Unread(NamedTuple):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lgclip.runtime.terminal import TURNING
 from lgclip.store.keys import content_key
-from lgclip.types import TargetClass
+from lgclip.types import TargetClass, count_earlier
 
 
 class BadImageError(ValueError):
@@ -58,6 +58,8 @@ class Dataset(ABC):
         templates: Templates for the text baseline; `{}` is the class name.
         context: Type of the classes, such as "a type of bird"; empty if unknown.
         class_indices: Index of each class among ImageNet's 1000; None for other classes.
+        occurrences: How many earlier classes of the complete list have the name of each class, where some of the list
+            are left out; None to count them in `class_names`.
         training: Where its training images are.
         draw_order: Classes, by index, in the order in which published random class splits draw them; None for the order
             of the indices.
@@ -75,6 +77,7 @@ class Dataset(ABC):
     templates: tuple[str, ...] = ("a photo of a {}.",)
     context: str = ""
     class_indices: tuple[int, ...] | None = None
+    occurrences: tuple[int, ...] | None = None
     training: Training = Training()
     draw_order: tuple[int, ...] | None = None
     folder_names: Mapping[str, str] = MappingProxyType({})
@@ -141,7 +144,13 @@ class Dataset(ABC):
     @property
     def target_classes(self) -> tuple[TargetClass, ...]:
         """Returns the classes in the form that a prompt generator takes."""
-        return tuple(TargetClass(index, name, self.context) for index, name in enumerate(self.class_names))
+        occurrences = self.occurrences
+        if occurrences is None:
+            occurrences = count_earlier(self.class_names)
+        return tuple(
+            TargetClass(index, name, self.context, occurrence)
+            for index, (name, occurrence) in enumerate(zip(self.class_names, occurrences, strict=True))
+        )
 
     def text_sentences(self, label: int) -> list[str]:
         """Returns the sentences of the text baseline that stand for a class."""

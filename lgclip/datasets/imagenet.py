@@ -88,9 +88,9 @@ class ImageNet(ImageNetImages):
             images_of[index_of[wordnet_id]].append(file)
         return {index: images_of[index] for index in indices}
 
-    def name_classes(self, names: str, indices: Sequence[int]) -> tuple[tuple[str, ...], str]:
+    def name_classes(self, names: str) -> tuple[tuple[str, ...], str]:
         if names != "folder":
-            return super().name_classes(names, indices)
+            return super().name_classes(names)
         if (self._folder / _MAPPING).is_file():
             origin = _MAPPING
             lines = read_text(self._folder / _MAPPING).splitlines()
@@ -99,12 +99,12 @@ class ImageNet(ImageNetImages):
             origin = "meta.mat"
             words = {wordnet_id: words for _, wordnet_id, words in _synsets(self._folder)}
         else:
-            return class_names(names, indices), "folder (WordNet ids)"
+            return class_names(names), "folder (WordNet ids)"
         missing = [wordnet_id for wordnet_id in wordnet_ids() if wordnet_id not in words]
         if missing:
             raise ValueError(f"dataset.names=folder: {origin} names {len(missing)} classes not, such as {missing[0]}")
         first_synonyms = [words[wordnet_id].split(",")[0].strip() for wordnet_id in wordnet_ids()]
-        return class_names(names, indices, first_synonyms), f"folder ({origin})"
+        return class_names(names, first_synonyms), f"folder ({origin})"
 
 
 def _devkit_truth(folder: Path, images: int) -> dict[str, str]:

@@ -16,6 +16,7 @@ from lgclip.datasets.base import Training
 from lgclip.datasets.image_files import CLASSNAMES, ImageFiles, check_counts, images_below, named
 from lgclip.datasets.image_tree import ImageTree
 from lgclip.store.keys import content_key
+from lgclip.types import count_earlier
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +110,15 @@ class ImageNetImages(ImageFiles):
             note += f"; {len(files):,} of {official:,} images"
         if counts:
             check_counts(tree.dataset, labels, len(indices), official, tree.hint)
-        displayed_names, list_name = self.name_classes(names, indices)
+        all_names, list_name = self.name_classes(names)
+        occurrences = count_earlier(all_names)
         super().__init__(
-            tree.dataset, tree.root, files, labels, displayed_names,
+            tree.dataset, tree.root, files, labels, [all_names[index] for index in indices],
             split=tree.split + note, names=list_name, context=context, templates=templates, training=tree.training,
         )  # fmt: skip
         self.class_indices = indices
+        # Of all 1000: with `classes` the second "missile" stays the second, although the first is left out.
+        self.occurrences = tuple(occurrences[index] for index in indices)
 
     def list_images(self, tree: ClassFolders, indices: Sequence[int]) -> dict[int, Sequence[str]]:
         """Returns the images of each class; empty for a missing folder."""
@@ -130,9 +134,9 @@ class ImageNetImages(ImageFiles):
         listed.report(tree.root)
         return images
 
-    def name_classes(self, names: str, indices: Sequence[int]) -> tuple[tuple[str, ...], str]:
-        """Returns the names of some classes, and the name of their list as shown in results."""
-        return class_names(names, indices), names
+    def name_classes(self, names: str) -> tuple[tuple[str, ...], str]:
+        """Returns the names of all 1000 classes, and the name of their list as shown in results."""
+        return class_names(names), names
 
 
 @lru_cache(maxsize=4)
@@ -203,17 +207,15 @@ def check_each(dataset: str, images: Mapping[int, Sequence[str]], each: int | No
         )
 
 
-def class_names(choice: str, indices: Sequence[int], folder_names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Returns the names of some of ImageNet's classes.
+def class_names(choice: str, folder_names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Returns the names of ImageNet's 1000 classes.
 
     Args:
         choice: `clip`, `torchvision`, `wnids`, `folder` for the names that the folder tree itself gives, or a text
             file with 1000 lines, in the order of ImageNet's indices.
-        indices: The classes to evaluate.
         folder_names: The 1000 names that the folder tree itself gives; None for the WordNet ids.
 
     Raises:
         ValueError: If the list does not exist or does not have 1000 names.
     """
-    every = named("imagenet", choice, folder_names or wordnet_ids())
-    return tuple(every[index] for index in indices)
+    return named("imagenet", choice, folder_names or wordnet_ids())

@@ -28,6 +28,7 @@ class Part(Dataset):
         self.class_names = full.class_names
         self.templates = full.templates
         self.class_indices = full.class_indices
+        self.occurrences = full.occurrences
         self.training = full.training
         self.draw_order = full.draw_order
         self.folder_names = full.folder_names
@@ -74,6 +75,9 @@ class Selected(Part):
         self.split = f"{full.split}; {len(classes)} of {len(full.class_names)} classes"
         self.class_names = tuple(full.class_names[label] for label in classes)
         self.labels = tuple(new[label] for label in self.labels)
+        # Those of the complete list: of two classes with one name the second stays the second without the first.
+        target_classes = full.target_classes
+        self.occurrences = tuple(target_classes[label].occurrence for label in classes)
         self.draw_order = None  # the published order is one of all classes
         if full.class_indices is not None:
             self.class_indices = tuple(full.class_indices[label] for label in classes)

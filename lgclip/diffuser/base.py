@@ -139,14 +139,15 @@ class SyntheticImages:
         Args:
             classes: The classes, by their index.
         """
-        new = {label: index for index, label in enumerate(classes)}
+        # Only the labels change: names and occurrences stay, and with them the keys of the images.
+        new = {label: self.target_classes[label]._replace(class_index=index) for index, label in enumerate(classes)}
         selected = [index for index, prompt in enumerate(self.prompts) if prompt.class_index in new]
         # By the new class index, as in a run of these classes alone. The sort is stable: within a class the order of
         # the images stays, and with it which of them a smaller run would use.
-        selected.sort(key=lambda index: new[self.prompts[index].class_index])
+        selected.sort(key=lambda index: new[self.prompts[index].class_index].class_index)
 
         def moved(prompt: Prompt) -> Prompt:
-            return prompt._replace(class_index=new[prompt.class_index])
+            return prompt._replace(target_class=new[prompt.class_index])
 
         missing = [
             image._replace(prompt=moved(image.prompt)) for image in self.missing if image.prompt.class_index in new
@@ -157,7 +158,7 @@ class SyntheticImages:
             templated = [self.templated[label] for label in classes]
         return replace(
             self,
-            target_classes=[self.target_classes[label]._replace(class_index=index) for label, index in new.items()],
+            target_classes=list(new.values()),
             prompts=[moved(self.prompts[index]) for index in selected],
             ids=[self.ids[index] for index in selected],
             paths=[self.paths[index] for index in selected],
@@ -187,12 +188,11 @@ class SyntheticImages:
 
     def faults(self) -> list[dict[str, object]]:
         """Returns the missing images in the form that a result records: class, name, prompt, repeat and faults."""
-        names = {target_class.class_index: target_class.name for target_class in self.target_classes}
         rows: list[dict[str, object]] = []
         for prompt, faults in self.missing:
             row: dict[str, object] = {
                 "class": prompt.class_index,
-                "name": names[prompt.class_index],
+                "name": prompt.target_class.name,
                 "prompt": prompt.text,
                 "repeat": prompt.repeat,
                 "faults": [str(fault) for fault in faults],
@@ -295,11 +295,8 @@ def seed_of(*parts: object) -> int:
 
 def noise_seed(prompt: Prompt, seed: int, attempt: int = 0) -> int:
     """Returns the seed of an image's noise, which depends only on class, sentence, repeat, run seed and attempt."""
-    parts: list[object] = [seed, prompt.class_index, prompt.repeat, prompt.text]
-    # The first attempt has no number in its seed, because images were generated and stored before there were others.
-    if attempt:
-        parts = ["again", attempt, *parts]
-    return seed_of(*parts)
+    # Hashed first: a name and a sentence side by side, both of any text, could be those of another prompt.
+    return seed_of(seed, attempt, content_key(prompt.identity()))
 
 
 def shared_noise_seed(prompt: Prompt, seed: int, attempt: int = 0) -> int:
@@ -313,31 +310,33 @@ def shared_noise_seed(prompt: Prompt, seed: int, attempt: int = 0) -> int:
 
 def image_id(diffuser_key: str, prompt: Prompt, seed: int, attempt: int = 0) -> str:
     """Returns the content key of one attempt at one synthetic image."""
-    inputs: dict[str, object] = {"diffuser": diffuser_key, "seed": seed, **prompt._asdict()}
-    # Left out of the first attempt's key for the same reason as in `noise_seed`.
-    if attempt:
-        inputs["attempt"] = attempt
-    return content_key(inputs)
+    return content_key({"diffuser": diffuser_key, "seed": seed, "attempt": attempt, **prompt.identity()})
 
 
-def image_prompts(texts: Sequence[Sequence[str]], prompts_per_class: int, images_per_prompt: int) -> list[Prompt]:
+def image_prompts(
+    target_classes: Sequence[TargetClass],
+    texts: Sequence[Sequence[str]],
+    prompts_per_class: int,
+    images_per_prompt: int,
+) -> list[Prompt]:
     """Returns the images to generate: each class's first prompts, each `images_per_prompt` times.
 
     Image j of a prompt has the same noise whatever the two numbers are, so that a larger set contains the
     smaller one's images.
 
     Args:
+        target_classes: The classes.
         texts: Sentences of each class.
         prompts_per_class: Number of prompts to use per class.
         images_per_prompt: Number of images per prompt.
     """
     wanted: list[Prompt] = []
-    for class_index, sentences in enumerate(texts):
+    for target_class, sentences in zip(target_classes, texts, strict=True):
         # A sentence may occur twice among those of a class, as templates that are repeated in turn do. Its repeats are
         # counted on, since two images of one sentence and one number would be the same image.
         repeats: dict[str, int] = {}
         for text in sentences[:prompts_per_class]:
             for _ in range(images_per_prompt):
-                wanted.append(Prompt(class_index, text, repeats.setdefault(text, 0)))
+                wanted.append(Prompt(target_class, text, repeats.setdefault(text, 0)))
                 repeats[text] += 1
     return wanted

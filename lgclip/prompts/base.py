@@ -139,9 +139,7 @@ class PromptGenerator(ABC):
         """Returns everything that the prompts of one class depend on."""
         return {
             "prompt_generator": key_inputs(self),
-            "class": target_class.name,
-            # Two classes may share a name, as "crane" does in ImageNet; each has its own prompts.
-            "class_index": target_class.class_index,
+            **target_class.identity(),
             "context": target_class.context,
             "seed": seed,
             "schema": STORE_SCHEMA,

@@ -217,6 +217,8 @@ class ChatPromptGenerator(PromptGenerator):
 def seed_of(seed: int, history: ChatHistory) -> int:
     """Returns the seed of a class's next round, in 48 bits, which depends only on run, class and round number."""
     target_class = history.task.target_class
+    # The name is last, since it may hold any character.
+    text = f"{seed}/{history.turn}/{target_class.occurrence}/{target_class.name}"
     # Python's own `hash` of a string differs from process to process.
-    digest = hashlib.sha256(f"{seed}/{target_class.class_index}/{target_class.name}/{history.turn}".encode()).digest()
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:6])

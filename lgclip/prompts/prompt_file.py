@@ -45,7 +45,7 @@ class PromptFile(PromptGenerator):
     - a JSON object of name to prompts, as LGCLIP's release and CuPL publish them;
     - a JSON object of index to prompts, or a JSON list of lists in the order of the classes, which
       distinguishes classes of the same name;
-    - `images.jsonl` of generate.py;
+    - `images.jsonl` of generate.py, by name, or by index if two of its classes have the same name;
     - a folder of text files, one prompt per line: `NAME.txt`, `INDEX.txt`, or `INDEX-NAME.txt`.
 
     Indices count from 0. A name is matched exactly first, then by its letters and digits, ignoring
@@ -93,6 +93,13 @@ class PromptFile(PromptGenerator):
                 f"there: "
                 f"{examples}. Classes are found by name or by index, see docs/guides/prompts.md"
             )
+
+    def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:
+        inputs = super().inputs(target_class, seed)
+        # Where the file goes by index, the prompts of a class do depend on its index.
+        if self.parsed.by_index:
+            inputs["class_index"] = target_class.class_index
+        return inputs
 
     def load(self, device: torch.device) -> Pen:
         def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
@@ -166,9 +173,8 @@ def _read(path: Path) -> ParsedFile:
     try:
         text = read_text(path, encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            content: Any = _by_class([parse_unique(line) for line in text.splitlines() if line.strip()])
-        else:
-            content = parse_unique(text)
+            return _by_class(path, [parse_unique(line) for line in text.splitlines() if line.strip()])
+        content: Any = parse_unique(text)
     except RepeatedNameError as error:
         raise _repeated(path, error) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -203,14 +209,24 @@ def _prompts(path: Path, key: str, value: Any) -> list[str]:
     return [line for text in value if (line := " ".join(text.split()))]
 
 
-def _by_class(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Returns the distinct prompts of images.jsonl; a prompt with several images counts once."""
+def _by_class(path: Path, lines: Sequence[Mapping[str, Any]]) -> ParsedFile:
+    """Returns the distinct prompts of images.jsonl; a prompt with several images counts once.
+
+    By name, so that they fit a list with more classes or in another order. Only an index distinguishes classes of one
+    name; their names are then compared with those of the list.
+    """
     entries: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     for line in lines:
-        texts = entries.setdefault(str(line["class"]), [])
+        index = str(line["class"])
+        names[index] = str(line["name"])
+        texts = entries.setdefault(index, [])
         if line["prompt"] not in texts:
             texts.append(line["prompt"])
-    return entries
+    prompts = {index: _prompts(path, index, texts) for index, texts in entries.items()}
+    if len(set(names.values())) < len(names):
+        return ParsedFile(prompts, by_index=True, labels=names)
+    return ParsedFile({names[index]: texts for index, texts in prompts.items()}, by_index=False, labels={})
 
 
 def _folder(path: Path) -> ParsedFile:

@@ -42,11 +42,9 @@ def synthetic_stream(synthetic_images: SyntheticImages, encoder: Encoder, scales
     """Returns the stream of synthetic images."""
 
     def where(place: int) -> str:
-        label, text, _ = synthetic_images.prompts[place]
-        name = next(
-            target_class.name for target_class in synthetic_images.target_classes if target_class.class_index == label
-        )
-        return f"class {label} ({name!r}), the image generated from {text!r}"
+        prompt = synthetic_images.prompts[place]
+        name = prompt.target_class.name
+        return f"class {prompt.class_index} ({name!r}), the image generated from {prompt.text!r}"
 
     return Stream(
         name="synthetic",

@@ -89,8 +89,8 @@ def generate_images(
         return synthetic_images
     # Of the prompts that an order leaves out, none counts: the report is about the images that were generated.
     templated = []
-    for class_index, (texts, stand_ins) in enumerate(zip(script.texts(), script.standing_in(), strict=True)):
-        used = places(class_index, len(texts), counts.prompt_order_seed)[: counts.prompts_per_class]
+    for target_class, texts, stand_ins in zip(script.target_classes, script.texts(), script.standing_in(), strict=True):
+        used = places(target_class, len(texts), counts.prompt_order_seed)[: counts.prompts_per_class]
         templated.append(len(set(used) & set(stand_ins)))
     return with_sources(replace(synthetic_images, templated=templated), script, counts.images_per_prompt)
 
@@ -152,7 +152,7 @@ def with_sources(synthetic_images: SyntheticImages, script: Script, images_per_p
     """
     if not isinstance(script, Captions):
         return synthetic_images
-    images = image_prompts(script.texts(), script.count, images_per_prompt)
+    images = image_prompts(script.target_classes, script.texts(), script.count, images_per_prompt)
     sources: list[str] = []
     for prompt in chain.from_iterable(script.with_sources()):
         sources.extend([prompt.source] * images_per_prompt)
@@ -161,12 +161,14 @@ def with_sources(synthetic_images: SyntheticImages, script: Script, images_per_p
     return replace(synthetic_images, sources=[source_of[prompt] for prompt in synthetic_images.prompts], origins=script)
 
 
-def places(class_index: int, pool: int, order_seed: int | None) -> list[int]:
+def places(target_class: TargetClass, pool: int, order_seed: int | None) -> list[int]:
     """Returns the order in which a class's prompts are used: that of generation, or a permutation by the seed."""
     if order_seed is None:
         return list(range(pool))
     # Sorted by a hash and not shuffled: with a larger pool the places of a smaller one keep their order.
-    return sorted(range(pool), key=lambda place: seed_of("order", order_seed, class_index, place))
+    name = target_class.name
+    occurrence = target_class.occurrence
+    return sorted(range(pool), key=lambda place: seed_of("order", order_seed, occurrence, place, name))
 
 
 def wanted_images(diffuser: ImageSource, script: Script, counts: ImageCounts) -> list[Prompt]:
@@ -183,12 +185,12 @@ def wanted_images(diffuser: ImageSource, script: Script, counts: ImageCounts) ->
         texts = [[""] * script.count for _ in script.target_classes]
     # An image belongs to its prompt's place in the pool, so another order generates no other images.
     per_prompt = counts.images_per_prompt
-    pool = image_prompts(texts, script.count, per_prompt)
+    pool = image_prompts(script.target_classes, texts, script.count, per_prompt)
     wanted: list[Prompt] = []
-    for class_index, group in groupby(pool, key=lambda prompt: prompt.class_index):
+    for target_class, group in groupby(pool, key=lambda prompt: prompt.target_class):
         images = list(group)
         of_prompt = [images[start : start + per_prompt] for start in range(0, len(images), per_prompt)]
-        used = places(class_index, len(of_prompt), counts.prompt_order_seed)[: counts.prompts_per_class]
+        used = places(target_class, len(of_prompt), counts.prompt_order_seed)[: counts.prompts_per_class]
         for place in used:
             wanted.extend(of_prompt[place])
     return wanted

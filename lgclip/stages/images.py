@@ -210,7 +210,7 @@ class ImageGenerationStage(LightningModule):
         return max(1, min(CPU_IMAGES, CPU_PIXELS // (self.diffuser.size or 512) ** 2))
 
     def _keep(self, index: int, attempt: int, pixels: UInt8[np.ndarray, "h w 3"], fault: Fault | None) -> None:
-        about = {**self.wanted[index]._asdict(), "seed": self.run_seed, "attempt": attempt}
+        about = {**self.wanted[index].identity(), "seed": self.run_seed, "attempt": attempt}
         if fault is None:
             self.store.put(self._id(index, attempt), pixels, about)
         else:

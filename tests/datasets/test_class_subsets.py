@@ -43,6 +43,16 @@ def test_subset_keeps_ids_and_relabels(synthetic_images: Folder) -> None:
     assert subset.original(1) == synthetic_images.original(subset.places[1])
 
 
+def test_subset_keeps_the_occurrences_of_the_complete_list(synthetic_images: Folder) -> None:
+    complete = First(synthetic_images, 1)
+    complete.class_names = ("missile", "crane", "missile")
+    assert [target_class.occurrence for target_class in complete.target_classes] == [0, 0, 1]
+    for classes in ((2,), (2, 0), (0, 2), (1, 2)):
+        subset = First(Selected(complete, classes), 1)
+        expected = [complete.target_classes[label]._replace(class_index=c) for c, label in enumerate(classes)]
+        assert list(subset.target_classes) == expected
+
+
 @pytest.mark.parametrize(("each", "n"), [(1, 3), (3, 9), (4, 12), (100, 12)])
 def test_first_images_per_class_are_limited(synthetic_images: Folder, each: int, n: int) -> None:
     first = First(synthetic_images, each)

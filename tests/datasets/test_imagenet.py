@@ -1,6 +1,7 @@
 """Tests ImageNet and its variants, each in the layout of its archive."""
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_imagenet_classes_are_in_wordnet_order() -> None:
 def test_clip_names_match_open_clip() -> None:
     import open_clip
 
-    names = imagenet.class_names("clip", range(1000))
+    names = imagenet.class_names("clip")
     assert names == tuple(open_clip.IMAGENET_CLASSNAMES)
     assert (len(names), len(set(names))) == (1000, 998)
     assert [i for i, name in enumerate(names) if name in ("missile", "sunglasses")] == [657, 744, 836, 837]
@@ -59,7 +60,7 @@ def test_clip_names_match_open_clip() -> None:
 def test_torchvision_names_are_unique() -> None:
     from torchvision.models import ResNet50_Weights
 
-    names = imagenet.class_names("torchvision", range(1000))
+    names = imagenet.class_names("torchvision")
     assert names == tuple(ResNet50_Weights.DEFAULT.meta["categories"])
     assert len(set(names)) == 1000
 
@@ -86,6 +87,9 @@ def test_all_classes_can_be_selected(tmp_path: Path) -> None:
     assert [data.ids[index] for index in IMAGENETTE] == list(subset.ids), "what is known of an image is shared"
     assert subset.class_names == tuple(data.class_names[index] for index in IMAGENETTE)
     assert subset.source() == data.source()
+    assert Counter(target_class.occurrence for target_class in data.target_classes) == {0: 998, 1: 2}
+    second = ImageNet(str(root), classes=[744, 836], counts=False)
+    assert [(c.name, c.occurrence) for c in second.target_classes] == [("missile", 1), ("sunglasses", 0)]
 
 
 def test_unusual_image_formats_are_decoded(sorted_tree: Path) -> None:

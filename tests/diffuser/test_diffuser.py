@@ -15,8 +15,16 @@ from lgclip.store.keys import content_key
 from lgclip.types import Prompt, TargetClass
 
 CPU = torch.device("cpu")
-RING = Prompt(0, "a photo of a green ring.", 0)
-OTHERS = [RING._replace(class_index=1), RING._replace(text="a ring"), RING._replace(repeat=1)]
+CLASS = TargetClass(0, "green ring")
+RING = Prompt(CLASS, "a photo of a green ring.", 0)
+OTHERS = [
+    RING._replace(target_class=CLASS._replace(name="green moon")),
+    RING._replace(target_class=CLASS._replace(occurrence=1)),
+    RING._replace(text="a ring"),
+    RING._replace(repeat=1),
+]
+SAME = RING._replace(target_class=CLASS._replace(class_index=7, context="a kind of toy"))
+"""The same class at another place of another list."""
 
 TEXTS = st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), max_size=3)
 
@@ -48,9 +56,13 @@ def test_invalid_settings_are_rejected(setting: dict[str, Any], message: str) ->
         Diffuser("hub/sd", **setting)
 
 
+def classes_of(texts: list[list[str]]) -> list[TargetClass]:
+    return [TargetClass(index, f"class {index}") for index in range(len(texts))]
+
+
 @given(TEXTS, st.integers(1, 4), st.integers(1, 3))
 def test_images_are_ordered_by_class_prompt_and_repeat(texts: list[list[str]], prompts: int, images: int) -> None:
-    required = image_prompts(texts, prompts, images)
+    required = image_prompts(classes_of(texts), texts, prompts, images)
     expected = []
     for c, sentences in enumerate(texts):
         for text in sentences[:prompts]:
@@ -62,9 +74,10 @@ def test_images_are_ordered_by_class_prompt_and_repeat(texts: list[list[str]], p
 
 @given(TEXTS, st.integers(1, 3), st.integers(1, 3))
 def test_larger_set_contains_the_smaller(texts: list[list[str]], prompts: int, images: int) -> None:
-    small = set(image_prompts(texts, prompts, images))
-    assert small <= set(image_prompts(texts, prompts + 1, images))
-    assert small <= set(image_prompts(texts, prompts, images + 1))
+    classes = classes_of(texts)
+    small = set(image_prompts(classes, texts, prompts, images))
+    assert small <= set(image_prompts(classes, texts, prompts + 1, images))
+    assert small <= set(image_prompts(classes, texts, prompts, images + 1))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +97,7 @@ def test_conflicting_settings_are_rejected(settings: dict[str, Any], message: st
 def test_noise_depends_on_every_input() -> None:
     seeds = [noise_seed(RING, 0), noise_seed(RING, 1), noise_seed(RING, 0, 1), *(noise_seed(p, 0) for p in OTHERS)]
     assert len(set(seeds)) == len(seeds)
-    assert noise_seed(Prompt(*RING), 0) == seeds[0]
+    assert noise_seed(SAME, 0) == seeds[0]
     assert all(0 <= seed < 2**63 for seed in seeds)  # what torch can take
 
 
@@ -92,7 +105,7 @@ def test_image_id_depends_on_every_input() -> None:
     ids = [image_id("k", RING, 0), image_id("l", RING, 0), image_id("k", RING, 1), image_id("k", RING, 0, 1)]
     ids += [image_id("k", p, 0) for p in OTHERS]
     assert len(set(ids)) == len(ids)
-    assert image_id("k", Prompt(*RING), 0) == ids[0]
+    assert image_id("k", SAME, 0) == ids[0]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +137,7 @@ def test_image_does_not_depend_on_its_batch(sampling_pipeline: SamplingPipeline)
         np.testing.assert_allclose(sampling_pipeline([prompt], 0)[0], image.astype(int), atol=1)
 
 
-@pytest.mark.parametrize("other_prompt", OTHERS, ids=["class", "text", "repeat"])
+@pytest.mark.parametrize("other_prompt", OTHERS, ids=["name", "occurrence", "text", "repeat"])
 def test_other_prompt_gives_another_image(other_prompt: Prompt, sampling_pipeline: SamplingPipeline) -> None:
     assert distance(sampling_pipeline([RING], 0), sampling_pipeline([other_prompt], 0)) > 1
 

@@ -14,7 +14,7 @@ from lgclip.diffuser import prompt_embeddings
 from lgclip.diffuser.base import noise_seed
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.diffuser.sampling_loop import SamplingPipeline
-from lgclip.types import Prompt
+from lgclip.types import Prompt, TargetClass
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).parents[2] / "conf" / "diffuser"
@@ -29,7 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What the small models need to be told; the large ones of the presets are made for the defaults."""
 PLAIN = ["a photo of a red star.", "one small green ring."]
-PROMPTS = [Prompt(0, PLAIN[0], 0), Prompt(1, PLAIN[1], 0), Prompt(0, PLAIN[0], 1)]
+CLASSES = [TargetClass(0, "red star"), TargetClass(1, "small green ring")]
+PROMPTS = [Prompt(CLASSES[0], PLAIN[0], 0), Prompt(CLASSES[1], PLAIN[1], 0), Prompt(CLASSES[0], PLAIN[0], 1)]
 
 PIPELINES = {
     "tiny": "StableDiffusionPipeline",
@@ -115,7 +116,7 @@ def test_flux_2_base_uses_the_empty_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["sd", *FAMILIES])
 def test_prompt_changes_the_image(family: str, folders: dict[str, Path]) -> None:
     """Checks that the prompt changes the image; otherwise the tests above would compare noise alone."""
-    same_noise = load(family, folders[family], noise="repeat")([Prompt(c, t, 0) for c, t in enumerate(PLAIN)], 0)
+    same_noise = load(family, folders[family], noise="repeat")(PROMPTS[:2], 0)
     assert np.abs(same_noise[0].astype(int) - same_noise[1]).max() > 1
 
 

@@ -27,9 +27,9 @@ def target_classes(*names: str) -> list[TargetClass]:
 
 
 def synthetic_images(root: Path, store: Path, count: int = 2, names: tuple[str, ...] = NAMES) -> SyntheticImages:
-    stage = ImageFolder(str(root)).stage(
-        store, target_classes(*names), image_prompts([[""] * count for _ in names], count, 1), 0
-    )
+    classes = target_classes(*names)
+    prompts = image_prompts(classes, [[""] * count for _ in names], count, 1)
+    stage = ImageFolder(str(root)).stage(store, classes, prompts, 0)
     assert stage.missing() == []
     return stage.synthetic_images()
 

@@ -17,10 +17,10 @@ from huggingface_hub import constants
 
 from lgclip.diffuser.pipeline import Diffuser
 from lgclip.runtime.hub import HubError, commit_of
-from lgclip.types import Prompt
+from lgclip.types import Prompt, TargetClass
 
 CPU = torch.device("cpu")
-RING = [Prompt(0, "a photo of a green ring.", 0)]
+RING = [Prompt(TargetClass(0, "green ring"), "a photo of a green ring.", 0)]
 
 
 @pytest.fixture(autouse=True)

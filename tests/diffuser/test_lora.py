@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from lgclip.diffuser import lora_weights
 from lgclip.diffuser.base import noise_seed
 from lgclip.diffuser.pipeline import Diffuser
-from lgclip.types import Prompt
+from lgclip.types import Prompt, TargetClass
 
 CPU = torch.device("cpu")
-PROMPTS = [Prompt(0, "a photo of a red star.", repeat) for repeat in range(2)]
+PROMPTS = [Prompt(TargetClass(0, "red star"), "a photo of a red star.", repeat) for repeat in range(2)]
 
 
 def generated(folder: Path, **settings: Any) -> np.ndarray:

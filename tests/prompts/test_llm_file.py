@@ -194,6 +194,33 @@ def test_key_has_the_content_not_the_path(tmp_path: Path) -> None:
     assert keys("a", by_name()) != keys("a", {**by_name(), NAMES[0]: ["other"]})
 
 
+def test_index_is_in_the_key_only_where_the_file_goes_by_index(tmp_path: Path) -> None:
+    cats = [TargetClass(index, NAMES[0]) for index in range(2)]
+    for content, keys in ((by_name(), 1), (SAID, 2)):
+        prompt_generator = PromptFile(str(as_json(content)(tmp_path)))
+        assert len({content_key(prompt_generator.inputs(cat, 0)) for cat in cats}) == keys
+
+
+def test_list_of_another_run_fits_another_order(tmp_path: Path) -> None:
+    path = as_lines(tmp_path)
+    classes = [TargetClass(0, "adapter"), *(TargetClass(i, name) for i, name in enumerate(NAMES[::-1], 1))]
+    assert written(path, target_classes=classes[1:]) == SAID[::-1]
+    with pytest.raises(PromptError, match=r"1 of 4 classes .*0 \('adapter'\): not there"):
+        written(path, target_classes=classes)
+
+
+def test_list_of_another_run_with_repeated_names_goes_by_index(tmp_path: Path) -> None:
+    path = as_lines(tmp_path)
+    line = {"class": 3, "name": "missile", "repeat": 0, "file": "x.png"}
+    with path.open("a") as file:
+        file.writelines(f"{json.dumps({**line, 'prompt': f'another {i}'})}\n" for i in range(3))
+    classes = [*SUBJECTS, TargetClass(3, "missile", occurrence=1)]
+    assert written(path, target_classes=classes) == [*SAID, ["another 0", "another 1", "another 2"]]
+    shifted = [TargetClass(0, "adapter"), *(TargetClass(c.class_index + 1, c.name) for c in classes)]
+    with pytest.raises(PromptError, match=r"the file of index 1 is of 'sea_lake'"):
+        written(path, target_classes=shifted)
+
+
 def test_prompts_of_another_run_are_reused(tmp_path: Path) -> None:
     """Runs generate.py with templates, then with the list it wrote: the same images, generated once."""
     synthetic_images = make_image_folder(tmp_path / "pictures", each=1)

@@ -45,7 +45,7 @@ class ScriptedGenerator(PromptGenerator):
         return self.allow_fallback
 
     def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:
-        return {"class": target_class.class_index, "seed": seed}
+        return {**target_class.identity(), "seed": seed}
 
     def load(self, device: torch.device) -> Any:
         def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lgclip.stages.counts import ImageCounts
 from lgclip.stages.generate import places
+from lgclip.types import TargetClass
 
 pytest_plugins = ("run_fixtures",)
 
@@ -19,15 +20,18 @@ POOL = "prompt_pool=3"
 
 @given(st.integers(0, 50), st.integers(1, 40), st.integers(0, 1000))
 def test_order_is_a_permutation_per_class_and_seed(class_index: int, pool: int, seed: int) -> None:
-    assert sorted(places(class_index, pool, seed)) == list(range(pool))
-    assert places(class_index, pool, seed) == places(class_index, pool, seed)
-    assert places(class_index, pool, None) == list(range(pool))
+    target_class = TargetClass(class_index, "red star")
+    assert sorted(places(target_class, pool, seed)) == list(range(pool))
+    assert places(target_class, pool, seed) == places(target_class._replace(class_index=51), pool, seed)
+    assert places(target_class, pool, None) == list(range(pool))
 
 
 def test_orders_differ_by_class_and_seed() -> None:
-    assert len({tuple(places(c, 10, 0)) for c in range(20)}) == 20
-    assert len({tuple(places(0, 10, seed)) for seed in range(20)}) == 20
-    firsts = [places(c, 10, seed)[0] for c, seed in product(range(30), range(30))]
+    classes = [TargetClass(0, f"class {number}") for number in range(30)]
+    assert len({tuple(places(target_class, 10, 0)) for target_class in classes[:20]}) == 20
+    assert len({tuple(places(classes[0]._replace(occurrence=n), 10, 0)) for n in range(20)}) == 20
+    assert len({tuple(places(classes[0], 10, seed)) for seed in range(20)}) == 20
+    firsts = [places(target_class, 10, seed)[0] for target_class, seed in product(classes, range(30))]
     assert min(firsts.count(place) for place in range(10)) > 50, "every prompt comes first about as often: 90 of 900"
 
 

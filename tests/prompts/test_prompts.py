@@ -161,14 +161,15 @@ def test_prompts_depend_on_class_and_seed(folder: Path) -> None:
     first = generate_prompts(pen, TargetClass(0, ""), 3)
     torch.rand(5)  # what else drew random numbers meanwhile is no matter
     assert generate_prompts(prompt_generator(folder).load(CPU), TargetClass(0, ""), 3) == first
-    assert generate_prompts(pen, TargetClass(1, ""), 3) != first
+    assert generate_prompts(pen, TargetClass(1, ""), 3) == first
+    assert generate_prompts(pen, TargetClass(0, "", occurrence=1), 3) != first
     assert generate_prompts(pen, TargetClass(0, ""), 3, seed=1) != first
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.6, "top_k": 50, "temperature": 0.7}])
 def test_prompts_do_not_depend_on_the_batch(settings: dict[str, Any], folder: Path) -> None:
     """Checks chat texts of different lengths, which are padded, and classes that end after different rounds."""
-    target_classes = [TargetClass(i, "", "context " * (7 * i % 5)) for i in range(6)]
+    target_classes = [TargetClass(i, "", "context " * (7 * i % 5), occurrence=i) for i in range(6)]
     values = {"instruction": "{name}{context}", **settings}
     tasks = [Task(target_class, 2 + 3 * (target_class.class_index % 2)) for target_class in target_classes]
     alone = prompt_generator(folder, batch_size=1, **values).load(CPU)

@@ -33,7 +33,7 @@ from multiprocess_runs import (
 )
 
 from lgclip.diffuser.pipeline import Diffuser
-from lgclip.types import Prompt
+from lgclip.types import Prompt, TargetClass
 
 pytest_plugins = ("run_fixtures",)
 pytestmark = pytest.mark.multiprocess
@@ -198,7 +198,7 @@ def test_image_does_not_depend_on_its_batch() -> None:
         apart = np.abs(images.astype(int) - rest.astype(int)).max()
         return bool(apart <= (not STRICT))  # a grey level where a row's last bit depends on its place
 
-    prompts = [Prompt(c, f"a photo of a {name}.", 0) for c, name in enumerate((*NAMES, "five"))]
+    prompts = [Prompt(TargetClass(c, name), f"a photo of a {name}.", 0) for c, name in enumerate((*NAMES, "five"))]
     generated = brush(prompts, 0)
     assert same(brush(prompts[::-1], 0)[::-1], generated)
     assert same(brush([prompts[1]] * 4, 0)[2], generated[1])

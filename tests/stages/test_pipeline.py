@@ -201,7 +201,8 @@ def test_generated_images_are_listed(first_run: FirstRun, fresh_sandbox: Sandbox
         with Image.open(line["file"]) as image:
             assert image.size == (32, 32)
             about = json.loads(image.text["lgclip"])  # pyright: ignore[reportAttributeAccessIssue]
-        assert (about["text"], about["class_index"], about["seed"]) == (line["prompt"], line["class"], 0)
+        assert (about["text"], about["class"], about["occurrence"]) == (line["prompt"], line["name"], 0)
+        assert about["seed"] == 0
     assert synthetic_images(fresh_sandbox) == synthetic_images(first_run.sandbox)
     result = evaluate_run(fresh_sandbox, tmp_path / "run")
     assert (computed_counts(result)["images"], result["metrics"]) == (0, first_run.result["metrics"])

@@ -42,7 +42,7 @@ pytest_plugins = ("run_fixtures",)
 
 CPU = torch.device("cpu")
 SUBJECTS = [TargetClass(c, name) for c, name in enumerate(NAMES)]
-PROMPTS = image_prompts([[s.replace("{}", name) for s in SENTENCES[:3]] for name in NAMES], 3, 1)
+PROMPTS = image_prompts(SUBJECTS, [[s.replace("{}", name) for s in SENTENCES[:3]] for name in NAMES], 3, 1)
 
 
 def noise(spread: float, seed: int = 0) -> np.ndarray:
@@ -164,8 +164,8 @@ class FaultyGenerator(ImageGenerator):
         )
 
 
-WANTED = [Prompt(c, f"{name} {i}", 0) for (c, name), i in product(enumerate("abc"), range(2))]
 CLASSES = [TargetClass(c, name) for c, name in enumerate("abc")]
+WANTED = [Prompt(target_class, f"{target_class.name} {i}", 0) for target_class, i in product(CLASSES, range(2))]
 
 
 def complete(painter: FaultyGenerator, root: Path) -> ImageGenerationStage:
@@ -219,7 +219,8 @@ def test_removed_marker_triggers_regeneration(tmp_path: Path) -> None:
     complete(FaultyGenerator({"b 0": [Fault.FLAT]}, retries=0), tmp_path)
     (marker,) = tmp_path.rglob("*.fault.json")
     about = json.loads(marker.read_text(encoding="utf-8"))
-    assert about == {"fault": "flat", "class_index": 1, "text": "b 0", "repeat": 0, "seed": 0, "attempt": 0}
+    identity = {"class": "b", "occurrence": 0, "text": "b 0", "repeat": 0}
+    assert about == {"fault": "flat", **identity, "seed": 0, "attempt": 0}
     for spoil in (marker.unlink, lambda: marker.write_text("{"), lambda: marker.write_text('{"fault": "tired"}')):
         spoil()
         again = FaultyGenerator({"b 0": [Fault.FLAT]}, retries=0)

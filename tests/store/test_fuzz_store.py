@@ -24,7 +24,7 @@ from lgclip.store.prompts import PromptEntry, PromptStore
 from lgclip.store.root import StoreError
 
 Damage = Callable[[bytes], bytes]
-INPUTS: dict[str, object] = {"prompt_generator": {"model": "m"}, "class": "red fox", "class_index": 0, "schema": 1}
+INPUTS: dict[str, object] = {"prompt_generator": {"model": "m"}, "class": "red fox", "occurrence": 0, "schema": 1}
 PROMPTS = ["a red fox on a log", "a red fox in the snow, é"]
 IDS = ["a" * 32, "b" * 32, "c" * 32]
 VIEWS = ["whole", "center"]

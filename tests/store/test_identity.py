@@ -127,11 +127,13 @@ def test_only_neutral_fields_are_excluded() -> None:
 
 def test_generator_inputs_are_in_the_key() -> None:
     prompt_generator = Templates()
-    runs = ((0, "cat", "", 0), (1, "cat", "", 0), (0, "dog", "", 0), (0, "cat", "", 1), (0, "cat", "a pet", 0))
-    keys = {
-        content_key(prompt_generator.inputs(TargetClass(c, name, context), seed)) for c, name, context, seed in runs
-    }
+    cat = TargetClass(0, "cat")
+    classes = [cat, cat._replace(occurrence=1), cat._replace(name="dog"), cat._replace(context="a pet")]
+    keys = {content_key(prompt_generator.inputs(target_class, 0)) for target_class in classes}
+    keys.add(content_key(prompt_generator.inputs(cat, 1)))
     assert len(keys) == 5
+    keys.add(content_key(prompt_generator.inputs(cat._replace(class_index=3), 0)))
+    assert len(keys) == 5, "the place of a class in its list is no input"
 
 
 def test_classes_of_parts_have_different_keys() -> None:

@@ -31,7 +31,7 @@ from lgclip.types import Fault, Prompt, TargetClass
 pytest_plugins = ("run_fixtures",)
 
 SUBJECTS = [TargetClass(c, name) for c, name in enumerate("abc")]
-WANTED = [Prompt(c, f"{name} {i}", 0) for (c, name), i in product(enumerate("abc"), range(3))]
+WANTED = [Prompt(target_class, f"{target_class.name} {i}", 0) for target_class, i in product(SUBJECTS, range(3))]
 FLAWED = "b 1"
 """What comes out flat at its first attempt."""
 

@@ -95,6 +95,8 @@ def set_first_nan(x: np.ndarray) -> np.ndarray:
     return x
 
 
+OTHER_IMAGE = {"class": "x", "occurrence": 0, "text": "x", "repeat": 0, "seed": 0, "attempt": 0}
+
 CORRUPTIONS: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
     "an empty image": (Kind.IMAGE, truncate_to_zero, "empty"),
     "a cut image": (Kind.IMAGE, truncate, "cannot be decoded|is not a PNG"),
@@ -108,7 +110,7 @@ CORRUPTIONS: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
     "an image whose text is a list": (Kind.IMAGE, lambda p: rewrite_image(p, text="[]"), "does not say what"),
     "an image whose text is edited": (
         Kind.IMAGE,
-        lambda p: rewrite_image(p, text='{"class_index": 0, "text": "x", "repeat": 0, "seed": 0}'),
+        lambda p: rewrite_image(p, text=json.dumps(OTHER_IMAGE)),
         "not the key",
     ),
     "a decompression bomb": (Kind.IMAGE, write_image_bomb, "far too large"),

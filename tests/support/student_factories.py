@@ -68,13 +68,14 @@ def synthetic_patches(folder: Path, each: int = 10, names: Sequence[str] = NAMES
     folder.mkdir(parents=True, exist_ok=True)
     prompts = []
     paths = []
-    for label in range(len(names)):
+    target_classes = ColorPatches(names=names).target_classes
+    for label, target_class in enumerate(target_classes):
         for repeat in range(each):
-            prompts.append(Prompt(label, f"a {names[label]} patch", repeat))
+            prompts.append(Prompt(target_class, f"a {target_class.name} patch", repeat))
             paths.append(folder / f"{label}-{repeat}.png")
             color_patch(label, 5000 + repeat).save(paths[-1])
     ids = [f"drawn-{index}" for index in range(len(paths))]
-    return SyntheticImages("drawn", ColorPatches(names=names).target_classes, prompts, ids, paths)
+    return SyntheticImages("drawn", target_classes, prompts, ids, paths)
 
 
 def small_student(**values: Any) -> Student:

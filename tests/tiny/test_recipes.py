@@ -135,7 +135,7 @@ def test_scaled_latents_have_unit_variance(trained: dict[str, Trained], build: P
 @pytest.mark.slow
 def test_diffuser_is_a_complete_pipeline(trained: dict[str, Trained], build: Path) -> None:
     brush = Diffuser(str(build / "tiny_denoiser" / "model"), steps=2, guidance=3.0, size=64).load(CPU)
-    generated = brush([Prompt(0, "a photo of a ring", 0), Prompt(0, "a photo of a ring", 1)], 0)
+    generated = brush([Prompt(TargetClass(0, "ring"), "a photo of a ring", repeat) for repeat in (0, 1)], 0)
     assert generated.shape == (2, 64, 64, 3)
     assert (generated[0] != generated[1]).any()
 

@@ -15,7 +15,7 @@ from lgclip.diffuser.base import image_id
 from lgclip.store.images import PNG_END
 from lgclip.store.keys import digest_of
 from lgclip.store.shard_index import NAME, Listing, ends_well, listing_of, look, read_index, read_manifest, scan
-from lgclip.types import Fault, Prompt
+from lgclip.types import Fault, Prompt, TargetClass
 
 TORN = "it is cut, or ends in the middle of a batch"
 """Fault of a shard whose writing was interrupted, or is still in progress."""
@@ -43,8 +43,10 @@ def must(fine: bool, fault: str) -> None:
 
 def _check_origin(key: str, about: Mapping[str, Any], name: str) -> None:
     try:
-        prompt = Prompt(about["class_index"], about["text"], about["repeat"])
-        expected = image_id(key, prompt, about["seed"], about.get("attempt", 0))
+        # No key holds the index of a class in its list, so any will do here.
+        target_class = TargetClass(0, about["class"], occurrence=about["occurrence"])
+        prompt = Prompt(target_class, about["text"], about["repeat"])
+        expected = image_id(key, prompt, about["seed"], about["attempt"])
     except (KeyError, TypeError, ValueError) as error:
         raise FaultyError("it does not say what it was made from") from error
     must(expected == name, "its name is not the key of what it says it was made from")

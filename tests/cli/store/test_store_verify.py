@@ -158,9 +158,8 @@ def test_damaged_manifest_is_reported(line: str, sandbox: Sandbox) -> None:
 
 def test_verify_checks_markers_and_findings(tmp_path: Path) -> None:
     store = ImageStore(tmp_path, {"diffuser": "d"})
-    about = {"class_index": 0, "text": "a cat", "repeat": 0}
-    name = content_key({"diffuser": store.key, "seed": 0, **about})
-    store.put_fault(name, Fault.BLACK, {**about, "seed": 0, "attempt": 0})
+    about = {"class": "cat", "occurrence": 0, "text": "a cat", "repeat": 0, "seed": 0, "attempt": 0}
+    store.put_fault(content_key({"diffuser": store.key, **about}), Fault.BLACK, about)
     findings = tmp_path / "images" / store.key / f"{'f' * 32}.json"
     findings.write_text(json.dumps(with_checksum({"faults": {"a": "unreadable"}})))
     assert "1 fault marker, 1 findings" in next(verify(tmp_path))

@@ -24,10 +24,10 @@ from lgclip.training.lora.data import Steps, TuningPool
 from lgclip.training.lora.module import DiffuserLora
 from lgclip.training.lora.task import Adaptation
 from lgclip.training.lora.train import LoraTraining, build_lora_module
-from lgclip.types import Prompt
+from lgclip.types import Prompt, TargetClass
 
 CPU = torch.device("cpu")
-PROMPTS = [Prompt(0, "a photo of a red star.", repeat) for repeat in range(2)]
+PROMPTS = [Prompt(TargetClass(0, "red star"), "a photo of a red star.", repeat) for repeat in range(2)]
 
 
 @pytest.fixture(scope="module")
