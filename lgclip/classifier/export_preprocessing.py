@@ -58,14 +58,14 @@ def _described(name: str, part: Any) -> dict[str, Any]:
     if name == "ResizeKeepRatio":
         return {
             "step": "resize_keep_ratio",
-            "size": _size(part.size),
+            "size": _pair(part.size),
             "longest": float(part.longest),
             "interpolation": _interpolation(part.interpolation),
         }
     if name == "CenterCrop":
-        return {"step": CENTER_CROP, "size": _size(part.size)}
+        return {"step": CENTER_CROP, "size": _pair(part.size)}
     if name == "CenterCropOrPad":
-        return {"step": "center_crop_or_pad", "size": _size(part.size), "fill": part.fill}
+        return {"step": "center_crop_or_pad", "size": _pair(part.size), "fill": part.fill}
     raise ValueError(f"this encoder's preprocessing has a step {name}, which cannot be described in an exported file")
 
 
@@ -78,6 +78,12 @@ def _size(size: Any) -> int | list[int]:
     return sides if len(sides) > 1 else sides[0]
 
 
+def _pair(size: Any) -> list[int]:
+    """Returns height and width."""
+    sides = _size(size)
+    return [sides, sides] if isinstance(sides, int) else sides
+
+
 def _interpolation(mode: Any) -> str:
     return str(getattr(mode, "value", mode))
 
@@ -87,7 +93,7 @@ def _channels(values: Any) -> tuple[float, ...]:
 
 
 class PillowResize(nn.Module):
-    """Resizes and crops the center as Pillow does, to within one gray level, in operations that every format has.
+    """Resizes and crops the center as Pillow does, up to a rounding, in operations that every format has.
 
     `torch.nn.functional.interpolate(antialias=True)` was considered. OpenVINO ignores the antialiasing of the operator
     that it becomes in ONNX, and `torch.export` binds it to the aspect ratio of its example. Pillow's algorithm is two
@@ -110,10 +116,11 @@ class PillowResize(nn.Module):
             )
         self._size = steps[0]["size"]
         self._filter = _FILTERS[steps[0]["interpolation"]]
-        crop = steps[-1]["size"]
-        self._crop = (crop, crop) if isinstance(crop, int) else tuple(crop)
-        smallest = self._size if isinstance(self._size, int) else min(self._size)
-        if smallest < max(self._crop):
+        if isinstance(steps[-1]["size"], int):
+            raise ValueError("resize: this encoder's preprocessing has no crop, so that its input has no size")
+        self._crop = tuple(steps[-1]["size"])
+        resized = _pair(self._size)
+        if resized[0] < self._crop[0] or resized[1] < self._crop[1]:
             raise ValueError(f"resize: the crop {self._crop} is larger than the resized image {self._size}")
 
     def forward(self, pixels: Float[Tensor, "b 3 _ _"]) -> Float[Tensor, "b 3 _ _"]:
