@@ -230,7 +230,9 @@ def _known(library: str) -> list[str]:
 def _of_timm(plan: Plan) -> nn.Module:
     import timm
 
-    body: Any = timm.create_model(plan.name, pretrained=False, num_classes=0, **plan.options)
+    # A folder's config may name the number of classes that the model was trained with.
+    options: Any = {**plan.options, "num_classes": 0}
+    body: Any = timm.create_model(plan.name, pretrained=False, **options)
     if plan.pooling is not None:
         body.reset_classifier(0, plan.pooling)
     return body

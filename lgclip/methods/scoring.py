@@ -118,7 +118,8 @@ class WeightedKNN(ScoringRule):
             nearest = (features @ support.features.T).topk(min(self.k, len(support.labels)), dim=1)
             # Shares of the vote: as counts they would overflow at a small temperature.
             votes = (nearest.values / self.temperature).softmax(dim=1)
-            shares = features.new_zeros(len(features), support.num_classes)
+            # Not `len`, which would fix the number of images in an exported graph.
+            shares = features.new_zeros(features.shape[0], support.num_classes)
             shares.scatter_add_(1, support.labels[nearest.indices], votes)
             # With a vote a score lies in (1, 2], without one in [-2, 0]: the two never mix.
             return torch.where(shares > 0, shares + 1, features @ means.T - 1)

@@ -1,0 +1,216 @@
+"""Builds what an exported file holds, one module from pixels to scores, and traces it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from lgclip.classifier.export_preprocessing import PillowResize, Preprocessing
+from lgclip.classifier.model import ImageClassifier
+from lgclip.encoder.backbone import Plan
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.scales import Scales, WithFullImage
+from lgclip.methods.calibration import Choice
+from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.scoring import Mean
+from lgclip.methods.selection import First
+
+
+class ClassifierGraph(nn.Module):
+    """Computes scores and probabilities of the classes from the pixels of images, without any text tower.
+
+    Args:
+        tower: Maps preprocessed pixels to features.
+        head: Maps unit features to a score for each class.
+        scales: Fuses the views of an image.
+        preprocessing: Normalization of the channels, and with `resize` the steps before it.
+        temperature: Divisor of the scores before the softmax.
+        resize: Whether to resize within the graph, so that it takes images of any size.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        head: nn.Module,
+        scales: Scales,
+        preprocessing: Preprocessing,
+        temperature: float,
+        *,
+        resize: bool,
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = head
+        self.resize = PillowResize(preprocessing.steps) if resize else None
+        self._scales = scales
+        self._temperature = temperature
+        # Not persistent: they are in the metadata, and no weights.
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels: UInt8[Tensor, "b *s 3 h w"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
+        views = len(self._scales.views)
+        images = pixels.float()
+        if views > 1:
+            images = images.flatten(0, 1)
+        if self.resize is not None:
+            images = self.resize(images)
+        features = self.tower((images / 255 - self.mean) / self.std)
+        # The vision towers of CoCa give the features of the patches as well.
+        if isinstance(features, tuple):
+            features = features[0]
+        unit = F.normalize(features.float(), dim=-1).unflatten(0, (-1, views))
+        scores = self.head(self._scales.fuse(unit))
+        return scores, (scores / self._temperature).softmax(dim=1)
+
+
+class PrototypeHead(nn.Module):
+    """Scores by any rule, with the images that represent the classes as buffers.
+
+    Args:
+        choice: Scoring rule, selection and text weight.
+        support: Features of the synthetic images.
+        text: Text prototypes, where they have a weight.
+    """
+
+    def __init__(self, choice: Choice, support: SupportSet, text: Float[Tensor, "c d"] | None) -> None:
+        super().__init__()
+        kept = choice.selection.select(support, text)
+        # The scorer holds these very tensors, so that they are in the file once.
+        self.register_buffer("features", kept.features)
+        self.register_buffer("labels", kept.labels)
+        if text is not None and choice.text_weight > 0:
+            self.register_buffer("text", text)
+        self._score = choice._replace(selection=First()).fit(kept, text)
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        return self._score(features)
+
+
+def fused_scales(scales: Scales) -> Scales:
+    """Returns the views that are fused: one that only the selection of images uses is not computed for each image."""
+    while isinstance(scales, WithFullImage):
+        scales = scales.others
+    return scales
+
+
+def exact_encoder(encoder: Encoder) -> Encoder:
+    """Returns an encoder in fp32, the precision of every exported file, whatever device is there."""
+    # An encoder of another package may have no choice of precision.
+    if not is_dataclass(encoder) or "precision" not in {field.name for field in fields(encoder)}:
+        return encoder
+    return replace(encoder, precision="fp32")
+
+
+def build_graph(
+    classifier: ImageClassifier, preprocessing: Preprocessing, *, resize: bool
+) -> tuple[ClassifierGraph, Plan]:
+    """Builds the module of a classifier on the CPU, in fp32, and returns it with the plan of its tower.
+
+    Raises:
+        ValueError: If the encoder gives no tower, or something of the classifier cannot be traced.
+    """
+    head = build_head(classifier)
+    try:
+        tower = exact_encoder(classifier.encoder).tower()
+    except ValueError as error:
+        # The encoder's own words are about training.
+        raise ValueError(f"the vision tower cannot be taken from its encoder for an export: {error}") from error
+    graph = ClassifierGraph(
+        tower.body,
+        head,
+        fused_scales(classifier.scales),
+        preprocessing,
+        classifier.temperature.value,
+        resize=resize,
+    )
+    return graph.eval().requires_grad_(False), tower.plan
+
+
+def build_head(classifier: ImageClassifier) -> nn.Module:
+    """Returns the module that scores unit features: one matrix product for `Mean`, the scorer for another rule.
+
+    Raises:
+        ValueError: If the rule cannot be traced.
+    """
+    choice = classifier.choice
+    support = classifier.support
+    text = classifier.text
+    if choice.text_weight == 1 or type(choice.rule) is Mean:
+        return _linear(choice, support, text)
+    assert support is not None
+    head = PrototypeHead(choice, support, text)
+    example = F.normalize(torch.ones(2, support.features.shape[1]), dim=-1)
+    try:
+        torch.export.export(head, (example,), dynamic_shapes={"features": {0: Dim("batch", min=1)}}, strict=False)
+    except Exception as error:  # a rule may compute anything
+        raise ValueError(
+            f"prototype={type(choice.rule).__name__}: this scoring rule cannot be exported "
+            f"({str(error).strip().partition(chr(10))[0]}); evaluate and save with prototype=mean"
+        ) from error
+    return head
+
+
+def _linear(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> nn.Linear:
+    """Returns the weighted sum of the prototypes: the cosine is linear in them."""
+    total: Any = 0
+    if choice.text_weight > 0:
+        assert text is not None
+        total = choice.text_weight * text.double()
+    if choice.text_weight < 1:
+        assert support is not None
+        assert isinstance(choice.rule, Mean)
+        kept = choice.selection.select(support, text)
+        means = kept.means(renormalize=choice.rule.renormalize)
+        total = total + (1 - choice.text_weight) * means.double()
+    weight = total.float()
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def trace(graph: ClassifierGraph, example: UInt8[Tensor, "b *s 3 h w"]) -> ExportedProgram:
+    """Traces the module for any number of images, and with a resize for any size.
+
+    Args:
+        graph: The module.
+        example: Pixels of two images; torch would take a single one for a constant.
+
+    Raises:
+        ValueError: If the tower cannot be traced.
+    """
+    axes = {0: Dim("batch", min=1)}
+    if graph.resize is not None:
+        axes |= {2: Dim("height", min=1), 3: Dim("width", min=1)}
+    try:
+        with portable_attention(), torch.no_grad():
+            program = torch.export.export(graph, (example,), dynamic_shapes={"pixels": axes}, strict=False)
+    except Exception as error:  # a tower may compute anything
+        raise ValueError(
+            f"the vision tower cannot be traced ({str(error).strip().partition(chr(10))[0]}); "
+            "format=safetensors holds its weights"
+        ) from error
+    # They name the files of this machine, and ONNX would keep them with every node.
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+@contextmanager
+def portable_attention() -> Iterator[None]:
+    """Turns off torch's fused attention of inference, an operation that no other runtime has."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
