@@ -230,7 +230,13 @@ class Experiment:
             evaluation = self.evaluate(tracker.logger)
             if not setup.context.trainer.is_global_zero:
                 return None
-            return publish(folder, cfg, evaluation, setup.parts, setup.context.stages, tracker)
+            result = publish(folder, cfg, evaluation, setup.parts, setup.context.stages, tracker)
+        if cfg.get("save_classifier"):
+            from lgclip.reporting.run_classifier import classifier_of
+
+            saved = classifier_of(folder).save(folder / "classifier")
+            print(f"classifier  lgclip classify {saved} PHOTOS")
+        return result
 
     def build_classifier(self) -> ImageClassifier:
         """Builds a classifier from class names; generates whatever is missing, and evaluates nothing.

@@ -10,12 +10,6 @@ _ID_KEYS = ("model", "pretrained", "revision", "checkpoint")
 
 def card_text(classifier: ImageClassifier) -> str:
     """Returns the card as Markdown, with the metadata that the Hub reads at its head."""
-    weight = classifier.choice.text_weight
-    uses = "synthetic images"
-    if weight == 1:
-        uses = "sentences"
-    elif weight > 0:
-        uses = "synthetic images and sentences"
     lines = [
         "---",
         "library_name: lgclip",
@@ -25,7 +19,7 @@ def card_text(classifier: ImageClassifier) -> str:
         "",
         f"# Image classifier of {len(classifier.classes)} classes",
         "",
-        f"Its prototypes are the features of {uses}, made from class names by lgclip. No labelled image was used.",
+        _how(classifier),
         "",
         "![Synthetic images of the classes](prototypes.png)",
         "",
@@ -49,6 +43,21 @@ def card_text(classifier: ImageClassifier) -> str:
         *_classes(classifier),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _how(classifier: ImageClassifier) -> str:
+    if classifier.is_trained:
+        return (
+            f"A model that lgclip has trained: method={classifier.origin['trained']}. `lgclip audit` of its run lists "
+            "the data that each stage has seen."
+        )
+    weight = classifier.choice.text_weight
+    uses = "synthetic images"
+    if weight == 1:
+        uses = "sentences"
+    elif weight > 0:
+        uses = "synthetic images and sentences"
+    return f"Its prototypes are the features of {uses}, made from class names by lgclip. No labelled image was used."
 
 
 def _models(classifier: ImageClassifier) -> list[str]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lgclip.classifier.export_formats import FORMATS, INPUT, OUTPUTS, Format, Onnx, Runner
 from lgclip.classifier.export_graph import (
-    ClassifierGraph,
     build_graph,
     exact_encoder,
     fused_scales,
@@ -130,7 +129,9 @@ def export_classifier(
     check = _Verification(samples, expected, path, resize=resize, exact=not int8)
     writer.write(graph, samples[:2], metadata, path, check)
     if check.max_difference is None:
-        log.warning("%s was not verified: %s is not installed, pip install 'lgclip[%s]'", path, writer.runtime, writer.extra)
+        log.warning(
+            "%s was not verified: %s is not installed, pip install 'lgclip[%s]'", path, writer.runtime, writer.extra
+        )
     files = (path, path.with_suffix(".bin")) if format == "openvino" else (path,)
     return ExportSummary(
         files=files,

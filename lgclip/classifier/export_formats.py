@@ -216,9 +216,7 @@ class Safetensors(Format):
 FORMATS: dict[str, type[Format]] = {kind.name: kind for kind in (Onnx, Pt2, OpenVino, Safetensors)}
 
 
-def onnx_model(
-    graph: ClassifierGraph, example: UInt8[Tensor, "b *s 3 h w"], metadata: Mapping[str, object]
-) -> Any:
+def onnx_model(graph: ClassifierGraph, example: UInt8[Tensor, "b *s 3 h w"], metadata: Mapping[str, object]) -> Any:
     """Returns a classifier as a message of ONNX, with its metadata.
 
     Raises:
@@ -241,9 +239,7 @@ def onnx_model(
                 verbose=False,
             )
     except Exception as error:  # an operation may be missing, in as many ways as there are operations
-        raise ValueError(
-            f"the classifier cannot be written as ONNX ({_first_line(error)}); use format=pt2"
-        ) from error
+        raise ValueError(f"the classifier cannot be written as ONNX ({_first_line(error)}); use format=pt2") from error
     shape = converted.model.graph.inputs[0].shape
     axes = {0: "batch"}
     if graph.resize is not None:

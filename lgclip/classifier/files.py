@@ -3,15 +3,17 @@
 classifier.json         classes, encoder, views, rule, temperature, settings, versions; written last
 classifier.safetensors  features of the synthetic images, text prototypes, and for a linear rule the prototypes
 prototypes.png          the first synthetic images of the first classes
+model/                  files of a trained model: a student, or visual prompts
 README.md               what it was built from
 """
 
 import json
+import shutil
 import stat
 import tempfile
+import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +47,10 @@ SHEET = "prototypes.png"
 CARD = "README.md"
 SCHEMA = 2
 _PACKAGES = ("lgclip", "torch", "open_clip_torch", "timm")
+MODEL = "model"
+PACKED = "packed:"
+"""Beginning of a setting that names a file or folder inside the classifier's own."""
+_MAX_DEPTH = 4
 _FILES = (RECORD, TENSORS, SHEET, CARD)
 _MAX_BYTES = 4 * 2**30  # of a file in a zip file: features of a million images
 _BLOCK = 2**20
@@ -70,7 +76,8 @@ def save_classifier(classifier: ImageClassifier, path: Path) -> Path:
         # First all of it, then into place, the record last: a full disk leaves the old classifier as it was.
         with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as folder:
             _write(classifier, Path(folder))
-            for name in (TENSORS, SHEET, CARD, RECORD):
+            for name in (*classifier.files, TENSORS, SHEET, CARD, RECORD):
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / name).replace(path / name)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +85,8 @@ def save_classifier(classifier: ImageClassifier, path: Path) -> Path:
         _write(classifier, Path(folder))
         # Stored and not compressed: features are random bits to a compressor. Fixed times make equal files equal.
         with zipfile.ZipFile(temporary, "w") as archive:
-            for file in sorted(Path(folder).iterdir()):
-                entry = zipfile.ZipInfo(file.name)
+            for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
                 entry.external_attr = (stat.S_IFREG | 0o644) << 16  # without it, unzip makes files that no one may read
                 archive.writestr(entry, file.read_bytes())
     return path
@@ -89,6 +96,9 @@ def _write(classifier: ImageClassifier, folder: Path) -> None:
     tensors = _tensors(classifier)
     with atomic_write(folder / TENSORS) as temporary:
         save_file(tensors, temporary)
+    for name, source in classifier.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
     boxes = write_sheet(folder / SHEET, classifier.class_names, classifier.strips)
     with atomic_write(folder / CARD) as temporary:
         temporary.write_text(card_text(classifier), encoding="utf-8")
@@ -105,6 +115,8 @@ def _write(classifier: ImageClassifier, folder: Path) -> None:
             "leave_one_out": fitted.leave_one_out,
             "temperature": fitted.temperature._asdict(),
         },
+        "gives_logits": classifier.gives_logits,
+        "files": {name: digest_of(folder / name) for name in classifier.files},
         "threshold": None,
         "settings": dict(classifier.settings),
         "origin": dict(classifier.origin),
@@ -125,6 +137,8 @@ def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
             tensors["full_image"] = support.full_image.float().contiguous()
     if classifier.text is not None:
         tensors["text"] = classifier.text.float().contiguous()
+    if classifier.gives_logits:
+        return tensors
     if isinstance(classifier.choice.rule, Mean) or classifier.choice.text_weight == 1:
         # The scores of unit vectors are the columns: a linear head for whoever has the encoder alone.
         width = (classifier.text if support is None else support.features).shape[1]  # pyright: ignore[reportOptionalMemberAccess]
@@ -150,29 +164,45 @@ def load_classifier(path: Path) -> ImageClassifier:
     Raises:
         ValueError: If there is none, it is damaged or of another version, or its encoder is another by now.
     """
-    with _opened(path) as folder:
-        record = _read_record(path, folder)
-        try:
-            return _restore(path, folder, record)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: {RECORD} lacks or misstates {error}; save the classifier again by this version"
-            ) from error
+    folder = path
+    unpacked: tempfile.TemporaryDirectory[str] | None = None
+    if path.is_file():
+        unpacked = tempfile.TemporaryDirectory(prefix="lgclip-")
+        folder = Path(unpacked.name)
+        _unpack_all(path, folder)
+    record = _read_record(path, folder)
+    try:
+        classifier = _restore(path, folder, record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: {RECORD} lacks or misstates {error}; save the classifier again by this version"
+        ) from error
+    if unpacked is not None and classifier.files:
+        # The model is read when it is first used, so its files stay as long as the classifier does.
+        weakref.finalize(classifier, unpacked.cleanup)
+    elif unpacked is not None:
+        unpacked.cleanup()
+    return classifier
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Path]:
-    """Provides the folder of a classifier, unpacked if it is a zip file."""
-    if not path.is_file():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        # Only the files of a classifier are taken: names in an archive of someone else's are theirs to choose.
-        with reported(path):
-            for member in zip_members(path):
-                if member.parts[-1] in _FILES and member.read is not None:
-                    _unpack(path, member, Path(folder) / member.parts[-1])
-        yield Path(folder)
+def _unpack_all(path: Path, folder: Path) -> None:
+    """Unpacks the files of a classifier: names in an archive of someone else's are theirs to choose."""
+    with reported(path):
+        for member in zip_members(path):
+            name = _name_in(member.parts)
+            if name and member.read is not None:
+                _unpack(path, member, folder / name)
+
+
+def _name_in(parts: Sequence[str]) -> str:
+    """Returns the path of a file in a classifier's folder, which may lie in another one; empty for other files."""
+    for start in range(min(2, len(parts))):
+        inner = parts[start:]
+        if len(inner) == 1 and inner[0] in _FILES:
+            return inner[0]
+        if len(inner) > 1 and inner[0] == MODEL and len(inner) <= _MAX_DEPTH:
+            return "/".join(inner)
+    return ""
 
 
 def _unpack(path: Path, member: Member, target: Path) -> None:
@@ -183,6 +213,7 @@ def _unpack(path: Path, member: Member, target: Path) -> None:
     """
     if member.size > _MAX_BYTES:
         raise ValueError(f"{path}: {target.name} has {member.size} bytes, at most {_MAX_BYTES} are read")
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         raise ValueError(f"{path}: it holds {target.name} twice; save the classifier again")
     assert member.read is not None
@@ -220,8 +251,10 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
     classes = tuple(ClassInfo(**{**info, "prompts": tuple(info["prompts"])}) for info in record["classes"])
     if len(classes) < 2:
         raise ValueError(f"{path}: a classifier needs at least two classes, this one has {len(classes)}")
-    _check_tensors(path, tensors, len(classes))
-    encoder = _rebuilt(record["settings"]["encoder"], Encoder)
+    if not record["gives_logits"]:
+        _check_tensors(path, tensors, len(classes))
+    files = _read_files(path, folder, record["files"])
+    encoder = _rebuilt(_with_places(record["settings"]["encoder"], folder), Encoder)
     scales = _rebuilt(record["settings"]["scales"], Scales)
     _check_encoder(path, encoder, record["encoder"])
     if key_inputs(scales) != record["scales"]:
@@ -243,6 +276,8 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
         fitted=fitted,
         settings=record["settings"],
         origin=record["origin"],
+        gives_logits=record["gives_logits"],
+        files=files,
         strips=_read_sheet(path, folder, record["sheet"], len(classes)),
     )
 
@@ -255,6 +290,31 @@ def _read_tensors(path: Path, folder: Path, checksum: str) -> dict[str, Tensor]:
     if checksum_of(tensors) != checksum:
         raise ValueError(f"{path}: {TENSORS} is damaged: its checksum is wrong; save the classifier again")
     return tensors
+
+
+def _read_files(path: Path, folder: Path, digests: Mapping[str, str]) -> dict[str, Path]:
+    """Returns the files of a trained model, checked."""
+    files: dict[str, Path] = {}
+    for name, digest in digests.items():
+        # A record of someone else's must name no file elsewhere.
+        if _name_in(name.split("/")) != name or ".." in name.split("/"):
+            raise ValueError(f"{path}: {name!r} is no file of a classifier")
+        if not (folder / name).is_file() or digest_of(folder / name) != digest:
+            raise ValueError(f"{path}: {name} is missing or damaged; save the classifier again")
+        files[name] = folder / name
+    return files
+
+
+def _with_places(config: Any, folder: Path) -> Any:
+    """Returns a config in which settings that begin with `packed:` are paths in the classifier's folder."""
+    if isinstance(config, Mapping):
+        return {key: _with_places(value, folder) for key, value in config.items()}
+    if isinstance(config, str) and config.startswith(PACKED):
+        name = config.removeprefix(PACKED)
+        if ".." in name.split("/") or name.startswith("/"):
+            raise ValueError(f"{config!r} is no file of a classifier")
+        return str(folder / MODEL / name)
+    return config
 
 
 def _read_sheet(path: Path, folder: Path, record: Mapping[str, Any], classes: int) -> tuple[Any, ...]:

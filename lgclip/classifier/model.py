@@ -21,13 +21,17 @@ from lgclip.datasets.image_decoding import read_image, to_rgb
 from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.scales import Scales
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature, fit_choice
+from lgclip.methods.logits import from_unit
 from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.scoring import Scorer
 from lgclip.stages.features import SharedViews
 from lgclip.stages.streams import CPU_ROWS
 from lgclip.store.keys import content_key, digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lgclip.classifier.export import ExportSummary
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,8 @@ class ImageClassifier:
         fitted: The settings after calibration, with the temperature.
         settings: Resolved config groups that the classifier was built with, as plain values.
         origin: What it was built from, as plain values, for people.
+        gives_logits: Whether the encoder is a trained classifier itself, whose output holds the logits.
+        files: Files of a trained model, by their path in the saved folder; none for prototypes.
         strips: Image of each class's first synthetic images in a row; None where there is none.
         builder: Builds further classes with these settings; None where nothing can be built.
     """
@@ -107,6 +113,8 @@ class ImageClassifier:
     fitted: FittedChoice = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     origin: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    gives_logits: bool = False
+    files: Mapping[str, Path] = field(default_factory=dict, repr=False)
     strips: Sequence[Image.Image | None] = field(default=(), repr=False)
     builder: Builder | None = field(default=None, repr=False)
 
@@ -133,6 +141,12 @@ class ImageClassifier:
     def temperature(self) -> Temperature:
         """Returns the divisor that turns scores into log-probabilities."""
         return self.fitted.temperature
+
+    def scorer(self) -> Scorer:
+        """Returns what computes the scores of the classes from fused unit features."""
+        if self.gives_logits:
+            return from_unit
+        return self.choice.fit(self.support, self.text)
 
     # ------------------------------------------------------------------------------------------------ classification
 
@@ -201,7 +215,7 @@ class ImageClassifier:
         encoder = self.encoder.on(device)
         towers = encoder.load(device)
         views = SharedViews(encoder, self.scales)
-        scorer = self.choice.fit(self.support, self.text)
+        scorer = self.scorer()
 
         def load(item: tuple[str, Path | Image.Image]) -> Tensor | str:
             try:
@@ -249,6 +263,12 @@ class ImageClassifier:
         new = checked_names(list(described))
         # Also among the existing names, without regard to case: predictions could not be told apart.
         checked_names([*self.class_names, *new])
+        # Their images would be the same, and each image a tie.
+        former = {info.prompted_as: info.name for info in self.classes if info.prompted_as}
+        for name in new:
+            if name in former:
+                raise ValueError(f"{former[name]!r} was generated as {name!r}; remove it first, or add another name")
+        self._check_prototypes()
         if self.builder is None:
             raise ValueError("this classifier has no settings to build further classes with; build it again")
         built = self.builder(dict(zip(new, described.values(), strict=True)), self.settings)
@@ -269,6 +289,7 @@ class ImageClassifier:
         Raises:
             ValueError: If a class does not exist, or fewer than two would remain.
         """
+        self._check_prototypes()
         removed = {self._index(name) for name in ([names] if isinstance(names, str) else names)}
         kept = [index for index in range(len(self.classes)) if index not in removed]
         if len(kept) < 2:
@@ -295,6 +316,15 @@ class ImageClassifier:
         renamed = info._replace(name=checked_names([new])[0], prompted_as=info.prompted_as or info.name)
         self.classes = (*self.classes[:index], renamed, *self.classes[index + 1 :])
 
+    def _check_prototypes(self) -> None:
+        if self.is_trained:
+            raise ValueError("this classifier was trained for its classes; train again with another list")
+
+    @property
+    def is_trained(self) -> bool:
+        """Returns whether a model was trained for these classes: a student or tuned prompts."""
+        return bool(self.origin.get("trained"))
+
     def _index(self, name: str) -> int:
         if name not in self.class_names:
             raise ValueError(f"no class {name!r}; the classes are {_listed(self.class_names)}")
@@ -319,6 +349,27 @@ class ImageClassifier:
         from lgclip.classifier.files import save_classifier
 
         return save_classifier(self, Path(path).expanduser())
+
+    def export(
+        self, path: str | Path, *, format: str | None = None, int8: bool = False, resize: bool = False
+    ) -> "ExportSummary":
+        """Exports the classifier to one file for other runtimes: from pixels to scores, without a text tower.
+
+        Args:
+            path: The file.
+            format: `onnx`, `pt2`, `openvino` or `safetensors`; None takes that of the file's name.
+            int8: Whether to quantize the weights to 8 bits, for `onnx` alone.
+            resize: Whether to put resize and crop into the graph.
+
+        Raises:
+            ValueError: If an option does not fit, a package is missing, or the file would give other scores.
+            WriteError: If the system refuses it.
+        """
+        from lgclip.classifier.export import export_classifier
+        from lgclip.classifier.places import export_format
+
+        place = Path(path).expanduser()
+        return export_classifier(self, place, format=format or export_format(place), int8=int8, resize=resize)
 
 
 def _decoded(

@@ -1,9 +1,10 @@
-"""Checks where a classifier is saved, before anything heavy is imported or computed."""
+"""Checks where a classifier is saved or exported, before anything heavy is imported or computed."""
 
 from pathlib import Path
 
 RECORD = "classifier.json"
 ZIP = ".zip"
+EXPORT_SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino", ".safetensors": "safetensors"}
 
 
 def check_place(path: Path) -> None:
@@ -21,3 +22,15 @@ def check_place(path: Path) -> None:
     # A folder of something else may hold files of these names.
     if path.is_dir() and any(path.iterdir()) and not (path / RECORD).exists():
         raise ValueError(f"{path}: it holds other files and no classifier; name a new folder")
+
+
+def export_format(path: Path) -> str:
+    """Returns the format that the name of an exported file stands for.
+
+    Raises:
+        ValueError: If it stands for none.
+    """
+    known = EXPORT_SUFFIXES.get(path.suffix.lower())
+    if known is None:
+        raise ValueError(f"{path}: name a file that ends with {', '.join(EXPORT_SUFFIXES)}, or choose a format")
+    return known

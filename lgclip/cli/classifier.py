@@ -234,6 +234,33 @@ def _class_lines(info: "ClassInfo") -> Iterator[str]:
         yield f"    ... {len(info.prompts) - _PROMPTS_SHOWN} more prompts"
 
 
+def export_command(place: str, out: Path | None, chosen: str | None, *, int8: bool, resize: bool) -> Iterator[str]:
+    """Runs `lgclip export`.
+
+    Args:
+        place: Folder, zip file or hub address of a classifier, or folder of a run.
+        out: The file; None names it after the classifier.
+        chosen: Format; None takes that of the file's name.
+        int8: Whether to quantize the weights.
+        resize: Whether to put resize and crop into the graph.
+
+    Raises:
+        ValueError: If an option does not fit, a package is missing, or the file would give other scores.
+    """
+    from lgclip.classifier.places import EXPORT_SUFFIXES, export_format
+
+    if out is None:
+        if chosen is None:
+            raise ValueError("name the file by -o, or choose --format onnx, pt2, openvino or safetensors")
+        suffix = next(suffix for suffix, name in EXPORT_SUFFIXES.items() if name == chosen)
+        out = Path(f"{Path(place).stem}{suffix}")
+    chosen = chosen or export_format(out)
+
+    from lgclip.api import load
+
+    yield str(load(place).export(out, format=chosen, int8=int8, resize=resize))
+
+
 def push_command(place: Path, address: str, *, public: bool) -> Iterator[str]:
     """Runs `lgclip push`.
 

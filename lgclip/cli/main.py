@@ -140,6 +140,15 @@ def _add_classifier_commands(parts: "argparse._SubParsersAction[argparse.Argumen
     show.add_argument("classifier", metavar="CLASSIFIER")
     show.add_argument("--sheet", type=Path, metavar="FILE.png", help="write the synthetic images of its classes")
 
+    export = parts.add_parser("export", help="export a classifier to one file for other runtimes")
+    export.add_argument("classifier", metavar="CLASSIFIER")
+    export.add_argument("-o", "--out", type=Path, metavar="FILE", help="file to write (default: CLASSIFIER.onnx, ...)")
+    export.add_argument(
+        "--format", choices=("onnx", "pt2", "openvino", "safetensors"), help="format (default: by the file's name)"
+    )
+    export.add_argument("--int8", action="store_true", help="quantize the weights to 8 bits, for onnx")
+    export.add_argument("--resize", action="store_true", help="put resize and crop into the graph")
+
     push = parts.add_parser("push", help="upload a classifier to the model hub")
     push.add_argument("classifier", type=Path, metavar="CLASSIFIER")
     push.add_argument("address", metavar="hf://USER/NAME")
@@ -275,6 +284,10 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
             yield from classifier.rename_command(args.classifier, args.old, args.new, args.out)
         case "show":
             yield from classifier.show_command(args.classifier, args.sheet)
+        case "export":
+            yield from classifier.export_command(
+                args.classifier, args.out, args.format, int8=args.int8, resize=args.resize
+            )
         case "push":
             yield from classifier.push_command(args.classifier, args.address, public=args.public)
 
@@ -298,7 +311,7 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
             # The default is not the parser's, as that would need the import for each `--help`. 0 is a valid value.
             images = IMAGES if args.images is None else args.images
             yield write_page(args.places, args.out, reference=args.reference, title=args.title, images=images)
-        case "build" | "save" | "classify" | "add" | "remove" | "rename" | "show" | "push":
+        case "build" | "save" | "classify" | "add" | "remove" | "rename" | "show" | "export" | "push":
             yield from _classifier_output(args)
         case "audit":
             from lgclip.reporting.leakage_audit import audit, audit_text

@@ -85,9 +85,10 @@ def _optional(name: str) -> Iterator[None]:
 
 
 def _next_steps(folder: Path) -> str:
-    """Names the contact sheet of a run and the command for its report."""
+    """Names the contact sheet of a run, and the commands for its report and its classifier."""
     steps = []
     if (folder / CONTACT_SHEET).is_file():
         steps.append(f"images   {folder / CONTACT_SHEET}")
     steps.append(f"report   lgclip report {shlex.quote(str(folder))}")
+    steps.append(f"classify lgclip classify {shlex.quote(str(folder))} PHOTOS")
     return "\n".join(steps)
