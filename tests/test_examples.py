@@ -1,4 +1,4 @@
-"""Tests that the extensions in examples/ do what docs/extend/ says, against NumPy alone."""
+"""Tests that the examples do what the pages say: extensions against NumPy alone, an exported file without lgclip."""
 
 import csv
 import json
@@ -14,9 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from lgclip.classifier.export import export_classifier
+from lgclip.classifier.model import ImageClassifier
 from lgclip.datasets.embedded import Shapes
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.open_clip import OpenClip
+from lgclip.encoder.scales import SquareCrops
+from lgclip.methods.calibration import Choice, Temperature
+from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.scoring import Mean
+from lgclip.methods.selection import First
 
 ROOT = Path(__file__).parents[1]
 CLASSES = 6
@@ -171,3 +178,47 @@ def test_ridge_method_example(images: Path, features: Features, tmp_path: Path) 
     assert_scores(run, features.real @ weights)
     assert list(run.result["baselines"]) == ["lgclip", "clip_text"]
     assert run.result["predictor"]["ridge"] == {"learned": "ridge regression"}
+
+
+@pytest.mark.slow
+def test_onnx_only_example(images: Path, features: Features, tmp_path: Path) -> None:
+    """Classifies in a process that has neither torch nor lgclip, and gives the classifier's labels."""
+    labels = torch.arange(CLASSES).repeat_interleave(IMAGES_PER_CLASS)
+    support = SupportSet(torch.from_numpy(features.synthetic).float().flatten(0, 1), labels, CLASSES)
+    names = tuple(sorted(path.name for path in (images / "synthetic").iterdir()))
+    classifier = ImageClassifier(
+        names,
+        OpenClip("tiny:encoder", precision="fp32"),
+        SquareCrops(),
+        Choice(Mean(), First(), 0.0),
+        support,
+        None,
+        Temperature(0.05, "default"),
+    )
+    export_classifier(classifier, tmp_path / "shapes.onnx", format="onnx")
+    files = sorted((images / "real").rglob("*.png"))
+    # A photograph of another shape, turned by its EXIF orientation.
+    turned = Image.new("RGB", (90, 130), "white")
+    turned.paste(Image.open(files[0]).convert("RGB").resize((80, 80)), (5, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    files.append(tmp_path / "turned.jpg")
+    script = ROOT / "examples" / "onnx_only" / "classify.py"
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "assert not {'torch', 'lgclip', 'timm', 'open_clip'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(script), str(tmp_path / "shapes.onnx"), *map(str, files)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == [str(file) for file in files]
+    assert [row[1] for row in rows] == classifier.predict(files).tolist()
+    assert [float(row[2]) for row in rows] == pytest.approx(classifier.predict_proba(files).max(axis=1), abs=1e-3)
+    assert len({row[1] for row in rows}) > 1
