@@ -95,10 +95,11 @@ def _prototypes(names: Sequence[str], synthetic_images: SyntheticImages) -> "wan
     per_class = max(1, MAX_IMAGES // len(names))
     counts = [0] * len(names)
     rows: list[list[Any]] = []
-    for place, (index, text, _) in enumerate(synthetic_images.prompts):
+    for place, prompt in enumerate(synthetic_images.prompts):
+        index = prompt.class_index
         counts[index] += 1
         if counts[index] <= per_class and len(rows) < MAX_IMAGES:
-            rows.append([index, names[index], text, wandb.Image(synthetic_images.image(place))])
+            rows.append([index, names[index], prompt.text, wandb.Image(synthetic_images.image(place))])
     return _table(["class", "name", "prompt", "image"], rows)
 
 
