@@ -25,6 +25,9 @@ class Selection(ABC):
 
     keep: int | None = None
 
+    key_name: ClassVar[str]
+    """The name by which results identify the selection."""
+
     needs_text = False
     """Whether the selection uses the text tower."""
 

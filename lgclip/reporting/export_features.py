@@ -52,7 +52,7 @@ def export_features(run: Path, out: Path) -> str:
     arrays["rules"] = np.array(json.dumps(rules, ensure_ascii=False))
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items() if array.shape)
     return f"{out}: {shapes}"
 

@@ -239,7 +239,7 @@ def test_devices_of_a_job_share_its_config(sandbox: Sandbox, tmp_path: Path) -> 
         sys.executable, "evaluate.py", *sandbox.evaluate_overrides(), *two, f"hydra.sweep.dir={tmp_path / 'sweep'}",
         "prompts_per_class=1,2", "scales=single", "-m",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("method ") == 2, "a table a job, not one a process"
     for name, result in results(tmp_path / "sweep").items():
@@ -267,7 +267,7 @@ def test_devices_with_different_configs_stop(sandbox: Sandbox, tmp_path: Path) -
         for rank in range(2)
     ]  # fmt: skip
     for process in processes:
-        _, output = process.communicate(timeout=100)
+        _, output = process.communicate(timeout=300)
         assert process.returncode == 1, output
         assert "error: processes [1] of 2 have another config than process 0" in output
     assert not (tmp_path / "run" / "result.json").exists()

@@ -181,7 +181,7 @@ def test_two_processes_share_classes_and_errors(tmp_path: Path) -> None:
     for rounds in (1, 2):
         done = subprocess.run(
             [sys.executable, "generate.py", *arguments],
-            cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False,
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 1, done.stderr
         assert "error: 1 of 4 classes have too few prompts" in done.stderr

@@ -77,7 +77,7 @@ def run_on_terminal(command: list[str], environment: Mapping[str, str]) -> bytes
             break
         written += part
     os.close(ours)
-    assert process.wait(timeout=120) == 0, written.decode()
+    assert process.wait(timeout=300) == 0, written.decode()
     return written
 
 
@@ -89,7 +89,7 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.mark.multiprocess
 def test_a_stage_is_one_line_in_a_pipe() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STAGES], capture_output=True, env=environment(), timeout=120, check=True
+        [sys.executable, "-c", STAGES], capture_output=True, env=environment(), timeout=300, check=True
     )
     assert b"\r" not in done.stderr
     assert b"\x1b" not in done.stderr

@@ -226,7 +226,7 @@ def in_a_process(sandbox: Sandbox, folder: Path, *overrides: str) -> list[str]:
     )
     arguments = [*sandbox.evaluate_overrides(), f"hydra.run.dir={folder}", *overrides]
     done = subprocess.run(
-        [sys.executable, "-c", look, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", look, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()
@@ -247,7 +247,7 @@ def test_two_processes_match_one(first_run: FirstRun, fresh_sandbox: Sandbox, tm
     two = ["trainer.devices=2", "trainer.strategy=ddp"]
     arguments = [*fresh_sandbox.evaluate_overrides(), f"hydra.run.dir={tmp_path / 'two'}", *two]
     done = subprocess.run(
-        [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nlgclip ") == 1, "one table, not one a process"
@@ -276,7 +276,7 @@ def test_two_processes_complete_one_shard(sandbox: Sandbox, tmp_path: Path) -> N
         "trainer.strategy=ddp",
     ]
     done = subprocess.run(
-        [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8"))

@@ -94,7 +94,7 @@ class ToySweep:
         """Runs a sweep on slots into `OUT` and returns its output."""
         command = ("-m", "hydra/launcher=slots", "hydra.sweep.dir=OUT", *arguments)
         with self.start(*command, gpus=gpus, **environment) as process:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
         assert process.returncode == status, output
         return output
 
