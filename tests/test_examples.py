@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from lgclip.classifier.export import export_classifier
-from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.model import ClassInfo, ImageClassifier
 from lgclip.datasets.embedded import Shapes
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import SquareCrops
-from lgclip.methods.calibration import Choice, Temperature
+from lgclip.methods.calibration import Choice, FittedChoice, Temperature
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Mean
 from lgclip.methods.selection import First
@@ -186,14 +186,16 @@ def test_onnx_only_example(images: Path, features: Features, tmp_path: Path) -> 
     labels = torch.arange(CLASSES).repeat_interleave(IMAGES_PER_CLASS)
     support = SupportSet(torch.from_numpy(features.synthetic).float().flatten(0, 1), labels, CLASSES)
     names = tuple(sorted(path.name for path in (images / "synthetic").iterdir()))
+    choice = Choice(Mean(), First(), 0.0)
     classifier = ImageClassifier(
-        names,
+        tuple(map(ClassInfo, names)),
         OpenClip("tiny:encoder", precision="fp32"),
         SquareCrops(),
-        Choice(Mean(), First(), 0.0),
-        support,
-        None,
-        Temperature(0.05, "default"),
+        choice,
+        calibration=None,
+        support=support,
+        text=None,
+        fitted=FittedChoice(choice, None, Temperature(0.05, "default")),
     )
     export_classifier(classifier, tmp_path / "shapes.onnx", format="onnx")
     files = sorted((images / "real").rglob("*.png"))

@@ -84,8 +84,8 @@ def export_classifier(
 ) -> ExportSummary:
     """Writes a classifier to a file that computes the same scores, and runs the file to check it.
 
-    The file takes pixels of 0 to 255 that are cropped and resized to the tower's input; its metadata says how. It has no
-    text tower. Its precision is fp32, also where the classifier's encoder runs in another on a GPU.
+    The file takes pixels of 0 to 255 that are cropped and resized to the tower's input; its metadata says how. It has
+    no text tower. Its precision is fp32, also where the classifier's encoder runs in another on a GPU.
 
     Args:
         classifier: The classifier.

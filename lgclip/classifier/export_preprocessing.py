@@ -124,10 +124,11 @@ class PillowResize(nn.Module):
             raise ValueError(f"resize: the crop {self._crop} is larger than the resized image {self._size}")
 
     def forward(self, pixels: Float[Tensor, "b 3 _ _"]) -> Float[Tensor, "b 3 _ _"]:
-        height = pixels.shape[-2]
-        width = pixels.shape[-1]
+        # While tracing, sizes are symbols, which behave as numbers.
+        height: Any = pixels.shape[-2]
+        width: Any = pixels.shape[-1]
         if isinstance(self._size, int):
-            shorter = torch.sym_min(height, width)
+            shorter: Any = torch.sym_min(height, width)
             new_height = self._size * height // shorter
             new_width = self._size * width // shorter
         else:
@@ -149,7 +150,7 @@ class PillowResize(nn.Module):
         start = margin // 2 + margin % 4 // 3
         scale = length / resized
         # The filter is widened where an image gets smaller, which is the antialiasing; it is never narrowed.
-        stretch = torch.sym_max(scale, 1.0)
+        stretch: Any = torch.sym_max(scale, 1.0)
         centers = (torch.arange(crop, dtype=torch.float32) + (start + 0.5)) * scale
         places = torch.arange(length, dtype=torch.float32) + 0.5
         weights = self._filter((places[None] - centers[:, None]) / stretch)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from run_factories import write_failed, write_run
 
 from lgclip.reporting.comparison.command import CompareOptions, compare
-from lgclip.runtime.csv_cells import escaped_cell, original_cell
 from lgclip.reporting.run_folder import Run
 from lgclip.reporting.sweep_summary import summarize
 from lgclip.reporting.text_tables import to_text
+from lgclip.runtime.csv_cells import escaped_cell, original_cell
 
 pytest_plugins = ("run_fixtures",)
 

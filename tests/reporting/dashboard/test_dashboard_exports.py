@@ -11,8 +11,8 @@ from dashboard_pages import Open, build_malicious_page, done, page_of, run_of, s
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from lgclip.runtime.csv_cells import escaped_cell, original_cell
 from lgclip.reporting.dashboard import schema
+from lgclip.runtime.csv_cells import escaped_cell, original_cell
 
 pytest_plugins = ("browser_fixtures",)
 
