@@ -8,8 +8,13 @@ _SHOWN = 200  # classes with their prompts; a card of thousands helps no one
 _ID_KEYS = ("model", "pretrained", "revision", "checkpoint")
 
 
-def card_text(classifier: ImageClassifier) -> str:
-    """Returns the card as Markdown, with the metadata that the Hub reads at its head."""
+def card_text(classifier: ImageClassifier, *, packed: bool = False) -> str:
+    """Returns the card as Markdown, with the metadata that the Hub reads at its head.
+
+    Args:
+        classifier: The classifier.
+        packed: Whether the weights of its vision tower are saved with it.
+    """
     lines = [
         "---",
         "library_name: lgclip",
@@ -31,6 +36,7 @@ def card_text(classifier: ImageClassifier) -> str:
         "",
         *[f"- {name}: {value}" for name, value in classifier.origin.items()],
         *_models(classifier),
+        *(["- the weights of the vision tower are in `model/encoder`"] if packed else []),
         "",
         "Encoder and generators have licenses of their own, which apply to this classifier too. Their training data is "
         "not known to lgclip: what they have not seen, they do not show.",

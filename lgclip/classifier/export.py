@@ -19,15 +19,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lgclip.classifier.export_formats import FORMATS, INPUT, OUTPUTS, Format, Onnx, Runner
-from lgclip.classifier.export_graph import (
-    build_graph,
-    exact_encoder,
-    fused_scales,
-)
+from lgclip.classifier.export_graph import build_graph, fused_scales
 from lgclip.classifier.export_preprocessing import PillowResize, Preprocessing, describe_preprocessing
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.backbone import Plan
-from lgclip.encoder.base import Encoder
+from lgclip.encoder.base import Encoder, exact_encoder
 from lgclip.encoder.scales import FULL_IMAGE
 from lgclip.encoder.weight_checks import sample_pixels
 from lgclip.store.atomic import WriteError

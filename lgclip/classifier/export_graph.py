@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from lgclip.classifier.export_preprocessing import PillowResize, Preprocessing
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.backbone import Plan
-from lgclip.encoder.base import Encoder
+from lgclip.encoder.base import exact_encoder
 from lgclip.encoder.scales import Scales, WithFullImage
 from lgclip.methods.calibration import Choice
 from lgclip.methods.prototypes import SupportSet
@@ -101,14 +100,6 @@ def fused_scales(scales: Scales) -> Scales:
     while isinstance(scales, WithFullImage):
         scales = scales.others
     return scales
-
-
-def exact_encoder(encoder: Encoder) -> Encoder:
-    """Returns an encoder in fp32, the precision of every exported file, whatever device is there."""
-    # An encoder of another package may have no choice of precision.
-    if not is_dataclass(encoder) or "precision" not in {field.name for field in fields(encoder)}:
-        return encoder
-    return replace(encoder, precision="fp32")
 
 
 def build_graph(

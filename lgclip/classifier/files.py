@@ -3,7 +3,7 @@
 classifier.json         classes, encoder, views, rule, temperature, settings, versions; written last
 classifier.safetensors  features of the synthetic images, text prototypes, and for a linear rule the prototypes
 prototypes.png          the first synthetic images of the first classes
-model/                  files of a trained model: a student, or visual prompts
+model/                  files of a model: a student, visual prompts, or the encoder if it was packed
 README.md               what it was built from
 """
 
@@ -14,6 +14,7 @@ import tempfile
 import weakref
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ from lgclip.classifier.places import RECORD, ZIP, check_place
 from lgclip.classifier.sheet import read_strips, write_sheet
 from lgclip.datasets.archive_members import Member, reported, zip_members
 from lgclip.encoder.base import Encoder
+from lgclip.encoder.packed import ABOUT, WEIGHTS, PackedEncoder, pack_encoder
 from lgclip.encoder.scales import Scales
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature
 from lgclip.methods.prototypes import SupportSet
@@ -48,6 +50,7 @@ CARD = "README.md"
 SCHEMA = 2
 _PACKAGES = ("lgclip", "torch", "open_clip_torch", "timm")
 MODEL = "model"
+ENCODER = f"{MODEL}/encoder"
 PACKED = "packed:"
 """Beginning of a setting that names a file or folder inside the classifier's own."""
 _MAX_DEPTH = 4
@@ -56,18 +59,20 @@ _MAX_BYTES = 4 * 2**30  # of a file in a zip file: features of a million images
 _BLOCK = 2**20
 
 
-def save_classifier(classifier: ImageClassifier, path: Path) -> Path:
+def save_classifier(classifier: ImageClassifier, path: Path, *, with_encoder: bool = False) -> Path:
     """Saves a classifier.
 
     Args:
         classifier: The classifier.
         path: New or existing folder of a classifier, or a file that ends with `.zip`.
+        with_encoder: Whether to save the weights of the vision tower too, for machines without network. A classifier
+            that was loaded with its weights keeps them.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If something else than a classifier is there.
+        ValueError: If something else than a classifier is there, or the encoder cannot be saved.
         WriteError: If the system refuses it.
     """
     if path.suffix.lower() != ZIP:
@@ -75,14 +80,14 @@ def save_classifier(classifier: ImageClassifier, path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         # First all of it, then into place, the record last: a full disk leaves the old classifier as it was.
         with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as folder:
-            _write(classifier, Path(folder))
-            for name in (*classifier.files, TENSORS, SHEET, CARD, RECORD):
+            files = _write(classifier, Path(folder), with_encoder)
+            for name in (*files, TENSORS, SHEET, CARD, RECORD):
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / name).replace(path / name)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, atomic_write(path) as temporary:
-        _write(classifier, Path(folder))
+        _write(classifier, Path(folder), with_encoder)
         # Stored and not compressed: features are random bits to a compressor. Fixed times make equal files equal.
         with zipfile.ZipFile(temporary, "w") as archive:
             for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -92,16 +97,22 @@ def save_classifier(classifier: ImageClassifier, path: Path) -> Path:
     return path
 
 
-def _write(classifier: ImageClassifier, folder: Path) -> None:
+def _write(classifier: ImageClassifier, folder: Path, with_encoder: bool) -> list[str]:
+    """Writes the files of a classifier, and returns the names of its model's."""
     tensors = _tensors(classifier)
     with atomic_write(folder / TENSORS) as temporary:
         save_file(tensors, temporary)
     for name, source in classifier.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
+    files = list(classifier.files)
+    # The model of a trained classifier is in its files already, and so are the weights that it was loaded with.
+    if with_encoder and not classifier.gives_logits and not isinstance(classifier.encoder, PackedEncoder):
+        pack_encoder(classifier.encoder, folder / ENCODER)
+        files += [f"{ENCODER}/{name}" for name in (ABOUT, WEIGHTS)]
     boxes = write_sheet(folder / SHEET, classifier.class_names, classifier.strips)
     with atomic_write(folder / CARD) as temporary:
-        temporary.write_text(card_text(classifier), encoding="utf-8")
+        temporary.write_text(card_text(classifier, packed=f"{ENCODER}/{WEIGHTS}" in files), encoding="utf-8")
     fitted = classifier.fitted
     record = {
         "schema": SCHEMA,
@@ -116,7 +127,7 @@ def _write(classifier: ImageClassifier, folder: Path) -> None:
             "temperature": fitted.temperature._asdict(),
         },
         "gives_logits": classifier.gives_logits,
-        "files": {name: digest_of(folder / name) for name in classifier.files},
+        "files": {name: digest_of(folder / name) for name in files},
         "threshold": None,
         "settings": dict(classifier.settings),
         "origin": dict(classifier.origin),
@@ -125,6 +136,7 @@ def _write(classifier: ImageClassifier, folder: Path) -> None:
         "versions": {name: version(name) for name in _PACKAGES},
     }
     write_json(folder / RECORD, with_checksum(record))
+    return files
 
 
 def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
@@ -164,25 +176,26 @@ def load_classifier(path: Path) -> ImageClassifier:
     Raises:
         ValueError: If there is none, it is damaged or of another version, or its encoder is another by now.
     """
-    folder = path
-    unpacked: tempfile.TemporaryDirectory[str] | None = None
-    if path.is_file():
-        unpacked = tempfile.TemporaryDirectory(prefix="lgclip-")
-        folder = Path(unpacked.name)
+    if not path.is_file():
+        return _load(path, path)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lgclip-")))
         _unpack_all(path, folder)
+        classifier = _load(path, folder)
+        if classifier.files:
+            # The model is read when it is first used, so its files stay as long as the classifier does.
+            weakref.finalize(classifier, stack.pop_all().close)
+    return classifier
+
+
+def _load(path: Path, folder: Path) -> ImageClassifier:
     record = _read_record(path, folder)
     try:
-        classifier = _restore(path, folder, record)
+        return _restore(path, folder, record)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: {RECORD} lacks or misstates {error}; save the classifier again by this version"
         ) from error
-    if unpacked is not None and classifier.files:
-        # The model is read when it is first used, so its files stay as long as the classifier does.
-        weakref.finalize(classifier, unpacked.cleanup)
-    elif unpacked is not None:
-        unpacked.cleanup()
-    return classifier
 
 
 def _unpack_all(path: Path, folder: Path) -> None:
@@ -254,10 +267,16 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
     if not record["gives_logits"]:
         _check_tensors(path, tensors, len(classes))
     files = _read_files(path, folder, record["files"])
-    encoder = _rebuilt(_with_places(record["settings"]["encoder"], folder), Encoder)
+    encoder_config = _with_places(record["settings"]["encoder"], folder)
+    if f"{ENCODER}/{ABOUT}" in files:
+        # Further classes are built by the original, which has a text tower as well.
+        encoder = PackedEncoder(str(folder / ENCODER), encoder_config.get("precision", "auto"))
+    else:
+        encoder = _rebuilt(encoder_config, Encoder)
     scales = _rebuilt(record["settings"]["scales"], Scales)
     _check_encoder(path, encoder, record["encoder"])
-    if key_inputs(scales) != record["scales"]:
+    # Compared as JSON, in which a tuple is a list.
+    if content_key(key_inputs(scales)) != content_key(record["scales"]):
         raise ValueError(f"{path}: its views are computed in another way by this version; build the classifier again")
     support = None
     if "features" in tensors:

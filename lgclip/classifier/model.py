@@ -336,19 +336,20 @@ class ImageClassifier:
 
     # ------------------------------------------------------------------------------------------------------- storage
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, with_encoder: bool = False) -> Path:
         """Saves the classifier: to a folder, or to a single file if the name ends with `.zip`.
 
         Args:
             path: The folder or file; a classifier that is there is replaced.
+            with_encoder: Whether to save the weights of the vision tower too, for machines without network.
 
         Raises:
             WriteError: If the system refuses it.
-            ValueError: If something else is there.
+            ValueError: If something else is there, or the encoder cannot be saved.
         """
         from lgclip.classifier.files import save_classifier
 
-        return save_classifier(self, Path(path).expanduser())
+        return save_classifier(self, Path(path).expanduser(), with_encoder=with_encoder)
 
     def export(
         self, path: str | Path, *, format: str | None = None, int8: bool = False, resize: bool = False

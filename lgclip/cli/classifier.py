@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgclip.classifier.places import EXPORT_SUFFIXES, check_place, export_format
 from lgclip.datasets.names import read_class_names
 
 if TYPE_CHECKING:
@@ -14,25 +15,24 @@ if TYPE_CHECKING:
 _PROMPTS_SHOWN = 3
 
 
-def build_command(names: Path, out: Path, overrides: Sequence[str]) -> Iterator[str]:
+def build_command(names: Path, out: Path, overrides: Sequence[str], *, with_encoder: bool) -> Iterator[str]:
     """Runs `lgclip build`.
 
     Args:
         names: File of class names, see `lgclip.datasets.names.ClassNames`.
         out: Folder to write, or file that ends with `.zip`.
         overrides: Overrides as of evaluate.py.
+        with_encoder: Whether to save the weights of the vision tower too.
 
     Raises:
         ValueError: If a name or a value is wrong, or something else than a classifier is at `out`.
     """
-    from lgclip.classifier.places import check_place
-
     check_place(out)  # before hours of generation
 
     from lgclip.api import build
 
     classifier = build(names, overrides=list(overrides))
-    classifier.save(out)
+    classifier.save(out, with_encoder=with_encoder)
     yield from _summary(classifier, out)
 
 
@@ -130,16 +130,24 @@ def _line(row: dict[str, object], top: int) -> str:
     return f"{row['path']}: " + ", ".join(f"{name} {score:.3f}" for name, score in ranked)
 
 
-def save_command(run: Path, out: Path) -> Iterator[str]:
+def save_command(run: Path, out: Path, *, with_encoder: bool) -> Iterator[str]:
     """Runs `lgclip save`.
 
+    Args:
+        run: Folder of a run.
+        out: Folder to write, or file that ends with `.zip`.
+        with_encoder: Whether to save the weights of the vision tower too.
+
     Raises:
-        ValueError: If the run's method trained a model, or something of the run does not exist any more.
+        ValueError: If the run has no classifier, something of it does not exist any more, or something else than a
+            classifier is at `out`.
     """
+    check_place(out)
+
     from lgclip.reporting.run_classifier import classifier_of
 
     classifier = classifier_of(run)
-    classifier.save(out)
+    classifier.save(out, with_encoder=with_encoder)
     yield from _summary(classifier, out)
 
 
@@ -149,6 +157,8 @@ def add_command(place: Path, names: Sequence[str], out: Path | None, overrides: 
     Raises:
         ValueError: If a name exists already, or a class cannot be built.
     """
+    check_place(out or place)
+
     from lgclip.api import load
 
     classifier = load(place, overrides=list(overrides))
@@ -168,6 +178,8 @@ def remove_command(place: Path, names: Sequence[str], out: Path | None) -> Itera
     Raises:
         ValueError: If a class does not exist, or fewer than two would remain.
     """
+    check_place(out or place)
+
     from lgclip.api import load
 
     classifier = load(place)
@@ -182,6 +194,8 @@ def rename_command(place: Path, old: str, new: str, out: Path | None) -> Iterato
     Raises:
         ValueError: If the class does not exist, or the new name belongs to another.
     """
+    check_place(out or place)
+
     from lgclip.api import load
 
     classifier = load(place)
@@ -247,8 +261,6 @@ def export_command(place: str, out: Path | None, chosen: str | None, *, int8: bo
     Raises:
         ValueError: If an option does not fit, a package is missing, or the file would give other scores.
     """
-    from lgclip.classifier.places import EXPORT_SUFFIXES, export_format
-
     if out is None:
         if chosen is None:
             raise ValueError("name the file by -o, or choose --format onnx, pt2, openvino or safetensors")

@@ -97,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_with_encoder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--with-encoder", action="store_true", help="save the weights of the vision tower too, for use without network"
+    )
+
+
 def _add_classifier_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands for classifiers: see docs/guides/classifier.md."""
     build = parts.add_parser("build", help="build a classifier from class names, without any image")
@@ -106,11 +112,13 @@ def _add_classifier_commands(parts: "argparse._SubParsersAction[argparse.Argumen
     build.add_argument(
         "-o", "--out", type=Path, metavar="CLASSIFIER", help="folder or .zip to write (default: NAMES.lgclip)"
     )
+    _add_with_encoder(build)
     build.add_argument("values", nargs="*", metavar="KEY=VALUE", help="overrides as of evaluate.py: encoder=vit_b16")
 
     save = parts.add_parser("save", help="save the classifier of a run: prototypes, rule and class names")
     save.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, with its result.json")
     save.add_argument("out", type=Path, metavar="CLASSIFIER", help="folder or .zip to write")
+    _add_with_encoder(save)
 
     classify = parts.add_parser("classify", help="classify images with a classifier, or with that of a run")
     classify.add_argument("classifier", metavar="CLASSIFIER", help="folder, .zip or hf://USER/NAME, or folder of a run")
@@ -269,9 +277,9 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
     match args.part:
         case "build":
             out = args.out or Path(f"{args.names.stem}.lgclip")
-            yield from classifier.build_command(args.names, out, args.values)
+            yield from classifier.build_command(args.names, out, args.values, with_encoder=args.with_encoder)
         case "save":
-            yield from classifier.save_command(args.run, args.out)
+            yield from classifier.save_command(args.run, args.out, with_encoder=args.with_encoder)
         case "classify":
             yield from classifier.classify_command(
                 classifier.ClassifyOptions(args.classifier, args.images, args.out, args.format, args.top, args.move_to)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -90,6 +91,14 @@ class Encoder(ABC):
                 is already a crop. Interpolation and normalization stay the tower's own.
         """
 
+    def preprocessing(self) -> dict[str, Any]:
+        """Returns the library of `transform` and its arguments, as plain values.
+
+        Raises:
+            ValueError: If its preprocessing is of no library.
+        """
+        raise ValueError("its preprocessing is of no library")
+
     @abstractmethod
     def load(self, device: torch.device) -> Towers:
         """Loads the towers to `device`."""
@@ -140,3 +149,11 @@ class Encoder(ABC):
     @abstractmethod
     def inputs(self) -> dict[str, object]:
         """Returns everything that a feature depends on besides its image."""
+
+
+def exact_encoder(encoder: Encoder) -> Encoder:
+    """Returns an encoder in fp32, whatever device is there."""
+    # An encoder of another package may have no choice of precision.
+    if not is_dataclass(encoder) or "precision" not in {field.name for field in fields(encoder)}:
+        return encoder
+    return replace(encoder, precision="fp32")

@@ -1,7 +1,7 @@
 """Encodes with models of open_clip: both towers, by name and tag, from a folder, or from the hub."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,13 +138,10 @@ class OpenClip(Encoder):
         return chosen | {"size": self._config("model_cfg")["vision_cfg"].get("image_size", 224)}
 
     def transform(self, *, squash: bool = False) -> Transform:
-        from open_clip.transform import PreprocessCfg, image_transform_v2
+        return open_clip_transform(self._preprocessing(), squash=squash)
 
-        chosen = self._preprocessing()
-        if squash:
-            chosen["resize_mode"] = "squash"
-        transform: Any = image_transform_v2(PreprocessCfg(**chosen), is_train=False)
-        return transform
+    def preprocessing(self) -> dict[str, Any]:
+        return {"library": OPEN_CLIP, "arguments": self._preprocessing()}
 
     def tower(self) -> Tower:
         from open_clip.transform import PreprocessCfg
@@ -290,6 +287,22 @@ class OpenClip(Encoder):
         # A folder brings its tokenizer, which its hash covers: the name in its config is not looked up.
         folder = source.path if isinstance(source, Folder) else hub_tokenizer(name, commit_of(name))
         return HFTokenizer(str(folder), **options, trust_remote_code=False)
+
+
+def open_clip_transform(arguments: Mapping[str, Any], *, squash: bool) -> Transform:
+    """Returns open_clip's evaluation transform.
+
+    Args:
+        arguments: Those of its `PreprocessCfg`.
+        squash: Whether to resize both sides directly to the input size.
+    """
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    chosen = dict(arguments)
+    if squash:
+        chosen["resize_mode"] = "squash"
+    transform: Any = image_transform_v2(PreprocessCfg(**chosen), is_train=False)
+    return transform
 
 
 class _OpenClipTowers:

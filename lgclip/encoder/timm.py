@@ -1,7 +1,7 @@
 """Encodes with vision towers of timm, most of them trained without any text."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -141,14 +141,10 @@ class Timm(Encoder):
         return resolve_data_config(size, pretrained_cfg=self._described()[1])
 
     def transform(self, *, squash: bool = False) -> Transform:
-        from timm.data.transforms_factory import create_transform
+        return timm_transform(self._preprocessing(), squash=squash)
 
-        chosen = self._preprocessing()
-        if squash:
-            # With a crop fraction below 1 timm resizes to a larger size and cuts out the center after all.
-            chosen |= {"crop_mode": "squash", "crop_pct": 1.0}
-        transform: Any = create_transform(**chosen, is_training=False)
-        return transform
+    def preprocessing(self) -> dict[str, Any]:
+        return {"library": TIMM, "arguments": self._preprocessing()}
 
     def tower(self) -> Tower:
         name, weights, options = self._described()
@@ -251,6 +247,23 @@ class Timm(Encoder):
             ) from error
         model.pretrained_cfg = model.default_cfg = {}  # they hold the weights a second time
         return model
+
+
+def timm_transform(arguments: Mapping[str, Any], *, squash: bool) -> Transform:
+    """Returns timm's evaluation transform.
+
+    Args:
+        arguments: Those of its `create_transform`.
+        squash: Whether to resize both sides directly to the input size.
+    """
+    from timm.data.transforms_factory import create_transform
+
+    chosen = dict(arguments)
+    if squash:
+        # With a crop fraction below 1 timm resizes to a larger size and cuts out the center after all.
+        chosen |= {"crop_mode": "squash", "crop_pct": 1.0}
+    transform: Any = create_transform(**chosen, is_training=False)
+    return transform
 
 
 def _classes(state: dict[str, Any], classifier: str | Sequence[str] | None) -> int:

@@ -1,0 +1,118 @@
+"""A student and tuned prompts are classifiers too: the same predictions as in their evaluation, saved with the model."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import FirstRun, Sandbox, evaluate_run, make_image_folder
+
+import lgclip
+from lgclip.classifier.files import RECORD
+from lgclip.classifier.model import ImageClassifier
+from lgclip.cli.main import main
+from lgclip.datasets.folder import Folder
+
+pytest_plugins = ("run_fixtures",)
+
+STUDENT = (
+    "method=student", "student.backbone=test_resnet", "student.image_size=32", "student.epochs=2",
+    "student.batch_size=4", "student.select_on=last", "student.validation=0",
+)  # fmt: skip
+PROMPTS = (
+    "method=prompt_tuning", "prompt_tuning.epochs=2", "prompt_tuning.warmup_epochs=1", "prompt_tuning.batch_size=8",
+    "prompt_tuning.rounds=2", "prompt_tuning.shots=2", "prompt_tuning.tokens=3", "prompt_tuning.lr=0.02",
+    "prompt_tuning=grip", "paradigm=ul",
+)  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal_to_run(classifier: ImageClassifier, run: Path, sandbox: Sandbox) -> None:
+    names = Folder(str(sandbox.synthetic_images)).class_names
+    predictions = list(classifier.classify(sandbox.synthetic_images))
+    rows = rows_of(run)
+    assert [prediction.label for prediction in predictions] == [names[int(row["prediction"])] for row in rows]
+    scores = [float(prediction.score or 0) for prediction in predictions]
+    np.testing.assert_allclose(scores, [float(row["confidence"]) for row in rows], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_student_is_saved_with_its_weights(suffix: str, sandbox: Sandbox, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    evaluate_run(sandbox, run, *STUDENT)
+    assert_equal_to_run(lgclip.load(run), run, sandbox)
+    place = lgclip.load(run).save(tmp_path / f"student{suffix}", with_encoder=True)
+
+    shutil.rmtree(sandbox.store)
+    shutil.rmtree(run / ".hydra")
+
+    loaded = lgclip.load(place)
+    assert_equal_to_run(loaded, run, sandbox)
+    assert loaded.is_trained
+    # It is saved again from its own files, not from those that it was trained to.
+    loaded.save(tmp_path / "again")
+    assert_equal_to_run(lgclip.load(tmp_path / "again"), run, sandbox)
+    with pytest.raises(ValueError, match="was trained for its classes; train again with another list"):
+        loaded.add("cross")
+    with pytest.raises(ValueError, match="was trained for its classes"):
+        loaded.remove(loaded.class_names[0])
+    loaded.rename(loaded.class_names[0], "another name")
+    assert "another name" in set(loaded.predict(sandbox.synthetic_images)) | set(loaded.class_names)
+
+
+@pytest.mark.slow
+def test_damaged_model_is_one_error(sandbox: Sandbox, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    evaluate_run(sandbox, run, *STUDENT)
+    place = lgclip.load(run).save(tmp_path / "student")
+    weights = place / "model" / "student" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model/student/model\.safetensors is missing or damaged"):
+        lgclip.load(place)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"model/student/model\.safetensors is missing or damaged"):
+        lgclip.load(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["text", "visual", "both"])
+def test_tuned_prompts_are_saved(modality: str, sandbox: Sandbox, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    training = make_image_folder(tmp_path / "training", each=6)
+    overrides = (*PROMPTS, f"prompt_tuning.modality={modality}", f"dataset.train_root={training}")
+    evaluate_run(sandbox, run, *overrides)
+    assert_equal_to_run(lgclip.load(run), run, sandbox)
+    place = lgclip.load(run).save(tmp_path / "prompts")
+
+    shutil.rmtree(sandbox.store)
+
+    loaded = lgclip.load(place)
+    assert_equal_to_run(loaded, run, sandbox)
+    assert (place / "model").exists() == (modality != "text")
+    if modality == "text":
+        loaded.save(tmp_path / "packed", with_encoder=True)
+        assert_equal_to_run(lgclip.load(tmp_path / "packed"), run, sandbox)
+    else:
+        with pytest.raises(ValueError, match="with_encoder: PromptedEncoder cannot be packed"):
+            loaded.save(tmp_path / "packed", with_encoder=True)
+        assert not (tmp_path / "packed" / RECORD).exists()
+
+
+def test_run_saves_its_classifier(
+    first_run: FirstRun, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    evaluate_run(sandbox, run, "save_classifier=true")
+    assert_equal_to_run(lgclip.load(run / "classifier"), run, sandbox)
+    capsys.readouterr()
+    assert main(["show", str(run / "classifier")]) == 0
+    assert "3 classes" in capsys.readouterr().out
+    assert not (first_run.folder / "classifier").exists()
