@@ -13,15 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
+from encoder_families import ENCODERS
 from factories import make_encoder
-from open_clip.model import CLIP
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
@@ -35,7 +33,6 @@ from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import RandomResizedCrops, Scales, SquareCrops, WithFullImage
-from lgclip.encoder.timm import Timm
 from lgclip.methods.calibration import Choice, FittedChoice, Temperature
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Affinity, Mean, Nearest, Scorer, ScoringRule, Signature, WeightedKNN
@@ -202,45 +199,6 @@ def classifier(folder: Path) -> ImageClassifier:
 def exported(classifier: ImageClassifier, folder: Path, format: str, **options: bool) -> tuple[Path, ExportSummary]:
     path = folder / f"exported{SUFFIXES[format]}"
     return path, export_classifier(classifier, path, format=format, **options)
-
-
-def open_clip_resnet(folder: Path) -> Encoder:
-    """Creates an open_clip model whose vision tower is a small ResNet with attention pooling."""
-    make_encoder(folder)
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    model = CLIP(**config["model_cfg"])
-    # New weights give all images one feature: the last norm of each block is 0, and no statistics are known.
-    for part in model.visual.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.ones_(part.weight)
-            part.momentum = None
-    with torch.no_grad():
-        model.visual.train()(torch.randn(16, 3, 64, 64))
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    return OpenClip(str(folder))
-
-
-def timm_model(architecture: str, folder: Path, **options: Any) -> Encoder:
-    """Creates a model of timm with random weights and a classifier."""
-    create: Any = timm.create_model
-    model = create(architecture, num_classes=5, **options)
-    # Batch norms that do something: their statistics start at 0 and 1.
-    with torch.no_grad():
-        model.train()(torch.randn(16, 3, 64, 64))
-    save_for_hf(model.eval(), str(folder), safe_serialization=True, model_args=options)
-    return Timm(str(folder), image_size=64)
-
-
-VIT = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
-ENCODERS: dict[str, Callable[[Path], Encoder]] = {
-    "tiny": lambda folder: OpenClip("tiny:encoder"),
-    "open_clip_resnet": open_clip_resnet,
-    "timm_vit": lambda folder: timm_model("vit_tiny_patch16_224", folder, **VIT),
-    "convnext": lambda folder: timm_model("test_convnext", folder),
-    "efficientnet": lambda folder: timm_model("test_efficientnet", folder),
-}
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2", "safetensors"])

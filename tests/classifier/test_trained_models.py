@@ -1,4 +1,4 @@
-"""A student and tuned prompts are classifiers too: the same predictions as in their evaluation, saved with the model."""
+"""A student and tuned prompts are classifiers too: the predictions of their evaluation, saved with the model."""
 
 import csv
 import shutil
