@@ -283,7 +283,9 @@ def stop_held_interpreter(code: str, number: signal.Signals, limit: float) -> No
 @BOTH
 @pytest.mark.parametrize("work", HELD.values(), ids=HELD.keys())
 def test_held_interpreter_is_stopped(work: str, number: signal.Signals) -> None:
-    code = MAIN.format(before="", work=work).replace("def main", "stopping.STUCK = 0.5\n\ndef main")
+    # A shell starts background jobs with SIGINT ignored, and the tests may be such a job.
+    heeded = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = MAIN.format(before="", work=work).replace("def main", f"stopping.STUCK = 0.5\n{heeded}\n\ndef main")
     stop_held_interpreter(code, number, 3.0)
 
 
