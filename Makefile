@@ -34,6 +34,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(if $(C
 	touch $@
 
 demo: .venv/installed
+	$(BIN)/lgclip build examples/names.txt -o outputs/demo.lgclip
+	$(BIN)/lgclip classify outputs/demo.lgclip examples/images
 	$(BIN)/python evaluate.py
 
 # A worker per core, each with one thread: more threads would wait for each other. Each begins with one half of the

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pictures import NAMES, picture_folder, vit_s_32
 from side_by_side import Row, in_turns, keep, seconds
 from staging import stages_on
-from synthetic_images import NAMES, picture_folder, vit_s_32
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
@@ -117,8 +117,8 @@ class Theirs:
     """
 
     def __init__(self, model: Path, synthetic_images: Path) -> None:
-        from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
-        from clip_benchmark.models import load_clip
+        from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn  # pyright: ignore[reportMissingImports]
+        from clip_benchmark.models import load_clip  # pyright: ignore[reportMissingImports]
 
         self.model, transform, _ = load_clip("open_clip", f"local-dir:{model}", "", "", "cpu")
         self.model.eval()
@@ -131,7 +131,7 @@ class Theirs:
 
     def files(self) -> tuple[float, Tensor]:
         """Seconds of encoding the files, and their features."""
-        from clip_benchmark.metrics.zeroshot_classification import run_classification
+        from clip_benchmark.metrics.zeroshot_classification import run_classification  # pyright: ignore[reportMissingImports]
 
         width = self.model.visual.output_dim
         start = time.perf_counter()

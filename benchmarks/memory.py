@@ -21,7 +21,7 @@ SIZE = (32, 32)
 
 def main() -> None:
     """Measures and keeps."""
-    from synthetic_images import MANY_NAMES, TEMPLATE, picture_folder, smallest
+    from pictures import MANY_NAMES, TEMPLATE, picture_folder, smallest
 
     workers = 0  # threads of the main process: nothing to start, nothing to pass on
     peaks: dict[int, tuple[int, int, int]] = {}

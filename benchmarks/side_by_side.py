@@ -29,7 +29,7 @@ class Row:
         aim: What the ratio must reach, such as `>= 1.8`; empty if it is only told.
         unit: Of what was measured: `s`, `MB`.
         measured: Ours, in the order of the rounds.
-        peer: The other's, in the same order.
+        baselines: The other's, in the same order.
         inverse: Whether the ratio is ours to theirs, for aims that start with `<=`; else theirs to ours.
         equal: What was compared for equality before.
         command: What makes this row.
@@ -41,7 +41,7 @@ class Row:
     aim: str
     unit: str
     measured: Sequence[float]
-    peer: Sequence[float]
+    baselines: Sequence[float]
     equal: str
     command: str
     inverse: bool = False
@@ -49,7 +49,7 @@ class Row:
     @property
     def ratios(self) -> list[float]:
         """The ratio of each round."""
-        pairs = list(zip(self.measured, self.peer, strict=True))
+        pairs = list(zip(self.measured, self.baselines, strict=True))
         return [ours / theirs if self.inverse else theirs / ours for ours, theirs in pairs]
 
     @property
@@ -136,7 +136,7 @@ def _place(number: str) -> tuple[str, int, str]:
 
 def _line(row: Row) -> str:
     verdict = {None: "", True: "reached", False: "**missed**"}[row.reached]
-    sides = [_spread(side, row.unit) for side in (row.measured, row.peer)]
+    sides = [_spread(side, row.unit) for side in (row.measured, row.baselines)]
     ratio = f"{row.ratio:.3g} ({min(row.ratios):.3g} - {max(row.ratios):.3g})"
     cells = (row.number, row.ours, row.against, sides[0], sides[1], ratio, row.aim, verdict)
     return f"| {' | '.join(map(str, cells))} |"

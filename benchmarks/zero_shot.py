@@ -15,7 +15,7 @@ EACH, ROUNDS = 24, 3
 
 def main() -> None:
     """Measures and keeps."""
-    from synthetic_images import TEMPLATE, picture_folder, vit_s_32
+    from pictures import TEMPLATE, picture_folder, vit_s_32
 
     workers = 0  # threads of the main process: nothing to start, nothing to pass on
     with tempfile.TemporaryDirectory() as name:

@@ -14,6 +14,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
 MINE = (
+    "classifier",
     "cold_start",
     "default_run",
     "drawing",
@@ -39,7 +40,7 @@ def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def row(side: Any) -> Any:
     def of(**changes: Any) -> Any:
         values = {"number": "B2", "ours": "a", "against": "b", "aim": ">= 2", "unit": "s", "measured": [1.0, 2.0, 4.0]}
-        return side.Row(**{**values, "peer": [3.0, 4.0, 8.0], "equal": "all", "command": "go", **changes})
+        return side.Row(**{**values, "baselines": [3.0, 4.0, 8.0], "equal": "all", "command": "go", **changes})
 
     return of
 
@@ -61,7 +62,7 @@ def test_aim_is_compared_with_the_ratio(row: Any, aim: str, inverse: bool, reach
 
 def test_unequal_rounds_are_an_error(row: Any) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        _ = row(peer=[1.0]).ratio
+        _ = row(baselines=[1.0]).ratio
 
 
 def test_rounds_alternate_after_a_warm_up(side: Any) -> None:

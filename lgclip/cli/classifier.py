@@ -166,10 +166,9 @@ def add_command(place: Path, names: Sequence[str], out: Path | None, overrides: 
     for name in names:
         # A file of names, with descriptions; anything else is a name.
         described |= read_class_names(Path(name)) if Path(name).is_file() else {name: ""}
-    before = len(classifier.classes)
     classifier.add(described)
     classifier.save(out or place)
-    yield f"{out or place}: {len(classifier.classes) - before} classes added, now {len(classifier.classes)}"
+    yield f"{out or place}: {', '.join(described)} added, now {len(classifier.classes)} classes"
 
 
 def remove_command(place: Path, names: Sequence[str], out: Path | None) -> Iterator[str]:

@@ -218,7 +218,7 @@ def test_commands_build_change_and_show(world: Sandbox, tmp_path: Path, capsys: 
     assert main(["build", str(names), "-o", str(out), "llm=template", *build_overrides(world)]) == 0
     assert f"{out}: 2 classes, 6 synthetic images" in capsys.readouterr().out
     assert main(["add", str(out), NAMES[2], "--override", f"paths.store={world.store}"]) == 0
-    assert "1 classes added, now 3" in capsys.readouterr().out
+    assert f"{NAMES[2]} added, now 3 classes" in capsys.readouterr().out
     assert main(["rename", str(out), NAMES[2], "star"]) == 0
     assert main(["remove", str(out), NAMES[1], "-o", str(tmp_path / "less.zip")]) == 0
     assert lgclip.load(out).class_names == (*NAMES[:2], "star")
