@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from lgclip.encoder.base import Transform
 
+_Length = int | torch.SymInt
+"""Number of pixels; a symbol while a graph is traced."""
+
 RESIZE = "resize"
 CENTER_CROP = "center_crop"
 _UNCHANGED = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")
@@ -137,7 +140,7 @@ class PillowResize(nn.Module):
         columns = self._weights(width, new_width, self._crop[1])
         return _gray_levels(rows @ _gray_levels(pixels @ columns.T))
 
-    def _weights(self, length: int, resized: int, crop: int) -> Float[Tensor, "crop length"]:
+    def _weights(self, length: _Length, resized: _Length, crop: int) -> Float[Tensor, "crop length"]:
         """Returns the weights of the pixels of a side for each pixel of its central part after resizing.
 
         Args:
