@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,8 +68,8 @@ def enlarged(images: Sequence[Image.Image]) -> list[Image.Image]:
 @torch.inference_mode()
 def scores_of(classifier: ImageClassifier, images: Sequence[Image.Image]) -> tuple[Pixels, Float[np.ndarray, "n c"]]:
     """The pixels that a file takes, and the scores by the classifier's encoder and scorer."""
-    transform = classifier.encoder.transform()
-    normalization = transform.transforms[-1]  # pyright: ignore[reportFunctionMemberAccess]
+    transform: Any = classifier.encoder.transform()
+    normalization = transform.transforms[-1]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
     views = SharedViews(classifier.encoder, classifier.scales)
     values = torch.cat([views(image, str(index)) for index, image in enumerate(images)])

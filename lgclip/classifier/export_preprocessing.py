@@ -151,7 +151,7 @@ class PillowResize(nn.Module):
         margin = resized - crop
         # torchvision rounds half of the margin to an even number: 1 to 0, 3 to 2, 5 to 2, 7 to 4.
         start = margin // 2 + margin % 4 // 3
-        scale = length / resized
+        scale: Any = length / resized
         # The filter is widened where an image gets smaller, which is the antialiasing; it is never narrowed.
         stretch: Any = torch.sym_max(scale, 1.0)
         centers = (torch.arange(crop, dtype=torch.float32) + (start + 0.5)) * scale

@@ -94,9 +94,11 @@ def test_card_is_one_that_the_hub_reads(hub: HubServer, classifier: ImageClassif
     push_classifier(classifier, ADDRESS)
 
     card = ModelCard(hub.repositories[REPO].files("main")[CARD].decode(), ignore_metadata_errors=False)
-    assert card.data.library_name == "lgclip"
-    assert card.data.pipeline_tag == "image-classification"
-    assert "zero-shot-image-classification" in card.data.tags
+    assert card.data.to_dict() == {
+        "library_name": "lgclip",
+        "pipeline_tag": "image-classification",
+        "tags": ["lgclip", "zero-shot-image-classification", "synthetic-images"],
+    }
     assert card.text.lstrip().startswith("# Image classifier of 3 classes")
     assert "![Synthetic images of the classes](prototypes.png)" in card.text
 
