@@ -19,6 +19,7 @@ MINE = (
     "default_run",
     "drawing",
     "evaluation",
+    "export",
     "multi_scale",
     "scaling",
     "sweep_grid",

@@ -98,6 +98,11 @@ def export_classifier(
     """
     writer = _writer(format, int8, resize)
     _check_path(path, writer)
+    if classifier.gives_logits:
+        raise ValueError(
+            f"{path}: a student computes its logits without prototypes and cannot be exported; the saved classifier "
+            "has its weights in model/student, for torch"
+        )
     writer.check()
     transform = exact_encoder(classifier.encoder).transform(squash=False)
     preprocessing = describe_preprocessing(transform)

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from lgclip.encoder.base import Transform
 
+_Length = int | torch.SymInt
+"""Number of pixels; a symbol while a graph is traced."""
+
 RESIZE = "resize"
 CENTER_CROP = "center_crop"
 _UNCHANGED = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")
@@ -137,7 +140,7 @@ class PillowResize(nn.Module):
         columns = self._weights(width, new_width, self._crop[1])
         return _gray_levels(rows @ _gray_levels(pixels @ columns.T))
 
-    def _weights(self, length: int, resized: int, crop: int) -> Float[Tensor, "crop length"]:
+    def _weights(self, length: _Length, resized: _Length, crop: int) -> Float[Tensor, "crop length"]:
         """Returns the weights of the pixels of a side for each pixel of its central part after resizing.
 
         Args:
@@ -148,7 +151,7 @@ class PillowResize(nn.Module):
         margin = resized - crop
         # torchvision rounds half of the margin to an even number: 1 to 0, 3 to 2, 5 to 2, 7 to 4.
         start = margin // 2 + margin % 4 // 3
-        scale = length / resized
+        scale: Any = length / resized
         # The filter is widened where an image gets smaller, which is the antialiasing; it is never narrowed.
         stretch: Any = torch.sym_max(scale, 1.0)
         centers = (torch.arange(crop, dtype=torch.float32) + (start + 0.5)) * scale

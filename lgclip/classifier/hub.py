@@ -1,13 +1,19 @@
 """Uploads classifiers to the model hub, and downloads them: `hf://USER/NAME`, or `hf://USER/NAME@REVISION`."""
 
 import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from lgclip.classifier.files import CARD, RECORD, SHEET, TENSORS, save_classifier
+from lgclip.classifier.files import CARD, MODEL, RECORD, SHEET, TENSORS, save_classifier
 from lgclip.classifier.model import ImageClassifier
 from lgclip.runtime.hub import commit_of, hub_errors
 
 PREFIX = "hf://"
+_KIND = "classifier"
+_PATTERNS = [RECORD, TENSORS, SHEET, CARD, f"{MODEL}/*"]
+"""The files of a classifier and nothing else: a repository may hold anything."""
 
 
 def split_address(address: str) -> tuple[str, str | None]:
@@ -36,22 +42,24 @@ def push_classifier(classifier: ImageClassifier, address: str, *, public: bool =
         The commit.
 
     Raises:
-        ValueError: If the address is none, or the encoder is a folder on this machine, which others do not have.
+        ValueError: If the address is none, the encoder is a folder on this machine, which others do not have, or the
+            hub's client is not installed.
         HubError: If the hub cannot be reached or refuses.
     """
     repo, revision = split_address(address)
     if revision:
         raise ValueError(f"{address}: a classifier is pushed to the main revision; leave out @{revision}")
-    local = _local_paths(classifier)
+    local = _local_paths(classifier.settings.get("encoder") or {})
     if local:
         raise ValueError(
             f"{address}: this classifier needs {', '.join(local)} on this machine, which others do not have; build it "
             "with an encoder of the hub or of the package"
         )
+    _check_client()
 
     from huggingface_hub import HfApi
 
-    with tempfile.TemporaryDirectory() as folder, hub_errors(repo):
+    with tempfile.TemporaryDirectory() as folder, hub_errors(repo, _KIND, upload=True):
         save_classifier(classifier, Path(folder) / "classifier")
         api = HfApi()
         api.create_repo(repo, private=not public, exist_ok=True)
@@ -65,26 +73,46 @@ def download_classifier(address: str) -> Path:
     """Downloads a classifier to the hub's cache; returns its folder.
 
     Raises:
-        ValueError: If the address is none.
+        ValueError: If the address is none, the repository has no classifier, or the hub's client is not installed.
         HubError: If the hub cannot be reached or refuses.
     """
     repo, revision = split_address(address)
+    _check_client()
 
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo):
-        # The files of a classifier and nothing else: a repository may hold anything.
-        return Path(
-            snapshot_download(repo, revision=commit_of(repo, revision), allow_patterns=[RECORD, TENSORS, SHEET, CARD])
+    with hub_errors(repo, _KIND):
+        # Fails where the hub answers that there is none, while its client would take an old copy from the cache.
+        commit_of(repo, revision, _KIND)
+        # Not by that commit: of a branch or tag the cache then keeps which commit it is, to be used without a network.
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
+    if not (folder / RECORD).is_file():
+        raise ValueError(
+            f"{address}: the repository holds no classifier, it has no {RECORD}; upload one by "
+            f"lgclip push CLASSIFIER {PREFIX}{repo}"
         )
+    return folder
 
 
-def _local_paths(classifier: ImageClassifier) -> list[str]:
-    """Returns the settings of the encoder that name a file or folder on this machine."""
-    config = classifier.settings.get("encoder") or {}
-    paths = []
+def _check_client() -> None:
+    """Checks that the hub's client is installed.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if find_spec("huggingface_hub") is None:
+        raise ValueError("package huggingface_hub is missing: pip install lgclip, or give a folder or .zip file")
+
+
+def _local_paths(config: Mapping[str, Any]) -> list[str]:
+    """Returns the settings of an encoder that name a file or folder on this machine."""
+    paths: list[str] = []
     for key in ("model", "checkpoint"):
         value = config.get(key)
         if value and not str(value).startswith("tiny:") and Path(str(value)).expanduser().exists():
             paths.append(f"encoder.{key}={value}")
+    # An encoder with a tuned prompt holds another one.
+    base = config.get("base")
+    if isinstance(base, Mapping):
+        paths += _local_paths(base)
     return paths

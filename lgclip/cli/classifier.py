@@ -264,12 +264,24 @@ def export_command(place: str, out: Path | None, chosen: str | None, *, int8: bo
         if chosen is None:
             raise ValueError("name the file by -o, or choose --format onnx, pt2, openvino or safetensors")
         suffix = next(suffix for suffix, name in EXPORT_SUFFIXES.items() if name == chosen)
-        out = Path(f"{Path(place).stem}{suffix}")
+        out = Path(f"{_short_name(place)}{suffix}")
     chosen = chosen or export_format(out)
 
     from lgclip.api import load
 
     yield str(load(place).export(out, format=chosen, int8=int8, resize=resize))
+
+
+def _short_name(place: str) -> str:
+    """Returns the name of a classifier without its folder or owner, its revision and its ending."""
+    from lgclip.classifier.hub import PREFIX, split_address
+
+    if place.startswith(PREFIX):
+        repo, _ = split_address(place)
+        return repo.rpartition("/")[2]
+    # Resolved, because of `.` and `..`; of other endings a name such as v1.2 would lose a part.
+    path = Path(place).expanduser().resolve()
+    return path.stem if path.suffix in (".lgclip", ".zip") else path.name
 
 
 def push_command(place: Path, address: str, *, public: bool) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 OFFLINE = {
     "model": "without a network the embedded models work: encoder=tiny, diffuser=tiny, llm=tiny",
     "dataset": "without a network give a local copy, dataset.root=DIR, or use dataset=shapes",
+    "classifier": "without a network use its saved folder or .zip file",
 }
 """Alternatives that work without the hub, by kind of repository."""
 
@@ -29,7 +30,7 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
     Args:
         repo: `owner/name`.
         revision: Branch, tag or commit; None is `main`.
-        kind: `model` or `dataset`.
+        kind: `model`, `dataset`, or `classifier`, whose repository is that of a model.
 
     Returns:
         40 hexadecimal digits. Without a network, those of the copy in the hub's cache.
@@ -46,7 +47,7 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            commit = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=20).sha
+            commit = HfApi().repo_info(repo, revision=revision, repo_type=_repo_type(kind), timeout=20).sha
         except Exception as error:  # the hub's client lets its HTTP library's own errors through
             # The cache stands in only where the hub could not be asked. If it answers that the repository is gone or
             # the revision does not exist, an old copy would hide that.
@@ -88,7 +89,12 @@ def _cache_folder(repo: str, kind: str) -> Path:
     from huggingface_hub import constants
 
     # As `huggingface_hub.file_download.repo_folder_name`, whose module takes half a second to import.
-    return Path(constants.HF_HUB_CACHE) / "--".join([f"{kind}s", *repo.split("/")])
+    return Path(constants.HF_HUB_CACHE) / "--".join([f"{_repo_type(kind)}s", *repo.split("/")])
+
+
+def _repo_type(kind: str) -> str:
+    """Returns what the hub calls a kind of repository."""
+    return "model" if kind == "classifier" else kind
 
 
 def snapshot(repo: str, revision: str | None = None) -> Path:
@@ -135,14 +141,15 @@ def size_of(repo: str, revision: str | None = None) -> int | None:
 
 
 @contextmanager
-def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
+def hub_errors(repo: str, kind: str = "model", *, upload: bool = False) -> Iterator[None]:
     """Turns errors of the hub's clients into one line that names the repository and the fix.
 
     Within the block no remote code of a model runs, and the user is not prompted to allow it.
 
     Args:
-        repo: Model or data set that the block loads.
-        kind: `model` or `dataset`.
+        repo: Model, data set or classifier that the block loads.
+        kind: `model`, `dataset` or `classifier`.
+        upload: Whether the block uploads it instead, which needs a token and knows no cache.
 
     Raises:
         HubError: In place of a refusal, a missing repository or a network failure. Other errors pass through.
@@ -155,27 +162,48 @@ def hub_errors(repo: str, kind: str = "model") -> Iterator[None]:
     except Exception as error:  # the hub's client lets its HTTP library's own errors through
         chain = list(_chain(error))
         statuses = {link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)}
-        page = f"https://huggingface.co/{repo}"
-        if kind == "dataset":
-            page = f"https://huggingface.co/datasets/{repo}"
-        # The order matters: GatedRepoError derives from RepositoryNotFoundError, and both are HTTP errors. The statuses
-        # are for what the client has no class for.
-        if any(isinstance(link, errors.GatedRepoError) for link in chain) or 403 in statuses:
-            reason = f"it is gated: accept the license at {page} and log in with `hf auth login` (or set HF_TOKEN)"
-        elif any(isinstance(link, errors.RevisionNotFoundError) for link in chain):
-            reason = f"no such revision; see {page}"
-        elif any(isinstance(link, errors.RepositoryNotFoundError) for link in chain) or 401 in statuses:
-            reason = f"not on the hub, or private: check the name, or log in with `hf auth login`; see {page}"
-        elif any(isinstance(link, errors.HFValidationError) for link in chain):
-            reason = "neither a folder here nor a name of the hub (owner/name)"
-        elif any(_is_network(link) for link in chain):
-            reason = f"the hub cannot be reached and there is no copy in its cache; {OFFLINE[kind]}"
-        elif statuses:
+        reason = _upload_reason(chain, statuses) if upload else _download_reason(repo, kind, chain, statuses)
+        if reason:
+            raise HubError(f"{kind} {repo!r}: {reason}") from (None if statuses else error)
+        if statuses:
             # What the server says of it is left out, and of the trace: it may repeat the key that it was sent.
             raise HubError(f"{kind} {repo!r}: the hub answers HTTP {min(statuses)}; try again later") from None
-        else:
-            raise
-        raise HubError(f"{kind} {repo!r}: {reason}") from (None if statuses else error)
+        raise
+
+
+def _download_reason(repo: str, kind: str, chain: Sequence[BaseException], statuses: Collection[int]) -> str:
+    """Returns why a download failed and how to fix it; empty if neither is known."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{repo}"
+    if kind == "dataset":
+        page = f"https://huggingface.co/datasets/{repo}"
+    # The order matters: GatedRepoError derives from RepositoryNotFoundError, and both are HTTP errors. The statuses
+    # are for what the client has no class for.
+    if any(isinstance(link, errors.GatedRepoError) for link in chain) or 403 in statuses:
+        return f"it is gated: accept the license at {page} and log in with `hf auth login` (or set HF_TOKEN)"
+    if any(isinstance(link, errors.RevisionNotFoundError) for link in chain):
+        return f"no such revision; see {page}"
+    if any(isinstance(link, errors.RepositoryNotFoundError) for link in chain) or 401 in statuses:
+        return f"not on the hub, or private: check the name, or log in with `hf auth login`; see {page}"
+    if any(isinstance(link, errors.HFValidationError) for link in chain):
+        return "neither a folder here nor a name of the hub (owner/name)"
+    if any(_is_network(link) for link in chain):
+        return f"the hub cannot be reached and there is no copy in its cache; {OFFLINE[kind]}"
+    return ""
+
+
+def _upload_reason(chain: Sequence[BaseException], statuses: Collection[int]) -> str:
+    """Returns why an upload failed and how to fix it; empty if neither is known."""
+    from huggingface_hub import errors
+
+    if 401 in statuses or 403 in statuses:
+        return "the hub refuses it: log in with `hf auth login` (or set HF_TOKEN), by a token that may write there"
+    if any(isinstance(link, errors.HFValidationError) for link in chain):
+        return "no name of the hub (owner/name)"
+    if not statuses and any(_is_network(link) for link in chain):
+        return "the hub cannot be reached, so that nothing was uploaded"
+    return ""
 
 
 def _ask_nobody() -> None:
