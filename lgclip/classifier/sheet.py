@@ -14,11 +14,11 @@ MAX_IMAGES = 10
 SMALL_TILE, LARGE_TILE = 64, 128
 """Side of a tile in pixels, for images that are no larger than the first, and for photographs."""
 GAP = 4
-_NAME_WIDTH = 170
+NAME_WIDTH = 170
 _HEAD = 28
-_PAPER = (255, 255, 255)
-_TEXT = (30, 30, 30)
-_FAINT = (120, 120, 120)
+PAPER = (255, 255, 255)
+TEXT = (30, 30, 30)
+FAINT = (120, 120, 120)
 
 
 def square_tile(image: Image.Image, tile: int) -> Image.Image:
@@ -45,7 +45,7 @@ def strip_of(images: Sequence[Image.Image]) -> Image.Image | None:
     if not shown:
         return None
     tile = SMALL_TILE if all(max(image.size) <= SMALL_TILE for image in shown) else LARGE_TILE
-    strip = Image.new("RGB", ((tile + GAP) * len(shown) - GAP, tile), _PAPER)
+    strip = Image.new("RGB", ((tile + GAP) * len(shown) - GAP, tile), PAPER)
     for column, image in enumerate(shown):
         strip.paste(square_tile(image, tile), (column * (tile + GAP), 0))
     return strip
@@ -71,18 +71,18 @@ def write_sheet(path: Path, names: Sequence[str], strips: Sequence[Image.Image |
     title = "generated from its name"
     width = max([math.ceil(small.getlength(title)), *(strip.width for _, strip in shown if strip)])
     heights = [strip.height if strip else SMALL_TILE // 2 for _, strip in shown]
-    sheet = Image.new("RGB", (_NAME_WIDTH + width + GAP, _HEAD + sum(heights) + GAP * len(shown)), _PAPER)
+    sheet = Image.new("RGB", (NAME_WIDTH + width + GAP, _HEAD + sum(heights) + GAP * len(shown)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, 8), "class", _FAINT, small)
-    pen.text((_NAME_WIDTH, 8), title, _FAINT, small)
+    pen.text((GAP, 8), "class", FAINT, small)
+    pen.text((NAME_WIDTH, 8), title, FAINT, small)
     boxes: list[list[int]] = []
     top = _HEAD
     for (name, strip), height in zip(shown, heights, strict=True):
-        pen.text((GAP, top + height // 2 - 9), fit_text(name, font, _NAME_WIDTH - 2 * GAP), _TEXT, font)
+        pen.text((GAP, top + height // 2 - 9), fit_text(name, font, NAME_WIDTH - 2 * GAP), TEXT, font)
         box: list[int] = []
         if strip is not None:
-            sheet.paste(strip, (_NAME_WIDTH, top))
-            box = [_NAME_WIDTH, top, _NAME_WIDTH + strip.width, top + height]
+            sheet.paste(strip, (NAME_WIDTH, top))
+            box = [NAME_WIDTH, top, NAME_WIDTH + strip.width, top + height]
         boxes.append(box)
         top += height + GAP
     with atomic_write(path) as temporary:

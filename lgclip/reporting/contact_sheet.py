@@ -7,36 +7,23 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from lgclip.classifier.sheet import (
+    FAINT,
+    GAP,
+    LARGE_TILE,
+    MAX_CLASSES,
+    MAX_IMAGES,
+    NAME_WIDTH,
+    PAPER,
+    SMALL_TILE,
+    TEXT,
+    fit_text,
+    square_tile,
+)
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.methods.base import Predictions
 from lgclip.store.atomic import atomic_write
-
-SMALL_TILE, LARGE_TILE = 64, 128
-"""Side of a tile in pixels, for images that are no larger than the first, and for photographs."""
-GAP = 4
-NAME_WIDTH = 170
-MAX_CLASSES = 40
-MAX_IMAGES = 10
-_PAPER = (255, 255, 255)
-_TEXT = (30, 30, 30)
-_FAINT = (120, 120, 120)
-
-
-def _square(image: Image.Image, tile: int) -> Image.Image:
-    side = min(image.size)
-    # A center crop, where the object is in most data sets, without distortion.
-    left = (image.width - side) // 2
-    top = (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).resize((tile, tile), Image.Resampling.BICUBIC)
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
 
 
 def contact_sheet(
@@ -69,18 +56,18 @@ def contact_sheet(
     small = ImageFont.load_default(11)
     title = "generated from its name" if columns else ""
     width = max(step * columns, math.ceil(small.getlength(title)))  # a single image is narrower than its title
-    sheet = Image.new("RGB", (NAME_WIDTH + step + width + 3 * GAP, head + rows * step + GAP), _PAPER)
+    sheet = Image.new("RGB", (NAME_WIDTH + step + width + 3 * GAP, head + rows * step + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, 8), "class", _FAINT, small)
-    pen.text((NAME_WIDTH, 8), "real", _FAINT, small)
-    pen.text((NAME_WIDTH + step + 2 * GAP, 8), title, _FAINT, small)
+    pen.text((GAP, 8), "class", FAINT, small)
+    pen.text((NAME_WIDTH, 8), "real", FAINT, small)
+    pen.text((NAME_WIDTH + step + 2 * GAP, 8), title, FAINT, small)
     for row in range(rows):
         top = head + row * step
-        pen.text((GAP, top + tile // 2 - 16), _fit(class_names[row], font, NAME_WIDTH - 2 * GAP), _TEXT, font)
-        pen.text((GAP, top + tile // 2 + 4), notes[row], _FAINT, small)
-        sheet.paste(_square(real[row], tile), (NAME_WIDTH, top))
+        pen.text((GAP, top + tile // 2 - 16), fit_text(class_names[row], font, NAME_WIDTH - 2 * GAP), TEXT, font)
+        pen.text((GAP, top + tile // 2 + 4), notes[row], FAINT, small)
+        sheet.paste(square_tile(real[row], tile), (NAME_WIDTH, top))
         for column, image in enumerate(synthetic[row][:columns]):
-            sheet.paste(_square(image, tile), (NAME_WIDTH + step * (column + 1) + 2 * GAP, top))
+            sheet.paste(square_tile(image, tile), (NAME_WIDTH + step * (column + 1) + 2 * GAP, top))
     with atomic_write(path) as temporary:
         # Level 1 is several times faster than the default and costs little on photographs.
         sheet.save(temporary, format="PNG", compress_level=1)
