@@ -30,7 +30,7 @@ def contact_sheet(
     path: Path,
     class_names: Sequence[str],
     synthetic: Sequence[Sequence[Image.Image]],
-    real: Sequence[Image.Image] | None,
+    real: Sequence[Image.Image],
     notes: Sequence[str],
     tile: int | None = None,
 ) -> None:
