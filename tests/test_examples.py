@@ -3,17 +3,21 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nbformat
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
+import lgclip
 from lgclip.classifier.export import export_classifier
 from lgclip.classifier.model import ClassInfo, ImageClassifier
 from lgclip.datasets.embedded import Shapes
@@ -224,3 +228,69 @@ def test_onnx_only_example(images: Path, features: Features, tmp_path: Path) -> 
     assert [row[1] for row in rows] == classifier.predict(files).tolist()
     assert [float(row[2]) for row in rows] == pytest.approx(classifier.predict_proba(files).max(axis=1), abs=1e-3)
     assert len({row[1] for row in rows}) > 1
+
+
+NOTEBOOK = ROOT / "examples" / "classifier.ipynb"
+
+
+def printed(notebook: Any) -> str:
+    """Returns what the cells of a notebook have printed."""
+    texts: list[str] = []
+    for cell in notebook.cells:
+        texts += [output.text for output in cell.get("outputs", []) if output.get("name") == "stdout"]
+    return "".join(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_notebook_runs(tmp_path: Path) -> None:
+    # In a process of its own, since the client leaves sockets open. The kernel listens at a socket of the file system:
+    # a port is open to the machine's other users.
+    code = (
+        "import sys, nbformat\n"
+        "from jupyter_client.manager import AsyncKernelManager\n"
+        "from nbclient import NotebookClient\n"
+        "notebook = nbformat.read(sys.argv[1], as_version=4)\n"
+        "kernel = AsyncKernelManager(kernel_name='python3', transport='ipc')\n"
+        "NotebookClient(notebook, km=kernel, timeout=600).execute()\n"
+        "nbformat.write(notebook, 'executed.ipynb')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(NOTEBOOK)], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    notebook: Any = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+
+    text = printed(notebook)
+    accuracy = re.search(r"top-1 ([\d.]+)% \(95% interval", text)
+    assert accuracy, text
+    assert float(accuracy[1]) >= 90
+    demo = tmp_path / "classifier_demo"
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"classifier_demo", "home"}
+    names = ["dotted blue flower", "plain orange star", "plain red circle", "striped green triangle"]
+    assert sorted(lgclip.load(demo / "shapes.zip").class_names) == names
+    assert len(lgclip.load(demo / "shapes.lgclip").class_names) == 3, "it was saved before the fourth was added"
+    session = onnxruntime.InferenceSession(demo / "shapes.onnx")
+    assert sorted(json.loads(session.get_modelmeta().custom_metadata_map["lgclip"])["classes"]) == names
+    stored: Any = nbformat.read(NOTEBOOK, as_version=4)
+    kinds = [[output.output_type for output in cell.get("outputs", [])] for cell in stored.cells]
+    shown = [
+        [output.output_type for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+        for cell in notebook.cells
+    ]
+    assert kinds == shown, "the stored outputs are those of these cells"
+
+
+def test_notebook_is_small_and_names_no_place() -> None:
+    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run from top to bottom"
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.get("name", "value") for output in outputs} == {"stdout", "value"}, "no progress and no error"
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    content = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(content) < 50_000
+    for place in ("/home/", "/root/", "/tmp/", "C:\\", str(Path.home())):
+        assert place not in content

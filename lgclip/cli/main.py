@@ -149,7 +149,7 @@ def _add_classifier_commands(parts: "argparse._SubParsersAction[argparse.Argumen
     show.add_argument("--sheet", type=Path, metavar="FILE.png", help="write the synthetic images of its classes")
 
     export = parts.add_parser("export", help="export a classifier to one file for other runtimes")
-    export.add_argument("classifier", metavar="CLASSIFIER")
+    export.add_argument("classifier", metavar="CLASSIFIER", help="folder, .zip or hf://USER/NAME, or folder of a run")
     export.add_argument("-o", "--out", type=Path, metavar="FILE", help="file to write (default: CLASSIFIER.onnx, ...)")
     export.add_argument(
         "--format", choices=("onnx", "pt2", "openvino", "safetensors"), help="format (default: by the file's name)"
