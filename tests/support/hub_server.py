@@ -71,7 +71,7 @@ class HubServer(ThreadingHTTPServer):
 def serve_hub() -> Iterator[HubServer]:
     """Serves a hub for a block."""
     with HubServer() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # seconds until it sees that it ends
         try:
             yield server
         finally:
@@ -95,14 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._dispatch(self._body())
 
     def _body(self) -> bytes:
-        if self.headers.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("content-length", 0)))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
+        return self.rfile.read(int(self.headers["content-length"]))
 
     def _dispatch(self, body: bytes) -> None:
         path = unquote(urlsplit(self.path).path)
