@@ -2,12 +2,15 @@
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lgclip.classifier.files import CARD, MODEL, RECORD, SHEET, TENSORS, save_classifier
 from lgclip.classifier.model import ImageClassifier
+from lgclip.encoder.packed import PackedEncoder
 from lgclip.runtime.hub import commit_of, hub_errors
 
 PREFIX = "hf://"
@@ -50,17 +53,19 @@ def push_classifier(classifier: ImageClassifier, address: str, *, public: bool =
     if revision:
         raise ValueError(f"{address}: a classifier is pushed to the main revision; leave out @{revision}")
     local = _local_paths(classifier.settings.get("encoder") or {})
-    if local:
+    if local and not isinstance(classifier.encoder, PackedEncoder):
         raise ValueError(
-            f"{address}: this classifier needs {', '.join(local)} on this machine, which others do not have; build it "
-            "with an encoder of the hub or of the package"
+            f"{address}: this classifier needs {', '.join(local)} on this machine, which others do not have; save "
+            "it by --with-encoder, or build it with an encoder of the hub or of the package"
         )
     _check_client()
 
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as folder, hub_errors(repo, _KIND, upload=True):
-        save_classifier(classifier, Path(folder) / "classifier")
+        # The encoder is none, but language model and diffuser may be folders, or read files, on this machine.
+        published = replace(classifier, settings=_without_folders(classifier.settings))
+        save_classifier(published, Path(folder) / "classifier")
         api = HfApi()
         api.create_repo(repo, private=not public, exist_ok=True)
         commit = api.upload_folder(
@@ -102,6 +107,21 @@ def _check_client() -> None:
     """
     if find_spec("huggingface_hub") is None:
         raise ValueError("package huggingface_hub is missing: pip install lgclip, or give a folder or .zip file")
+
+
+def _without_folders(config: Any) -> Any:
+    """Returns plain values in which paths on this machine are reduced to their last part."""
+    if isinstance(config, Mapping):
+        return {key: _without_folders(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [_without_folders(value) for value in config]
+    if isinstance(config, str) and "/" in config:
+        path = Path(config).expanduser()
+        # Too long for a path, as a sentence with a slash may be, is an error of the system.
+        with suppress(OSError):
+            if path.is_absolute() or path.exists():
+                return path.name
+    return config
 
 
 def _local_paths(config: Mapping[str, Any]) -> list[str]:

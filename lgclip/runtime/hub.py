@@ -1,11 +1,15 @@
 """Resolves revisions on the model hub to commits, and turns the hub's errors into one readable line."""
 
+import logging
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 OFFLINE = {
@@ -56,9 +60,28 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
             cached = _cache_folder(repo, kind) / "refs" / (revision or "main")
             if answered or not cached.is_file():
                 raise
-            commit = cached.read_text(encoding="utf-8").strip()
+            return cached.read_text(encoding="utf-8").strip()
         assert commit is not None
+        _remember(repo, revision, kind, commit)
         return commit
+
+
+def _remember(repo: str, revision: str | None, kind: str, commit: str) -> None:
+    """Records the commit of a branch or tag in the hub's cache, where it is looked up without a network.
+
+    The hub's client does so too, but only for files that it fetches by the branch; here they are fetched by the commit.
+    """
+    ref = _cache_folder(repo, kind) / "refs" / (revision or "main")
+    try:
+        if ref.is_file() and ref.read_text(encoding="utf-8").strip() == commit:
+            return
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        # Complete or not at all, whoever else writes it.
+        temporary = ref.with_name(f"{ref.name}.{os.getpid()}")
+        temporary.write_text(commit, encoding="utf-8")
+        temporary.replace(ref)
+    except OSError as error:  # a cache that cannot be written to may still be read
+        log.debug("%s: its commit is not recorded: %s", repo, error)
 
 
 def cached(repo: str, revision: str | None = None, kind: str = "model") -> bool:

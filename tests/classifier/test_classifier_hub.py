@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import NAMES, Sandbox
+from factories import NAMES, FirstRun, Sandbox
 from hub_server import READ_TOKEN, TOKEN, HubServer, serve_hub
 from huggingface_hub import ModelCard, constants
 
@@ -84,9 +84,34 @@ def test_pushed_files_are_those_of_the_folder(hub: HubServer, classifier: ImageC
     repository = hub.repositories[REPO]
     assert repository.refs == {"main": commit}
     assert repository.private
-    assert repository.files("main") == {
-        name: (built / name).read_bytes() for name in (RECORD, TENSORS, SHEET, CARD)
-    }  # fmt: skip
+    files = repository.files("main")
+    assert files.keys() == {RECORD, TENSORS, SHEET, CARD}
+    for name in (TENSORS, SHEET, CARD):
+        assert files[name] == (built / name).read_bytes()
+    pushed = json.loads(files[RECORD])
+    saved = json.loads((built / RECORD).read_text())
+    # The folder of the diffuser is of no use to others.
+    diffuser = Path(saved["settings"]["diffuser"]["model"])
+    assert pushed["settings"]["diffuser"]["model"] == diffuser.name
+    assert str(diffuser.parent) not in b"".join(files.values()).decode(errors="replace")
+    for record in (pushed, saved):
+        record.pop(CHECKSUM)
+        record["settings"].pop("diffuser")
+    assert pushed == saved
+
+
+def test_packed_encoder_of_this_machine_travels(hub: HubServer, first_run: FirstRun, tmp_path: Path) -> None:
+    place = lgclip.load(first_run.folder).save(tmp_path / "packed", with_encoder=True)
+    pictures = first_run.sandbox.synthetic_images
+    expected = lgclip.load(place).predict(pictures).tolist()
+    push_classifier(lgclip.load(place), ADDRESS)
+    hidden = first_run.sandbox.encoder.rename(tmp_path / "hidden")
+    try:
+        assert lgclip.load(ADDRESS).predict(pictures).tolist() == expected
+    finally:
+        hidden.rename(first_run.sandbox.encoder)
+    record = hub.repositories[REPO].files("main")[RECORD].decode()
+    assert str(first_run.sandbox.encoder.parent) not in record
 
 
 def test_card_is_one_that_the_hub_reads(hub: HubServer, classifier: ImageClassifier) -> None:

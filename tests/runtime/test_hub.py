@@ -19,7 +19,7 @@ def no_memory() -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Serves a hub that answers each request with `status`, `headers` and `body`."""
     answer: dict[str, Any] = {"status": 200, "headers": {}, "body": "{}", "asked": []}
 
@@ -41,6 +41,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", url)
         monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         yield answer
         server.shutdown()
 
@@ -53,6 +54,29 @@ def test_branch_is_resolved_by_the_hub(served: dict[str, Any]) -> None:
     served["body"] = f'{{"id": "owner/name", "sha": "{HUB_COMMIT}"}}'
     assert commit_of("owner/name", "v2") == commit_of("owner/name", "v2") == HUB_COMMIT
     assert served["asked"].count("/api/models/owner/name/revision/v2") == 1
+
+
+@pytest.mark.parametrize("revision", [None, "v2", "refs/pr/1"])
+def test_resolved_branch_is_known_without_a_network(
+    revision: str | None, served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served["body"] = f'{{"id": "owner/name", "sha": "{HUB_COMMIT}"}}'
+    assert commit_of("owner/name", revision) == HUB_COMMIT
+    commit_of.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert commit_of("owner/name", revision) == HUB_COMMIT
+    assert not cached("owner/name", revision), "its files are not there yet"
+    with pytest.raises(HubError, match="no copy in its cache"):
+        commit_of("owner/name", "v3")
+
+
+def test_cache_that_cannot_be_written_is_no_error(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the place of a folder")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    served["body"] = f'{{"id": "owner/name", "sha": "{HUB_COMMIT}"}}'
+    assert commit_of("owner/name", "v2") == HUB_COMMIT
 
 
 @pytest.mark.slow
