@@ -29,8 +29,9 @@ from lgclip.datasets.folder import Folder
 from lgclip.encoder.base import Towers
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import SquareCrops
+from lgclip.encoder.views import SharedViews
 from lgclip.stages.extract import real_stream
-from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.stages.features import FeatureExtractionStage
 from lgclip.stages.streams import CPU_ROWS, Stream, Streams
 
 COMMAND = "benchmarks/.venv/bin/python benchmarks/encode.py"

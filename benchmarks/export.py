@@ -26,7 +26,7 @@ from lgclip.classifier.export_formats import Pixels, Runner, onnx_runner, openvi
 from lgclip.classifier.model import ImageClassifier
 from lgclip.datasets.embedded import Shapes
 from lgclip.encoder.backbone import Plan
-from lgclip.stages.features import SharedViews
+from lgclip.encoder.views import SharedViews
 
 CLASSES = 10
 IMAGES_PER_CLASS = 20

@@ -22,7 +22,8 @@ from torch import Tensor
 from lgclip.datasets.image_decoding import read_image
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import SquareCrops
-from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.encoder.views import SharedViews
+from lgclip.stages.features import FeatureExtractionStage
 from lgclip.stages.streams import Stream, Streams
 from lgclip.store.features import FeatureStore
 

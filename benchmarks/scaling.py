@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from lgclip.datasets.embedded import Shapes
 from lgclip.diffuser.pipeline import Diffuser
-from lgclip.methods.prototypes import FeatureCollector
+from lgclip.methods.feature_collector import FeatureCollector
 from lgclip.runtime.devices import shard_indices
 from lgclip.stages.images import ImageGenerationStage
 from lgclip.stages.streams import ROWS_PER_BATCH, Stream, Streams

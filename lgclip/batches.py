@@ -12,6 +12,9 @@ from torch import Tensor
 
 from lgclip.types import Unread
 
+CPU_ROWS = 32
+"""Views, or sentences, of a forward pass on a CPU, where the size makes no difference in speed."""
+
 
 class ImageBatch(NamedTuple):
     """Holds views of some images, ready for an encoder.

@@ -14,18 +14,18 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from lgclip.batches import CPU_ROWS
 from lgclip.classifier.sources import ImageSource, expand_sources
 from lgclip.datasets.base import BadImageError, checked_names
 from lgclip.datasets.content_ids import content_id
 from lgclip.datasets.image_decoding import read_image, to_rgb
 from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.scales import Scales
+from lgclip.encoder.views import SharedViews
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature, fit_choice
 from lgclip.methods.logits import from_unit
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Scorer
-from lgclip.stages.features import SharedViews
-from lgclip.stages.streams import CPU_ROWS
 from lgclip.store.keys import content_key, digest_of
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from lgclip.batches import FeatureBatch
 from lgclip.encoder.scales import Scales, full_image_place
 from lgclip.methods.base import Classifier
 from lgclip.methods.calibration import Choice, LeaveOneOut, fit_choice
+from lgclip.methods.feature_collector import FeatureCollector
 from lgclip.methods.predictor import PrototypePredictor
-from lgclip.methods.prototypes import FeatureCollector, SupportSet
+from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import ScoringRule
 from lgclip.methods.selection import Selection
 from lgclip.types import Role

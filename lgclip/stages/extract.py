@@ -9,8 +9,9 @@ from lgclip.datasets.unreadable import OnBadImage, ReadableSubset, UnreadableIma
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales, SquareCrops
+from lgclip.encoder.views import SharedViews
 from lgclip.stages.context import RunContext
-from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.stages.features import FeatureExtractionStage
 from lgclip.stages.streams import TEXT_VIEW, Stream, Streams
 from lgclip.store.features import FeatureStore
 from lgclip.store.keys import content_key

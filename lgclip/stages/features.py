@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-from jaxtyping import Float
 from lightning import LightningModule
-from PIL import Image
 from torch import Tensor
 
 from lgclip.batches import ImageBatch
-from lgclip.encoder.base import Encoder, Towers, Transform
+from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.profiling import measure
-from lgclip.encoder.scales import Scales
 from lgclip.runtime.devices import device_name
 from lgclip.stages.streams import Stream, Streams
 from lgclip.store.cost_log import StoreUsage
@@ -21,27 +18,6 @@ from lgclip.store.features import BadFeatureError
 from lgclip.types import Role, Unread
 
 log = logging.getLogger(__name__)
-
-
-class SharedViews:
-    """Crops an image at every scale and preprocesses each crop; decodes each image only once.
-
-    Args:
-        encoder: Encoder whose preprocessing is used; loaded with the first image.
-        scales: Defines the crops.
-    """
-
-    def __init__(self, encoder: Encoder, scales: Scales) -> None:
-        self._encoder = encoder
-        self._scales = scales
-        self._transforms: dict[bool, Transform] = {}
-
-    def __call__(self, image: Image.Image, image_id: str) -> Float[Tensor, "s 3 h w"]:
-        if not self._transforms:
-            # Built when the first image comes: a stage that lacks nothing must not read the model for it.
-            self._transforms = {squash: self._encoder.transform(squash=squash) for squash in (False, True)}
-        views = self._scales.crop(image, image_id)
-        return torch.stack([self._transforms[view.squash](view.image) for view in views])
 
 
 class FeatureExtractionStage(LightningModule):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from lgclip.batches import FeatureBatch, ImageBatch
+from lgclip.batches import CPU_ROWS, FeatureBatch, ImageBatch
 from lgclip.datasets.base import BadImageError
 from lgclip.datasets.image_decoding import image_note
 from lgclip.datasets.unreadable import UnreadableImages
@@ -27,9 +27,6 @@ TEXT_VIEW = ("text",)
 
 DECODERS = 8
 """Maximum number of threads that decode images in the main process."""
-
-CPU_ROWS = 32
-"""Views, or sentences, of a forward pass on a CPU, where the size makes no difference in speed."""
 
 ROWS_PER_BATCH = 1024
 """Features evaluated at once: more are no faster, and take 10 MB per thousand with a thousand classes."""

@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +24,8 @@ from lgclip.cli.main import main
 from lgclip.datasets.folder import Folder
 
 pytest_plugins = ("run_fixtures",)
+
+ROOT = Path(__file__).parents[2]
 
 
 def build_overrides(sandbox: Sandbox) -> list[str]:
@@ -399,12 +403,21 @@ def test_evaluation_rejects_other_classes_and_reports_unreadable_images(
 
 
 def test_import_is_light() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys, lgclip; dir(lgclip); "
         "heavy = {'torch', 'hydra', 'omegaconf', 'PIL', 'numpy', 'lightning'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.multiprocess
+def test_loading_imports_no_training_library(built: Path) -> None:
+    """Starting is most of what a few images cost."""
+    code = (
+        "import sys; from lgclip.classifier.files import load_classifier; from pathlib import Path; "
+        f"load_classifier(Path({str(built)!r})); "
+        "heavy = {'lightning', 'torchmetrics', 'transformers', 'diffusers'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

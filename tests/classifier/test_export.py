@@ -33,11 +33,11 @@ from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import RandomResizedCrops, Scales, SquareCrops, WithFullImage
+from lgclip.encoder.views import SharedViews
 from lgclip.methods.calibration import Choice, FittedChoice, Temperature
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Affinity, Mean, Nearest, Scorer, ScoringRule, Signature, WeightedKNN
 from lgclip.methods.selection import ByText, First
-from lgclip.stages.features import SharedViews
 from lgclip.store.atomic import WriteError
 from lgclip.store.keys import key_name_of
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgclip.methods.prototypes import FeatureCollector, SupportSet
+from lgclip.methods.feature_collector import FeatureCollector
+from lgclip.methods.prototypes import SupportSet
 
 
 def unit_rows(seed: int, n: int, width: int) -> np.ndarray:

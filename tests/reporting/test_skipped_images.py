@@ -24,6 +24,7 @@ from lgclip.datasets.image_decoding import read_image
 from lgclip.datasets.unreadable import ReadableSubset, UnreadableImages
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import SquareCrops
+from lgclip.encoder.views import SharedViews
 from lgclip.reporting.comparison.results import ComparisonError, MethodResult
 from lgclip.reporting.comparison.significance import compare_with_run
 from lgclip.reporting.dashboard.collect import collect
@@ -31,7 +32,7 @@ from lgclip.reporting.export_features import export_features
 from lgclip.reporting.leakage_audit import audit
 from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_folder import Run, RunError
-from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.stages.features import FeatureExtractionStage
 from lgclip.stages.streams import Stream, Streams, _Seen, _stack
 from lgclip.store.cost_log import COST_LOG, lines_of
 from lgclip.store.features import FeatureStore

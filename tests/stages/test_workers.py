@@ -19,8 +19,9 @@ from lgclip.datasets.folder import Folder
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import Scales, SquareCrops
 from lgclip.encoder.timm import Timm
+from lgclip.encoder.views import SharedViews
 from lgclip.stages.extract import real_stream
-from lgclip.stages.features import FeatureExtractionStage, SharedViews
+from lgclip.stages.features import FeatureExtractionStage
 from lgclip.stages.runner import StageBar, Stages, quiet
 from lgclip.stages.streams import CPU_ROWS, Stream, Streams, _StreamImages
 from lgclip.store.features import FeatureStore

@@ -1,0 +1,30 @@
+"""Makes the pixels that a tower takes from an image, at every scale."""
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lgclip.encoder.base import Encoder, Transform
+from lgclip.encoder.scales import Scales
+
+
+class SharedViews:
+    """Crops an image at every scale and preprocesses each crop; decodes each image only once.
+
+    Args:
+        encoder: Encoder whose preprocessing is used; loaded with the first image.
+        scales: Defines the crops.
+    """
+
+    def __init__(self, encoder: Encoder, scales: Scales) -> None:
+        self._encoder = encoder
+        self._scales = scales
+        self._transforms: dict[bool, Transform] = {}
+
+    def __call__(self, image: Image.Image, image_id: str) -> Float[Tensor, "s 3 h w"]:
+        if not self._transforms:
+            # Built when the first image comes: a stage that lacks nothing must not read the model for it.
+            self._transforms = {squash: self._encoder.transform(squash=squash) for squash in (False, True)}
+        views = self._scales.crop(image, image_id)
+        return torch.stack([self._transforms[view.squash](view.image) for view in views])
