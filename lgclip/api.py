@@ -76,13 +76,18 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> "ImageClassifier
     """
     from lgclip.classifier.files import load_classifier
     from lgclip.classifier.hub import PREFIX, download_classifier
-    from lgclip.reporting.run_classifier import classifier_of
     from lgclip.reporting.run_folder import RESULT
 
     guard_environment()
     address = str(path)
     place = download_classifier(address) if address.startswith(PREFIX) else Path(path).expanduser()
-    classifier = classifier_of(place) if (place / RESULT).is_file() else load_classifier(place)
+    if (place / RESULT).is_file():
+        # Imported for a run alone: restoring one needs all of the pipeline.
+        from lgclip.reporting.run_classifier import classifier_of
+
+        classifier = classifier_of(place)
+    else:
+        classifier = load_classifier(place)
     classifier.builder = partial(_build_more_with, list(overrides))
     return classifier
 
