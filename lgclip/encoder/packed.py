@@ -169,6 +169,9 @@ class _PackedTower:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):
                 features = self._body(pixels.to(self._device))
+            # The vision towers of CoCa give the features of the patches as well.
+            if isinstance(features, tuple):
+                features = features[0]
             return F.normalize(features.float(), dim=-1)
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
