@@ -168,7 +168,10 @@ def own_forward_pass(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Ru
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features = F.normalize(body((torch.from_numpy(pixels) / 255 - mean) / std), dim=-1)
+        features = body((torch.from_numpy(pixels) / 255 - mean) / std)
+        if isinstance(features, tuple):  # of a CoCa, with those of the patches
+            features = features[0]
+        features = F.normalize(features, dim=-1)
         scores = features @ tensors["head.weight"].T
         return scores.numpy(), (scores / metadata["temperature"]).softmax(dim=1).numpy()
 

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from factories import make_encoder
+from open_clip.coca_model import CoCa
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from timm.models import save_for_hf
@@ -36,6 +37,25 @@ def open_clip_resnet(folder: Path) -> Encoder:
     return OpenClip(str(folder))
 
 
+def open_clip_coca(folder: Path) -> Encoder:
+    """Creates a CoCa, whose vision tower gives the features of the patches as well."""
+    make_encoder(folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    model_config = config["model_cfg"]
+    text = model_config["text_cfg"]
+    model_config["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    text |= {"embed_cls": True, "output_tokens": True}
+    model_config["multimodal_cfg"] = {
+        "context_length": text["context_length"], "vocab_size": text["vocab_size"], "width": text["width"],
+        "heads": 2, "layers": 1, "attn_pooler_heads": 2,
+    }  # fmt: skip
+    model = CoCa(**model_config)
+    model_config["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return OpenClip(str(folder))
+
+
 def timm_model(architecture: str, folder: Path, **options: Any) -> Encoder:
     """Creates a model of timm with random weights and a classifier."""
     create: Any = timm.create_model
@@ -51,6 +71,7 @@ VIT = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads
 ENCODERS: dict[str, Callable[[Path], Encoder]] = {
     "tiny": lambda folder: OpenClip("tiny:encoder"),
     "open_clip_resnet": open_clip_resnet,
+    "coca": open_clip_coca,
     "timm_vit": lambda folder: timm_model("vit_tiny_patch16_224", folder, **VIT),
     "convnext": lambda folder: timm_model("test_convnext", folder),
     "efficientnet": lambda folder: timm_model("test_efficientnet", folder),
