@@ -13,12 +13,13 @@ from torch.export import Dim, ExportedProgram
 from lgclip.classifier.export_preprocessing import PillowResize, Preprocessing
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.backbone import Plan
-from lgclip.encoder.base import exact_encoder
+from lgclip.encoder.base import Encoder, exact_encoder
 from lgclip.encoder.scales import Scales, WithFullImage
 from lgclip.methods.calibration import Choice
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Mean
 from lgclip.methods.selection import First
+from lgclip.training.student.encoder import StudentEncoder
 
 
 class ClassifierGraph(nn.Module):
@@ -26,7 +27,7 @@ class ClassifierGraph(nn.Module):
 
     Args:
         tower: Maps preprocessed pixels to features.
-        head: Maps unit features to a score for each class.
+        head: Maps unit features to a score for each class; None where the tower gives the scores.
         scales: Fuses the views of an image.
         preprocessing: Normalization of the channels, and with `resize` the steps before it.
         temperature: Divisor of the scores before the softmax.
@@ -39,7 +40,7 @@ class ClassifierGraph(nn.Module):
     def __init__(
         self,
         tower: nn.Module,
-        head: nn.Module,
+        head: nn.Module | None,
         scales: Scales,
         preprocessing: Preprocessing,
         temperature: float,
@@ -67,6 +68,10 @@ class ClassifierGraph(nn.Module):
         # The vision towers of CoCa give the features of the patches as well.
         if isinstance(features, tuple):
             features = features[0]
+        if self.head is None:
+            # As `logits.as_unit` centers them, so that the scores are those of the classifier.
+            scores = features.float() - features.float().mean(dim=1, keepdim=True)
+            return scores, (scores / self._temperature).softmax(dim=1)
         unit = F.normalize(features.float(), dim=-1).unflatten(0, (-1, views))
         scores = self.head(self._scales.fuse(unit))
         return scores, (scores / self._temperature).softmax(dim=1)
@@ -110,21 +115,32 @@ def build_graph(
     Raises:
         ValueError: If the encoder gives no tower, or something of the classifier cannot be traced.
     """
-    head = build_head(classifier)
-    try:
-        tower = exact_encoder(classifier.encoder).tower()
-    except ValueError as error:
-        # The encoder's own words are about training.
-        raise ValueError(f"the vision tower cannot be taken from its encoder for an export: {error}") from error
+    if classifier.gives_logits:
+        assert isinstance(classifier.encoder, StudentEncoder)
+        body: nn.Module = classifier.encoder.network()
+        plan = Plan(**classifier.encoder.about["network"])
+        head: nn.Module | None = None
+    else:
+        head = build_head(classifier)  # before the weights are read: a rule may be one that cannot be traced
+        body, plan = _vision_tower(classifier.encoder)
     graph = ClassifierGraph(
-        tower.body,
+        body,
         head,
         fused_scales(classifier.scales),
         preprocessing,
         classifier.temperature.value,
         resize=resize,
     )
-    return graph.eval().requires_grad_(False), tower.plan
+    return graph.eval().requires_grad_(False), plan
+
+
+def _vision_tower(encoder: Encoder) -> tuple[nn.Module, Plan]:
+    try:
+        tower = exact_encoder(encoder).tower()
+    except ValueError as error:
+        # The encoder's own words are about training.
+        raise ValueError(f"the vision tower cannot be taken from its encoder for an export: {error}") from error
+    return tower.body, tower.plan
 
 
 def build_head(classifier: ImageClassifier) -> nn.Module:

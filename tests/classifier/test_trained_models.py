@@ -1,16 +1,20 @@
 """A student and tuned prompts are classifiers too: the predictions of their evaluation, saved with the model."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from factories import FirstRun, Sandbox, evaluate_run, make_image_folder
 
 import lgclip
 from lgclip.classifier.files import RECORD
 from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.places import EXPORT_SUFFIXES
 from lgclip.cli.main import main
 from lgclip.datasets.folder import Folder
 
@@ -64,6 +68,30 @@ def test_student_is_saved_with_its_weights(suffix: str, sandbox: Sandbox, tmp_pa
         loaded.remove(loaded.class_names[0])
     loaded.rename(loaded.class_names[0], "another name")
     assert "another name" in set(loaded.predict(sandbox.synthetic_images)) | set(loaded.class_names)
+
+
+@pytest.mark.slow
+def test_student_is_exported(sandbox: Sandbox, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    evaluate_run(sandbox, run, *STUDENT, "student.center_crop=0.8")
+    classifier = lgclip.load(run)
+    for suffix in EXPORT_SUFFIXES:
+        summary = classifier.export(tmp_path / f"student{suffix}")
+        assert summary.agreement == 1
+    data = Folder(str(sandbox.synthetic_images))
+    transform = classifier.encoder.transform()
+    about = json.loads(
+        onnxruntime.InferenceSession(tmp_path / "student.onnx").get_modelmeta().custom_metadata_map["lgclip"]
+    )
+    assert [step["step"] for step in about["views"][0]["steps"]] == ["resize", "center_crop"]
+    assert about["views"][0]["steps"][0] == {"step": "resize", "size": 40, "interpolation": "bilinear"}
+    mean, std = (torch.tensor(about[name]).view(3, 1, 1) for name in ("mean", "std"))
+    values = torch.stack([transform(data.image(index)) for index in range(len(data))])
+    pixels = ((values * std + mean) * 255).round().to(torch.uint8).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    (probs,) = session.run(["probs"], {"pixels": pixels})
+    np.testing.assert_allclose(probs, classifier.predict_proba(sandbox.synthetic_images), atol=1e-4)
+    assert about["classes"] == list(classifier.class_names)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lgclip.encoder.backbone import Network, Plan
@@ -136,6 +137,9 @@ class _Look:
         self._view = view
         self._mean = mean
         self._std = std
+        steps = list(getattr(view, "transforms", [view]))
+        self.transforms = [*steps, v2.Normalize(mean.flatten().tolist(), std.flatten().tolist())]
+        """The steps in order, as those of torchvision's `Compose`, to describe them; `__call__` does the same."""
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         return normalized(self._view(pil_to_tensor(image.convert("RGB"))), self._mean, self._std)
