@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -89,7 +90,7 @@ def test_student_is_exported(sandbox: Sandbox, tmp_path: Path) -> None:
     values = torch.stack([transform(data.image(index)) for index in range(len(data))])
     pixels = ((values * std + mean) * 255).round().to(torch.uint8).numpy()
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
-    (probs,) = session.run(["probs"], {"pixels": pixels})
+    probs: Any = session.run(["probs"], {"pixels": pixels})[0]
     np.testing.assert_allclose(probs, classifier.predict_proba(sandbox.synthetic_images), atol=1e-4)
     assert about["classes"] == list(classifier.class_names)
 
