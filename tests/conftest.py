@@ -1,7 +1,9 @@
 """Configures every test: checks annotated shapes and types, blocks the network, seeds randomness."""
 
+import gc
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Isolates store and working folder, and seeds the random numbers."""
+    threshold = gc.get_threshold()
     monkeypatch.setenv("LGCLIP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    yield
+    # A command that ran in this process collects less: garbage of one test would show in another.
+    gc.set_threshold(*threshold)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import NAMES, Sandbox, computed_counts, evaluate_run, read_csv, run_command
+from factories import NAMES, Sandbox, computed_counts, evaluate_run, read_arrays, read_csv, run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_folders import evaluate_folder, make_release_folder, write_patch
@@ -175,7 +175,7 @@ def test_folder_run_needs_no_llm(fresh_sandbox: Sandbox, tmp_path: Path) -> None
     assert [entry["faults"] for entry in result["missing_images"]] == [["black"]]
     assert not (fresh_sandbox.store / "prompts").exists()
     export_features(tmp_path / "run", tmp_path / "features.npz")
-    assert np.load(tmp_path / "features.npz")["synthetic"].shape[:2] == (11, 1)
+    assert read_arrays(tmp_path / "features.npz")["synthetic"].shape[:2] == (11, 1)
     again = evaluate_folder(fresh_sandbox, root, tmp_path / "again", "prompts_per_class=2", "images_per_prompt=2")
     assert computed_counts(again) == {"images": 0, "features": 0}
     assert again["metrics"] == result["metrics"]

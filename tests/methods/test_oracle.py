@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import IMAGES_PER_CLASS, NAMES, FirstRun, Sandbox, evaluate_run, read_csv
+from factories import IMAGES_PER_CLASS, NAMES, FirstRun, Sandbox, evaluate_run, read_arrays, read_csv
 
 from lgclip.cli.main import main
 
@@ -32,7 +32,7 @@ def test_accuracy_matches_numpy(
 ) -> None:
     result = evaluate_run(sandbox, tmp_path / "run", *overrides)
     assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
-    exported = np.load(tmp_path / "out.npz", allow_pickle=False)
+    exported = read_arrays(tmp_path / "out.npz")
 
     def fuse(views: np.ndarray) -> np.ndarray:
         total = (views.astype(np.float64) * np.array(weights)[:, None]).sum(axis=-2)
@@ -53,7 +53,7 @@ def test_accuracy_matches_numpy(
 
 def test_export_has_the_documented_shapes(first_run: FirstRun, tmp_path: Path) -> None:
     assert main(["store", "features", str(first_run.folder), str(tmp_path / "new" / "out.npz")]) == 0
-    exported = np.load(tmp_path / "new" / "out.npz", allow_pickle=False)
+    exported = read_arrays(tmp_path / "new" / "out.npz")
     n = len(NAMES) * IMAGES_PER_CLASS
     c = len(NAMES)
     assert {name: exported[name].shape for name in exported} == {
@@ -71,7 +71,7 @@ def test_export_has_the_documented_shapes(first_run: FirstRun, tmp_path: Path) -
 def test_export_without_images_has_real_features(sandbox: Sandbox, tmp_path: Path) -> None:
     evaluate_run(sandbox, tmp_path / "run", "method=clip_text")
     assert main(["store", "features", str(tmp_path / "run"), str(tmp_path / "out.npz")]) == 0
-    exported = np.load(tmp_path / "out.npz")
+    exported = read_arrays(tmp_path / "out.npz")
     assert {"real", "real_labels", "text"} <= set(exported)
     assert not {"synthetic", "kept"} & set(exported)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from corrupted_images import CORRUPTIONS, FULL_IMAGE, encode_image, make_corrupted_folder
-from factories import Sandbox, evaluate_run, read_csv, read_store
+from factories import Sandbox, evaluate_run, read_arrays, read_csv, read_store
 from image_folders import evaluate_folder, make_release_folder
 from PIL import Image
 from run_factories import write_run
@@ -85,7 +85,7 @@ def test_reports_know_skipped_images(
     assert isinstance(opened.dataset, ReadableSubset)
     assert list(opened.dataset.places) == kept_prompts
     export_features(run.folder, tmp_path / "features.npz")
-    arrays = np.load(tmp_path / "features.npz")
+    arrays = read_arrays(tmp_path / "features.npz")
     assert arrays["real"].shape[0] == GOOD
     np.testing.assert_array_equal(arrays["real_labels"], run.predictions.label)
     duplicates = audit(run)["duplicates"]

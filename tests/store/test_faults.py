@@ -17,6 +17,7 @@ from factories import (
     computed_counts,
     evaluate_run,
     make_diffuser,
+    read_arrays,
     read_csv,
     read_store,
     read_tree,
@@ -279,7 +280,7 @@ def test_run_skips_and_reports_faulty_images(
     assert len(read_csv(tmp_path / "run" / "predictions.csv")) == result["n"]
 
     export_features(tmp_path / "run", tmp_path / "features.npz")
-    arrays = np.load(tmp_path / "features.npz")
+    arrays = read_arrays(tmp_path / "features.npz")
     assert arrays["synthetic"].shape[:2] == (available_count, 1)
     lost = np.bincount([entry["class"] for entry in gone], minlength=3)
     np.testing.assert_array_equal(np.bincount(arrays["synthetic_labels"], minlength=3), 3 - lost)
@@ -298,7 +299,7 @@ def test_prototypes_use_available_images(fresh_sandbox: Sandbox, guarded: Path, 
     """Compares with the mean of each class's exported features."""
     evaluate_run(replace(fresh_sandbox, diffuser=guarded), tmp_path / "run", "diffuser.retries=0", "method=lgclip")
     export_features(tmp_path / "run", tmp_path / "features.npz")
-    arrays = np.load(tmp_path / "features.npz")
+    arrays = read_arrays(tmp_path / "features.npz")
     synthetic = arrays["synthetic"][:, 0]
     labels = arrays["synthetic_labels"]
     means = np.stack([synthetic[labels == c].mean(axis=0) for c in range(3)])

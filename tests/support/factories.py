@@ -179,6 +179,12 @@ def computed_counts(result: dict[str, Any]) -> dict[str, int]:
     return {stage["stage"]: stage["computed"] for stage in result["stages"] if stage["stage"] != "evaluation"}
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz file, and closes it."""
+    with np.load(path, allow_pickle=False) as content:
+        return dict(content)
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Returns the rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
