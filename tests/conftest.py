@@ -1,9 +1,7 @@
 """Configures every test: checks annotated shapes and types, blocks the network, seeds randomness."""
 
-import gc
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,11 @@ def checked(function: Any) -> Any:
 
 jaxtyping.install_import_hook(["lgclip"], f"{__name__}.checked")
 
+from lgclip.runtime import garbage_collection  # noqa: E402 - after the hook, which checks what is imported from here on
+
+# A command sets up the garbage collection of its process. In this one it would let garbage of one test show in another.
+garbage_collection.collect_less = lambda: None
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks every test that opens a browser."""
@@ -42,12 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Isolates store and working folder, and seeds the random numbers."""
-    threshold = gc.get_threshold()
     monkeypatch.setenv("LGCLIP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    yield
-    # A command that ran in this process collects less: garbage of one test would show in another.
-    gc.set_threshold(*threshold)

@@ -17,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from lgclip.cli.help import HELP, usage
+from lgclip.runtime import garbage_collection
 from lgclip.runtime.api_keys import refuse_redirection
 from lgclip.runtime.config_errors import describe_config_error
-from lgclip.runtime.garbage_collection import collect_less
 from lgclip.runtime.secrets import KeyInConfigError, guard_environment, refuse_on_command_line
 from lgclip.runtime.signals import Stopped, say, stoppable
 from lgclip.runtime.terminal import sanitized
@@ -49,7 +49,7 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
         if len(sys.argv) == 2 and sys.argv[1] in HELP:
             script = sys.modules[run.__module__]
             return print(usage(Path(str(script.__file__)), str(script.__doc__)))
-        collect_less()
+        garbage_collection.collect_less()
         try:
             refuse_on_command_line(sys.argv[1:])  # Hydra's own errors would repeat the key
             # A script that Python was given as text has no file.

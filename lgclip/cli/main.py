@@ -367,10 +367,10 @@ def main(argv: list[str] | None = None) -> int:
         Exit status.
     """
     args = _parse(argv)
-    from lgclip.runtime.garbage_collection import collect_less
+    from lgclip.runtime import garbage_collection
     from lgclip.runtime.terminal import sanitized
 
-    collect_less()
+    garbage_collection.collect_less()
 
     # Each line is printed when it comes: a check of a large store takes minutes.
     try:

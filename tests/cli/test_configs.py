@@ -38,6 +38,7 @@ RUNTIME = {
 """What an entry script hands to a constructor besides the config."""
 ASKED = {
     "dataset=folder": ["dataset.root=DIR"],
+    "dataset=names": ["dataset.names=FILE"],
     "ood=imagenet": ["dataset=imagenet"],  # whose choice of classes the shifted sets take over
     "dataset=hub": ["dataset.repo=OWNER/NAME"],
     "diffuser=folder": ["diffuser.root=DIR"],

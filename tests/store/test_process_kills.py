@@ -71,6 +71,7 @@ def test_repeatedly_killed_generation_completes(
     expected = {name: data for name, data in committed_files(sandbox.store).items() if not name.startswith("features")}
     done = 0
     begun = 0
+    counts: list[int] = []
     moments = KillPoints(store / "images", KILLS, seed=0)
     for _ in range(KILLS):
         ended = run_server.run("generate", command, moments.next(IMAGES - done))
@@ -81,7 +82,9 @@ def test_repeatedly_killed_generation_completes(
         begun = begun + sum(ended.work)
         assert sum(ended.work) - (now - done) <= DRAWN_AT_ONCE
         done = now
-    assert 0 < done < IMAGES
+        counts.append(done)
+    # The last kill may come when everything is written; it may not come later than that.
+    assert any(0 < count < IMAGES for count in counts)
     last = run_server.run("generate", command)
     assert last.code == 0, last.output
     assert sum(last.work) == IMAGES - done
@@ -102,6 +105,7 @@ def test_repeatedly_killed_encoding_completes(
     expected = read_feature_bytes(sandbox.store)
     done = 0
     begun = 0
+    counts: list[int] = []
     moments = KillPoints(store / "features", KILLS, seed=1)
     for _ in range(KILLS):
         ended = run_server.run("evaluate", command, moments.next((len(expected) - done) // ENCODED_AT_ONCE))
@@ -111,7 +115,9 @@ def test_repeatedly_killed_encoding_completes(
         begun += sum(ended.work)
         assert sum(ended.work) - (len(stored) - done) <= ENCODED_AT_ONCE
         done = len(stored)
-    assert 0 < done < len(expected)
+        counts.append(done)
+    # The last kill may come when everything is encoded, before the result is written.
+    assert any(0 < count < len(expected) for count in counts)
     assert not (tmp_path / "run" / "result.json").exists()
     last = run_server.run("evaluate", command)
     assert last.code == 0, last.output
