@@ -251,7 +251,7 @@ class Experiment:
         data = self._data
 
         from lgclip.classifier.build import classifier_from_features, needs_text
-        from lgclip.classifier.settings import settings_of
+        from lgclip.classifier.settings import origin_of, settings_of
         from lgclip.methods.zero_shot import ZeroShot
         from lgclip.stages.extract import encode_references
         from lgclip.stages.parts import RunParts
@@ -291,7 +291,7 @@ class Experiment:
             streams=streams,
             synthetic_images=synthetic_images,
             settings=settings_of(cfg, parts.encoder),
-            origin=_origin(cfg, synthetic_images),
+            origin=origin_of(cfg, synthetic_images),
         )
         classifier.scales = parts.scales
         return classifier
@@ -494,15 +494,6 @@ def _training_inputs(parts: RunParts, context: RunContext) -> TrainingInputs:
         synthetic_images=partial(_generate, context, parts),
         images_per_class=parts.counts.prompts_per_class,
     )
-
-
-def _origin(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict[str, object]:
-    """Returns what a classifier was built from, for its card."""
-    origin: dict[str, object] = {"method": cfg.method.name}
-    if synthetic_images is not None:
-        origin["synthetic images"] = len(synthetic_images.ids)
-        origin["seed"] = cfg.seed
-    return origin
 
 
 def _required(synthetic_images: SyntheticImages | None) -> SyntheticImages:

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 
 GROUPS = ("llm", "diffuser", "encoder", "scales", "prototype", "selection", "calibration", "method")
@@ -29,6 +30,20 @@ def settings_of(cfg: DictConfig, encoder: Encoder) -> dict[str, Any]:
     dataset = plain.get("dataset") or {}
     settings["dataset"] = {name: dataset[name] for name in ("context", "templates") if dataset.get(name)}
     return settings
+
+
+def origin_of(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict[str, object]:
+    """Returns what a classifier was built from, for its card.
+
+    Args:
+        cfg: The composed config.
+        synthetic_images: The images; None if the method uses none.
+    """
+    origin: dict[str, object] = {"method": cfg.method.name}
+    if synthetic_images is not None:
+        origin["synthetic images"] = len(synthetic_images.ids)
+        origin["seed"] = cfg.seed
+    return origin
 
 
 def config_from(settings: Mapping[str, Any], base: DictConfig) -> DictConfig:

@@ -13,7 +13,7 @@ from lgclip.prompts.base import Pen, PromptGenerator
 from lgclip.prompts.caption_file import CaptionLines, match_images, read_captions
 from lgclip.prompts.captioning_models import Beholder, CaptioningModel, Conversant, Sight, as_it_is, sight_of
 from lgclip.prompts.template import fill
-from lgclip.runtime.model_folders import check_component, check_model_folder
+from lgclip.runtime.model_folders import check_language_model
 from lgclip.store.keys import NOT_AN_INPUT, WEIGHTS, content_key, hub_repositories, key_inputs, local_folder
 from lgclip.types import TargetClass
 
@@ -151,11 +151,7 @@ class Captioner(CaptionGenerator):
         return hub_repositories(self.model, self.revision)
 
     def check_weights(self) -> None:
-        folder = local_folder(self.model)
-        if folder is None:
-            return
-        check_model_folder(folder, f"llm.model={self.model}")
-        check_component(folder, f"llm.model={self.model}")
+        check_language_model(local_folder(self.model), f"llm.model={self.model}")
 
     def known(self, images: Dataset) -> dict[str, str]:
         return {}

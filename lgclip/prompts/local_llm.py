@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from lgclip.prompts.base import Pen, PromptError, Task, Written
 from lgclip.prompts.chat import ChatHistory, ChatPromptGenerator, seed_of
 from lgclip.runtime.hub import HubError, commit_of, hub_errors
-from lgclip.runtime.model_folders import check_component, check_model_folder
+from lgclip.runtime.model_folders import check_language_model
 from lgclip.store.cost_log import Tokens
 from lgclip.store.keys import NOT_AN_INPUT, WEIGHTS, hub_repositories, local_folder
 
@@ -64,11 +64,7 @@ class LocalLLM(ChatPromptGenerator):
         return hub_repositories(self.model, self.revision)
 
     def check_weights(self) -> None:
-        folder = local_folder(self.model)
-        if folder is None:
-            return
-        check_model_folder(folder, f"llm.model={self.model}")
-        check_component(folder, f"llm.model={self.model}")
+        check_language_model(local_folder(self.model), f"llm.model={self.model}")
 
     def load(self, device: torch.device) -> Pen:
         tokenizer, model = self._load(device)

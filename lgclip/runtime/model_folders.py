@@ -32,6 +32,22 @@ def check_model_folder(folder: Path, key: str) -> None:
         _names_in(path, key)
 
 
+def check_language_model(folder: Path | None, key: str) -> None:
+    """Checks the files of a model of transformers, unless it is on the hub.
+
+    Args:
+        folder: Its folder; None for a model of the hub.
+        key: The config value that names it, for the message.
+
+    Raises:
+        ValueError: As in `check_model_folder` and `check_component`.
+    """
+    if folder is None:
+        return
+    check_model_folder(folder, key)
+    check_component(folder, key)
+
+
 def check_component(folder: Path, key: str) -> None:
     """Checks that a component of a pipeline has a config, and weights if it is a model.
 
