@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from lgclip.evaluation.confidence import confidence_of
 from lgclip.methods.base import PredictionCollector, Predictions
 from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Choice, Temperature, temperature_of
+from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
 from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_folder import Run
@@ -31,7 +32,7 @@ def figures(folder: Path) -> str:
         parts[name] = SupportSet(features, torch.tensor(stream.labels), run.result.num_classes)
     text = parts["text"].means(renormalize=True) if "text" in parts else None
     scores = choice.fit(parts["synthetic"], text)(parts["real"].features)
-    fitted = temperature_of(choice, parts["synthetic"], text)
+    fitted = temperature_of(choice, References(parts["synthetic"], text))
     before, after = (_told(scores, parts["real"].labels, temperature) for temperature in (DEFAULT_TEMPERATURE, fitted))
     shown = [f"{before[name]:.4f} -> {after[name]:.4f}" for name in ("ece", "nll", "brier", "aurc")]
     return " | ".join([folder.name, f"{fitted.value:.4f}, {fitted.fitted_on}", *shown])

@@ -1,7 +1,6 @@
 """Offers what a user's program needs: builds a classifier from class names, loads and evaluates one."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lgclip.datasets.names import ClassNames, ClassNameSource
+from lgclip.datasets.names import ClassNames, ClassNameSource, read_class_names
 from lgclip.datasets.splits import DatasetSplits
 from lgclip.experiment import Experiment
 from lgclip.runtime.config_errors import describe_config_error
+from lgclip.runtime.instantiate import build as instantiate
 from lgclip.runtime.scripts import script_place
 from lgclip.runtime.secrets import guard_environment
 
@@ -58,9 +58,12 @@ def build(
     ClassNames(names)
     cfg = _composed([f"llm={llm}", f"diffuser={diffuser}", f"encoder={encoder}", *overrides])
     data = ClassNames(names, context=cfg.dataset.context, templates=cfg.dataset.templates)
+    rejection = instantiate(cfg.rejection) if "_target_" in cfg.rejection else None
+    if rejection is not None and rejection.names is not None:
+        read_class_names(rejection.names)  # a wrong file is an error before anything is generated
     classifier = Experiment(cfg, DatasetSplits(lambda: data)).build_classifier()
-    runtime = {key: cfg[key] for key in _RUNTIME if key in cfg}
-    classifier.builder = partial(_build_more, runtime)
+    classifier.builder = _Builder(overrides, cfg)
+    classifier.reject_unknown(rejection)
     return classifier
 
 
@@ -88,7 +91,7 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> "ImageClassifier
         classifier = classifier_of(place)
     else:
         classifier = load_classifier(place)
-    classifier.builder = partial(_build_more_with, list(overrides))
+    classifier.builder = _Builder(overrides)
     return classifier
 
 
@@ -111,27 +114,39 @@ def evaluate(
     return evaluate_classifier(classifier, root, names=names, skip_unreadable=skip_unreadable)
 
 
-def _build_more_with(
-    overrides: Sequence[str], names: Mapping[str, str], settings: Mapping[str, Any]
-) -> "ImageClassifier":
-    cfg = _composed(overrides)
-    return _build_more({key: cfg[key] for key in _RUNTIME if key in cfg}, names, settings)
+class _Builder:
+    """Builds further classes with the settings of a classifier, in the store and on the devices of this machine.
 
+    Args:
+        overrides: Overrides of the values that belong to the machine, such as `paths.store=DIR`.
+        cfg: A composed config that has these values; None composes one.
+    """
 
-def _build_more(runtime: Mapping[str, Any], names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
-    """Builds a classifier of further classes, with the settings of another."""
-    from lgclip.classifier.settings import config_from
+    def __init__(self, overrides: Sequence[str], cfg: DictConfig | None = None) -> None:
+        self._overrides = list(overrides)
+        self._cfg = cfg
 
-    cfg = config_from(settings, _composed([]))
-    for key, value in runtime.items():
-        cfg[key] = value
-    # A single class is no classifier, but it joins others.
-    data = ClassNames(names, context=cfg.dataset.context, templates=cfg.dataset.templates, least=1)
-    return Experiment(cfg, DatasetSplits(lambda: data)).build_classifier()
+    def build(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
+        return self._experiment(names, settings).build_classifier()
+
+    def similar_names(self, names: Mapping[str, str], settings: Mapping[str, Any], count: int) -> list[str]:
+        return self._experiment(names, settings).similar_names(count)
+
+    def _experiment(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> Experiment:
+        from lgclip.classifier.settings import config_from
+
+        composed = self._cfg or _composed(self._overrides)
+        cfg = config_from(settings, _composed([]))
+        for key in _RUNTIME:
+            if key in composed:
+                cfg[key] = composed[key]
+        # A single class is no classifier, but it joins others.
+        data = ClassNames(names, context=cfg.dataset.context, templates=cfg.dataset.templates, least=1)
+        return Experiment(cfg, DatasetSplits(lambda: data))
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    """Composes the config of evaluate.py for class names.
+    """Composes the config of `lgclip build`.
 
     Raises:
         ValueError: If an override is unknown or not understood.
@@ -146,7 +161,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     fixed = ["dataset=names", "dataset.names=[]", "trainer.devices=1", "logger=none"]
     try:
         with initialize_config_dir(str(script_place("conf")), version_base="1.3"):
-            return compose("evaluate", [*fixed, *overrides])
+            return compose("build", [*fixed, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(describe_config_error(error)) from error
     finally:

@@ -296,6 +296,45 @@ class Experiment:
         classifier.scales = parts.scales
         return classifier
 
+    def similar_names(self, count: int) -> list[str]:
+        """Names things that look similar to the classes and are none of them, for images that a classifier rejects.
+
+        The chat model of `llm` is asked; without one, words of the class names are recombined.
+
+        Args:
+            count: Number of names per class.
+
+        Returns:
+            Distinct names; fewer than asked, or none, where the model names no more or the names have one word.
+        """
+        cfg = self._cfg
+        open_root(cfg.paths.store)
+        data = self._data
+
+        from lgclip.prompts.base import PromptError
+        from lgclip.prompts.similar_names import names_generator, recombined_names, usable_names
+        from lgclip.stages.parts import GenerationParts
+        from lgclip.stages.prompts import PromptGenerationStage
+        from lgclip.store.prompts import PromptStore
+
+        parts = GenerationParts.from_config(cfg, data)
+        if not parts.diffuser.needs_prompts:
+            return []
+        target_classes = parts.data.evaluated.target_classes
+        class_names = [target_class.name for target_class in target_classes]
+        generator = names_generator(parts.llm)
+        if generator is None:
+            return recombined_names(class_names, count)
+        context = self._context()
+        stage = PromptGenerationStage(generator, PromptStore(context.store), target_classes, count, parts.counts.seed)
+        context.stages.check_before(generator.check_weights)
+        try:
+            context.stages.complete("similar names", stage, len(target_classes))
+        except PromptError as error:
+            # A class with fewer names is no reason to stop: the other classes have some.
+            log.warning("fewer similar names than asked: %s", single_line(str(error)))
+        return usable_names(stage.texts(), class_names, count)
+
     # ------------------------------------------------------------------------------------------ how they are built
 
     def _context(self, *callbacks: Any) -> RunContext:

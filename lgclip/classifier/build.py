@@ -14,6 +14,7 @@ from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales, full_image_place
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, fit_choice
+from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
 from lgclip.stages.streams import Stream
 
@@ -71,10 +72,11 @@ def classifier_from_features(
         calibration=calibration,
         support=support,
         text=text if needs_text(configured) else None,
-        fitted=fitted or fit_choice(configured, calibration, support, text),
+        fitted=fitted or fit_choice(configured, calibration, References(support, text)),
         settings=settings,
         origin=origin,
         strips=_strips(synthetic_images, classes),
+        image_ids=tuple(synthetic_images.ids) if synthetic_images is not None and support is not None else (),
     )
 
 

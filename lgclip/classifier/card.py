@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lgclip.classifier.explain import expectations
 from lgclip.classifier.model import ImageClassifier
 
 _SHOWN = 200  # classes with their prompts; a card of thousands helps no one
@@ -41,14 +42,26 @@ def card_text(classifier: ImageClassifier, *, packed: bool = False) -> str:
         "Encoder and generators have licenses of their own, which apply to this classifier too. Their training data is "
         "not known to lgclip: what they have not seen, they do not show.",
         "",
-        "The probabilities were fitted on synthetic images. On photographs they may be too high: check them on some "
-        "images of your own before you rely on a threshold.",
+        "## What to expect",
+        "",
+        *[f"- {line}" for line in expectations(classifier)],
+        "",
+        "All of it was computed on synthetic images. Check some images of your own before you rely on it.",
+        "",
+        *_changes(classifier),
         "",
         "## Classes",
         "",
         *_classes(classifier),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _changes(classifier: ImageClassifier) -> list[str]:
+    """Returns what was changed since the classifier was built; nothing if it was not."""
+    if not classifier.edits:
+        return []
+    return ["## Changes", "", *[f"- {edit}" for edit in classifier.edits], ""]
 
 
 def _how(classifier: ImageClassifier) -> str:
@@ -63,7 +76,10 @@ def _how(classifier: ImageClassifier) -> str:
         uses = "sentences"
     elif weight > 0:
         uses = "synthetic images and sentences"
-    return f"Its prototypes are the features of {uses}, made from class names by lgclip. No labelled image was used."
+    used = "No labelled image was used."
+    if classifier.shots is not None:
+        used = f"{len(classifier.shots.ids)} real images were mixed in."
+    return f"Its prototypes are the features of {uses}, made from class names by lgclip. {used}"
 
 
 def _models(classifier: ImageClassifier) -> list[str]:

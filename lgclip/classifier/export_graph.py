@@ -150,7 +150,7 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
         ValueError: If the rule cannot be traced.
     """
     choice = classifier.choice
-    support = classifier.support
+    support = classifier.references.images
     text = classifier.text
     if choice.text_weight == 1 or type(choice.rule) is Mean:
         return _linear(choice, support, text)

@@ -1,7 +1,8 @@
 """Saves a classifier as a folder, or a zip file, of JSON and safetensors, and loads it again; no pickle, no code.
 
 classifier.json         classes, encoder, views, rule, temperature, settings, versions; written last
-classifier.safetensors  features of the synthetic images, text prototypes, and for a linear rule the prototypes
+classifier.safetensors  features of the synthetic images, of real ones and of things to reject, text prototypes, and
+                        for a linear rule the prototypes
 prototypes.png          the first synthetic images of the first classes
 model/                  files of a model: a student, visual prompts, or the encoder if it was packed
 README.md               what it was built from
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lgclip.classifier.card import card_text
-from lgclip.classifier.model import ClassInfo, ImageClassifier
+from lgclip.classifier.model import ClassInfo, ImageClassifier, Negatives
 from lgclip.classifier.places import RECORD, ZIP, check_place
 from lgclip.classifier.sheet import read_strips, write_sheet
 from lgclip.datasets.archive_members import Member, reported, zip_members
@@ -35,9 +36,12 @@ from lgclip.encoder.base import Encoder
 from lgclip.encoder.packed import ABOUT, WEIGHTS, PackedEncoder, pack_encoder
 from lgclip.encoder.scales import Scales
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature
+from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.rejection import SCORES, FittedRejection, Rejection, ScoreQuality
 from lgclip.methods.scoring import Mean, ScoringRule
 from lgclip.methods.selection import Selection
+from lgclip.methods.shots import Shots
 from lgclip.runtime.instantiate import build
 from lgclip.runtime.regular_files import read_text
 from lgclip.store.atomic import atomic_write, write_json
@@ -47,7 +51,7 @@ from lgclip.store.keys import content_key, digest_of, key_inputs, key_name_of
 TENSORS = "classifier.safetensors"
 SHEET = "prototypes.png"
 CARD = "README.md"
-SCHEMA = 2
+SCHEMA = 3
 _PACKAGES = ("lgclip", "torch", "open_clip_torch", "timm")
 MODEL = "model"
 ENCODER = f"{MODEL}/encoder"
@@ -114,6 +118,7 @@ def _write(classifier: ImageClassifier, folder: Path, with_encoder: bool) -> lis
     with atomic_write(folder / CARD) as temporary:
         temporary.write_text(card_text(classifier, packed=f"{ENCODER}/{WEIGHTS}" in files), encoding="utf-8")
     fitted = classifier.fitted
+    shots = classifier.shots
     record = {
         "schema": SCHEMA,
         "classes": [info._asdict() for info in classifier.classes],
@@ -128,7 +133,10 @@ def _write(classifier: ImageClassifier, folder: Path, with_encoder: bool) -> lis
         },
         "gives_logits": classifier.gives_logits,
         "files": {name: digest_of(folder / name) for name in files},
-        "threshold": None,
+        "images": {"ids": list(classifier.image_ids), "dropped": list(classifier.dropped)},
+        "shots": {"ids": list(shots.ids), "repeats": shots.repeats} if shots else None,
+        "rejection": _rejection_values(classifier),
+        "edits": list(classifier.edits),
         "settings": dict(classifier.settings),
         "origin": dict(classifier.origin),
         "tensors": checksum_of(tensors),
@@ -149,14 +157,41 @@ def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
             tensors["full_image"] = support.full_image.float().contiguous()
     if classifier.text is not None:
         tensors["text"] = classifier.text.float().contiguous()
+    if classifier.shots is not None:
+        tensors["shots"] = classifier.shots.features.float().contiguous()
+        tensors["shot_labels"] = classifier.shots.labels.contiguous()
+    if classifier.negatives is not None:
+        negatives = classifier.negatives.references
+        if negatives.support is not None:
+            tensors["negatives"] = negatives.support.features.float().contiguous()
+            tensors["negative_labels"] = negatives.support.labels.contiguous()
+        if negatives.text is not None:
+            tensors["negative_text"] = negatives.text.float().contiguous()
     if classifier.gives_logits:
         return tensors
     if isinstance(classifier.choice.rule, Mean) or classifier.choice.text_weight == 1:
         # The scores of unit vectors are the columns: a linear head for whoever has the encoder alone.
         width = (classifier.text if support is None else support.features).shape[1]  # pyright: ignore[reportOptionalMemberAccess]
-        scorer = classifier.choice.fit(support, classifier.text)
+        scorer = classifier.scorer()
         tensors["prototypes"] = scorer(torch.eye(width)).T.float().contiguous()
     return tensors
+
+
+def _rejection_values(classifier: ImageClassifier) -> dict[str, Any] | None:
+    """Returns the settings and the threshold; null where nothing is rejected."""
+    if classifier.rejection is None:
+        return None
+    rejector = classifier.rejector
+    return {
+        "configured": asdict(classifier.rejection),
+        "negatives": list(classifier.negatives.names) if classifier.negatives else [],
+        "fitted": None
+        if rejector is None
+        else {
+            **rejector._asdict(),
+            "qualities": {name: quality._asdict() for name, quality in rejector.qualities.items()},
+        },
+    }
 
 
 def _choice_values(choice: Choice) -> dict[str, Any]:
@@ -266,6 +301,7 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
         raise ValueError(f"{path}: a classifier needs at least two classes, this one has {len(classes)}")
     if not record["gives_logits"]:
         _check_tensors(path, tensors, len(classes))
+        _check_extra(path, record, tensors, len(classes))
     files = _read_files(path, folder, record["files"])
     encoder_config = _with_places(record["settings"]["encoder"], folder)
     if f"{ENCODER}/{ABOUT}" in files:
@@ -281,6 +317,11 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
     support = None
     if "features" in tensors:
         support = SupportSet(tensors["features"], tensors["labels"], len(classes), tensors.get("full_image"))
+    shots = None
+    if record["shots"] is not None:
+        values = record["shots"]
+        shots = Shots(tensors["shots"], tensors["shot_labels"], tuple(values["ids"]), int(values["repeats"]))
+    rejection, negatives, rejector = _restored_rejection(record["rejection"], tensors)
     values = record["fitted"]
     calibration = record["calibration"]
     fitted = FittedChoice(_choice(values), values["leave_one_out"], Temperature(**values["temperature"]))
@@ -298,7 +339,34 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
         gives_logits=record["gives_logits"],
         files=files,
         strips=_read_sheet(path, folder, record["sheet"], len(classes)),
+        image_ids=tuple(record["images"]["ids"]),
+        dropped=tuple(record["images"]["dropped"]),
+        shots=shots,
+        rejection=rejection,
+        negatives=negatives,
+        rejector=rejector,
+        edits=tuple(record["edits"]),
     )
+
+
+def _restored_rejection(
+    record: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
+) -> tuple[Rejection | None, Negatives | None, FittedRejection | None]:
+    """Returns the settings, the negatives and the threshold of a record."""
+    if record is None:
+        return None, None, None
+    negatives = None
+    names = tuple(record["negatives"])
+    if names:
+        support = SupportSet(tensors["negatives"], tensors["negative_labels"], len(names))
+        negatives = Negatives(names, References(support, tensors.get("negative_text")))
+    rejector = None
+    if record["fitted"] is not None:
+        qualities = {name: ScoreQuality(**values) for name, values in record["fitted"]["qualities"].items()}
+        rejector = FittedRejection(**{**record["fitted"], "qualities": qualities})
+        if rejector.score not in SCORES:
+            raise KeyError(f"rejection score {rejector.score}")
+    return Rejection(**record["configured"]), negatives, rejector
 
 
 def _read_tensors(path: Path, folder: Path, checksum: str) -> dict[str, Tensor]:
@@ -354,7 +422,15 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> N
     if not tensors.keys() & {"features", "text"}:
         raise ValueError(f"{path}: it holds neither features nor text prototypes")
     widths: dict[str, int] = {}
-    for name in tensors.keys() & {"features", "full_image", "text", "prototypes"}:
+    for name in tensors.keys() & {
+        "features",
+        "full_image",
+        "text",
+        "prototypes",
+        "shots",
+        "negatives",
+        "negative_text",
+    }:
         tensor = tensors[name]
         if tensor.ndim != 2 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: {name} are not finite vectors")
@@ -373,6 +449,26 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> N
             raise ValueError(f"{path}: its features are not of {classes} classes")
         if "full_image" in tensors and len(tensors["full_image"]) != count:
             raise ValueError(f"{path}: {len(tensors['full_image'])} full images for {count} features")
+
+
+def _check_extra(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int) -> None:
+    """Checks the tensors beside the classes' own: real images, and images of things that are no class."""
+    if "features" in tensors and len(record["images"]["ids"]) != len(tensors["features"]):
+        raise ValueError(f"{path}: {len(record['images']['ids'])} image ids for {len(tensors['features'])} features")
+    _check_labels(path, tensors, "shots", "shot_labels", classes)
+    names = record["rejection"]["negatives"] if record["rejection"] else []
+    _check_labels(path, tensors, "negatives", "negative_labels", len(names))
+
+
+def _check_labels(path: Path, tensors: Mapping[str, Tensor], name: str, labels_name: str, classes: int) -> None:
+    if name not in tensors:
+        return
+    labels = tensors.get(labels_name)
+    count = len(tensors[name])
+    if labels is None or labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(f"{path}: its {count} {name} have no label each")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"{path}: its {name} are not of {classes} classes")
 
 
 def _check_encoder(path: Path, encoder: Encoder, recorded: Mapping[str, Any]) -> None:

@@ -1,12 +1,11 @@
 """Classifies images by stored prototypes: the classifier that `build` makes or a run leaves behind."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,17 +22,19 @@ from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.scales import Scales
 from lgclip.encoder.views import SharedViews
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature, fit_choice
+from lgclip.methods.forecast import Forecast, forecast
+from lgclip.methods.left_out import References
 from lgclip.methods.logits import from_unit
 from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.rejection import SCORES, FittedRejection, Rejection, ScoreInputs, fit_rejection
 from lgclip.methods.scoring import Scorer
+from lgclip.methods.shots import Shots
 from lgclip.store.keys import content_key, digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lgclip.classifier.export import ExportSummary
-
-log = logging.getLogger(__name__)
 
 _DECODERS = 8
 """Threads that decode and resize images; both release the interpreter's lock."""
@@ -51,6 +52,8 @@ class ImagePrediction:
         margin: Difference of the two probabilities.
         top: The most probable classes with their probabilities, the first first.
         error: Why the image cannot be read; None for a prediction.
+        rejected: Whether the image shows none of the classes, so that the label is only the most similar one; None
+            where the classifier has no threshold.
     """
 
     path: str
@@ -60,6 +63,7 @@ class ImagePrediction:
     margin: float | None
     top: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    rejected: bool | None = None
 
 
 class ClassInfo(NamedTuple):
@@ -78,8 +82,28 @@ class ClassInfo(NamedTuple):
     prompted_as: str = ""
 
 
-Builder = Callable[[Mapping[str, str], Mapping[str, Any]], "ImageClassifier"]
-"""Builds a classifier of some classes, by name and description, with the settings of another."""
+class Negatives(NamedTuple):
+    """Holds images of things that are similar to the classes and are none.
+
+    Attributes:
+        names: What they show, by class index.
+        references: Their synthetic images, and their text prototypes where the classifier has some.
+    """
+
+    names: tuple[str, ...]
+    references: References
+
+
+class Builder(Protocol):
+    """Builds further classes with the settings of a classifier."""
+
+    def build(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
+        """Builds a classifier of some classes, by name and description."""
+        ...
+
+    def similar_names(self, names: Mapping[str, str], settings: Mapping[str, Any], count: int) -> list[str]:
+        """Returns names of things that look similar to some classes and are none of them, `count` per class at most."""
+        ...
 
 
 @dataclass
@@ -101,6 +125,13 @@ class ImageClassifier:
         files: Files of a trained model, by their path in the saved folder; none for prototypes.
         strips: Image of each class's first synthetic images in a row; None where there is none.
         builder: Builds further classes with these settings; None where nothing can be built.
+        image_ids: Content key of each synthetic image, in the order of `support`.
+        dropped: Content keys of the synthetic images that were taken out; they never come back.
+        shots: Real images of the classes; None if there are none.
+        rejection: How images of none of the classes are told; None if they are not.
+        negatives: Images of similar things that are no class; None if there are none.
+        rejector: The fitted threshold; None where nothing can be fitted.
+        edits: What was changed since it was built, for people.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -117,6 +148,13 @@ class ImageClassifier:
     files: Mapping[str, Path] = field(default_factory=dict, repr=False)
     strips: Sequence[Image.Image | None] = field(default=(), repr=False)
     builder: Builder | None = field(default=None, repr=False)
+    image_ids: tuple[str, ...] = field(default=(), repr=False)
+    dropped: tuple[str, ...] = field(default=(), repr=False)
+    shots: Shots | None = field(default=None, repr=False)
+    rejection: Rejection | None = None
+    negatives: Negatives | None = field(default=None, repr=False)
+    rejector: FittedRejection | None = field(default=None, repr=False)
+    edits: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not self.strips:
@@ -146,7 +184,21 @@ class ImageClassifier:
         """Returns what computes the scores of the classes from fused unit features."""
         if self.gives_logits:
             return from_unit
-        return self.choice.fit(self.support, self.text)
+        return self.choice.fit(self.references.images, self.text)
+
+    @property
+    def references(self) -> References:
+        """Returns what images are compared with."""
+        return References(self.support, self.text, self.shots)
+
+    def forecast(self) -> Forecast | None:
+        """Predicts the accuracy from the synthetic images; None where no image of a class can be left out.
+
+        It holds for images like the synthetic ones: it does not know how photographs differ from them.
+        """
+        if self.gives_logits:
+            return None
+        return forecast(self.choice, self.references, self.temperature.value)
 
     # ------------------------------------------------------------------------------------------------ classification
 
@@ -216,6 +268,7 @@ class ImageClassifier:
         towers = encoder.load(device)
         views = SharedViews(encoder, self.scales)
         scorer = self.scorer()
+        reject = self._rejecter()
 
         def load(item: tuple[str, Path | Image.Image]) -> Tensor | str:
             try:
@@ -226,25 +279,44 @@ class ImageClassifier:
 
         for paths, loaded in _decoded(items, load, batch_size):
             pixels = [item for item in loaded if isinstance(item, Tensor)]
-            probs: Iterator[Tensor] = iter(())
+            rows: Iterator[tuple[Tensor, bool | None]] = iter(())
             if pixels:
-                features = _encode(towers, torch.stack(pixels), device)
-                scores = scorer(self.scales.fuse(features))
-                probs = iter((scores / self.temperature.value).softmax(dim=1))
+                features = self.scales.fuse(_encode(towers, torch.stack(pixels), device))
+                scores = scorer(features)
+                probs = (scores / self.temperature.value).softmax(dim=1)
+                rows = zip(probs, reject(features, scores), strict=True)
             for path, item in zip(paths, loaded, strict=True):
                 if isinstance(item, str):
                     yield ImagePrediction(path, None, None, None, None, error=item)
                 else:
-                    yield self._prediction(path, next(probs), top)
+                    yield self._prediction(path, *next(rows), top)
 
-    def _prediction(self, path: str, probs: Float[Tensor, " c"], top: int) -> ImagePrediction:
+    def _rejecter(self) -> Callable[[Tensor, Tensor], Sequence[bool | None]]:
+        """Returns what tells from features and scores whether images show none of the classes."""
+        if self.rejector is None:
+            return lambda features, scores: [None] * len(scores)
+        rejector = self.rejector
+        images = self.references.images
+        against = None
+        if self.negatives is not None:
+            against = self.choice.fit(self.negatives.references.support, self.negatives.references.text)
+
+        def reject(features: Float[Tensor, "q d"], scores: Float[Tensor, "q c"]) -> Sequence[bool]:
+            nearest = None if images is None else (features @ images.features.T).amax(dim=1)
+            others = None if against is None else against(features)
+            inputs = ScoreInputs(scores, nearest, others, self.temperature.value)
+            return (SCORES[rejector.score](inputs).double() < rejector.threshold).tolist()
+
+        return reject
+
+    def _prediction(self, path: str, probs: Float[Tensor, " c"], rejected: bool | None, top: int) -> ImagePrediction:
         # A stable sort, so that of equal scores the first class wins, as in an evaluation.
         values, places = probs.sort(descending=True, stable=True)
         count = max(top, 2)
         names = [self.classes[place].name for place in places[:count].tolist()]
         ranked = tuple(zip(names, values[:count].tolist(), strict=True))
         (label, score), (runner_up, second) = ranked[:2]
-        return ImagePrediction(path, label, score, runner_up, score - second, ranked[:top])
+        return ImagePrediction(path, label, score, runner_up, score - second, ranked[:top], rejected=rejected)
 
     # --------------------------------------------------------------------------------------------------- its classes
 
@@ -257,31 +329,11 @@ class ImageClassifier:
         Raises:
             ValueError: If a name is empty or exists already, or the settings are unknown.
         """
+        from lgclip.classifier.editing import add_classes
+
         if isinstance(names, str):
             names = [names]
-        described = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names, "")
-        new = checked_names(list(described))
-        # Also among the existing names, without regard to case: predictions could not be told apart.
-        checked_names([*self.class_names, *new])
-        # Their images would be the same, and each image a tie.
-        former = {info.prompted_as: info.name for info in self.classes if info.prompted_as}
-        for name in new:
-            if name in former:
-                raise ValueError(f"{former[name]!r} was generated as {name!r}; remove it first, or add another name")
-        self._check_prototypes()
-        if self.builder is None:
-            raise ValueError("this classifier has no settings to build further classes with; build it again")
-        built = self.builder(dict(zip(new, described.values(), strict=True)), self.settings)
-        count = len(self.classes)
-        self.classes = (*self.classes, *built.classes)
-        self.strips = (*self.strips, *built.strips)
-        if self.support is not None:
-            assert built.support is not None
-            self.support = _joined(self.support, built.support, count)
-        if self.text is not None:
-            assert built.text is not None
-            self.text = torch.cat([self.text, built.text])
-        self._fit()
+        add_classes(self, dict(names) if isinstance(names, Mapping) else dict.fromkeys(names, ""))
 
     def remove(self, names: str | Sequence[str]) -> None:
         """Removes classes.
@@ -289,18 +341,9 @@ class ImageClassifier:
         Raises:
             ValueError: If a class does not exist, or fewer than two would remain.
         """
-        self._check_prototypes()
-        removed = {self._index(name) for name in ([names] if isinstance(names, str) else names)}
-        kept = [index for index in range(len(self.classes)) if index not in removed]
-        if len(kept) < 2:
-            raise ValueError(f"{len(kept)} classes would remain; a classifier needs at least two")
-        if self.support is not None:
-            self.support = _of_classes(self.support, kept)
-        if self.text is not None:
-            self.text = self.text[kept]
-        self.classes = tuple(self.classes[index] for index in kept)
-        self.strips = tuple(self.strips[index] for index in kept)
-        self._fit()
+        from lgclip.classifier.editing import remove_classes
+
+        remove_classes(self, [names] if isinstance(names, str) else names)
 
     def rename(self, old: str, new: str) -> None:
         """Gives a class another name in predictions; its prompts and images stay those of the old name.
@@ -308,7 +351,7 @@ class ImageClassifier:
         Raises:
             ValueError: If the class does not exist, or the new name is empty or belongs to another class.
         """
-        index = self._index(old)
+        index = self.index_of(old)
         names = list(self.class_names)
         names[index] = new
         (*_,) = checked_names(names)
@@ -316,7 +359,70 @@ class ImageClassifier:
         renamed = info._replace(name=checked_names([new])[0], prompted_as=info.prompted_as or info.name)
         self.classes = (*self.classes[:index], renamed, *self.classes[index + 1 :])
 
-    def _check_prototypes(self) -> None:
+    # -------------------------------------------------------------------------------------------------- its prototypes
+
+    def drop(self, images: str | Sequence[str]) -> None:
+        """Takes synthetic images out for good: no later change brings them back.
+
+        Args:
+            images: Their ids, or the first letters of them; `image_ids` has all.
+
+        Raises:
+            ValueError: If an id fits no image or several, or a class would have none left.
+        """
+        from lgclip.classifier.editing import drop_images
+
+        drop_images(self, [images] if isinstance(images, str) else images)
+
+    def add_shots(self, images: Mapping[str, ImageSource | Iterable[ImageSource]]) -> None:
+        """Mixes a few real images of some classes into their prototypes; their weight is chosen by leaving each out.
+
+        Args:
+            images: Sources of images, by class name.
+
+        Raises:
+            ValueError: If a class does not exist, an image cannot be read or is there already, or the classifier
+                selects images (`selection.keep`).
+        """
+        from lgclip.classifier.editing import add_shots
+
+        add_shots(self, images)
+
+    def improve(self, rounds: int = 1) -> list[str]:
+        """Generates new prompts and images for confusable classes, and keeps those that help on left-out images.
+
+        Args:
+            rounds: Maximum number of rounds; it ends earlier if a round keeps nothing.
+
+        Returns:
+            What was tried for each class, and whether it was kept.
+
+        Raises:
+            ValueError: If the settings are unknown, or the classifier was trained.
+        """
+        from lgclip.classifier.editing import improve
+
+        return improve(self, rounds)
+
+    def reject_unknown(self, rejection: Rejection | None) -> None:
+        """Sets how images of none of the classes are told; generates negatives if the settings ask for them.
+
+        Args:
+            rejection: The settings; None rejects nothing.
+
+        Raises:
+            ValueError: If the settings do not fit.
+        """
+        from lgclip.classifier.editing import set_rejection
+
+        set_rejection(self, rejection)
+
+    def check_prototypes(self) -> None:
+        """Raises an error if a model was trained for these classes, so that they cannot be changed.
+
+        Raises:
+            ValueError: If so.
+        """
         if self.is_trained:
             raise ValueError("this classifier was trained for its classes; train again with another list")
 
@@ -325,14 +431,25 @@ class ImageClassifier:
         """Returns whether a model was trained for these classes: a student or tuned prompts."""
         return bool(self.origin.get("trained"))
 
-    def _index(self, name: str) -> int:
+    def index_of(self, name: str) -> int:
+        """Returns the index of a class.
+
+        Raises:
+            ValueError: If it does not exist.
+        """
         if name not in self.class_names:
             raise ValueError(f"no class {name!r}; the classes are {_listed(self.class_names)}")
         return self.class_names.index(name)
 
-    def _fit(self) -> None:
-        """Calibrates again and fits the temperature, after the classes have changed."""
-        self.fitted = fit_choice(self.configured, self.calibration, self.support, self.text)
+    def fit(self) -> None:
+        """Calibrates again and fits temperature and threshold, after classes or images have changed."""
+        self.fitted = fit_choice(self.configured, self.calibration, self.references)
+        self.rejector = None
+        if self.rejection is not None:
+            negatives = self.negatives.references if self.negatives else None
+            self.rejector = fit_rejection(
+                self.rejection, self.choice, self.temperature.value, self.references, negatives
+            )
 
     # ------------------------------------------------------------------------------------------------------- storage
 
@@ -391,28 +508,6 @@ def _decoded(
             batch = following
 
 
-def _joined(first: SupportSet, second: SupportSet, shift: int) -> SupportSet:
-    """Returns the images of two sets of classes; the second's come after the first's."""
-    full_image = None
-    if first.full_image is not None and second.full_image is not None:
-        full_image = torch.cat([first.full_image, second.full_image])
-    return SupportSet(
-        torch.cat([first.features, second.features]),
-        torch.cat([first.labels, second.labels + shift]),
-        first.num_classes + second.num_classes,
-        full_image,
-    )
-
-
-def _of_classes(support: SupportSet, classes: Sequence[int]) -> SupportSet:
-    """Returns the images of some classes, which are renumbered in the given order."""
-    new = torch.full((support.num_classes,), -1)
-    new[list(classes)] = torch.arange(len(classes))
-    labels = new[support.labels]
-    taken = support.take(labels >= 0)
-    return taken._replace(labels=labels[labels >= 0], num_classes=len(classes))
-
-
 def _listed(names: Sequence[str], shown: int = 10) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(map(repr, names[:shown])) + more
@@ -422,6 +517,28 @@ def _required(prediction: ImagePrediction) -> ImagePrediction:
     if prediction.error is not None:
         raise ValueError(f"{prediction.path} cannot be read as an image ({prediction.error}); leave it out")
     return prediction
+
+
+@torch.inference_mode()
+def encode_images(
+    classifier: "ImageClassifier", sources: ImageSource | Iterable[ImageSource]
+) -> tuple[list[str], Tensor]:
+    """Returns the content key and the fused unit feature of each image.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = classifier.encoder.on(device)
+    views = SharedViews(encoder, classifier.scales)
+    ids: list[str] = []
+    pixels: list[Tensor] = []
+    for _, source in expand_sources(sources):
+        image, image_id = _image_of(source)
+        ids.append(image_id)
+        pixels.append(views(image, image_id))
+    features = _encode(encoder.load(device), torch.stack(pixels), device)
+    return ids, classifier.scales.fuse(features)
 
 
 def _image_of(source: Path | Image.Image) -> tuple[Image.Image, str]:

@@ -51,6 +51,34 @@ def strip_of(images: Sequence[Image.Image]) -> Image.Image | None:
     return strip
 
 
+def tiles_of(strip: Image.Image | None) -> list[Image.Image]:
+    """Returns the images of a strip; the first tile is that of the first synthetic image of its class."""
+    if strip is None:
+        return []
+    tile = strip.height
+    return [strip.crop((left, 0, left + tile, tile)) for left in range(0, strip.width, tile + GAP)]
+
+
+def without_tiles(strip: Image.Image | None, places: Sequence[int]) -> Image.Image | None:
+    """Returns a strip without some of its images; None if there is none left."""
+    return strip_of([tile for place, tile in enumerate(tiles_of(strip)) if place not in places])
+
+
+def joined_strips(first: Image.Image | None, second: Image.Image | None, images: int) -> Image.Image | None:
+    """Returns a strip with the images of both.
+
+    Args:
+        first: Strip of a class.
+        second: Strip of further images of it.
+        images: Number of images that the class has so far. If not all of them are in the strip, nothing is added: a
+            tile's place is that of its image.
+    """
+    tiles = tiles_of(first)
+    if len(tiles) < images:
+        return first
+    return strip_of([*tiles, *tiles_of(second)])
+
+
 def write_sheet(path: Path, names: Sequence[str], strips: Sequence[Image.Image | None]) -> list[list[int]]:
     """Writes the sheet: a row per class, its name and its images.
 

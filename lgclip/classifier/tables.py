@@ -13,14 +13,14 @@ from lgclip.store.atomic import atomic_write
 if TYPE_CHECKING:
     import pandas as pd
 
-Value = str | float | None
+Value = str | float | bool | None
 FORMATS = ("csv", "jsonl", "parquet")
 _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _ROWS_PER_BLOCK = 10_000  # of a Parquet file, in memory at once
 
 
 def prediction_rows(predictions: Iterable[ImagePrediction], top: int) -> Iterator[dict[str, Value]]:
-    """Yields one row per image: path, label, score, runner-up, margin, error, and the `top` classes if more than one.
+    """Yields one row per image: path, label, score, runner-up, margin, rejected, error; the `top` classes if several.
 
     Args:
         predictions: The predictions.
@@ -33,6 +33,7 @@ def prediction_rows(predictions: Iterable[ImagePrediction], top: int) -> Iterato
             "score": prediction.score,
             "runner_up": prediction.runner_up,
             "margin": prediction.margin,
+            "rejected": prediction.rejected,
             "error": prediction.error,
         }
         for rank in range(top if top > 1 else 0):
@@ -109,6 +110,8 @@ def write_table(
 def _cell(value: Any) -> Any:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.6f}" if isinstance(value, float) else value
 
 
@@ -116,6 +119,7 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: Seque
     pa, parquet = _pyarrow()
     is_number = {column: column == "margin" or column.startswith("score") for column in columns}
     types = [(column, pa.float64() if is_number[column] else pa.string()) for column in columns]
+    types = [(column, pa.bool_() if column == "rejected" else kind) for column, kind in types]
     remaining = iter(rows)
     with parquet.ParquetWriter(path, pa.schema(types)) as writer:
         while block := [dict(row) for row in islice(remaining, _ROWS_PER_BLOCK)]:

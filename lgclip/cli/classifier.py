@@ -6,39 +6,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgclip.classifier.explain import expectations
 from lgclip.classifier.places import EXPORT_SUFFIXES, check_place, export_format
 from lgclip.datasets.names import read_class_names
+from lgclip.runtime.sweep_job import quoted
 
 if TYPE_CHECKING:
     from lgclip.classifier.model import ClassInfo, ImageClassifier
 
 _PROMPTS_SHOWN = 3
+_ID_SHOWN = 12
+NONE_OF_THESE = "none of these"
+"""What an image is called that shows none of the classes, and the folder that it is moved to."""
 
 
-def build_command(names: Path, out: Path, overrides: Sequence[str], *, with_encoder: bool) -> Iterator[str]:
-    """Runs `lgclip build`.
+@dataclass(frozen=True)
+class BuildOptions:
+    """Holds the options of `lgclip build`.
 
-    Args:
+    Attributes:
         names: File of class names, see `lgclip.datasets.names.ClassNames`.
         out: Folder to write, or file that ends with `.zip`.
         overrides: Overrides as of evaluate.py.
         with_encoder: Whether to save the weights of the vision tower too.
+        negatives: File of names of things to reject; None has the language model name some.
+        improve: Number of rounds of new prompts for confusable classes.
+    """
+
+    names: Path
+    out: Path
+    overrides: Sequence[str] = ()
+    with_encoder: bool = False
+    negatives: Path | None = None
+    improve: int = 0
+
+
+def build_command(options: BuildOptions) -> Iterator[str]:
+    """Runs `lgclip build`.
 
     Raises:
         ValueError: If a name or a value is wrong, or something else than a classifier is at `out`.
     """
-    check_place(out)  # before hours of generation
+    check_place(options.out)  # before hours of generation
+    if options.improve < 0:
+        raise ValueError(f"--improve {options.improve}: the number of rounds is 0 or more")
 
     from lgclip.api import build
 
-    classifier = build(names, overrides=list(overrides))
-    classifier.save(out, with_encoder=with_encoder)
-    yield from _summary(classifier, out)
+    overrides = list(options.overrides)
+    if options.negatives is not None:
+        overrides.append(f"rejection.names={quoted(str(options.negatives))}")
+    classifier = build(options.names, overrides=overrides)
+    if options.improve:
+        yield from classifier.improve(options.improve)
+    classifier.save(options.out, with_encoder=options.with_encoder)
+    yield from _summary(classifier, options.out)
 
 
 def _summary(classifier: "ImageClassifier", out: Path) -> Iterator[str]:
     images = 0 if classifier.support is None else len(classifier.support.labels)
     yield f"{out}: {len(classifier.classes)} classes, {images} synthetic images"
+    yield from expectations(classifier)
     sheet = "prototypes.png in it" if out.suffix == ".zip" else str(out / "prototypes.png")
     yield f"look at {sheet}, then: lgclip classify {out} PHOTOS -o labels.csv"
 
@@ -76,12 +104,13 @@ def classify_command(options: ClassifyOptions) -> Iterator[str]:
     table_format = format_of(options.out, options.format)
     predictions = load(options.classifier).classify(options.images, top=options.top)
     moves: dict[str, str] = {}
-    counts = {"classified": 0, "unreadable": 0}
+    counts = {"classified": 0, "unreadable": 0, "rejected": 0}
 
     def rows() -> Iterator[dict[str, object]]:
         taken: set[Path] = set()
         for row in prediction_rows(predictions, options.top):
             counts["unreadable" if row["error"] else "classified"] += 1
+            counts["rejected"] += bool(row["rejected"])
             if options.move_to is None:
                 yield dict(row)
                 continue
@@ -102,7 +131,10 @@ def classify_command(options: ClassifyOptions) -> Iterator[str]:
         shutil.move(source, target)
     unreadable = f", {counts['unreadable']} could not be read (column error)" if counts["unreadable"] else ""
     if options.out is not None:
-        yield f"{options.out}: {counts['classified']} images classified{unreadable}"
+        rejected = (
+            f", {counts['rejected']} of them as none of the classes (column rejected)" if counts["rejected"] else ""
+        )
+        yield f"{options.out}: {counts['classified']} images classified{rejected}{unreadable}"
     if options.move_to is not None:
         yield f"{options.move_to}: {len(moves)} images moved into folders of their classes"
 
@@ -112,6 +144,8 @@ def _target(folder: Path, row: Mapping[str, object], taken: set[Path]) -> Path:
     source = Path(str(row["path"]))
     # A class name is text of someone's, and no path.
     label = "".join("_" if letter in '/\\\0:*?"<>|' else letter for letter in str(row["label"])).strip(". ") or "_"
+    if row["rejected"]:
+        label = NONE_OF_THESE
     target = folder / label / source.name
     number = 2
     while target in taken or target.exists():
@@ -127,7 +161,10 @@ def _line(row: dict[str, object], top: int) -> str:
     ranked = [(row["label"], row["score"])]
     if top > 1:
         ranked = [(row[f"label_{rank}"], row[f"score_{rank}"]) for rank in range(1, top + 1) if row[f"label_{rank}"]]
-    return f"{row['path']}: " + ", ".join(f"{name} {score:.3f}" for name, score in ranked)
+    listed = ", ".join(f"{name} {score:.3f}" for name, score in ranked)
+    if row["rejected"]:
+        return f"{row['path']}: {NONE_OF_THESE} (most similar: {listed})"
+    return f"{row['path']}: {listed}"
 
 
 def save_command(run: Path, out: Path, *, with_encoder: bool) -> Iterator[str]:
@@ -203,8 +240,76 @@ def rename_command(place: Path, old: str, new: str, out: Path | None) -> Iterato
     yield f"{out or place}: {old} is now {new}; its prompts and images are unchanged"
 
 
-def show_command(place: str, sheet: Path | None) -> Iterator[str]:
+def edit_command(place: Path, drop: Sequence[str], out: Path | None) -> Iterator[str]:
+    """Runs `lgclip edit`: takes synthetic images out for good.
+
+    Raises:
+        ValueError: If an id fits no image or several, or a class would have none left.
+    """
+    check_place(out or place)
+
+    from lgclip.api import load
+
+    classifier = load(place)
+    before = len(classifier.image_ids)
+    classifier.drop(drop)
+    classifier.save(out or place)
+    yield f"{out or place}: {before - len(classifier.image_ids)} images dropped, {len(classifier.image_ids)} remain"
+    yield from expectations(classifier)
+
+
+def add_shots_command(place: Path, folder: Path, out: Path | None) -> Iterator[str]:
+    """Runs `lgclip add-shots`: mixes a few real images of some classes into their prototypes.
+
+    Args:
+        place: The classifier.
+        folder: Folder with a folder of images per class, named as the class.
+        out: Where to save it; None for its place.
+
+    Raises:
+        ValueError: If a folder is no class, an image cannot be read or is there already.
+    """
+    check_place(out or place)
+
+    from lgclip.api import load
+    from lgclip.classifier.shot_folders import images_by_class
+
+    classifier = load(place)
+    classifier.add_shots(images_by_class(folder, classifier.class_names))
+    classifier.save(out or place)
+    yield f"{out or place}: {classifier.edits[-1]}"
+    yield from expectations(classifier)
+
+
+def worth_command(place: str, folder: Path, plot: Path | None, seeds: int) -> Iterator[str]:
+    """Runs `lgclip worth`: accuracy against the number of real images, with and without synthetic ones.
+
+    Args:
+        place: The classifier.
+        folder: Folder with a folder of labelled images per class.
+        plot: Image to write; None draws nothing.
+        seeds: Number of random choices of the real images.
+
+    Raises:
+        ValueError: If a folder is no class, a class has too few images, or one cannot be read.
+    """
+    from lgclip.api import load
+    from lgclip.reporting.worth import measure_worth, plot_worth
+
+    worth = measure_worth(load(place), folder, seeds=seeds)
+    yield from worth.lines()
+    if plot is not None:
+        plot_worth(worth, plot)
+        yield f"{plot}: accuracy against the number of real images per class"
+
+
+def show_command(place: str, sheet: Path | None, *, images: bool = False) -> Iterator[str]:
     """Runs `lgclip show`: what a classifier consists of, and its contact sheet.
+
+    Args:
+        place: The classifier.
+        sheet: Image to write with the synthetic images; None writes none.
+        images: Whether to list the ids of the synthetic images.
 
     Raises:
         ValueError: If there is no classifier.
@@ -222,8 +327,17 @@ def show_command(place: str, sheet: Path | None) -> Iterator[str]:
     )
     for name, value in classifier.origin.items():
         yield f"{name}: {value}"
-    for info in classifier.classes:
+    yield from expectations(classifier)
+    for edit in classifier.edits:
+        yield f"changed: {edit}"
+    ids: dict[int, list[str]] = {}
+    labels = [] if classifier.support is None else classifier.support.labels.tolist()
+    for label, image_id in zip(labels, classifier.image_ids, strict=False):
+        ids.setdefault(label, []).append(image_id[:_ID_SHOWN])
+    for index, info in enumerate(classifier.classes):
         yield from _class_lines(info)
+        if images and index in ids:
+            yield f"    images, in the order of the sheet: {' '.join(ids[index])}"
     if sheet is not None:
         write_sheet(sheet, classifier.class_names, classifier.strips)
         yield f"{sheet}: the first images of its classes"

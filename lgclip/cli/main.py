@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgclip.cli.classifier_parser import COMMANDS, add_classifier_commands
 from lgclip.runtime.scripts import script_place
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--title", default="", help="heading of the page")
     report.add_argument("--images", type=int, metavar="N", help="maximum number of images per class; 0: none")
 
-    _add_classifier_commands(parts)
+    add_classifier_commands(parts)
 
     audit = parts.add_parser(
         "audit", help="find near-duplicates of test images, and list which data each stage has seen"
@@ -95,72 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("-m", "--multirun", action="store_true", help="for every job of a sweep")
     return parser
-
-
-def _add_with_encoder(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--with-encoder", action="store_true", help="save the weights of the vision tower too, for use without network"
-    )
-
-
-def _add_classifier_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the commands for classifiers: see docs/guides/classifier.md."""
-    build = parts.add_parser("build", help="build a classifier from class names, without any image")
-    build.add_argument(
-        "names", type=Path, metavar="NAMES.txt", help="one name per line, or NAME<TAB>DESCRIPTION; or a JSON file"
-    )
-    build.add_argument(
-        "-o", "--out", type=Path, metavar="CLASSIFIER", help="folder or .zip to write (default: NAMES.lgclip)"
-    )
-    _add_with_encoder(build)
-    build.add_argument("values", nargs="*", metavar="KEY=VALUE", help="overrides as of evaluate.py: encoder=vit_b16")
-
-    save = parts.add_parser("save", help="save the classifier of a run: prototypes, rule and class names")
-    save.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run, with its result.json")
-    save.add_argument("out", type=Path, metavar="CLASSIFIER", help="folder or .zip to write")
-    _add_with_encoder(save)
-
-    classify = parts.add_parser("classify", help="classify images with a classifier, or with that of a run")
-    classify.add_argument("classifier", metavar="CLASSIFIER", help="folder, .zip or hf://USER/NAME, or folder of a run")
-    classify.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
-    classify.add_argument("-o", "--out", type=Path, metavar="FILE", help="table to write (default: the terminal)")
-    classify.add_argument("--top", type=int, default=1, metavar="N", help="columns with the N most probable classes")
-    classify.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="of the table (default: by its name)")
-    classify.add_argument("--move-to", type=Path, metavar="DIR", help="move the images into a folder per class")
-
-    add = parts.add_parser("add", help="add classes to a classifier; generates nothing of the others")
-    add.add_argument("classifier", type=Path, metavar="CLASSIFIER")
-    add.add_argument("names", nargs="+", metavar="NAME", help="names, or a file of names")
-    add.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="such as paths.store=DIR")
-    remove = parts.add_parser("remove", help="remove classes from a classifier")
-    remove.add_argument("classifier", type=Path, metavar="CLASSIFIER")
-    remove.add_argument("names", nargs="+", metavar="NAME")
-    rename = parts.add_parser("rename", help="give a class another name in predictions")
-    rename.add_argument("classifier", type=Path, metavar="CLASSIFIER")
-    rename.add_argument("old", metavar="OLD")
-    rename.add_argument("new", metavar="NEW")
-    for command in (add, remove, rename):
-        command.add_argument(
-            "-o", "--out", type=Path, metavar="CLASSIFIER", help="where to save it (default: in its place)"
-        )
-
-    show = parts.add_parser("show", help="list the classes of a classifier with their prompts")
-    show.add_argument("classifier", metavar="CLASSIFIER")
-    show.add_argument("--sheet", type=Path, metavar="FILE.png", help="write the synthetic images of its classes")
-
-    export = parts.add_parser("export", help="export a classifier to one file for other runtimes")
-    export.add_argument("classifier", metavar="CLASSIFIER", help="folder, .zip or hf://USER/NAME, or folder of a run")
-    export.add_argument("-o", "--out", type=Path, metavar="FILE", help="file to write (default: CLASSIFIER.onnx, ...)")
-    export.add_argument(
-        "--format", choices=("onnx", "pt2", "openvino", "safetensors"), help="format (default: by the file's name)"
-    )
-    export.add_argument("--int8", action="store_true", help="quantize the weights to 8 bits, for onnx")
-    export.add_argument("--resize", action="store_true", help="put resize and crop into the graph")
-
-    push = parts.add_parser("push", help="upload a classifier to the model hub")
-    push.add_argument("classifier", type=Path, metavar="CLASSIFIER")
-    push.add_argument("address", metavar="hf://USER/NAME")
-    push.add_argument("--public", action="store_true", help="a new repository can be seen by everyone")
 
 
 def _add_compare(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -277,7 +212,9 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
     match args.part:
         case "build":
             out = args.out or Path(f"{args.names.stem}.lgclip")
-            yield from classifier.build_command(args.names, out, args.values, with_encoder=args.with_encoder)
+            yield from classifier.build_command(
+                classifier.BuildOptions(args.names, out, args.values, args.with_encoder, args.negatives, args.improve)
+            )
         case "save":
             yield from classifier.save_command(args.run, args.out, with_encoder=args.with_encoder)
         case "classify":
@@ -291,7 +228,13 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
         case "rename":
             yield from classifier.rename_command(args.classifier, args.old, args.new, args.out)
         case "show":
-            yield from classifier.show_command(args.classifier, args.sheet)
+            yield from classifier.show_command(args.classifier, args.sheet, images=args.images)
+        case "edit":
+            yield from classifier.edit_command(args.classifier, args.drop, args.out)
+        case "add-shots":
+            yield from classifier.add_shots_command(args.classifier, args.folder, args.out)
+        case "worth":
+            yield from classifier.worth_command(args.classifier, args.folder, args.plot, args.seeds)
         case "export":
             yield from classifier.export_command(
                 args.classifier, args.out, args.format, int8=args.int8, resize=args.resize
@@ -319,7 +262,7 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
             # The default is not the parser's, as that would need the import for each `--help`. 0 is a valid value.
             images = IMAGES if args.images is None else args.images
             yield write_page(args.places, args.out, reference=args.reference, title=args.title, images=images)
-        case "build" | "save" | "classify" | "add" | "remove" | "rename" | "show" | "export" | "push":
+        case part if part in COMMANDS:
             yield from _classifier_output(args)
         case "audit":
             from lgclip.reporting.leakage_audit import audit, audit_text

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import root_scalar
 from torch import Tensor
 
+from lgclip.methods.left_out import References, left_out_scores, place_in_class
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Scorer, ScoringRule
 from lgclip.methods.selection import Selection
@@ -103,7 +104,7 @@ class LeaveOneOut:
             ValueError: If a class has fewer than two images, so that none can be held out.
         """
         folds = place_in_class(support)
-        if int(support.counts().min()) < 2:
+        if not References(support).can_leave_out:
             few = (support.counts() < 2).nonzero().flatten().tolist()
             raise ValueError(
                 f"calibration=leave_one_out needs two images of each class, classes {few[:10]} have fewer; "
@@ -142,46 +143,46 @@ class Temperature(NamedTuple):
 
     Attributes:
         value: The temperature, above 0.
-        fitted_on: `synthetic images`, or `default` where none could be held out.
+        fitted_on: `synthetic images`; `default` for text prototypes, which have CLIP's own; `not fitted` where no
+            synthetic image can be left out, so that no probability is sure.
     """
 
     value: float
     fitted_on: str
 
+    @property
+    def is_fitted(self) -> bool:
+        """Returns whether it was fitted, here or with the model."""
+        return self.fitted_on != NOT_FITTED.fitted_on
+
 
 DEFAULT_TEMPERATURE = Temperature(0.01, "default")
 """CLIP's own: its logit scale ends at 100 (arXiv:2103.00020, sec. 2.5)."""
 
-_FOLDS = 10
+NOT_FITTED = Temperature(1.0, "not fitted")
+"""Of cosines, differences of 1 at most: no class gets a probability near 1 for a reason that nobody checked."""
+
 _RANGE = (1e-4, 1e2)
 
 
-def temperature_of(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> Temperature:
-    """Fits the temperature of maximum likelihood on held-out synthetic images (arXiv:1706.04599, sec. 4.2).
+def temperature_of(choice: Choice, references: References) -> Temperature:
+    """Fits the temperature of maximum likelihood on left-out synthetic images (arXiv:1706.04599, sec. 4.2).
 
-    One image of every class is held out at a time, as in `LeaveOneOut`, at most ten times. The default is used
-    where no image can be held out, and where every held-out image is correct: the likelihood then grows without bound
-    as the temperature falls.
+    The targets are Platt's (1999): of n images, the true class has (n + 1) / (n + 2) instead of 1. Where all left-out
+    images are correct, the likelihood of plain targets would grow without bound as the temperature falls, and an
+    encoder that separates the synthetic images perfectly would call every photograph sure.
 
     Args:
         choice: Settings of the classifier.
-        support: All synthetic images; None if there are none.
-        text: Text prototypes, where there are any.
+        references: All images, and the text prototypes.
     """
-    if support is None or choice.text_weight == 1 or int(support.counts().min()) < 2:
+    if choice.text_weight == 1:
         return DEFAULT_TEMPERATURE
-    folds = place_in_class(support)
-    scores: list[Tensor] = []
-    labels: list[Tensor] = []
-    # Scores of images that are among the support would be too high, and the temperature too low.
-    for fold in range(min(_FOLDS, int(folds.max()) + 1)):
-        left_out = support.take(folds == fold)
-        scores.append(choice.fit(support.take(folds != fold), text)(left_out.features))
-        labels.append(left_out.labels)
-    value = likeliest_temperature(torch.cat(scores), torch.cat(labels))
-    if value is None:
-        return DEFAULT_TEMPERATURE
-    return Temperature(value, "synthetic images")
+    if not references.can_leave_out:
+        return NOT_FITTED
+    left_out = left_out_scores(choice, references)
+    value = likeliest_temperature(left_out.scores, left_out.labels, smooth=True)
+    return NOT_FITTED if value is None else Temperature(value, "synthetic images")
 
 
 class FittedChoice(NamedTuple):
@@ -198,16 +199,13 @@ class FittedChoice(NamedTuple):
     temperature: Temperature
 
 
-def fit_choice(
-    configured: Choice, calibration: LeaveOneOut | None, support: SupportSet | None, text: Float[Tensor, "c d"] | None
-) -> FittedChoice:
+def fit_choice(configured: Choice, calibration: LeaveOneOut | None, references: References) -> FittedChoice:
     """Calibrates the settings of a classifier and fits its temperature, on synthetic images only.
 
     Args:
         configured: The config's settings.
         calibration: Selects the free parameters; None leaves them unchanged.
-        support: The synthetic images; None if there are none.
-        text: Text prototypes, where there are any.
+        references: The images and the text prototypes. Real images have no part in the selection of parameters.
 
     Raises:
         ValueError: If the calibration needs more images.
@@ -215,28 +213,35 @@ def fit_choice(
     used = configured
     accuracy: float | None = None
     # Text alone has no free parameter that images could choose.
-    if calibration is not None and support is not None and configured.text_weight < 1:
-        used, accuracy = calibration.choose(configured, support, text)
-    return FittedChoice(used, accuracy, temperature_of(used, support, text))
+    if calibration is not None and references.support is not None and configured.text_weight < 1:
+        used, accuracy = calibration.choose(configured, references.support, references.text)
+    return FittedChoice(used, accuracy, temperature_of(used, references))
 
 
-def likeliest_temperature(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> float | None:
+def likeliest_temperature(
+    scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"], *, smooth: bool = False
+) -> float | None:
     """Returns the temperature of minimum negative log-likelihood; None if it has no minimum above 0.
 
     Args:
         scores: Score of each class.
         labels: True classes.
+        smooth: Whether the target of the true class is (n + 1) / (n + 2) instead of 1, the rest spread over the others.
     """
     # A constant for each image changes no probability; with the highest at 0 nothing overflows.
     scores = scores - scores.amax(dim=1, keepdim=True)
-    true_scores = scores.gather(1, labels[:, None])[:, 0]
+    target_scores = scores.gather(1, labels[:, None])[:, 0]
+    if smooth and scores.shape[1] > 1:
+        other = 1 / (len(labels) + 2)
+        others = (scores.sum(dim=1) - target_scores) / (scores.shape[1] - 1)
+        target_scores = (1 - other) * target_scores + other * others
 
-    # With b = 1 / temperature the loss is log(sum exp(b s)) - b s_true, and its derivative is the mean score under the
-    # softmax less s_true. The loss is convex in b, so the derivative has one root at most. The search is over the
+    # With b = 1 / temperature the loss is log(sum exp(b s)) - b s_target, and its derivative is the mean score under
+    # the softmax less s_target. The loss is convex in b, so the derivative has one root at most. The search is over the
     # logarithm, since the temperature may lie anywhere within six orders of magnitude.
     def slope(log_temperature: float) -> float:
         probs = (scores / math.exp(log_temperature)).softmax(dim=1)
-        return float(((probs * scores).sum(dim=1) - true_scores).double().mean())
+        return float(((probs * scores).sum(dim=1) - target_scores).double().mean())
 
     low, high = map(math.log, _RANGE)
     # Even at the lowest temperature a lower one would be better: all images are correct, and no value is best.
@@ -246,13 +251,3 @@ def likeliest_temperature(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"
     if slope(high) >= 0:
         return math.exp(high)
     return math.exp(root_scalar(slope, bracket=(low, high), xtol=1e-4).root)
-
-
-def place_in_class(support: SupportSet) -> Tensor:
-    """Returns for each image the number of earlier images of its class."""
-    seen: dict[int, int] = {}
-    places = []
-    for label in support.labels.tolist():
-        places.append(seen.setdefault(label, 0))
-        seen[label] += 1
-    return torch.tensor(places, device=support.labels.device)

@@ -1,5 +1,6 @@
 """Builds what images are compared with: mean text features, and the synthetic images themselves."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,14 @@ class SupportSet(NamedTuple):
         """Returns some of the images, by index or by mask."""
         full_image = None if self.full_image is None else self.full_image[rows]
         return SupportSet(self.features[rows], self.labels[rows], self.num_classes, full_image)
+
+    def of_classes(self, classes: Sequence[int]) -> "SupportSet":
+        """Returns the images of some classes, which are renumbered in the given order."""
+        new = torch.full((self.num_classes,), -1, device=self.labels.device)
+        new[list(classes)] = torch.arange(len(classes), device=self.labels.device)
+        labels = new[self.labels]
+        taken = self.take(labels >= 0)
+        return taken._replace(labels=labels[labels >= 0], num_classes=len(classes))
 
     def counts(self) -> Int[Tensor, " c"]:
         """Returns the number of images of each class."""

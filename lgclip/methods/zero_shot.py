@@ -9,6 +9,7 @@ from lgclip.encoder.scales import Scales, full_image_place
 from lgclip.methods.base import Classifier
 from lgclip.methods.calibration import Choice, LeaveOneOut, fit_choice
 from lgclip.methods.feature_collector import FeatureCollector
+from lgclip.methods.left_out import References
 from lgclip.methods.predictor import PrototypePredictor
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import ScoringRule
@@ -108,7 +109,7 @@ class ZeroShot(Classifier):
             if self._full_place is not None:
                 images = images._replace(full_image=self.full_image.support().features)
         for name, choice in self.configured.items():
-            fitted = fit_choice(choice, self.calibration, images, text)
+            fitted = fit_choice(choice, self.calibration, References(images, text))
             used = fitted.choice
             described = {**used.described(), "leave_one_out": fitted.leave_one_out}
             predictor = PrototypePredictor(used.fit(images, text), self.scales, described, fitted.temperature)

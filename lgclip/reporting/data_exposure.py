@@ -129,7 +129,7 @@ def _fitted(result: RunResult, scoring: JsonObject) -> list[Exposure]:
         # `scoring` has the weight that calibration chose. With a weight above 0 in the config, others were tried.
         tried = chosen or mixed or result.config["method"]["text_weight"] > 0
         rows.append(Exposure("calibration", True, False, False, tried, "on left-out synthetic images alone"))
-    fitted = result.confidence.fitted_on != "default"
+    fitted = result.confidence.fitted_on == "synthetic images"
     note = "on left-out synthetic images alone" if fitted else "the default, fitted on nothing"
     # The temperature scales the logits, which changes no prediction; hence `decides` is False below.
     tower = fitted and (chosen or mixed)

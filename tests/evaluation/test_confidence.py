@@ -20,7 +20,15 @@ from lgclip.batches import FeatureBatch
 from lgclip.encoder.scales import SquareCrops
 from lgclip.evaluation.confidence import calibration_error, confidence_of, rejection
 from lgclip.methods.base import PredictionCollector, Predictions
-from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Choice, Temperature, likeliest_temperature, temperature_of
+from lgclip.methods.calibration import (
+    DEFAULT_TEMPERATURE,
+    NOT_FITTED,
+    Choice,
+    Temperature,
+    likeliest_temperature,
+    temperature_of,
+)
+from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Affinity, Mean, Nearest, ScoringRule, Signature, WeightedKNN
 from lgclip.methods.selection import First, Medoid
@@ -151,23 +159,53 @@ def test_left_out_images_are_scored_by_the_rest(rule: ScoringRule) -> None:
         score = rule.fit(images.take(torch.tensor(rest)))
         scores += [score(images.features[[c * EACH + fold]]) for c in range(CLASSES)]
         labels += range(CLASSES)
-    temperature = temperature_of(Choice(rule, First(), 0.0), images, None)
+    temperature = temperature_of(Choice(rule, First(), 0.0), References(images))
     assert temperature.fitted_on == "synthetic images"
-    assert temperature.value == pytest.approx(likeliest_temperature(torch.cat(scores), torch.tensor(labels)), rel=1e-3)
+    expected = likeliest_temperature(torch.cat(scores), torch.tensor(labels), smooth=True)
+    assert temperature.value == pytest.approx(expected, rel=1e-3)
 
 
-def test_default_temperature_without_left_out_images() -> None:
+def test_nothing_is_fitted_without_left_out_images() -> None:
     images = support(1)
     text = normalize(torch.randn(CLASSES, WIDTH), dim=1)
-    sure = support(1, noise=0.01)
-    for choice, given_images in (
-        (Choice(Mean(), First(), 0.0), support(1, each=1)),
-        (Choice(Mean(), First(), 0.0), images.take(torch.arange(CLASSES * EACH) >= EACH - 1)),  # one of class 0
-        (Choice(Mean(), First(), 0.0), sure),  # every left-out image is judged right
-        (Choice(Mean(), First(), 1.0), images),
-        (Choice(Mean(), First(), 1.0), None),
-    ):
-        assert temperature_of(choice, given_images, text) == DEFAULT_TEMPERATURE == (0.01, "default")
+    choice = Choice(Mean(), First(), 0.0)
+    one_of_class_0 = images.take(torch.arange(CLASSES * EACH) >= EACH - 1)
+    for given_images in (support(1, each=1), one_of_class_0):
+        temperature = temperature_of(choice, References(given_images, text))
+        assert temperature == NOT_FITTED == (1.0, "not fitted")
+        assert not temperature.is_fitted
+    probs = (choice.fit(support(1, each=1), None)(images.features) / NOT_FITTED.value).softmax(dim=1)
+    assert probs.max() < 0.9, "no probability is sure that nothing was fitted for"
+    for given_images in (images, None):
+        assert temperature_of(choice._replace(text_weight=1.0), References(given_images, text)) == DEFAULT_TEMPERATURE
+
+
+def test_separable_images_have_a_temperature() -> None:
+    """All left-out images are correct, so that the likelihood of plain targets has no maximum."""
+    images = support(1, noise=0.01)
+    temperature = temperature_of(Choice(Mean(), First(), 0.0), References(images))
+    assert temperature.fitted_on == "synthetic images"
+    scores = Mean().fit(images)(images.features)
+    confidence = float((scores / temperature.value).softmax(dim=1).amax(dim=1).mean())
+    n = len(images.labels)
+    # The optimum of Platt's targets: the mean confidence is that of the targets, up to the images' own differences.
+    assert 1 - 3 / (n + 2) < confidence < 1 - 0.3 / (n + 2)
+
+
+@given(st.integers(0, 10**6))
+def test_smooth_temperature_matches_an_optimizer(seed: int) -> None:
+    scores, labels = scores_of(seed, n=20)
+    classes = scores.shape[1]
+    targets = np.full(scores.shape, 1 / 22 / (classes - 1))
+    targets[np.arange(20), labels] = 21 / 22
+
+    def loss(log_temperature: float) -> float:
+        return -(targets * log_softmax(scores.double().numpy() / np.exp(log_temperature), axis=1)).sum(axis=1).mean()
+
+    best = minimize_scalar(loss, bounds=(np.log(1e-4), np.log(1e2)), method="bounded", options={"xatol": 1e-9})
+    temperature = likeliest_temperature(scores, labels, smooth=True)
+    assert temperature is not None
+    assert loss(np.log(temperature)) <= best.fun + 1e-6  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
@@ -184,7 +222,7 @@ class Counting(Mean):
 @pytest.mark.parametrize(("each", "folds"), [(4, 4), (25, 10)])
 def test_folds_are_at_most_ten(each: int, folds: int) -> None:
     rule = Counting(seen=([],))
-    temperature_of(Choice(rule, Medoid(3), 0.0), support(0, each=each), None)
+    temperature_of(Choice(rule, Medoid(3), 0.0), References(support(0, each=each)))
     assert rule.seen[0] == [3 * CLASSES] * folds
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lgclip.methods.calibration import Choice, LeaveOneOut, place_in_class
+from lgclip.methods.calibration import Choice, LeaveOneOut
+from lgclip.methods.left_out import place_in_class
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Mean, Nearest, WeightedKNN
 from lgclip.methods.selection import First, Medoid

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lgclip.methods.calibration import DEFAULT_TEMPERATURE, likeliest_temperature, place_in_class
+from lgclip.methods.calibration import DEFAULT_TEMPERATURE, likeliest_temperature
+from lgclip.methods.left_out import place_in_class
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.selection import Medoid, best
 

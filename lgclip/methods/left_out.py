@@ -1,0 +1,108 @@
+"""Scores synthetic images that are left out of the prototypes: what the fits without real images are made on."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lgclip.methods.prototypes import SupportSet
+from lgclip.methods.shots import Shots
+
+if TYPE_CHECKING:
+    from lgclip.methods.calibration import Choice
+
+FOLDS = 10
+"""Maximum number of folds, so that the time does not grow with the number of images per class."""
+
+
+class References(NamedTuple):
+    """Holds what images are compared with.
+
+    Attributes:
+        support: Synthetic images of the classes; None if text alone represents them.
+        text: Text prototypes, where the classifier has them.
+        shots: Real images of the classes, where there are any.
+    """
+
+    support: SupportSet | None
+    text: Float[Tensor, "c d"] | None = None
+    shots: Shots | None = None
+
+    @property
+    def images(self) -> SupportSet | None:
+        """Returns the synthetic and the real images of the classes."""
+        if self.support is None or self.shots is None:
+            return self.support
+        return self.shots.joined(self.support)
+
+    @property
+    def can_leave_out(self) -> bool:
+        """Returns whether every class has a synthetic image besides the one that is left out."""
+        return self.support is not None and int(self.support.counts().min()) >= 2
+
+
+class LeftOut(NamedTuple):
+    """Holds the scores of left-out synthetic images, and of left-out real ones.
+
+    Attributes:
+        scores: Score of each class, by prototypes without the image.
+        labels: Class index of each image.
+        features: Unit features of the images.
+        nearest: Cosine to the nearest remaining image of any class.
+    """
+
+    scores: Float[Tensor, "n c"]
+    labels: Int[Tensor, " n"]
+    features: Float[Tensor, "n d"]
+    nearest: Float[Tensor, " n"]
+
+
+def place_in_class(support: SupportSet) -> Tensor:
+    """Returns for each image the number of earlier images of its class."""
+    seen: dict[int, int] = {}
+    places = []
+    for label in support.labels.tolist():
+        places.append(seen.setdefault(label, 0))
+        seen[label] += 1
+    return torch.tensor(places, device=support.labels.device)
+
+
+def left_out_scores(choice: "Choice", references: References, *, synthetic: bool = True) -> LeftOut:
+    """Scores images by prototypes that do not contain them.
+
+    One image of *every* class is left out at a time, at most ten times, so that the classes stay equally large. Real
+    images are left out in the same way, after the synthetic ones.
+
+    Args:
+        choice: Settings of the classifier.
+        references: The images, at least two synthetic ones of each class, and the text prototypes.
+        synthetic: Whether synthetic images are left out too, and not real ones alone.
+    """
+    support = references.support
+    shots = references.shots
+    assert support is not None
+    parts: list[LeftOut] = []
+    for left_out, rest in _folds(support) if synthetic else ():
+        remaining = rest if shots is None else shots.joined(rest)
+        parts.append(_scored(choice, left_out, remaining, references.text))
+    if shots is not None:
+        real = SupportSet(shots.features, shots.labels, support.num_classes)
+        for left_out, rest in _folds(real):
+            others = shots._replace(features=rest.features, labels=rest.labels)
+            parts.append(_scored(choice, left_out, others.joined(support), references.text))
+    return LeftOut(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _folds(support: SupportSet) -> Iterator[tuple[SupportSet, SupportSet]]:
+    """Yields the left-out and the remaining images of each fold: images with the same place in their classes."""
+    folds = place_in_class(support)
+    for fold in range(min(FOLDS, int(folds.max()) + 1)):
+        yield support.take(folds == fold), support.take(folds != fold)
+
+
+def _scored(choice: "Choice", left_out: SupportSet, rest: SupportSet, text: Float[Tensor, "c d"] | None) -> LeftOut:
+    scores = choice.fit(rest, text)(left_out.features)
+    nearest = (left_out.features @ rest.features.T).amax(dim=1)
+    return LeftOut(scores, left_out.labels, left_out.features, nearest)
