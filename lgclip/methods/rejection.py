@@ -225,12 +225,12 @@ def fit_rejection(
             qualities[name] = ScoreQuality(auroc(values, others[name]), fpr_at(values, others[name]))
     score = rejection.score
     if score == AUTO:
-        # Without negatives nothing compares the scores; energy is the best of them on the small world.
-        score = max(qualities, key=lambda name: qualities[name].auroc) if qualities else "energy"
+        # Without negatives nothing compares the scores; this one is the best on the small world.
+        score = max(qualities, key=lambda name: qualities[name].auroc) if qualities else "max_score"
     if score not in positives:
         raise ValueError(
             f"rejection.score={score} needs images of things that are no class, and there are none: give names by "
-            "--negatives FILE, or choose energy or max_score"
+            "--negatives FILE, or choose max_score or energy"
         )
     threshold = threshold_of(positives[score], rejection.keep)
     return FittedRejection(

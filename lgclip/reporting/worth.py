@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lgclip.classifier.editing import best_repeats
@@ -98,16 +99,39 @@ def measure_worth(classifier: ImageClassifier, folder: Path, *, seeds: int = 5, 
         ValueError: If a folder is no class, a class has too few images, or one cannot be read.
     """
     classifier.check_prototypes()
-    if classifier.support is None:
-        raise ValueError("this classifier compares with sentences only; build it with method=lgclip or fusion")
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: at least one random choice")
     features, labels = _labelled_features(classifier, folder)
+    return worth_of_features(classifier, features, labels, seeds=seeds, shots=shots)
+
+
+def worth_of_features(
+    classifier: ImageClassifier,
+    features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    *,
+    seeds: int = 5,
+    shots: Sequence[int] = SHOTS,
+) -> Worth:
+    """Measures as `measure_worth` on features of labelled images.
+
+    Args:
+        classifier: The classifier.
+        features: Fused unit features of the images.
+        labels: Class index of each.
+        seeds: Number of random choices.
+        shots: Numbers of real images per class.
+
+    Raises:
+        ValueError: If the classifier has no synthetic images, or a class has too few real ones.
+    """
+    if classifier.support is None:
+        raise ValueError("this classifier compares with sentences only; build it with method=lgclip or fusion")
     fewest = int(torch.bincount(labels, minlength=len(classifier.classes)).min())
     counts = tuple(count for count in shots if count + _LEAST_TEST <= fewest)
     if not counts:
         raise ValueError(
-            f"{folder}: a class has {fewest} images; at least {min(shots) + _LEAST_TEST} of every class are needed"
+            f"a class has {fewest} labelled images; at least {min(shots) + _LEAST_TEST} of every class are needed"
         )
     synthetic: dict[int, list[float]] = {count: [] for count in counts}
     real: dict[int, list[float]] = {count: [] for count in counts}

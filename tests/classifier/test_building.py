@@ -107,7 +107,8 @@ def test_scikit_learn_accepts_it(built: Path, world: Sandbox) -> None:
     frame = classifier.classify_frame(files, top=2)
     assert list(frame["label"]) == list(classifier.predict(files))
     assert list(frame.columns) == [
-        "path", "label", "score", "runner_up", "margin", "rejected", "error", "label_1", "score_1", "label_2", "score_2",
+        "path", "label", "score", "runner_up", "margin", "rejected", "error",
+        "label_1", "score_1", "label_2", "score_2",
     ]  # fmt: skip
 
 
