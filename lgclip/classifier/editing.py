@@ -4,24 +4,23 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lgclip.classifier.sheet import joined_strips, without_tiles
+from lgclip.classifier.sheet import without_tiles
 from lgclip.classifier.sources import ImageSource
 from lgclip.datasets.base import checked_names
 from lgclip.datasets.names import read_class_names
 from lgclip.methods.calibration import Temperature, likeliest_temperature
-from lgclip.methods.forecast import Forecast
 from lgclip.methods.left_out import References, left_out_scores
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.rejection import Rejection
 from lgclip.methods.shots import DEFAULT_REPEATS, REPEATS, Shots
 
 if TYPE_CHECKING:
-    from lgclip.classifier.model import Builder, ClassInfo, ImageClassifier
+    from lgclip.classifier.model import Builder, ImageClassifier
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ MIN_PREFIX = 4
 """Letters of an image's id that must be given."""
 MAX_SHOTS = 16
 """Real images per class; with more, train a classifier on them."""
-_CONFUSABLE_CLASSES = 10  # that a round of `improve` generates images for
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
@@ -73,7 +71,7 @@ def remove_classes(classifier: "ImageClassifier", names: Sequence[str]) -> None:
     if len(kept) < 2:
         raise ValueError(f"{len(kept)} classes would remain; a classifier needs at least two")
     if classifier.support is not None:
-        _keep_images(classifier, [label not in removed for label in classifier.support.labels.tolist()])
+        keep_images(classifier, [label not in removed for label in classifier.support.labels.tolist()])
         classifier.support = classifier.support.of_classes(kept)
     if classifier.text is not None:
         classifier.text = classifier.text[kept]
@@ -138,7 +136,7 @@ def drop_images(classifier: "ImageClassifier", prefixes: Sequence[str], *, fits:
     for index, name in enumerate(classifier.class_names):
         if not remaining[index]:
             raise ValueError(f"class {name!r} would have no image left; remove the class, or keep one image")
-    _keep_images(classifier, left)
+    keep_images(classifier, left)
     classifier.dropped = tuple(dict.fromkeys([*classifier.dropped, *ids]))
     classifier.edits = (*classifier.edits, f"dropped {len(ids)} synthetic images: {', '.join(i[:12] for i in ids)}")
     if fits:
@@ -158,7 +156,7 @@ def _complete(classifier: "ImageClassifier", prefix: str) -> str:
     return matches[0]
 
 
-def _keep_images(classifier: "ImageClassifier", left: Sequence[bool]) -> None:
+def keep_images(classifier: "ImageClassifier", left: Sequence[bool]) -> None:
     """Keeps some of the synthetic images, and their tiles in the sheet."""
     support = classifier.support
     assert support is not None
@@ -176,173 +174,6 @@ def _keep_images(classifier: "ImageClassifier", left: Sequence[bool]) -> None:
     if classifier.image_ids:
         ids = zip(classifier.image_ids, left, strict=True)
         classifier.image_ids = tuple(image_id for image_id, is_kept in ids if is_kept)
-
-
-# ---------------------------------------------------------------------------------------------------------- improvement
-
-
-class _Candidate(NamedTuple):
-    """Holds the images of a class before and after a change, on a common set of left-out images."""
-
-    action: str
-    support: SupportSet
-    accuracy: float
-    loss: float
-
-
-def improve(classifier: "ImageClassifier", rounds: int) -> list[str]:
-    """Generates new prompts and images for confusable classes: see `ImageClassifier.improve`."""
-    if rounds < 1:
-        raise ValueError(f"improve={rounds}: at least one round")
-    builder_of(classifier)
-    if classifier.support is not None and classifier.choice.selection.keep is not None:
-        raise ValueError(
-            "improve needs all images of a class; build the classifier with selection=first selection.keep=null"
-        )
-    lines: list[str] = []
-    for number in range(1, rounds + 1):
-        predicted = classifier.forecast()
-        if predicted is None:
-            raise ValueError("improve needs two images per class at least, to leave one out: raise prompts_per_class")
-        confusable = _confusable_classes(predicted)
-        if not confusable:
-            lines.append("no class is confusable on the left-out synthetic images; nothing to improve")
-            break
-        # One build for all of them: the models load once.
-        described = {
-            _prompted_name(classifier, index): _told_apart(classifier, classifier.classes[index], others)
-            for index, others in confusable.items()
-        }
-        built = builder_of(classifier).build(described, {**classifier.settings, "seed": _next_seed(classifier, number)})
-        outcomes = [
-            _improve_class(classifier, index, others, built, place)
-            for place, (index, others) in enumerate(confusable.items())
-        ]
-        lines += [line for line, _ in outcomes]
-        if not any(is_kept for _, is_kept in outcomes):
-            break
-        classifier.fit()
-    return lines
-
-
-def _confusable_classes(predicted: Forecast) -> dict[int, list[int]]:
-    """Returns the worst classes, each with the classes that it is confused with."""
-    others: dict[int, list[int]] = {}
-    for pair in predicted.pairs:
-        others.setdefault(pair.first, []).append(pair.second)
-        others.setdefault(pair.second, []).append(pair.first)
-    for index in predicted.at_risk():
-        mistaken = predicted.classes[index].confused_with
-        if index not in others and mistaken is not None:
-            others[index] = [mistaken]
-    worst = sorted(others, key=lambda index: predicted.classes[index].expected)
-    return {index: others[index] for index in worst[:_CONFUSABLE_CLASSES]}
-
-
-def _improve_class(
-    classifier: "ImageClassifier", index: int, others: Sequence[int], built: "ImageClassifier", place: int
-) -> tuple[str, bool]:
-    """Tries new images of a class, those of class `place` of `built`; returns what happened, and whether they stay."""
-    support = classifier.support
-    assert support is not None
-    assert built.support is not None
-    info = classifier.classes[index]
-    known = {*classifier.image_ids, *classifier.dropped}
-    rows = [row for row, label in enumerate(built.support.labels.tolist()) if label == place]
-    rows = [row for row in rows if built.image_ids[row] not in known]
-    if not rows:
-        return f"{info.name}: no new image could be generated", False
-    new = built.support.take(torch.tensor(rows))
-    new_ids = [built.image_ids[row] for row in rows]
-    new = new._replace(labels=torch.full_like(new.labels, index), num_classes=support.num_classes)
-    best = _best_candidate(classifier, index, new)
-    names = ", ".join(classifier.class_names[other] for other in others)
-    if best.action == "kept the old images":
-        return f"{info.name} (confused with {names}): {len(new_ids)} new images do not help, {best.action}", False
-    if best.action == "replaced the old images":
-        left = [label != index for label in support.labels.tolist()]
-        replaced = [image_id for image_id, is_kept in zip(classifier.image_ids, left, strict=True) if not is_kept]
-        _keep_images(classifier, left)
-        classifier.dropped = (*classifier.dropped, *replaced)
-    assert classifier.support is not None
-    shown = sum(label == index for label in classifier.support.labels.tolist())
-    strips = list(classifier.strips)
-    strips[index] = joined_strips(strips[index], built.strips[place], shown)
-    classifier.strips = tuple(strips)
-    classifier.support = SupportSet(
-        torch.cat([classifier.support.features, new.features]),
-        torch.cat([classifier.support.labels, new.labels]),
-        support.num_classes,
-    )
-    classifier.image_ids = (*classifier.image_ids, *new_ids)
-    prompts = tuple(dict.fromkeys([*info.prompts, *built.classes[place].prompts]))
-    classes = list(classifier.classes)
-    classes[index] = info._replace(prompts=prompts)
-    classifier.classes = tuple(classes)
-    line = f"{info.name} (confused with {names}): {best.action} by {len(new_ids)} new ones"
-    classifier.edits = (*classifier.edits, f"improved {line}")
-    return line, True
-
-
-def _prompted_name(classifier: "ImageClassifier", index: int) -> str:
-    """Returns the name that the prompts of a class are generated from."""
-    info = classifier.classes[index]
-    return info.prompted_as or info.name
-
-
-def _told_apart(classifier: "ImageClassifier", info: "ClassInfo", others: Sequence[int]) -> str:
-    """Returns the description of a class, with what its prompts must differ from."""
-    names = " or ".join(classifier.class_names[other] for other in others)
-    unlike = f"clearly different from {names}"
-    return f"{info.description}; {unlike}" if info.description else unlike
-
-
-def _next_seed(classifier: "ImageClassifier", number: int) -> int:
-    """Returns a seed that the classifier has not used: prompts and images of another seed are new ones."""
-    done = sum(edit.startswith("improved") for edit in classifier.edits)
-    return int(classifier.settings.get("seed", 0)) + 1000 * number + done
-
-
-def _best_candidate(classifier: "ImageClassifier", index: int, new: SupportSet) -> _Candidate:
-    """Returns the best of the old, the old and new, and the new images of a class.
-
-    All are judged on the same images: the old ones of all classes, and the new ones of this class, each scored by
-    prototypes without it. A set must not look better because its own images resemble each other more.
-    """
-    support = classifier.support
-    assert support is not None
-    both = SupportSet(
-        torch.cat([support.features, new.features]), torch.cat([support.labels, new.labels]), support.num_classes
-    )
-    is_old = torch.arange(len(both.labels)) < len(support.labels)
-    sets = {
-        "kept the old images": is_old,
-        "extended the old images": torch.ones_like(is_old),
-        "replaced the old images": ~is_old | (both.labels != index),
-    }
-    candidates = []
-    for action, mask in sets.items():
-        scores, labels = _scores_with(classifier, both, mask)
-        accuracy = float((scores.argmax(dim=1) == labels).double().mean())
-        probs = (scores / classifier.temperature.value).log_softmax(dim=1)
-        loss = -float(probs.gather(1, labels[:, None]).double().mean())
-        candidates.append(_Candidate(action, both.take(mask), accuracy, loss))
-    old = candidates[0]
-    better = [other for other in candidates if other.accuracy >= old.accuracy and other.loss <= old.loss]
-    return min(better, key=lambda candidate: (-candidate.accuracy, candidate.loss))
-
-
-def _scores_with(classifier: "ImageClassifier", images: SupportSet, used: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores all images by prototypes of the used ones, without the image itself."""
-    references = References(images.take(used), classifier.text, classifier.shots)
-    left_out = left_out_scores(classifier.choice, References(images.take(used), classifier.text))
-    unused = images.take(~used)
-    scores = [left_out.scores]
-    labels = [left_out.labels]
-    if len(unused.labels):
-        scores.append(classifier.choice.fit(references.images, classifier.text)(unused.features))
-        labels.append(unused.labels)
-    return torch.cat(scores), torch.cat(labels)
 
 
 # --------------------------------------------------------------------------------------------------------- real images

@@ -400,7 +400,7 @@ class ImageClassifier:
         Raises:
             ValueError: If the settings are unknown, or the classifier was trained.
         """
-        from lgclip.classifier.editing import improve
+        from lgclip.classifier.improvement import improve
 
         return improve(self, rounds)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lgclip.methods.prototypes import SupportSet
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lgclip.methods.calibration import Choice
 
 FOLDS = 10
-"""Maximum number of folds, so that the time does not grow with the number of images per class."""
+"""Maximum number of folds: the time to fit the prototypes does not grow with the number of images per class."""
 
 
 class References(NamedTuple):
@@ -51,12 +51,14 @@ class LeftOut(NamedTuple):
         labels: Class index of each image.
         features: Unit features of the images.
         nearest: Cosine to the nearest remaining image of any class.
+        rows: Row of each image among the synthetic ones; of real images, among those.
     """
 
     scores: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
     features: Float[Tensor, "n d"]
     nearest: Float[Tensor, " n"]
+    rows: Int[Tensor, " n"]
 
 
 def place_in_class(support: SupportSet) -> Tensor:
@@ -72,8 +74,8 @@ def place_in_class(support: SupportSet) -> Tensor:
 def left_out_scores(choice: "Choice", references: References, *, synthetic: bool = True) -> LeftOut:
     """Scores images by prototypes that do not contain them.
 
-    One image of *every* class is left out at a time, at most ten times, so that the classes stay equally large. Real
-    images are left out in the same way, after the synthetic ones.
+    One image of *every* class is left out at a time, so that the classes stay equally large; of more than ten images of
+    a class, a tenth. Real images are left out in the same way, after the synthetic ones.
 
     Args:
         choice: Settings of the classifier.
@@ -84,25 +86,34 @@ def left_out_scores(choice: "Choice", references: References, *, synthetic: bool
     shots = references.shots
     assert support is not None
     parts: list[LeftOut] = []
-    for left_out, rest in _folds(support) if synthetic else ():
+    for mask in _folds(support) if synthetic else ():
+        rest = support.take(~mask)
         remaining = rest if shots is None else shots.joined(rest)
-        parts.append(_scored(choice, left_out, remaining, references.text))
+        parts.append(_scored(choice, support, mask, remaining, references.text))
     if shots is not None:
         real = SupportSet(shots.features, shots.labels, support.num_classes)
-        for left_out, rest in _folds(real):
+        for mask in _folds(real):
+            rest = real.take(~mask)
             others = shots._replace(features=rest.features, labels=rest.labels)
-            parts.append(_scored(choice, left_out, others.joined(support), references.text))
+            parts.append(_scored(choice, real, mask, others.joined(support), references.text))
     return LeftOut(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _folds(support: SupportSet) -> Iterator[tuple[SupportSet, SupportSet]]:
-    """Yields the left-out and the remaining images of each fold: images with the same place in their classes."""
-    folds = place_in_class(support)
-    for fold in range(min(FOLDS, int(folds.max()) + 1)):
-        yield support.take(folds == fold), support.take(folds != fold)
+def _folds(support: SupportSet) -> Iterator[Bool[Tensor, " n"]]:
+    """Yields a mask of the images of each fold: those with the same place in their classes, modulo ten."""
+    folds = place_in_class(support) % FOLDS
+    for fold in range(int(folds.max()) + 1):
+        yield folds == fold
 
 
-def _scored(choice: "Choice", left_out: SupportSet, rest: SupportSet, text: Float[Tensor, "c d"] | None) -> LeftOut:
+def _scored(
+    choice: "Choice",
+    images: SupportSet,
+    mask: Bool[Tensor, " n"],
+    rest: SupportSet,
+    text: Float[Tensor, "c d"] | None,
+) -> LeftOut:
+    left_out = images.take(mask)
     scores = choice.fit(rest, text)(left_out.features)
     nearest = (left_out.features @ rest.features.T).amax(dim=1)
-    return LeftOut(scores, left_out.labels, left_out.features, nearest)
+    return LeftOut(scores, left_out.labels, left_out.features, nearest, mask.nonzero().flatten())
