@@ -19,7 +19,8 @@ from pictures import NAMES, picture_folder, vit_s_32
 from side_by_side import Row, in_turns, keep, seconds
 from torch import Tensor
 
-from lgclip.classifier.model import ClassInfo, ImageClassifier
+from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.parts import ClassInfo
 from lgclip.datasets.image_decoding import read_image
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.scales import SquareCrops

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import lgclip
 from lgclip.classifier.improvement import improve
-from lgclip.classifier.model import ImageClassifier, encode_images
+from lgclip.classifier.inference import encode_images
+from lgclip.classifier.model import ImageClassifier
 from lgclip.evaluation.confidence import calibration_error
 from lgclip.methods.calibration import DEFAULT_TEMPERATURE, fit_choice, likeliest_temperature
 from lgclip.methods.forecast import forecast
@@ -280,7 +281,7 @@ def forecast_rows(runs: Runs) -> Iterator[str]:
 
 
 def _rank(first: Sequence[float], second: Sequence[float]) -> float:
-    return float(spearmanr(first, second).statistic)
+    return float(spearmanr(first, second)[0])  # pyright: ignore[reportArgumentType]
 
 
 def _subset(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lgclip.api import build, evaluate, load
-    from lgclip.classifier.model import ImageClassifier, ImagePrediction
+    from lgclip.classifier.model import ImageClassifier
+    from lgclip.classifier.parts import ImagePrediction
     from lgclip.experiment import Experiment
 
 __all__ = ["Experiment", "ImageClassifier", "ImagePrediction", "build", "evaluate", "load"]
@@ -20,7 +21,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 _PLACES = {
     "Experiment": "lgclip.experiment",
     "ImageClassifier": "lgclip.classifier.model",
-    "ImagePrediction": "lgclip.classifier.model",
+    "ImagePrediction": "lgclip.classifier.parts",
     "build": "lgclip.api",
     "evaluate": "lgclip.api",
     "load": "lgclip.api",

@@ -19,7 +19,8 @@ from PIL import Image
 
 import lgclip
 from lgclip.classifier.export import export_classifier
-from lgclip.classifier.model import ClassInfo, ImageClassifier
+from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.parts import ClassInfo
 from lgclip.datasets.embedded import Shapes
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.open_clip import OpenClip

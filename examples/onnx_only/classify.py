@@ -28,12 +28,29 @@ def prepare(file: str, steps: list[dict]) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def rejection_score(name: str, scores: np.ndarray, temperature: float) -> float:
+    """Returns how much an image looks like one of the classes, by a score of `rejection` in the file."""
+    highest = np.sort(scores)[::-1]
+    weights = np.exp((scores - highest[0]) / temperature)
+    values = {
+        "max_score": highest[0],
+        "margin": highest[0] - highest[1],
+        "max_probability": 1 / weights.sum(),
+        "energy": highest[0] + temperature * np.log(weights.sum()),
+    }
+    return float(values[name])
+
+
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = json.loads(session.get_modelmeta().custom_metadata_map["lgclip"])
 if len(about["views"]) != 1 or about["views"][0]["fraction"] is not None or about["resize_in_graph"]:
     sys.exit("this example is for a file of scales=single, exported without --resize")
 for file in sys.argv[2:]:
     pixels = prepare(file, about["views"][0]["steps"])[None]
-    (probs,) = session.run(["probs"], {"pixels": pixels})
+    scores, probs = map(np.asarray, session.run(["scores", "probs"], {"pixels": pixels}))
     best = probs[0].argmax()
-    print(file, about["classes"][best], f"{probs[0, best]:.3f}", sep="\t")
+    label = about["classes"][best]
+    rejection = about["rejection"]  # null if the classifier rejects nothing
+    if rejection and rejection_score(rejection["score"], scores[0], about["temperature"]) < rejection["threshold"]:
+        label = f"none of these (most similar: {label})"
+    print(file, label, f"{probs[0, best]:.3f}", sep="\t")

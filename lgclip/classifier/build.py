@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lgclip.classifier.model import ClassInfo, ImageClassifier, names_of
+from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.parts import ClassInfo, names_of
 from lgclip.classifier.sheet import MAX_CLASSES, MAX_IMAGES, strip_of
 from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import SyntheticImages

@@ -20,7 +20,8 @@ from lgclip.methods.rejection import Rejection
 from lgclip.methods.shots import DEFAULT_REPEATS, REPEATS, Shots
 
 if TYPE_CHECKING:
-    from lgclip.classifier.model import Builder, ImageClassifier
+    from lgclip.classifier.model import ImageClassifier
+    from lgclip.classifier.parts import Builder
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def keep_images(classifier: "ImageClassifier", left: Sequence[bool]) -> None:
 
 def add_shots(classifier: "ImageClassifier", images: Mapping[str, ImageSource | Iterable[ImageSource]]) -> None:
     """Mixes real images into the prototypes: see `ImageClassifier.add_shots`."""
-    from lgclip.classifier.model import encode_images
+    from lgclip.classifier.inference import encode_images
 
     classifier.check_prototypes()
     support = classifier.support
@@ -256,7 +257,7 @@ def set_rejection(classifier: "ImageClassifier", rejection: Rejection | None) ->
 
 def _generate_negatives(classifier: "ImageClassifier") -> None:
     """Generates images of things that are similar to the classes and are none."""
-    from lgclip.classifier.model import Negatives
+    from lgclip.classifier.parts import Negatives
 
     rejection = classifier.rejection
     classifier.negatives = None

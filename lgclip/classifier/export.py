@@ -26,6 +26,7 @@ from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder, exact_encoder
 from lgclip.encoder.scales import FULL_IMAGE
 from lgclip.encoder.weight_checks import sample_pixels
+from lgclip.methods.rejection import FROM_SCORES
 from lgclip.store.atomic import WriteError
 from lgclip.store.keys import TINY, key_inputs, local_folder
 
@@ -205,10 +206,26 @@ def _metadata(
         # The logits of a student are of no prototype.
         "prototype": None if classifier.gives_logits else choice.described()["prototype"],
         "text_weight": None if classifier.gives_logits else choice.text_weight,
+        "rejection": _rejection(classifier),
         "encoder": {"id": _encoder_id(classifier.encoder), "inputs": exact_encoder(classifier.encoder).inputs()},
         # How to build the tower that the weights fit.
         "tower": asdict(plan),
     }
+
+
+def _rejection(classifier: ImageClassifier) -> Mapping[str, object] | None:
+    """Returns score and threshold below which an image shows none of the classes; None where scores do not suffice."""
+    rejector = classifier.rejector
+    if rejector is None:
+        return None
+    if rejector.score not in FROM_SCORES:
+        log.warning(
+            "rejection.score=%s compares with synthetic images, which are not exported: the file rejects nothing; "
+            "rejection.score=max_score needs the scores alone",
+            rejector.score,
+        )
+        return None
+    return {"score": rejector.score, "threshold": rejector.threshold}
 
 
 def _encoder_id(encoder: Encoder) -> str:

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lgclip.classifier.card import card_text
-from lgclip.classifier.model import ClassInfo, ImageClassifier, Negatives
+from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.parts import ClassInfo, Negatives
 from lgclip.classifier.places import RECORD, ZIP, check_place
 from lgclip.classifier.sheet import read_strips, write_sheet
 from lgclip.datasets.archive_members import Member, reported, zip_members

@@ -15,7 +15,8 @@ from lgclip.methods.left_out import References, left_out_scores
 from lgclip.methods.prototypes import SupportSet
 
 if TYPE_CHECKING:
-    from lgclip.classifier.model import ClassInfo, ImageClassifier
+    from lgclip.classifier.model import ImageClassifier
+    from lgclip.classifier.parts import ClassInfo
 
 _CONFUSABLE_CLASSES = 10
 """Maximum number of classes that a round generates images for."""

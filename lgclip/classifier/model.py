@@ -1,11 +1,9 @@
 """Classifies images by stored prototypes: the classifier that `build` makes or a run leaves behind."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,12 +11,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lgclip.batches import CPU_ROWS
+from lgclip.classifier.inference import decoded_batches, encode_views, image_of, rejecter
+from lgclip.classifier.parts import Builder, ClassInfo, ImagePrediction, Negatives
 from lgclip.classifier.sources import ImageSource, expand_sources
 from lgclip.datasets.base import BadImageError, checked_names
-from lgclip.datasets.content_ids import content_id
-from lgclip.datasets.image_decoding import read_image, to_rgb
-from lgclip.encoder.base import Encoder, Towers
+from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
 from lgclip.encoder.views import SharedViews
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature, fit_choice
@@ -26,84 +23,14 @@ from lgclip.methods.forecast import Forecast, forecast
 from lgclip.methods.left_out import References
 from lgclip.methods.logits import from_unit
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.rejection import SCORES, FittedRejection, Rejection, ScoreInputs, fit_rejection
+from lgclip.methods.rejection import FittedRejection, Rejection, fit_rejection
 from lgclip.methods.scoring import Scorer
 from lgclip.methods.shots import Shots
-from lgclip.store.keys import content_key, digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lgclip.classifier.export import ExportSummary
-
-_DECODERS = 8
-"""Threads that decode and resize images; both release the interpreter's lock."""
-
-
-@dataclass(frozen=True)
-class ImagePrediction:
-    """Describes the predicted class of one image.
-
-    Attributes:
-        path: The file, or `image N` for one that was passed as pixels.
-        label: Name of the most probable class; None if the image cannot be read.
-        score: Its probability.
-        runner_up: Name of the second class; None with an error.
-        margin: Difference of the two probabilities.
-        top: The most probable classes with their probabilities, the first first.
-        error: Why the image cannot be read; None for a prediction.
-        rejected: Whether the image shows none of the classes, so that the label is only the most similar one; None
-            where the classifier has no threshold.
-    """
-
-    path: str
-    label: str | None
-    score: float | None
-    runner_up: str | None
-    margin: float | None
-    top: tuple[tuple[str, float], ...] = ()
-    error: str | None = None
-    rejected: bool | None = None
-
-
-class ClassInfo(NamedTuple):
-    """Describes a class of a classifier.
-
-    Attributes:
-        name: Its name, which predictions give.
-        description: What it looks like, as it was given to the prompt generator; empty if nothing was.
-        prompts: The sentences that its images were generated from.
-        prompted_as: Name that its prompts were generated from, where the class was renamed since; else empty.
-    """
-
-    name: str
-    description: str = ""
-    prompts: tuple[str, ...] = ()
-    prompted_as: str = ""
-
-
-class Negatives(NamedTuple):
-    """Holds images of things that are similar to the classes and are none.
-
-    Attributes:
-        names: What they show, by class index.
-        references: Their synthetic images, and their text prototypes where the classifier has some.
-    """
-
-    names: tuple[str, ...]
-    references: References
-
-
-class Builder(Protocol):
-    """Builds further classes with the settings of a classifier."""
-
-    def build(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
-        """Builds a classifier of some classes, by name and description."""
-        ...
-
-    def similar_names(self, names: Mapping[str, str], settings: Mapping[str, Any], count: int) -> list[str]:
-        """Returns names of things that look similar to some classes and are none of them, `count` per class at most."""
-        ...
 
 
 @dataclass
@@ -268,20 +195,20 @@ class ImageClassifier:
         towers = encoder.load(device)
         views = SharedViews(encoder, self.scales)
         scorer = self.scorer()
-        reject = self._rejecter()
+        reject = rejecter(self)
 
         def load(item: tuple[str, Path | Image.Image]) -> Tensor | str:
             try:
-                image, image_id = _image_of(item[1])
+                image, image_id = image_of(item[1])
             except (BadImageError, ValueError) as error:
                 return getattr(error, "reason", str(error))
             return views(image, image_id)
 
-        for paths, loaded in _decoded(items, load, batch_size):
+        for paths, loaded in decoded_batches(items, load, batch_size):
             pixels = [item for item in loaded if isinstance(item, Tensor)]
             rows: Iterator[tuple[Tensor, bool | None]] = iter(())
             if pixels:
-                features = self.scales.fuse(_encode(towers, torch.stack(pixels), device))
+                features = self.scales.fuse(encode_views(towers, torch.stack(pixels), device))
                 scores = scorer(features)
                 probs = (scores / self.temperature.value).softmax(dim=1)
                 rows = zip(probs, reject(features, scores), strict=True)
@@ -290,24 +217,6 @@ class ImageClassifier:
                     yield ImagePrediction(path, None, None, None, None, error=item)
                 else:
                     yield self._prediction(path, *next(rows), top)
-
-    def _rejecter(self) -> Callable[[Tensor, Tensor], Sequence[bool | None]]:
-        """Returns what tells from features and scores whether images show none of the classes."""
-        if self.rejector is None:
-            return lambda features, scores: [None] * len(scores)
-        rejector = self.rejector
-        images = self.references.images
-        against = None
-        if self.negatives is not None:
-            against = self.choice.fit(self.negatives.references.support, self.negatives.references.text)
-
-        def reject(features: Float[Tensor, "q d"], scores: Float[Tensor, "q c"]) -> Sequence[bool]:
-            nearest = None if images is None else (features @ images.features.T).amax(dim=1)
-            others = None if against is None else against(features)
-            inputs = ScoreInputs(scores, nearest, others, self.temperature.value)
-            return (SCORES[rejector.score](inputs).double() < rejector.threshold).tolist()
-
-        return reject
 
     def _prediction(self, path: str, probs: Float[Tensor, " c"], rejected: bool | None, top: int) -> ImagePrediction:
         # A stable sort, so that of equal scores the first class wins, as in an evaluation.
@@ -490,24 +399,6 @@ class ImageClassifier:
         return export_classifier(self, place, format=format or export_format(place), int8=int8, resize=resize)
 
 
-def _decoded(
-    items: Iterator[tuple[str, Path | Image.Image]],
-    load: Callable[[tuple[str, Path | Image.Image]], Tensor | str],
-    batch_size: int,
-) -> Iterator[tuple[list[str], list[Tensor | str]]]:
-    """Yields the paths and the loaded images of each batch, while the next batch is loaded."""
-    with ThreadPoolExecutor(_DECODERS) as decoders:
-
-        def start() -> list[tuple[str, "Future[Tensor | str]"]]:
-            return [(item[0], decoders.submit(load, item)) for item in islice(items, batch_size)]
-
-        batch = start()
-        while batch:
-            following = start()
-            yield [path for path, _ in batch], [future.result() for _, future in batch]
-            batch = following
-
-
 def _listed(names: Sequence[str], shown: int = 10) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(map(repr, names[:shown])) + more
@@ -517,56 +408,3 @@ def _required(prediction: ImagePrediction) -> ImagePrediction:
     if prediction.error is not None:
         raise ValueError(f"{prediction.path} cannot be read as an image ({prediction.error}); leave it out")
     return prediction
-
-
-@torch.inference_mode()
-def encode_images(
-    classifier: "ImageClassifier", sources: ImageSource | Iterable[ImageSource]
-) -> tuple[list[str], Tensor]:
-    """Returns the content key and the fused unit feature of each image.
-
-    Raises:
-        ValueError: If an image cannot be read.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = classifier.encoder.on(device)
-    views = SharedViews(encoder, classifier.scales)
-    ids: list[str] = []
-    pixels: list[Tensor] = []
-    for _, source in expand_sources(sources):
-        image, image_id = _image_of(source)
-        ids.append(image_id)
-        pixels.append(views(image, image_id))
-    features = _encode(encoder.load(device), torch.stack(pixels), device)
-    return ids, classifier.scales.fuse(features)
-
-
-def _image_of(source: Path | Image.Image) -> tuple[Image.Image, str]:
-    """Returns the pixels of an image and its content key, on which random crops depend."""
-    if isinstance(source, Path):
-        return read_image(source), content_id(digest_of(source))
-    image = to_rgb(source)
-    return image, content_key({"pixels": content_key({"size": image.size, "bytes": image.tobytes().hex()})})
-
-
-def _encode(towers: Towers, views: Float[Tensor, "b s 3 h w"], device: torch.device) -> Float[Tensor, "b s d"]:
-    """Encodes the views of some images, in passes of one size on a CPU: a feature is then the same in any batch."""
-    rows = views.flatten(0, 1)
-    size = CPU_ROWS if device.type == "cpu" else len(rows)
-    features: list[Tensor] = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        fill = size - len(part)
-        full = torch.cat([part, part[-1:].expand(fill, *part.shape[1:])]) if fill else part
-        features.append(towers.images(full.to(device))[: len(part)].float().cpu())
-    return torch.cat(features).unflatten(0, views.shape[:2])
-
-
-def names_of(classes: Sequence[str]) -> tuple[str, ...]:
-    """Returns class names, made distinct by their occurrence where one occurs twice, as two of ImageNet's do."""
-    counts: dict[str, int] = {}
-    names: list[str] = []
-    for name in classes:
-        counts[name] = counts.get(name, 0) + 1
-        names.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
-    return tuple(names)

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgclip.classifier.model import ImagePrediction
+from lgclip.classifier.parts import ImagePrediction
 from lgclip.runtime.csv_cells import write_rows
 from lgclip.store.atomic import atomic_write
 

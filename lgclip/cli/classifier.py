@@ -12,7 +12,8 @@ from lgclip.datasets.names import read_class_names
 from lgclip.runtime.sweep_job import quoted
 
 if TYPE_CHECKING:
-    from lgclip.classifier.model import ClassInfo, ImageClassifier
+    from lgclip.classifier.model import ImageClassifier
+    from lgclip.classifier.parts import ClassInfo
 
 _PROMPTS_SHOWN = 3
 _ID_SHOWN = 12

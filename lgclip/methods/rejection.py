@@ -97,6 +97,8 @@ SCORES: Mapping[str, Callable[[ScoreInputs], Tensor]] = {
     **{f"negatives_{weight:g}": _close_negatives(weight) for weight in _CLOSENESS},
 }
 """Scores by name; `negatives_W` adds W times the highest class score."""
+FROM_SCORES = ("max_probability", "max_score", "margin", "energy")
+"""Those that need the scores of the classes alone."""
 
 
 @dataclass(frozen=True)

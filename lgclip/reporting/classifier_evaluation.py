@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lgclip.classifier.model import ImageClassifier, ImagePrediction
+from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.parts import ImagePrediction
 from lgclip.datasets.folder import Folder
 from lgclip.evaluation.metrics import metrics, per_class
 from lgclip.reporting.result_schema import Metrics

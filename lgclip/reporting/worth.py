@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lgclip.classifier.editing import best_repeats
-from lgclip.classifier.model import ImageClassifier, encode_images
+from lgclip.classifier.inference import encode_images
+from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.shot_folders import images_by_class
 from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet

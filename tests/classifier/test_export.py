@@ -28,7 +28,8 @@ from lgclip.classifier.export import ExportSummary, export_classifier
 from lgclip.classifier.export_formats import FORMATS, imported
 from lgclip.classifier.export_graph import portable_attention
 from lgclip.classifier.export_preprocessing import PillowResize, describe_preprocessing
-from lgclip.classifier.model import ClassInfo, ImageClassifier
+from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.parts import ClassInfo
 from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.open_clip import OpenClip

@@ -19,7 +19,8 @@ import lgclip
 from lgclip.classifier.explain import expectations
 from lgclip.classifier.files import RECORD
 from lgclip.classifier.improvement import _best_candidate
-from lgclip.classifier.model import ImageClassifier, encode_images
+from lgclip.classifier.inference import encode_images
+from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.sheet import tiles_of
 from lgclip.classifier.shot_folders import images_by_class
 from lgclip.cli.main import main

@@ -1,0 +1,111 @@
+"""Reads images and turns them into features, scores and rejections, batch by batch."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lgclip.batches import CPU_ROWS
+from lgclip.classifier.sources import ImageSource, expand_sources
+from lgclip.datasets.content_ids import content_id
+from lgclip.datasets.image_decoding import read_image, to_rgb
+from lgclip.encoder.base import Towers
+from lgclip.encoder.views import SharedViews
+from lgclip.methods.rejection import SCORES, ScoreInputs
+from lgclip.store.keys import content_key, digest_of
+
+if TYPE_CHECKING:
+    from lgclip.classifier.model import ImageClassifier
+
+_DECODERS = 8
+"""Threads that decode and resize images; both release the interpreter's lock."""
+
+
+def decoded_batches(
+    items: Iterator[tuple[str, Path | Image.Image]],
+    load: Callable[[tuple[str, Path | Image.Image]], Tensor | str],
+    batch_size: int,
+) -> Iterator[tuple[list[str], list[Tensor | str]]]:
+    """Yields the paths and the loaded images of each batch, while the next batch is loaded."""
+    with ThreadPoolExecutor(_DECODERS) as decoders:
+
+        def start() -> list[tuple[str, "Future[Tensor | str]"]]:
+            return [(item[0], decoders.submit(load, item)) for item in islice(items, batch_size)]
+
+        batch = start()
+        while batch:
+            following = start()
+            yield [path for path, _ in batch], [future.result() for _, future in batch]
+            batch = following
+
+
+def image_of(source: Path | Image.Image) -> tuple[Image.Image, str]:
+    """Returns the pixels of an image and its content key, on which random crops depend."""
+    if isinstance(source, Path):
+        return read_image(source), content_id(digest_of(source))
+    image = to_rgb(source)
+    return image, content_key({"pixels": content_key({"size": image.size, "bytes": image.tobytes().hex()})})
+
+
+def encode_views(towers: Towers, views: Float[Tensor, "b s 3 h w"], device: torch.device) -> Float[Tensor, "b s d"]:
+    """Encodes the views of some images, in passes of one size on a CPU: a feature is then the same in any batch."""
+    rows = views.flatten(0, 1)
+    size = CPU_ROWS if device.type == "cpu" else len(rows)
+    features: list[Tensor] = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        fill = size - len(part)
+        full = torch.cat([part, part[-1:].expand(fill, *part.shape[1:])]) if fill else part
+        features.append(towers.images(full.to(device))[: len(part)].float().cpu())
+    return torch.cat(features).unflatten(0, views.shape[:2])
+
+
+@torch.inference_mode()
+def encode_images(
+    classifier: "ImageClassifier", sources: ImageSource | Iterable[ImageSource]
+) -> tuple[list[str], Tensor]:
+    """Returns the content key and the fused unit feature of each image.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = classifier.encoder.on(device)
+    views = SharedViews(encoder, classifier.scales)
+    ids: list[str] = []
+    pixels: list[Tensor] = []
+    for _, source in expand_sources(sources):
+        image, image_id = image_of(source)
+        ids.append(image_id)
+        pixels.append(views(image, image_id))
+    features = encode_views(encoder.load(device), torch.stack(pixels), device)
+    return ids, classifier.scales.fuse(features)
+
+
+def rejecter(classifier: "ImageClassifier") -> Callable[[Tensor, Tensor], Sequence[bool | None]]:
+    """Returns what tells from features (q, d) and scores (q, c) whether images show none of the classes.
+
+    It gives None for every image where the classifier has no threshold.
+    """
+    fitted = classifier.rejector
+    if fitted is None:
+        return lambda features, scores: [None] * len(scores)
+    images = classifier.references.images
+    against = None
+    if classifier.negatives is not None:
+        negatives = classifier.negatives.references
+        against = classifier.choice.fit(negatives.support, negatives.text)
+
+    def reject(features: Float[Tensor, "q d"], scores: Float[Tensor, "q c"]) -> Sequence[bool]:
+        nearest = None if images is None else (features @ images.features.T).amax(dim=1)
+        others = None if against is None else against(features)
+        inputs = ScoreInputs(scores, nearest, others, classifier.temperature.value)
+        return (SCORES[fitted.score](inputs).double() < fitted.threshold).tolist()
+
+    return reject
