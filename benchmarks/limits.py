@@ -109,7 +109,9 @@ class Runs:
     def classifier(self, names: Sequence[str], seed: int, *overrides: str) -> ImageClassifier:
         key = (tuple(names), seed, overrides)
         if key not in self._classifiers:
-            fixed = [f"paths.store={self.store}", f"seed={seed}", "rejection.most_names=40"]
+            fixed = [f"paths.store={self.store}", f"seed={seed}"]
+            if "rejection=none" not in overrides:
+                fixed.append("rejection.most_names=40")
             self._classifiers[key] = lgclip.build(names, overrides=[*fixed, *overrides])
         return self._classifiers[key]
 
@@ -169,6 +171,34 @@ def rejection_rows(runs: Runs) -> Iterator[str]:
         for method in ("lgclip", "fusion"):
             for other, images in unknowns.items():
                 yield from _rejection_case(runs, f"{title}, {method}", world_name, classes, other, images, method)
+    yield _ceiling_row(runs, names)
+
+
+def _ceiling_row(runs: Runs, classes: Sequence[str]) -> str:
+    """The AUROC of a linear probe that was trained on real images of all 240 kinds: the limit of this encoder."""
+    from sklearn.linear_model import LogisticRegression
+
+    classifier = runs.classifier(classes, 0, "method=lgclip")
+    each = 20
+    known = [world.image_of("train", 100 * label + number) for label in range(len(classes)) for number in range(each)]
+    start = 2 * FAR // 210 * 210
+    others = [world.image_of("pretrain", start + index) for index in range(210 * each)]
+    features = torch.cat(
+        [
+            runs.features(classifier, "single", "real images of the classes", known),
+            runs.features(classifier, "single", "real images of the other kinds", others),
+        ]
+    )
+    labels = [label for label in range(len(classes)) for _ in range(each)]
+    labels += [len(classes) + index % 210 for index in range(len(others))]
+    probe = LogisticRegression(C=1000, max_iter=300).fit(features.numpy(), labels)
+    inside = probe.predict_proba(runs.world_features(classifier, "shapes").numpy())[:, : len(classes)].sum(axis=1)
+    outside_features = runs.features(classifier, "single", "the 210 other kinds", unknown())
+    outside = probe.predict_proba(outside_features.numpy())[:, : len(classes)].sum(axis=1)
+    return (
+        f"| 30 shapes | the 210 other kinds | for comparison: linear probe of {each} real images a kind | "
+        f"{auroc(inside, outside):.3f} | {100 * fpr_at(inside, outside):.1f} | | | |"
+    )
 
 
 def _rejection_case(

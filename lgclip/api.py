@@ -77,8 +77,8 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> "ImageClassifier
     Raises:
         ValueError: If there is no classifier, or something is damaged or gone.
     """
-    from lgclip.classifier.files import load_classifier
     from lgclip.classifier.hub import PREFIX, download_classifier
+    from lgclip.classifier.loading import load_classifier
     from lgclip.reporting.run_folder import RESULT
 
     guard_environment()

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lgclip.classifier.files import CARD, MODEL, RECORD, SHEET, TENSORS, save_classifier
+from lgclip.classifier.files import save_classifier
 from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.places import CARD, MODEL, RECORD, SHEET, TENSORS
 from lgclip.encoder.packed import PackedEncoder
 from lgclip.runtime.hub import commit_of, hub_errors
 

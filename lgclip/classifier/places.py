@@ -1,8 +1,16 @@
-"""Checks where a classifier is saved or exported, before anything heavy is imported or computed."""
+"""Names the files of a classifier, and checks where it is saved before anything heavy is imported or computed."""
 
 from pathlib import Path
 
 RECORD = "classifier.json"
+TENSORS = "classifier.safetensors"
+SHEET = "prototypes.png"
+CARD = "README.md"
+SCHEMA = 3
+MODEL = "model"
+ENCODER = f"{MODEL}/encoder"
+PACKED = "packed:"
+"""Beginning of a setting that names a file or folder inside the classifier's own."""
 ZIP = ".zip"
 EXPORT_SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino", ".safetensors": "safetensors"}
 

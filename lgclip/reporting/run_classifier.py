@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lgclip.classifier.build import classifier_from_features, needs_text
-from lgclip.classifier.files import MODEL, PACKED, rule_of, selection_of
+from lgclip.classifier.loading import rule_of, selection_of
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.parts import ClassInfo, names_of
+from lgclip.classifier.places import MODEL, PACKED
 from lgclip.classifier.settings import settings_of
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales

@@ -18,8 +18,8 @@ from factories import NAMES, FirstRun, Sandbox, evaluate_run, run_command
 from sklearn.metrics import accuracy_score
 
 import lgclip
-from lgclip.classifier.files import RECORD, SHEET, TENSORS
 from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.places import RECORD, SHEET, TENSORS
 from lgclip.cli.main import main
 from lgclip.datasets.folder import Folder
 
@@ -416,7 +416,7 @@ def test_import_is_light() -> None:
 def test_loading_imports_no_training_library(built: Path) -> None:
     """Starting is most of what a few images cost."""
     code = (
-        "import sys; from lgclip.classifier.files import load_classifier; from pathlib import Path; "
+        "import sys; from lgclip.classifier.loading import load_classifier; from pathlib import Path; "
         f"load_classifier(Path({str(built)!r})); "
         "heavy = {'lightning', 'torchmetrics', 'transformers', 'diffusers'} & set(sys.modules); "
         "assert not heavy, heavy"

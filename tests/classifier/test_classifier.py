@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lgclip
-from lgclip.classifier.files import RECORD, SHEET, TENSORS, load_classifier
+from lgclip.classifier.loading import load_classifier
 from lgclip.classifier.parts import names_of
+from lgclip.classifier.places import RECORD, SHEET, TENSORS
 from lgclip.cli.main import main
 from lgclip.datasets.folder import Folder
 from lgclip.reporting.run_classifier import classifier_of

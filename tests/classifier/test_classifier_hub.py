@@ -15,9 +15,9 @@ from hub_server import READ_TOKEN, TOKEN, HubServer, serve_hub
 from huggingface_hub import ModelCard, constants
 
 import lgclip
-from lgclip.classifier.files import CARD, RECORD, SHEET, TENSORS
 from lgclip.classifier.hub import push_classifier, split_address
 from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.places import CARD, RECORD, SHEET, TENSORS
 from lgclip.cli.main import main
 from lgclip.runtime.hub import HubError, commit_of
 from lgclip.store.checksums import CHECKSUM, with_checksum

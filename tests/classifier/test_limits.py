@@ -17,10 +17,10 @@ from torch.nn.functional import normalize
 
 import lgclip
 from lgclip.classifier.explain import expectations
-from lgclip.classifier.files import RECORD
 from lgclip.classifier.improvement import _best_candidate
 from lgclip.classifier.inference import encode_images
 from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.places import RECORD
 from lgclip.classifier.sheet import tiles_of
 from lgclip.classifier.shot_folders import images_by_class
 from lgclip.cli.main import main

@@ -13,9 +13,8 @@ import torch
 from factories import FirstRun, Sandbox, evaluate_run, make_image_folder
 
 import lgclip
-from lgclip.classifier.files import RECORD
 from lgclip.classifier.model import ImageClassifier
-from lgclip.classifier.places import EXPORT_SUFFIXES
+from lgclip.classifier.places import EXPORT_SUFFIXES, RECORD
 from lgclip.cli.main import main
 from lgclip.datasets.folder import Folder
 

@@ -13,7 +13,7 @@ from factories import NAMES, FirstRun
 from PIL import Image
 
 import lgclip
-from lgclip.classifier.files import ENCODER, RECORD
+from lgclip.classifier.places import ENCODER, RECORD
 from lgclip.cli.main import main
 from lgclip.encoder.packed import ABOUT, WEIGHTS, PackedEncoder, pack_encoder
 
