@@ -325,7 +325,7 @@ def _subset(
     text = None if classifier.text is None else classifier.text[classes]
     references = References(classifier.support.of_classes(classes), text)
     fitted = fit_choice(classifier.configured, None, references)
-    predicted = forecast(fitted.choice, references, fitted.temperature.value)
+    predicted = forecast(fitted.choice, references)
     assert predicted is not None
     places = {label: place for place, label in enumerate(classes)}
     rows = [row for row, label in enumerate(labels.tolist()) if label in places]

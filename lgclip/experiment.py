@@ -326,7 +326,10 @@ class Experiment:
         if generator is None:
             return recombined_names(class_names, count)
         context = self._context()
-        stage = PromptGenerationStage(generator, PromptStore(context.store), target_classes, count, parts.counts.seed)
+        # Twice as many, since some are a class or a kind of one, and are left out.
+        stage = PromptGenerationStage(
+            generator, PromptStore(context.store), target_classes, 2 * count, parts.counts.seed
+        )
         context.stages.check_before(generator.check_weights)
         try:
             context.stages.complete("similar names", stage, len(target_classes))

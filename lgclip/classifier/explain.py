@@ -27,9 +27,8 @@ def forecast_lines(classifier: "ImageClassifier") -> list[str]:
         ]
     names = classifier.class_names
     lines = [
-        f"expected accuracy: {100 * predicted.expected:.0f}% (95% interval {100 * predicted.low:.0f} - "
-        f"{100 * predicted.high:.0f}), the accuracy on {predicted.images} synthetic images, each left out of its "
-        f"prototype; {UNKNOWN_SHIFT}"
+        f"expected accuracy: {100 * predicted.expected:.0f}% ({100 * predicted.low:.0f} - {100 * predicted.high:.0f}), "
+        f"the accuracy on {predicted.images} synthetic images, each left out of its prototype; {UNKNOWN_SHIFT}"
     ]
     at_risk = []
     for index in predicted.at_risk():

@@ -125,7 +125,7 @@ class ImageClassifier:
         """
         if self.gives_logits:
             return None
-        return forecast(self.choice, self.references, self.temperature.value)
+        return forecast(self.choice, self.references)
 
     # ------------------------------------------------------------------------------------------------ classification
 

@@ -20,6 +20,7 @@ CONFUSABLE = 0.1
 """Pairs with at least this fraction of images on the wrong side are named."""
 _Z95 = 1.959963984540054
 _PAIRS = 20
+_SPREADS = 1.5
 
 
 class ClassForecast(NamedTuple):
@@ -57,8 +58,8 @@ class Forecast(NamedTuple):
 
     Attributes:
         expected: Expected top-1 accuracy, 0 to 1, as a mean over the classes.
-        low: Lower end of its 95% interval.
-        high: Upper end.
+        low: Lower end of its interval: that of the 95% interval of the lower of the two values it is the mean of.
+        high: Upper end: that of the higher value.
         images: Number of left-out images.
         classes: Forecast of each class, in the order of their indices.
         pairs: Confusable pairs, the worst first.
@@ -77,17 +78,18 @@ class Forecast(NamedTuple):
         return sorted(low, key=lambda index: self.classes[index].expected)
 
 
-def forecast(choice: Choice, references: References, temperature: float) -> Forecast | None:
+def forecast(choice: Choice, references: References) -> Forecast | None:
     """Predicts the accuracy of a classifier.
 
     The expected accuracy of a class is the mean of two values of its left-out images: the fraction that is correct, and
     the mean probability of the true class. The fraction has the right level and few distinct values with ten images;
-    the probability ranks classes that have the same fraction.
+    the probability ranks classes and tasks that have the same fraction. Its temperature is 1.5 times the standard
+    deviation of the true class's score within the classes, a property of encoder and generator. The fitted temperature
+    would not do: it makes the mean probability equal to the accuracy in every task, and hides how close classes are.
 
     Args:
         choice: Settings of the classifier.
         references: The images and the text prototypes.
-        temperature: Divisor of the scores.
 
     Returns:
         The forecast; None where a class has fewer than two images, or text alone represents the classes.
@@ -97,15 +99,29 @@ def forecast(choice: Choice, references: References, temperature: float) -> Fore
     left_out = left_out_scores(choice, references)
     predicted = left_out.scores.argmax(dim=1)
     correct = (predicted == left_out.labels).double()
-    probs = (left_out.scores / temperature).softmax(dim=1).gather(1, left_out.labels[:, None])[:, 0].double()
+    probs = (left_out.scores / _spread(left_out)).softmax(dim=1).gather(1, left_out.labels[:, None])[:, 0].double()
     classes: list[ClassForecast] = []
     for index in range(left_out.scores.shape[1]):
         rows = left_out.labels == index
         expected = float((correct[rows].mean() + probs[rows].mean()) / 2)
         classes.append(ClassForecast(expected, int(rows.sum()), *_mistaken_for(predicted[rows], index)))
     mean = sum(item.expected for item in classes) / len(classes)
-    low, high = _interval(mean, len(left_out.labels))
-    return Forecast(mean, low, high, len(left_out.labels), tuple(classes), confusable_pairs(left_out))
+    # From the lower end of the one value's interval to the upper end of the other's: chance in so many images, and the
+    # difference of the two ways to count.
+    count = len(left_out.labels)
+    lower, upper = sorted((float(correct.mean()), float(probs.mean())))
+    low, _ = _interval(lower, count)
+    _, high = _interval(upper, count)
+    return Forecast(mean, low, high, count, tuple(classes), confusable_pairs(left_out))
+
+
+def _spread(left_out: LeftOut) -> float:
+    """Returns the temperature: a multiple of the standard deviation of the true class's score within the classes."""
+    true_scores = left_out.scores.gather(1, left_out.labels[:, None])[:, 0].double()
+    counts = torch.bincount(left_out.labels).double()
+    means = torch.zeros_like(counts).index_add(0, left_out.labels, true_scores) / counts
+    deviation = float((true_scores - means[left_out.labels]).square().mean().sqrt())
+    return max(_SPREADS * deviation, 1e-6)
 
 
 def confusable_pairs(left_out: LeftOut) -> tuple[ConfusablePair, ...]:

@@ -1,8 +1,9 @@
 """A classifier knows its limits, and is mended: threshold, forecast, dropped images, new images, real shots."""
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chat_server import Answer, ChatServer, completion, good_sentences, send
 from factories import NAMES, FirstRun, Sandbox
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,7 +29,8 @@ from lgclip.cli.main import main
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.rejection import SCORES, Rejection, ScoreInputs
 
-pytest_plugins = ("run_fixtures",)
+pytest_plugins = ("run_fixtures", "chat_fixtures")
+pytestmark = pytest.mark.usefixtures("key")
 
 
 def overrides_in(sandbox: Sandbox) -> list[str]:
@@ -124,6 +127,35 @@ def test_files_keep_the_threshold(saved: Path, world: Sandbox, tmp_path: Path) -
     )
 
 
+def test_a_chat_model_names_what_is_similar(
+    world: Sandbox, serve: Callable[[Answer], ChatServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    similar = {
+        "red fox": ["1. Dingo", "red foxes", "coyote.", "jackal"],
+        "barn owl": ["tawny owl", "Dingo", "barn owl"],
+        "sea otter": ["harbor seal", "I cannot name more."],
+        "pine marten": ["weasel", "stoat", "mink", "polecat"],
+    }
+
+    def answer(model: ChatServer, handler: Any, body: dict[str, Any], name: str, turn: int) -> None:
+        request = body["messages"][-1]["content"]
+        described = re.search(r"one photograph of: (.+)$", request, re.MULTILINE)
+        texts = good_sentences(described[1], turn, count=6) if described else similar[name]
+        send(handler, 200, completion(json.dumps({"prompts": texts})))
+
+    model = serve(answer)
+    model_values = ["llm.model=good-model", f"llm.base_url={model.url}", "llm.api_key_env=TEST_KEY", "llm.max_rounds=2"]
+    overrides = [part for part in overrides_in(world) if not part.startswith("llm")]
+    names = ("red fox", "barn owl", "sea otter", "pine marten")
+
+    classifier = lgclip.build(names, llm="server", overrides=[*overrides, *model_values, "rejection.similar_names=2"])
+
+    assert classifier.negatives is not None
+    # In turn; no class, no kind of one, no name twice, no sentence, and two of each class at most.
+    assert classifier.negatives.names == ("Dingo", "tawny owl", "harbor seal", "weasel", "coyote", "stoat")
+    assert "fewer similar names than asked" in caplog.text
+
+
 def test_files_of_names_replace_the_similar_ones(world: Sandbox, tmp_path: Path) -> None:
     names = tmp_path / "others.txt"
     names.write_text(f"grey cube\tfour corners\nwhite cone\n{NAMES[0].upper()}\n")
@@ -200,7 +232,7 @@ def test_numbers_come_with_their_meaning(saved: Path, world: Sandbox, capsys: py
     out = capsys.readouterr().out
     card = (saved / "README.md").read_text()
     for text in (out, card):
-        assert f"expected accuracy: {100 * predicted.expected:.0f}% (95% interval" in text
+        assert f"expected accuracy: {100 * predicted.expected:.0f}% (" in text
         assert f"the accuracy on {predicted.images} synthetic images, each left out of its prototype" in text
         assert "none of these: an image is rejected if" in text
         assert "probabilities: scaled by the synthetic images that were left out" in text

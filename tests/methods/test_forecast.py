@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 from scipy.stats import binomtest
 from torch.nn.functional import normalize
 
@@ -30,8 +31,8 @@ def support(seed: int, noise: float = 0.8, each: int = EACH) -> SupportSet:
     return SupportSet(normalize(features, dim=1), labels, CLASSES)
 
 
-def predicted(images: SupportSet, temperature: float = 0.1) -> Forecast:
-    result = forecast(CHOICE, References(images), temperature)
+def predicted(images: SupportSet) -> Forecast:
+    result = forecast(CHOICE, References(images))
     assert result is not None
     return result
 
@@ -40,16 +41,20 @@ def predicted(images: SupportSet, temperature: float = 0.1) -> Forecast:
 def test_forecast_equals_a_loop(seed: int) -> None:
     images = support(seed)
     features = images.features.double().numpy().reshape(CLASSES, EACH, WIDTH)
-    expected = np.zeros(CLASSES)
+    scores_of = np.zeros((CLASSES, EACH, CLASSES))
     other = np.zeros((CLASSES, CLASSES))
     for fold in range(EACH):
         means = np.delete(features, fold, axis=1).mean(axis=1)
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         for index in range(CLASSES):
             scores = features[index, fold] @ means.T
-            probs = np.exp((scores - scores.max()) / 0.1)
-            expected[index] += ((scores.argmax() == index) + probs[index] / probs.sum()) / 2 / EACH
+            scores_of[index, fold] = scores
             other[index] += scores > scores[index]
+    true_scores = np.stack([scores_of[index, :, index] for index in range(CLASSES)])
+    temperature = 1.5 * (true_scores - true_scores.mean(axis=1, keepdims=True)).std()
+    probs = softmax(scores_of / temperature, axis=2)
+    correct = scores_of.argmax(axis=2) == np.arange(CLASSES)[:, None]
+    expected = np.array([(correct[index].mean() + probs[index, :, index].mean()) / 2 for index in range(CLASSES)])
     result = predicted(images)
     np.testing.assert_allclose([item.expected for item in result.classes], expected, atol=1e-5)
     assert result.expected == pytest.approx(expected.mean(), abs=1e-5)
@@ -63,11 +68,24 @@ def test_forecast_equals_a_loop(seed: int) -> None:
     assert result.at_risk() == sorted((c for c in range(CLASSES) if expected[c] < AT_RISK), key=lambda c: expected[c])
 
 
-def test_interval_is_wilsons() -> None:
-    result = predicted(support(1, noise=0.01), temperature=1e-4)
-    assert result.expected == pytest.approx(1)
+@given(st.integers(0, 10**6))
+def test_interval_spans_both_values(seed: int) -> None:
+    images = support(seed)
+    left_out = left_out_scores(CHOICE, References(images))
+    fraction = float((left_out.scores.argmax(dim=1) == left_out.labels).double().mean())
+    result = predicted(images)
+    probability = 2 * result.expected - fraction
+    count = CLASSES * EACH
+    ends = [binomtest(k, count).proportion_ci(0.95, method="wilson") for k in (0, count)]
+    assert ends[0].low - 1e-9 <= result.low <= min(fraction, probability) + 1e-6
+    assert max(fraction, probability) - 1e-6 <= result.high <= ends[1].high + 1e-9
+
+
+def test_interval_of_certain_images_is_wilsons() -> None:
+    result = predicted(support(1, noise=0.001))
+    assert result.expected == pytest.approx(1, abs=1e-6)
     interval = binomtest(CLASSES * EACH, CLASSES * EACH).proportion_ci(0.95, method="wilson")
-    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=1e-5)
 
 
 def test_confused_classes_are_named() -> None:
@@ -85,10 +103,10 @@ def test_confused_classes_are_named() -> None:
 
 
 def test_nothing_is_predicted_without_left_out_images() -> None:
-    assert forecast(CHOICE, References(support(0, each=1)), 0.1) is None
+    assert forecast(CHOICE, References(support(0, each=1))) is None
     text = normalize(torch.randn(CLASSES, WIDTH), dim=1)
-    assert forecast(CHOICE._replace(text_weight=1.0), References(support(0), text), 0.1) is None
-    assert forecast(CHOICE._replace(text_weight=1.0), References(None, text), 0.1) is None
+    assert forecast(CHOICE._replace(text_weight=1.0), References(support(0), text)) is None
+    assert forecast(CHOICE._replace(text_weight=1.0), References(None, text)) is None
 
 
 def test_shots_are_left_out_with_all_their_repeats() -> None:
