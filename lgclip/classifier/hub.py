@@ -11,7 +11,7 @@ from typing import Any
 from lgclip.classifier.files import CARD, MODEL, RECORD, SHEET, TENSORS, save_classifier
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.packed import PackedEncoder
-from lgclip.runtime.hub import commit_of, hub_errors
+from lgclip.runtime.hub import commit_of, download, hub_errors
 
 PREFIX = "hf://"
 _KIND = "classifier"
@@ -84,13 +84,11 @@ def download_classifier(address: str) -> Path:
     repo, revision = split_address(address)
     _check_client()
 
-    from huggingface_hub import snapshot_download
-
     with hub_errors(repo, _KIND):
         # Fails where the hub answers that there is none, while its client would take an old copy from the cache.
         commit_of(repo, revision, _KIND)
         # Not by that commit: of a branch or tag the cache then keeps which commit it is, to be used without a network.
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
+        folder = download(repo, revision, _PATTERNS, kind=_KIND)
     if not (folder / RECORD).is_file():
         raise ValueError(
             f"{address}: the repository holds no classifier, it has no {RECORD}; upload one by "
