@@ -74,9 +74,10 @@ models: .venv/ready
 	$(BIN)/python train.py -m method=tiny_encoder,tiny_autoencoder,tiny_denoiser,tiny_language,tiny_captioner trainer.precision=$(PRECISION)
 	$(BIN)/python -m lgclip.tiny.install
 
-# The lowest versions that pyproject.toml declares, in an environment of their own, and the fast tests on them.
+# The lowest versions that pyproject.toml declares, in an environment of their own, and the fast tests on them. The
+# environment is made anew each time: uv keeps what is installed, also where a lower version is declared.
 lowest: pyproject.toml
-	$(PYTHON) -m venv .lowest
+	$(PYTHON) -m venv --clear .lowest
 	.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable ".[dev]"
 	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest --numprocesses auto -m "not slow and not multiprocess and not browser"

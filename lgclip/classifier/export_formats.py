@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ _OPSET = 18
 """torch's exporter writes it without a conversion."""
 _ONNX_LIMIT = 2**31 - 2**24
 """Bytes of weights: a protobuf message ends at 2 GiB, and the graph itself takes some."""
+
+_TORCH_WARNINGS = ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", "The given buffer is not writable")
+"""What torch 2.10 warns of its own: that it copies a traced program, and that it reads one."""
 
 Pixels = UInt8[np.ndarray, "b *s 3 h w"]
 Runner = Callable[[Pixels], Float[np.ndarray, "b c"]]
@@ -149,8 +153,9 @@ class Pt2(Format):
         with atomic_write(path) as temporary:
             with temporary.open("wb") as file:
                 torch.export.save(program, file, extra_files={f"{METADATA}.json": _json(metadata)})
-            with temporary.open("rb") as file:
-                verify(program_runner(torch.export.load(io.BytesIO(file.read()))))
+            with temporary.open("rb") as file, _without_notices():
+                written = torch.export.load(io.BytesIO(file.read()))
+            verify(program_runner(written))
 
 
 class OpenVino(Format):
@@ -228,6 +233,9 @@ def onnx_model(graph: ClassifierGraph, example: UInt8[Tensor, "b *s 3 h w"], met
             f"the weights are {size / 1e9:.1f} GB in fp32, and a file of ONNX holds less than 2.1 GB; use format=pt2"
         )
     program = trace(graph, example)
+    axes = {0: "batch"}
+    if graph.resize is not None:
+        axes |= {2: "height", 3: "width"}
     try:
         with _without_notices():
             converted: Any = torch.onnx.export(
@@ -235,27 +243,26 @@ def onnx_model(graph: ClassifierGraph, example: UInt8[Tensor, "b *s 3 h w"], met
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=list(OUTPUTS),
+                dynamic_shapes={INPUT: axes},  # names alone: what is dynamic is traced
                 opset_version=_OPSET,
                 verbose=False,
             )
     except Exception as error:  # an operation may be missing, in as many ways as there are operations
         raise ValueError(f"the classifier cannot be written as ONNX ({_first_line(error)}); use format=pt2") from error
-    shape = converted.model.graph.inputs[0].shape
-    axes = {0: "batch"}
-    if graph.resize is not None:
-        axes |= {2: "height", 3: "width"}
-    converted.rename_axes({shape[place]: name for place, name in axes.items()})
     converted.model.metadata_props[METADATA] = _json(metadata)
     return converted.model_proto
 
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """Hides what the exporters log about their own steps."""
+    """Hides what the exporters log and warn about their own steps."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            for message in _TORCH_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
     finally:
         logging.disable(disabled)
 

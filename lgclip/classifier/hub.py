@@ -12,7 +12,7 @@ from lgclip.classifier.files import save_classifier
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.places import CARD, MODEL, RECORD, SHEET, TENSORS
 from lgclip.encoder.packed import PackedEncoder
-from lgclip.runtime.hub import commit_of, hub_errors
+from lgclip.runtime.hub import commit_of, download, hub_errors
 
 PREFIX = "hf://"
 _KIND = "classifier"
@@ -85,13 +85,11 @@ def download_classifier(address: str) -> Path:
     repo, revision = split_address(address)
     _check_client()
 
-    from huggingface_hub import snapshot_download
-
     with hub_errors(repo, _KIND):
         # Fails where the hub answers that there is none, while its client would take an old copy from the cache.
         commit_of(repo, revision, _KIND)
         # Not by that commit: of a branch or tag the cache then keeps which commit it is, to be used without a network.
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
+        folder = download(repo, revision, _PATTERNS, kind=_KIND)
     if not (folder / RECORD).is_file():
         raise ValueError(
             f"{address}: the repository holds no classifier, it has no {RECORD}; upload one by "

@@ -14,7 +14,7 @@ from lgclip.datasets.content_ids import content_ids
 from lgclip.datasets.image_files import named, sentences
 from lgclip.datasets.parquet import Rows
 from lgclip.datasets.parquet_shards import Card, checked_names, shards_of
-from lgclip.runtime.hub import commit_of, hub_errors
+from lgclip.runtime.hub import commit_of, download, hub_errors
 from lgclip.runtime.terminal import single_line
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import content_key
@@ -125,10 +125,10 @@ class HubImages(Dataset):
 
 def _from_hub(repo: str, commit: str, config: str | None, split: str) -> tuple[Path, str, list[str], Card]:
     """Downloads the files of a split; returns the snapshot's folder, the configuration, the files and the card."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     with hub_errors(repo, "dataset"):
-        snapshot = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=["README.md"]))
+        snapshot = download(repo, commit, ["README.md"], kind="dataset")
         where = repo
         try:
             files = HfApi().list_repo_files(repo, repo_type="dataset", revision=commit)
@@ -139,7 +139,7 @@ def _from_hub(repo: str, commit: str, config: str | None, split: str) -> tuple[P
         card = Card.read(snapshot / "README.md", config)
         config, shards = shards_of(files, card, split, where)
         wanted = [escape(shard) for shard in shards]  # names of files, in which [ and * are no patterns
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=commit, allow_patterns=wanted))
+        folder = download(repo, commit, wanted, kind="dataset")
     return folder, config, shards, card
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lgclip.runtime.hub import hub_errors
+from lgclip.runtime.hub import download, hub_errors
 from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import FileStamp, digest_of, file_stamp
 
@@ -67,11 +67,9 @@ def hub_tokenizer(repo: str, commit: str) -> Path:
     Raises:
         HubError: If the hub cannot be reached or refuses.
     """
-    from huggingface_hub import snapshot_download
-
     with hub_errors(repo):
         # A tokenizer is several files whose names differ; these patterns leave out weights and code.
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=["*.json", "*.txt", "*.model"]))
+        return download(repo, commit, ["*.json", "*.txt", "*.model"])
 
 
 def checkpoint_file(path: str, allow_pickle: bool) -> Path:

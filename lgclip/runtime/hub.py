@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -135,14 +135,44 @@ def snapshot(repo: str, revision: str | None = None) -> Path:
     Raises:
         HubError: If the hub cannot be reached or refuses.
     """
+    with hub_errors(repo):
+        return download(repo, commit_of(repo, revision), _MODEL_FILES, _OTHER_FORMATS)
+
+
+def download(
+    repo: str, revision: str | None, allowed: Sequence[str], ignored: Sequence[str] = (), kind: str = "model"
+) -> Path:
+    """Downloads files of a repository to the hub's cache; without a network, those that are there have to do.
+
+    It raises what the hub's client raises, to be called within `hub_errors`.
+
+    Args:
+        repo: `owner/name`.
+        revision: Branch, tag or commit; None is `main`.
+        allowed: Patterns of the files.
+        ignored: Patterns of files that are left out.
+        kind: `model`, `dataset` or `classifier`.
+
+    Returns:
+        The folder of the copy.
+    """
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo):
-        return Path(
-            snapshot_download(
-                repo, revision=commit_of(repo, revision), allow_patterns=_MODEL_FILES, ignore_patterns=_OTHER_FORMATS
-            )
-        )
+    fetch = partial(
+        snapshot_download,
+        repo,
+        repo_type=_repo_type(kind),
+        revision=revision,
+        allow_patterns=list(allowed),
+        ignore_patterns=list(ignored),
+    )
+    try:
+        return Path(fetch())
+    except Exception as error:  # the hub's client lets its HTTP library's own errors through
+        if not _is_network(error):
+            raise
+        # The client of 1.32 asks the hub which files a commit has, also where an older one has downloaded them.
+        return Path(fetch(local_files_only=True))
 
 
 def size_of(repo: str, revision: str | None = None) -> int | None:

@@ -178,7 +178,7 @@ def test_noise_per_class_matches_the_release(folder: Path) -> None:
     np.testing.assert_allclose(
         generated[0].astype(int), generated[1], atol=1
     )  # another class, the same noise and words
-    assert distance(generated[0], generated[2]) > 1
+    assert np.abs(generated[0].astype(int) - generated[2]).max() > 1
     noise = torch.Generator().manual_seed(3)
     pipeline: Any = repeated.pipeline
     kwargs = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 32, "width": 32}

@@ -6,11 +6,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import huggingface_hub
 import pytest
 from factories import HUB_COMMIT, put_in_hub_cache
 from huggingface_hub import constants
 
-from lgclip.runtime.hub import HubError, cached, commit_of, hub_errors
+from lgclip.runtime.hub import HubError, cached, commit_of, download, hub_errors
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,36 @@ def test_cached_copy_is_found_offline(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cached("owner/name", HUB_COMMIT)
     assert not cached("owner/name", "v2")
     assert not cached("owner/name", kind="dataset")
+
+
+def test_downloaded_files_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the client looks into its cache by itself, as for a branch, or not, as that of 1.32 for a commit."""
+    snapshot = put_in_hub_cache(tmp_path, "owner/name")
+    (snapshot / "config.json").write_text("{}")
+    asked: list[bool] = []
+
+    def fetch(*_: str, local_files_only: bool = False, **__: object) -> str:
+        asked.append(local_files_only)
+        if not local_files_only:
+            raise ConnectionError
+        return str(snapshot)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for revision in (None, HUB_COMMIT):
+        assert download("owner/name", revision, ["*.json"]) == snapshot
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert download("owner/name", HUB_COMMIT, ["*.json"]) == snapshot
+    assert asked == [False, True]
+
+
+def test_refusal_is_not_answered_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: str, local_files_only: bool = False, **__: object) -> str:
+        assert not local_files_only
+        raise PermissionError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(PermissionError):
+        download("owner/name", HUB_COMMIT, ["*.json"])
 
 
 def test_invalid_repository_name_is_detected() -> None:
