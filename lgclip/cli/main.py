@@ -241,6 +241,27 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
             )
         case "push":
             yield from classifier.push_command(args.classifier, args.address, public=args.public)
+        case "studio":
+            yield from _studio_output(args)
+
+
+def _studio_output(args: argparse.Namespace) -> Iterator[str]:
+    """Yields the lines of `lgclip studio`."""
+    from lgclip.studio.server import StudioOptions, studio_command
+
+    values = list(args.values)
+    # A classifier comes first, and an override has an equals sign; the name of a file may have one too.
+    has_place = bool(values) and ("=" not in values[0] or Path(values[0]).exists())
+    place = values.pop(0) if has_place else None
+    without = [value for value in values if "=" not in value]
+    if without:
+        raise ValueError(f"{without[0]}: one classifier, then KEY=VALUE")
+    if args.space is not None:
+        from lgclip.studio.space import space_command
+
+        yield from space_command(args.space, place, values)
+        return
+    yield from studio_command(StudioOptions(place, values, args.port, not args.no_browser, args.max_upload))
 
 
 def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
@@ -293,7 +314,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line; overrides may stand before and after options."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and (args.part != "build" or any(part.startswith("-") for part in rest)):
+    if rest and (args.part not in ("build", "studio") or any(part.startswith("-") for part in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.values += rest
