@@ -20,12 +20,28 @@ _CSS = """
 .gradio-container, .gradio-container * { overflow-wrap: anywhere; }
 .gradio-container :focus-visible { outline: 3px solid #2563eb !important; outline-offset: 2px; }
 .dark .gradio-container :focus-visible { outline-color: #93c5fd !important; }
-.grid-wrap { max-height: none !important; }
+.grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
+/* Gradio's columns are 100 pixels wide at least, so that five of them would scroll a phone sideways. */
+.grid-container { grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)) !important; }
+#photos .grid-container { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) !important; }
+#similar .grid-container { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) !important; }
+.grid-container { padding-top: 2rem !important; }
+.thumbnail-item.thumbnail-lg { aspect-ratio: 1 !important; height: auto !important; min-height: 0 !important; }
+/* Gray on white is too faint to read. */
+.info-text, .block label > span, label[data-testid="block-label"] { color: var(--body-text-color) !important; }
+.gallery-item .caption-label { white-space: normal !important; max-width: 100% !important; }
+.block .empty { min-height: 4rem !important; }
 footer { display: none !important; }
 """
 
 LAUNCH: dict[str, Any] = {
-    "theme": gr.themes.Default(font=_FONTS, font_mono=_MONO_FONTS),  # system fonts: Gradio's own come from Google
+    # System fonts: Gradio's own come from Google. White on its orange is too faint to read.
+    "theme": gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_MONO_FONTS).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+    ),
     "css": _CSS,
     "share": False,
     "quiet": True,
@@ -55,8 +71,8 @@ def build_page(store: SessionStore) -> gr.Blocks:
         version = gr.Number(value=0, visible=False)
         names = gr.Textbox(label="1. Class names", info=_NAMES_HELP, lines=6, max_length=20_000, elem_id="names")
         build = gr.Button("Build", variant="primary", elem_id="build")
-        progress = gr.Textbox(label="Progress", lines=3, interactive=False, elem_id="progress")
-        quality = gr.Textbox(label="What to expect", lines=4, interactive=False, elem_id="quality")
+        progress = gr.Textbox(label="Progress", lines=1, interactive=False, elem_id="progress")
+        quality = gr.Textbox(label="What to expect", lines=1, interactive=False, elem_id="quality")
 
         gr.Markdown("## 2. Synthetic images\nLook at them: a class whose images are wrong is classified wrongly.")
         marked = gr.Textbox(label=_DROP_HELP, interactive=False, elem_id="marked")
@@ -73,7 +89,7 @@ def build_page(store: SessionStore) -> gr.Blocks:
             buttons=[],
         )  # fmt: skip
         photo = gr.Dropdown(label="Photograph to look at", choices=[], type="index", elem_id="photo")
-        details = gr.Textbox(label="This photograph", lines=4, interactive=False, elem_id="details")
+        details = gr.Textbox(label="This photograph", lines=1, interactive=False, elem_id="details")
         similar = gr.Gallery(
             label="Most similar synthetic images", columns=5, allow_preview=False, interactive=False,
             elem_id="similar", format="png", buttons=[],
@@ -84,7 +100,7 @@ def build_page(store: SessionStore) -> gr.Blocks:
         gr.Markdown("## 4. More classes")
         more = gr.Textbox(label="Classes to add", info=_NAMES_HELP, lines=2, max_length=20_000, elem_id="more")
         add = gr.Button("Add", elem_id="add")
-        add_status = gr.Textbox(label="Progress of adding", lines=3, interactive=False, elem_id="add-status")
+        add_status = gr.Textbox(label="Progress of adding", lines=1, interactive=False, elem_id="add-status")
 
         gr.Markdown("## 5. Files")
         downloads = available_downloads()
@@ -93,7 +109,7 @@ def build_page(store: SessionStore) -> gr.Blocks:
             value=next(iter(downloads)), elem_id="kind",
         )  # fmt: skip
         make = gr.Button("Make the file", elem_id="make")
-        made = gr.File(label="Download", interactive=False, elem_id="made")
+        made = gr.File(label="Download", interactive=False, height=90, elem_id="made")
         file_status = gr.Textbox(label="Result", interactive=False, elem_id="file-status")
 
         views = _Views(version, quality, marked, photos, photo, details, similar, label)
@@ -135,14 +151,13 @@ class _Views:
 
 
 _unchanged = gr.skip
-_counter = iter(range(1, 2**62))
 
 
 def _state(session: Session, place: int = 0) -> tuple[Any, ...]:
     """Returns the values of all views, in the order of `_Views.all`."""
     names = list(session.class_names())
     return (
-        next(_counter),
+        session.revision,
         session.expectations(),
         _marked_text(session),
         [(_thumbnail(photo), photo.caption) for photo in session.photos],
@@ -177,7 +192,9 @@ def _marked_text(session: Session) -> str:
         return "none"
     places = {image_id: (group.name, number) for group in session.class_images()
               for number, image_id in enumerate(group.ids, 1)}  # fmt: skip
-    listed = [f"{places[image_id][0]}, image {places[image_id][1]}" for image_id in session.marked if image_id in places]
+    listed = [
+        f"{places[image_id][0]}, image {places[image_id][1]}" for image_id in session.marked if image_id in places
+    ]
     return "; ".join(listed)
 
 

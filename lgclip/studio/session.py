@@ -136,6 +136,12 @@ class Session:
         overrides: Overrides as of `lgclip build`.
         limits: What a page may send.
         classifier: Classifier to start with; None starts with nothing.
+
+    Attributes:
+        classifier: The classifier; None before one is built.
+        photos: The photographs that were classified last.
+        marked: Ids of the synthetic images to drop.
+        revision: Number of the classifier's state; 0 before one is built.
     """
 
     def __init__(
@@ -148,6 +154,7 @@ class Session:
         self.classifier = classifier
         self.photos: tuple[Photo, ...] = ()
         self.marked: tuple[str, ...] = ()
+        self.revision = 0 if classifier is None else 1
         self._folder = folder
         self._overrides = tuple(overrides)
         self._limits = limits or Limits()
@@ -371,7 +378,9 @@ class Session:
         described = parse_class_names(text, _WHERE)
         total = existing + len(described)
         if total > self._limits.names:
-            raise ValueError(f"{total} classes; this page takes {self._limits.names} at most, use lgclip build for more")
+            raise ValueError(
+                f"{total} classes; this page takes {self._limits.names} at most, use lgclip build for more"
+            )
         ClassNames(described, least=least)
         return described
 
@@ -379,9 +388,7 @@ class Session:
         if not files:
             raise ValueError("no photograph; choose files, or drop them on the field")
         if len(files) > self._limits.photos:
-            raise ValueError(
-                f"{len(files)} files; at most {self._limits.photos} at once, use lgclip classify for more"
-            )
+            raise ValueError(f"{len(files)} files; at most {self._limits.photos} at once, use lgclip classify for more")
         for file in files:
             size = file.stat().st_size
             if size > self._limits.upload_bytes:
@@ -402,6 +409,7 @@ class Session:
     def _adopt(self, classifier: ImageClassifier) -> None:
         self.classifier = classifier
         self.marked = ()
+        self.revision += 1
 
     def _forget_photos(self) -> None:
         self.photos = ()
@@ -469,20 +477,25 @@ class Session:
         thread.start()
         while True:
             message = messages.get()
+            text = ""
             # Only the latest state is worth a redraw of the page.
-            while isinstance(message, str) and not messages.empty():
+            while isinstance(message, str):
+                text = message
+                if messages.empty():
+                    break
                 message = messages.get()
-            if message is None:
-                return
+            if text:
+                yield text
             if isinstance(message, Exception):
                 raise message
-            yield message
+            if message is None:
+                return
 
     def _work(self, work: Callable[[], str], messages: "queue.Queue[str | Exception | None]") -> None:
         stages: dict[int, tuple[Progress, str]] = {}
 
         def listen(progress: Progress) -> None:
-            line = f"{progress.title}: {progress.count} of {progress.total} {progress.unit}"
+            line = f"{progress.title}: {progress.count} of {progress.total}"
             # The object is kept, so that its id stays its own.
             stages[id(progress)] = (progress, line)
             messages.put("\n".join(text for _, text in stages.values()))

@@ -71,7 +71,9 @@ def _readme(*, has_classifier: bool) -> str:
         sdk_version = version("gradio")
     except PackageNotFoundError as error:
         raise ValueError("a Space names its version of Gradio: install lgclip[studio]") from error
-    content = "It starts with the classifier in `classifier.zip`." if has_classifier else "It starts without a classifier."
+    content = (
+        "It starts with the classifier in `classifier.zip`." if has_classifier else "It starts without a classifier."
+    )
     return f"""---
 title: lgclip studio
 emoji: 🖼️
