@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 COMMANDS = (
-    "build", "save", "classify", "add", "remove", "rename", "edit", "add-shots", "worth", "show", "export", "push",
-    "studio",
+    "build", "save", "classify", "add", "remove", "rename", "edit", "add-shots", "worth", "show", "export", "push"
 )  # fmt: skip
 """Commands that build, use and change a classifier."""
 

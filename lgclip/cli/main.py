@@ -241,8 +241,6 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
             )
         case "push":
             yield from classifier.push_command(args.classifier, args.address, public=args.public)
-        case "studio":
-            yield from _studio_output(args)
 
 
 def _studio_output(args: argparse.Namespace) -> Iterator[str]:
@@ -283,6 +281,8 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
             # The default is not the parser's, as that would need the import for each `--help`. 0 is a valid value.
             images = IMAGES if args.images is None else args.images
             yield write_page(args.places, args.out, reference=args.reference, title=args.title, images=images)
+        case "studio":
+            yield from _studio_output(args)
         case part if part in COMMANDS:
             yield from _classifier_output(args)
         case "audit":

@@ -1,4 +1,4 @@
-"""Holds what one browser tab has built, and what its buttons do; knows no Gradio, so that it is tested without a page."""
+"""Holds what one browser tab has built, and what its buttons do; tested without a page, since it knows no Gradio."""
 
 import logging
 import queue

@@ -90,7 +90,8 @@ pinned: false
 
 Class names in, image classifier out. {content} Every visitor changes a copy of their own.
 
-`{REQUIREMENTS}` needs a published release of lgclip; until there is one, put a wheel into this folder and name it there.
+`{REQUIREMENTS}` needs a published release of lgclip; until there is one, put a wheel into this
+folder and name it there.
 """
 
 

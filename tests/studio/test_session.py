@@ -3,7 +3,6 @@
 import csv
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,10 +44,10 @@ def saved(world: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def session(saved: Path, world: Sandbox, tmp_path: Path) -> Iterator[Session]:
+def session(saved: Path, world: Sandbox, tmp_path: Path) -> Session:
     """Returns a session with a classifier of three classes, three images each."""
     overrides = [f"paths.store={world.store}", "trainer.accelerator=cpu"]
-    yield Session(tmp_path / "session", build_overrides(world), classifier=lgclip.load(saved, overrides=overrides))
+    return Session(tmp_path / "session", build_overrides(world), classifier=lgclip.load(saved, overrides=overrides))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -26,18 +27,26 @@ def started(*command: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     assert process.stdout is not None
-    output = []
+    output: list[str] = []
+    reader: threading.Thread | None = None
     try:
         for line in process.stdout:
             output.append(line)
             address = re.match(r"(http://\S+) is ready", line)
             if address:
+                # A full pipe would stop the page.
+                reader = threading.Thread(target=output.extend, args=(process.stdout,), daemon=True)
+                reader.start()
                 yield process, address[1]
                 return
         raise AssertionError("the page did not start: " + "".join(output))
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.wait(timeout=60)
+        if reader is not None:
+            reader.join(timeout=60)
+        process.stdout.close()
+        print("".join(output))
 
 
 def studio(*arguments: str) -> tuple[str, ...]:
