@@ -262,6 +262,17 @@ def _studio_output(args: argparse.Namespace) -> Iterator[str]:
     yield from studio_command(StudioOptions(place, values, args.port, not args.no_browser, args.max_upload))
 
 
+def _audit_output(args: argparse.Namespace) -> str:
+    """Returns the text of `lgclip audit`."""
+    from lgclip.reporting.leakage_audit import audit, audit_text
+    from lgclip.reporting.run_folder import Run
+
+    report = audit(Run.read(args.run))
+    if args.json:
+        return json.dumps(report, indent=2, ensure_ascii=False)
+    return audit_text(report)
+
+
 def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
     """Yields the lines and tables of a command as they come; imports its dependencies when it is called."""
     match args.part:
@@ -286,14 +297,7 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
         case part if part in COMMANDS:
             yield from _classifier_output(args)
         case "audit":
-            from lgclip.reporting.leakage_audit import audit, audit_text
-            from lgclip.reporting.run_folder import Run
-
-            report_of_audit = audit(Run.read(args.run))
-            if args.json:
-                yield json.dumps(report_of_audit, indent=2, ensure_ascii=False)
-            else:
-                yield audit_text(report_of_audit)
+            yield _audit_output(args)
         case "dashboard":
             from lgclip.reporting.wandb.workspace import AXES, make_dashboard
 

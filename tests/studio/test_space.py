@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from studio_pages import needs_gradio, started
+from studio_pages import needs_gradio, started, studio
 
 from lgclip.cli.main import main
 from lgclip.studio.server import StudioOptions, check_options
@@ -58,6 +58,19 @@ def test_app_of_the_space_starts_and_answers(tmp_path: Path) -> None:
         with urllib.request.urlopen(address, timeout=30) as response:
             assert response.status == 200
             assert "lgclip studio" in response.read().decode()
+
+
+@needs_gradio
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_end_removes_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with started(*studio()) as (process, _):
+        assert [path for path in temporary.iterdir() if path.name.startswith("lgclip-studio-")]
+    assert process.returncode == 0
+    assert not [path for path in temporary.iterdir() if path.name.startswith("lgclip-studio-")]
 
 
 @pytest.mark.parametrize(
