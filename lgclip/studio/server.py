@@ -98,6 +98,7 @@ def run_space(folder: Path, overrides: Sequence[str] = ()) -> None:
     Raises:
         ValueError: If Gradio is missing.
     """
+    from lgclip.runtime.signals import stoppable
     from lgclip.studio.space import CLASSIFIER
 
     saved = folder / CLASSIFIER
@@ -111,7 +112,8 @@ def run_space(folder: Path, overrides: Sequence[str] = ()) -> None:
     check_options(options)
     # A Space is reached through a proxy and sets the variable; anywhere else the page stays on this machine.
     host = os.environ.get(_SERVER_NAME, HOST)
-    with _served_folder() as temporary:
+    # A Space is stopped by a signal, which would leave the uploads behind.
+    with stoppable(), _served_folder() as temporary:
         classifier = _loaded(options.classifier, options.overrides)
         with _served(temporary, classifier, options, host) as studio:
             print(f"{studio.url} is ready", flush=True)

@@ -51,13 +51,17 @@ def test_keys_are_not_published(tmp_path: Path) -> None:
 @needs_gradio
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_app_of_the_space_starts_and_answers(tmp_path: Path) -> None:
+def test_app_of_the_space_starts_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     list(space_command(tmp_path / "space", None))
     with started(str(tmp_path / "space" / "app.py")) as (_, address):
         assert address.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(address, timeout=30) as response:
             assert response.status == 200
             assert "lgclip studio" in response.read().decode()
+    assert not [path for path in temporary.iterdir() if path.name.startswith("lgclip-studio-")]
 
 
 @needs_gradio
