@@ -15,6 +15,7 @@ def add_classifier_commands(parts: "argparse._SubParsersAction[argparse.Argument
     _add_use_commands(parts)
     _add_edit_commands(parts)
     _add_limit_commands(parts)
+    _add_studio_command(parts)
 
 
 def _add_build_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -107,3 +108,19 @@ def _add_limit_commands(parts: "argparse._SubParsersAction[argparse.ArgumentPars
     show.add_argument("classifier", metavar="CLASSIFIER")
     show.add_argument("--images", action="store_true", help="list the ids of the synthetic images")
     show.add_argument("--sheet", type=Path, metavar="FILE.png", help="write the synthetic images of its classes")
+
+
+def _add_studio_command(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    studio = parts.add_parser("studio", help="build and use a classifier in a page of the browser, on this machine")
+    studio.add_argument(
+        "values", nargs="*", metavar="CLASSIFIER KEY=VALUE",
+        help="a classifier to start with, if any; then overrides as of lgclip build: encoder=vit_b16",
+    )  # fmt: skip
+    studio.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
+    studio.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
+    studio.add_argument(
+        "--max-upload", type=float, default=20, metavar="MB", help="maximum size of a photograph (default: 20)"
+    )
+    studio.add_argument(
+        "--space", type=Path, metavar="DIR", help="write a folder that is a Hugging Face Space, and start nothing"
+    )

@@ -36,6 +36,8 @@ def usage(script: Path, purpose: str) -> str:
         if group == "hydra":
             group = f"hydra/{inside[0]}"
             choice = inside[1]
+        elif group not in chosen:
+            continue  # of another script, such as `rejection` of lgclip build
         if choice == chosen.get(group):
             choice = f"*{choice}"
         groups.setdefault(group, []).append(choice)

@@ -243,6 +243,36 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
             yield from classifier.push_command(args.classifier, args.address, public=args.public)
 
 
+def _studio_output(args: argparse.Namespace) -> Iterator[str]:
+    """Yields the lines of `lgclip studio`."""
+    from lgclip.studio.server import StudioOptions, studio_command
+
+    values = list(args.values)
+    # A classifier comes first, and an override has an equals sign; the name of a file may have one too.
+    has_place = bool(values) and ("=" not in values[0] or Path(values[0]).exists())
+    place = values.pop(0) if has_place else None
+    without = [value for value in values if "=" not in value]
+    if without:
+        raise ValueError(f"{without[0]}: one classifier, then KEY=VALUE")
+    if args.space is not None:
+        from lgclip.studio.space import space_command
+
+        yield from space_command(args.space, place, values)
+        return
+    yield from studio_command(StudioOptions(place, values, args.port, not args.no_browser, args.max_upload))
+
+
+def _audit_output(args: argparse.Namespace) -> str:
+    """Returns the text of `lgclip audit`."""
+    from lgclip.reporting.leakage_audit import audit, audit_text
+    from lgclip.reporting.run_folder import Run
+
+    report = audit(Run.read(args.run))
+    if args.json:
+        return json.dumps(report, indent=2, ensure_ascii=False)
+    return audit_text(report)
+
+
 def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
     """Yields the lines and tables of a command as they come; imports its dependencies when it is called."""
     match args.part:
@@ -262,17 +292,12 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
             # The default is not the parser's, as that would need the import for each `--help`. 0 is a valid value.
             images = IMAGES if args.images is None else args.images
             yield write_page(args.places, args.out, reference=args.reference, title=args.title, images=images)
+        case "studio":
+            yield from _studio_output(args)
         case part if part in COMMANDS:
             yield from _classifier_output(args)
         case "audit":
-            from lgclip.reporting.leakage_audit import audit, audit_text
-            from lgclip.reporting.run_folder import Run
-
-            report_of_audit = audit(Run.read(args.run))
-            if args.json:
-                yield json.dumps(report_of_audit, indent=2, ensure_ascii=False)
-            else:
-                yield audit_text(report_of_audit)
+            yield _audit_output(args)
         case "dashboard":
             from lgclip.reporting.wandb.workspace import AXES, make_dashboard
 
@@ -293,7 +318,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line; overrides may stand before and after options."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and (args.part != "build" or any(part.startswith("-") for part in rest)):
+    if rest and (args.part not in ("build", "studio") or any(part.startswith("-") for part in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.values += rest

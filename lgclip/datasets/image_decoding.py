@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -276,13 +277,34 @@ def _has_pixels(image: Image.Image) -> bool:
 
 def _upright(image: Image.Image) -> Image.Image:
     # Not by ImageOps.exif_transpose, which writes the tags again and fails over any that is damaged.
-    try:
+    orientation: int | None = None
+    # Tags that cannot be parsed say nothing about the orientation.
+    with suppress(Exception):
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # tags that cannot be parsed say nothing about the orientation
-        return image
+    if orientation is None:
+        with suppress(struct.error):
+            orientation = _stored_orientation(image)
     if orientation not in _TRANSPOSES:
         return image
     return image.transpose(_TRANSPOSES[orientation])
+
+
+def _stored_orientation(image: Image.Image) -> int | None:
+    """Reads the orientation from the bytes of the EXIF block.
+
+    Pillow before 13, which Gradio still needs, stops at the first damaged tag and loses those behind it.
+    """
+    block: bytes = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return None
+    (start,) = struct.unpack_from(f"{order}I", block, 4)
+    (count,) = struct.unpack_from(f"{order}H", block, start)
+    for entry in range(count):
+        tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, start + 2 + 12 * entry)
+        if tag == ExifTags.Base.Orientation:
+            return value
+    return None
 
 
 def _tags(image: Image.Image) -> dict[int, object]:

@@ -102,6 +102,19 @@ def _read_file(path: Path, choice: str) -> dict[str, str]:
         raise ValueError(f"{where} is not text in UTF-8 ({error})") from error
     if path.suffix.lower() == ".json":
         return _read_json(text, where)
+    return parse_class_names(text, where)
+
+
+def parse_class_names(text: str, where: str) -> dict[str, str]:
+    """Returns the description of each class name in a text with one name, or `NAME<TAB>DESCRIPTION`, per line.
+
+    Args:
+        text: The lines.
+        where: What they are, for error messages.
+
+    Raises:
+        ValueError: If a name occurs twice, or there is none.
+    """
     pairs = []
     for line in text.splitlines():
         name, _, description = line.partition("\t")

@@ -8,13 +8,31 @@ without a sign of life, so the plain lines are written here.
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
 
 INTERVAL = 30.0
 """Minimum number of seconds between two plain lines of a task that is still running."""
+
+
+Listener = Callable[["Progress"], None]
+"""Is called when a task starts, after each update, and when it ends."""
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def observed(listener: Listener) -> Iterator[None]:
+    """Calls `listener` for every task that this thread starts in the block; the lines on stderr stay as they are."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class Progress:
@@ -32,13 +50,16 @@ class Progress:
 
     Attributes:
         count: Number of completed items, including the initial ones.
+        title: Name of the task.
+        total: Number of items.
+        unit: Name of one item.
     """
 
     def __init__(self, title: str, total: int, unit: str, *, initial: int = 0, enabled: bool = True) -> None:
         self.count = initial
-        self._title = title
-        self._total = total
-        self._unit = unit
+        self.title = title
+        self.total = total
+        self.unit = unit
         self._initial = initial
         self._metrics: dict[str, float] = {}
         self._file = sys.stderr
@@ -60,14 +81,17 @@ class Progress:
         )
         self._start = time.perf_counter()
         self._last_line = self._start
+        self._notify = _listener.get()
+        self._report()
 
     def update(self, count: int) -> None:
         """Adds completed items."""
         self.count += count
         self._bar.update(count)
+        self._report()
         now = time.perf_counter()
         # The last item gets no line of its own: the one at the end follows.
-        if self._writes_lines and self.count < self._total and now - self._last_line >= INTERVAL:
+        if self._writes_lines and self.count < self.total and now - self._last_line >= INTERVAL:
             self._last_line = now
             self._write_line(now, running=True)
 
@@ -83,14 +107,19 @@ class Progress:
         if self._writes_lines:
             self._write_line(time.perf_counter(), running=False)
             self._writes_lines = False
+        self._report()
+
+    def _report(self) -> None:
+        if self._notify is not None:
+            self._notify(self)
 
     def _write_line(self, now: float, *, running: bool) -> None:
         seconds = now - self._start
         rate = (self.count - self._initial) / max(seconds, 1e-9)
-        count = f"{self.count} of {self._total}" if running or self.count != self._total else str(self.count)
-        parts = [f"{count} {_plural(self._unit)}", f"{seconds:.1f} s", f"{_three_digits(rate)} {_plural(self._unit)}/s"]
+        count = f"{self.count} of {self.total}" if running or self.count != self.total else str(self.count)
+        parts = [f"{count} {_plural(self.unit)}", f"{seconds:.1f} s", f"{_three_digits(rate)} {_plural(self.unit)}/s"]
         parts += [f"{name}={value}" for name, value in self._metrics.items()]
-        print(f"{self._title}: {', '.join(parts)}", file=self._file, flush=True)
+        print(f"{self.title}: {', '.join(parts)}", file=self._file, flush=True)
 
 
 def _has_width(file: Any) -> bool:

@@ -63,7 +63,9 @@ def groups_of(root: str) -> dict[str, Any]:
 
 
 def root_of(group: str, choice: str) -> str:
-    """Returns the root that a choice belongs to: recipes are trained, all others are evaluated."""
+    """Returns the root that a choice belongs to: recipes are trained, all others are evaluated, rejection is built."""
+    if group == "rejection":
+        return "build"
     if group == "experiment":  # its first line is the command
         return next(root for root in ROOTS if f"{root}.py" in (CONF / group / f"{choice}.yaml").read_text())
     return "train" if group == "method" and choice.startswith("tiny_") else "evaluate"
@@ -101,7 +103,7 @@ def assert_fits(place: str, node: dict[str, Any]) -> None:
 
 def test_every_group_and_default_exists() -> None:
     reached = {root: groups_of(root) for root in ROOTS}
-    assert ROOTS == ["evaluate", "generate", "train"]
+    assert ROOTS == ["build", "evaluate", "generate", "train"]
     assert set(chain.from_iterable(reached.values())) >= {group for group, _ in CHOICES}
     for groups in reached.values():
         assert {(g, c) for g, c in groups.items() if c not in (None, "???")} <= set(CHOICES)
@@ -140,6 +142,7 @@ def test_experiments_override_root_configs(root: str) -> None:
     expected = {
         "evaluate": [{"protocol": "clean"}, {"experiment": None}],
         "train": [{"override method": "tiny_encoder"}],
+        "build": [],
         "generate": [],
     }
     assert after == expected[root], "what stands before `_self_` is silently overruled by the root"
@@ -187,7 +190,7 @@ def test_all_config_files_are_covered() -> None:
 
 DOCUMENTED = (
     "dataset", "llm", "diffuser", "encoder", "scales", "protocol", "method", "prototype", "selection", "calibration",
-    "student", "ood", "paradigm", "prompt_tuning", "logger", "trainer",
+    "student", "ood", "paradigm", "prompt_tuning", "logger", "trainer", "rejection",
 )  # fmt: skip
 """Groups whose choices a page of the docs names, besides the generated reference."""
 

@@ -27,9 +27,9 @@ def test_help_lists_every_choice(name: str) -> None:
         folder = ROOT / "conf" / group
         expected = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
         assert sorted(choice.removeprefix("*") for choice in choices) == expected
-    assert {path.parts[len(ROOT.parts) + 1] for path in (ROOT / "conf").glob("*/**/*.yaml")} <= {
-        group.partition("/")[0] for group in groups
-    }
+    folders = {path.parts[len(ROOT.parts) + 1] for path in (ROOT / "conf").glob("*/**/*.yaml")}
+    # `rejection` is of lgclip build alone.
+    assert folders - {group.partition("/")[0] for group in groups} == {"rejection"}
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose(name, return_hydra_config=True)
         HydraConfig.instance().set_config(composed)

@@ -7,13 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from lgclip.datasets.base import BadImageError
 from lgclip.datasets.image_decoding import FLAT_NOTE, RANGE_NOTE, image_note, is_flat, read_image
+
+needs_pillow_13 = pytest.mark.skipif(
+    Version(PIL.__version__) < Version("13"), reason="Pillow 12, which Gradio needs, reports such a file as damaged"
+)
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 """A gray picture with every kind of value."""
@@ -149,7 +155,7 @@ COLORS = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=-1)
     [
         ("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG"),
         ("1", "TIFF"), ("L", "TIFF"), ("LA", "TIFF"), ("P", "TIFF"), ("RGB", "TIFF"), ("RGBA", "TIFF"),
-        ("RGBX", "TIFF"), ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("LAB", "TIFF"), ("I", "TIFF"), ("F", "TIFF"),
+        ("RGBX", "TIFF"), ("CMYK", "TIFF"), pytest.param("YCbCr", "TIFF", marks=needs_pillow_13), ("LAB", "TIFF"), ("I", "TIFF"), ("F", "TIFF"),
         ("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "GIF"), ("L", "GIF"), ("RGB", "WEBP"), ("RGBA", "WEBP"),
         ("RGB", "AVIF"), ("RGBA", "AVIF"), ("1", "BMP"), ("L", "BMP"), ("P", "BMP"), ("RGB", "BMP"), ("RGBA", "BMP"),
         ("1", "PPM"), ("L", "PPM"), ("RGB", "PPM"), ("RGB", "JPEG2000"), ("L", "JPEG2000"), ("RGBA", "JPEG2000"),
@@ -347,6 +353,7 @@ def test_names_in_any_bytes_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(read_image(path)), COLORS)
 
 
+@needs_pillow_13
 def test_broken_tags_of_tiff_do_not_matter() -> None:
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[270] = "description"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_pages import Open
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from dashboard_pages import Open, watched
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from lgclip.reporting.dashboard import schema
 from lgclip.reporting.dashboard.page import render
@@ -56,13 +56,3 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Open]:
         yield open_page
         assert not wrong
         assert {url for url in requests if not url.startswith("data:")} <= set(files)
-
-
-def watched(context: BrowserContext, wrong: list[str], requests: list[str]) -> Page:
-    """Opens a page that records its errors and requests."""
-    page = context.new_page()
-    page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    page.on("request", lambda request: requests.append(request.url))
-    return page

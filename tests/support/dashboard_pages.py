@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from playwright.sync_api import BrowserContext
 from playwright.sync_api import Page as Tab
 
 from lgclip.evaluation.metrics import holm, metrics, over_seeds, paired
@@ -329,3 +330,13 @@ def build_malicious_page() -> Page:
     )
     page = page_of([*runs, lost], names, title=MALICIOUS_TEXTS[0])
     return {**page, "notes": list(MALICIOUS_TEXTS), "version": MALICIOUS_TEXTS[1]}
+
+
+def watched(context: BrowserContext, wrong: list[str], requests: list[str]) -> Tab:
+    """Opens a page that records its errors and requests."""
+    page = context.new_page()
+    page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    return page

@@ -1,0 +1,597 @@
+"""Holds what one browser tab has built, and what its buttons do; tested without a page, since it knows no Gradio."""
+
+import logging
+import queue
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from lgclip.classifier.explain import expectations
+from lgclip.classifier.model import ImageClassifier, ImagePrediction, encode_images
+from lgclip.classifier.sheet import tiles_of
+from lgclip.classifier.tables import prediction_rows, write_table
+from lgclip.datasets.base import BadImageError
+from lgclip.datasets.image_decoding import read_image
+from lgclip.datasets.names import parse_class_names
+from lgclip.runtime.progress import Progress, observed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MAX_NAMES = 200
+MAX_PHOTOS = 100
+MAX_SESSIONS = 32
+"""Tabs whose classifiers stay in memory; the one that was idle longest is forgotten first."""
+NEAREST = 5
+TOP = 3
+_THUMBNAIL = 256
+_WHERE = "names"
+_INTERNAL = "internal error; the terminal that runs lgclip studio has the details"
+
+DOWNLOADS = {
+    "predictions": "predictions.csv",
+    "classifier": "classifier.zip",
+    "safetensors": "classifier.safetensors",
+    "onnx": "classifier.onnx",
+}
+"""Files that a session writes, by their kind."""
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+# Hydra and Lightning hold state of the process, so that two builds at once would disturb each other.
+_build_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds what a page may send.
+
+    Attributes:
+        upload_bytes: Maximum size of a photograph.
+        photos: Maximum number of photographs at once.
+        names: Maximum number of classes.
+    """
+
+    upload_bytes: int = 20_000_000
+    photos: int = MAX_PHOTOS
+    names: int = MAX_NAMES
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """Holds the synthetic images of a class.
+
+    Attributes:
+        name: Name of the class.
+        images: The first images, as small as the sheet has them.
+        ids: Their ids.
+        total: Number of synthetic images of the class; `images` may be fewer.
+    """
+
+    name: str
+    images: Sequence[Image.Image]
+    ids: Sequence[str]
+    total: int
+
+
+@dataclass(frozen=True)
+class SimilarImage:
+    """Describes a synthetic image that resembles a photograph.
+
+    Attributes:
+        name: Its class.
+        similarity: Cosine similarity of the two features; 1 for equal ones.
+        image: The image; None if the sheet does not have it.
+    """
+
+    name: str
+    similarity: float
+    image: Image.Image | None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """Describes a photograph and what was predicted for it.
+
+    Attributes:
+        name: Name of the file, as the browser sent it.
+        path: The session's copy.
+        thumbnail: A small version; None if it cannot be read.
+        prediction: Label, score and the most probable classes.
+        similar: The most similar synthetic images, the most similar first.
+    """
+
+    name: str
+    path: Path
+    thumbnail: Image.Image | None
+    prediction: ImagePrediction
+    similar: Sequence[SimilarImage] = ()
+
+    @property
+    def caption(self) -> str:
+        """Returns the prediction in a few words."""
+        prediction = self.prediction
+        if prediction.label is None or prediction.score is None:
+            return f"cannot be read: {prediction.error}"
+        if prediction.rejected:
+            return f"none of these (most similar: {prediction.label})"
+        return f"{prediction.label}, {100 * prediction.score:.0f}%"
+
+
+class Session:
+    """Builds, changes and uses the classifier of one tab.
+
+    Args:
+        folder: Folder for its files; made when the first one is written.
+        overrides: Overrides as of `lgclip build`.
+        limits: What a page may send.
+        classifier: Classifier to start with; None starts with nothing.
+
+    Attributes:
+        classifier: The classifier; None before one is built.
+        photos: The photographs that were classified last.
+        marked: Ids of the synthetic images to drop.
+        revision: Number of the classifier's state; 0 before one is built.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        overrides: Sequence[str] = (),
+        limits: Limits | None = None,
+        classifier: ImageClassifier | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.photos: tuple[Photo, ...] = ()
+        self.marked: tuple[str, ...] = ()
+        self.revision = 0 if classifier is None else 1
+        self._folder = folder
+        self._overrides = tuple(overrides)
+        self._limits = limits or Limits()
+        self._busy = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------------------- classes
+
+    def build(self, text: str) -> Iterator[str]:
+        """Builds a classifier and yields the progress so far; the last text says what was built.
+
+        Args:
+            text: One class name per line, or `NAME<TAB>DESCRIPTION`.
+
+        Raises:
+            ValueError: If a name is wrong, there are too few or too many, or another action is running.
+        """
+        described = self._names(text, existing=0, least=2)
+
+        def work() -> str:
+            from lgclip.api import build
+
+            self._adopt(build(described, overrides=self._overrides))
+            self._forget_photos()
+            assert self.classifier is not None
+            return f"built {len(described)} classes from {len(self.classifier.image_ids)} synthetic images"
+
+        yield from self._with_progress(work)
+
+    def add(self, text: str) -> Iterator[str]:
+        """Adds classes and yields the progress so far.
+
+        Args:
+            text: As in `build`.
+
+        Raises:
+            ValueError: If nothing is built, a name exists already, or another action is running.
+        """
+        changed = self._copy()
+        described = self._names(text, existing=len(changed.classes), least=1)
+
+        def work() -> str:
+            changed.add(described)
+            self._adopt(changed)
+            self._classify_again()
+            return f"added {len(described)} classes, now {len(changed.classes)}"
+
+        yield from self._with_progress(work)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Returns the name of each class; none before a classifier is built."""
+        return () if self.classifier is None else self.classifier.class_names
+
+    def expectations(self) -> str:
+        """Returns a line each about expected accuracy, confusable classes, probabilities and rejection."""
+        if self.classifier is None:
+            return ""
+        return "\n".join(expectations(self.classifier))
+
+    # --------------------------------------------------------------------------------------------- synthetic images
+
+    def class_images(self) -> list[ClassImages]:
+        """Returns the synthetic images of each class."""
+        classifier = self.classifier
+        if classifier is None or classifier.support is None:
+            return []
+        ids: dict[int, list[str]] = {}
+        for label, image_id in zip(classifier.support.labels.tolist(), classifier.image_ids, strict=False):
+            ids.setdefault(label, []).append(image_id)
+        listed = []
+        for index, name in enumerate(classifier.class_names):
+            images = tiles_of(classifier.strips[index])
+            class_ids = ids.get(index, [])
+            visible = min(len(images), len(class_ids))
+            listed.append(ClassImages(name, images[:visible], class_ids[:visible], len(class_ids)))
+        return listed
+
+    def toggle(self, image_id: str) -> None:
+        """Marks an image to be dropped, or takes the mark off.
+
+        Raises:
+            ValueError: If the classifier has no such image.
+        """
+        if self.classifier is None or image_id not in self.classifier.image_ids:
+            raise ValueError("this image is no longer part of the classifier")
+        if image_id in self.marked:
+            self.marked = tuple(other for other in self.marked if other != image_id)
+        else:
+            self.marked = (*self.marked, image_id)
+
+    def drop_marked(self) -> str:
+        """Takes the marked images out for good.
+
+        Raises:
+            ValueError: If none is marked, or a class would have none left.
+        """
+        with self._exclusive():
+            if not self.marked:
+                raise ValueError("no image is marked; click the images that do not show their class")
+            changed = self._copy()
+            count = len(self.marked)
+            changed.drop(self.marked)
+            self._adopt(changed)
+            self._classify_again()
+        return f"dropped {count} images, {len(changed.image_ids)} remain"
+
+    # ------------------------------------------------------------------------------------------------- photographs
+
+    def classify(self, files: Sequence[Path]) -> str:
+        """Classifies photographs, in place of those before.
+
+        Args:
+            files: Uploaded files, which are copied to the session's folder.
+
+        Raises:
+            ValueError: If nothing is built, or there are too many files or a file is too large.
+        """
+        with self._exclusive():
+            self._built()
+            self._check_files(files)
+            folder = self._make_folder("photos")
+            shutil.rmtree(folder)
+            folder.mkdir()
+            copies: list[tuple[str, Path]] = []
+            for number, file in enumerate(files):
+                # No part of a stranger's file name gets into a path.
+                copy = folder / f"photo_{number}"
+                shutil.copyfile(file, copy)
+                copies.append((file.name, copy))
+            self._predict(copies)
+        unreadable = sum(photo.thumbnail is None for photo in self.photos)
+        more = f", {unreadable} of them cannot be read" if unreadable else ""
+        return f"{len(self.photos)} photographs{more}"
+
+    def correct(self, place: int, name: str) -> str:
+        """Mixes a photograph into the prototype of its true class.
+
+        Args:
+            place: Index of the photograph.
+            name: The true class.
+
+        Raises:
+            ValueError: If there is no such photograph or class, or the photograph was mixed in already.
+        """
+        with self._exclusive():
+            changed = self._copy()
+            if not 0 <= place < len(self.photos):
+                raise ValueError("choose a photograph first")
+            photo = self.photos[place]
+            if photo.thumbnail is None:
+                raise ValueError(f"{photo.name} cannot be read as an image, so that it is no example of a class")
+            changed.index_of(name)
+            changed.add_shots({name: [photo.path]})
+            self._adopt(changed)
+            self._classify_again()
+        return f"{photo.name} is an example of {name} now; the photographs were classified again"
+
+    def details(self, place: int) -> str:
+        """Returns what is known about a photograph, each number with its meaning."""
+        if not 0 <= place < len(self.photos):
+            return ""
+        photo = self.photos[place]
+        prediction = photo.prediction
+        if prediction.label is None:
+            return f"{photo.name} {photo.caption}"
+        ranked = ", ".join(f"{name} {100 * score:.1f}%" for name, score in prediction.top)
+        lines = [
+            f"{photo.name}: {photo.caption}",
+            f"probabilities: {ranked}; of all classes they add up to 100%, also if the image shows none of them",
+        ]
+        if prediction.rejected:
+            lines.append("none of these: the image resembles no class enough, so that its label means little")
+        if photo.similar:
+            nearest = photo.similar[0]
+            lines.append(
+                f"most similar synthetic image: one of {nearest.name}, similarity {nearest.similarity:.2f}; 1 is an "
+                "image with the same features, values of unrelated images depend on the encoder"
+            )
+        return "\n".join(lines)
+
+    # --------------------------------------------------------------------------------------------------------- files
+
+    def write(self, kind: str) -> Path:
+        """Writes a file to download.
+
+        Args:
+            kind: A key of `DOWNLOADS`.
+
+        Raises:
+            ValueError: If nothing is built, no photograph was classified, or a package is missing.
+        """
+        if kind not in DOWNLOADS:
+            raise ValueError(f"file {kind!r}: choose {', '.join(DOWNLOADS)}")
+        with self._exclusive():
+            classifier = self._built()
+            path = self._make_folder("downloads") / DOWNLOADS[kind]
+            if kind == "predictions":
+                self._write_predictions(path)
+            elif kind == "classifier":
+                classifier.save(path)
+            else:
+                classifier.export(path)
+        return path
+
+    def close(self) -> None:
+        """Removes its files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ----------------------------------------------------------------------------------------------------- internals
+
+    def _write_predictions(self, path: Path) -> None:
+        if not self.photos:
+            raise ValueError("there are no predictions yet; classify photographs first")
+        # The table names the user's files and not the copies.
+        predictions = [replace(photo.prediction, path=photo.name) for photo in self.photos]
+        top = min(TOP, len(self.class_names()))
+        write_table(path, prediction_rows(predictions, top), "csv", top)
+
+    def _names(self, text: str, *, existing: int, least: int) -> Mapping[str, str]:
+        from lgclip.datasets.names import ClassNames
+
+        described = parse_class_names(text, _WHERE)
+        total = existing + len(described)
+        if total > self._limits.names:
+            raise ValueError(
+                f"{total} classes; this page takes {self._limits.names} at most, use lgclip build for more"
+            )
+        ClassNames(described, least=least)
+        return described
+
+    def _check_files(self, files: Sequence[Path]) -> None:
+        if not files:
+            raise ValueError("no photograph; choose files, or drop them on the field")
+        if len(files) > self._limits.photos:
+            raise ValueError(f"{len(files)} files; at most {self._limits.photos} at once, use lgclip classify for more")
+        for file in files:
+            size = file.stat().st_size
+            if size > self._limits.upload_bytes:
+                raise ValueError(
+                    f"{file.name}: {size / 1e6:.1f} MB; a photograph may have {self._limits.upload_bytes / 1e6:g} MB, "
+                    "see --max-upload"
+                )
+
+    def _built(self) -> ImageClassifier:
+        if self.classifier is None:
+            raise ValueError("there is no classifier yet; type class names and press Build")
+        return self.classifier
+
+    def _copy(self) -> ImageClassifier:
+        """Returns a copy to change: a change that fails leaves the classifier as it is, since no value is shared."""
+        return replace(self._built())
+
+    def _adopt(self, classifier: ImageClassifier) -> None:
+        self.classifier = classifier
+        self.marked = ()
+        self.revision += 1
+
+    def _forget_photos(self) -> None:
+        self.photos = ()
+
+    def _classify_again(self) -> None:
+        if self.photos:
+            self._predict([(photo.name, photo.path) for photo in self.photos])
+
+    def _predict(self, copies: Sequence[tuple[str, Path]]) -> None:
+        classifier = self._built()
+        thumbnails = [_thumbnail(path) for _, path in copies]
+        top = min(TOP, len(classifier.classes))
+        predictions = list(classifier.classify([path for _, path in copies], top=top))
+        similar = self._similar(
+            [path for (_, path), prediction in zip(copies, predictions, strict=True) if prediction.error is None]
+        )
+        photos = []
+        for (name, path), thumbnail, prediction in zip(copies, thumbnails, predictions, strict=True):
+            images = next(similar) if prediction.error is None else ()
+            photos.append(Photo(name, path, thumbnail, prediction, images))
+        self.photos = tuple(photos)
+
+    def _similar(self, paths: Sequence[Path]) -> Iterator[Sequence[SimilarImage]]:
+        """Yields the synthetic images that resemble each photograph most."""
+        classifier = self._built()
+        if classifier.support is None or classifier.gives_logits or not paths:
+            yield from [()] * len(paths)
+            return
+        places = _tile_places(classifier.support.labels)
+        tiles = [tiles_of(strip) for strip in classifier.strips]
+        _, features = encode_images(classifier, paths)
+        similarities = features @ classifier.support.features.T
+        count = min(NEAREST, similarities.shape[1])
+        for row in similarities:
+            values, rows = row.topk(count)
+            images = []
+            for value, place in zip(values.tolist(), rows.tolist(), strict=True):
+                label, tile = places[place]
+                image = tiles[label][tile] if tile < len(tiles[label]) else None
+                images.append(SimilarImage(classifier.class_names[label], value, image))
+            yield tuple(images)
+
+    def _make_folder(self, name: str) -> Path:
+        folder = self._folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self._start()
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def _start(self) -> None:
+        if not self._busy.acquire(blocking=False):
+            raise ValueError("the classifier is being built or changed; wait until that is done")
+
+    def _with_progress(self, work: Callable[[], str]) -> Iterator[str]:
+        """Runs `work` in a thread, and yields its stages with their counts while it runs."""
+        self._start()
+        messages: queue.Queue[str | Exception | None] = queue.Queue()
+        thread = threading.Thread(target=self._work, args=(work, messages), daemon=True)
+        thread.start()
+        while True:
+            message = messages.get()
+            text = ""
+            # Only the latest state is worth a redraw of the page.
+            while isinstance(message, str):
+                text = message
+                if messages.empty():
+                    break
+                message = messages.get()
+            if text:
+                yield text
+            if isinstance(message, Exception):
+                raise message
+            if message is None:
+                return
+
+    def _work(self, work: Callable[[], str], messages: "queue.Queue[str | Exception | None]") -> None:
+        stages: dict[int, tuple[Progress, str]] = {}
+
+        def listen(progress: Progress) -> None:
+            line = f"{progress.title}: {progress.count} of {progress.total}"
+            # The object is kept, so that its id stays its own.
+            stages[id(progress)] = (progress, line)
+            messages.put("\n".join(text for _, text in stages.values()))
+
+        last: Exception | None = None
+        try:
+            messages.put("waiting for another build" if _build_lock.locked() else "starting")
+            with _build_lock, observed(listen):
+                text = work()
+            messages.put("\n".join([*(line for _, line in stages.values()), text]))
+        except Exception as error:
+            last = error
+        finally:
+            # Here and not in the generator: a closed tab ends that one while the thread still works.
+            self._busy.release()
+            messages.put(last)
+
+
+class SessionStore:
+    """Keeps one session per browser tab.
+
+    Args:
+        root: Folder whose sub-folders hold the files of the sessions.
+        overrides: Overrides as of `lgclip build`.
+        limits: What a page may send.
+        classifier: Classifier that every session starts with; None for none.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        overrides: Sequence[str] = (),
+        limits: Limits | None = None,
+        classifier: ImageClassifier | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._root = root
+        self._overrides = overrides
+        self._classifier = classifier
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def get(self, key: str) -> Session:
+        """Returns the session of a tab, a new one where there is none."""
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is None:
+                self._count += 1
+                # A copy, so that a change in one tab is none in another.
+                classifier = None if self._classifier is None else replace(self._classifier)
+                folder = self._root / f"session_{self._count}"
+                session = Session(folder, self._overrides, self.limits, classifier)
+                self._sessions[key] = session
+            self._sessions.move_to_end(key)
+            while len(self._sessions) > MAX_SESSIONS:
+                _, oldest = self._sessions.popitem(last=False)
+                oldest.close()
+            return session
+
+    def remove(self, key: str) -> None:
+        """Forgets the session of a closed tab."""
+        with self._lock:
+            session = self._sessions.pop(key, None)
+        if session is not None:
+            session.close()
+
+
+def error_message(error: Exception) -> str:
+    """Returns what a page shows of an error: the message of a mistake, and nothing of the code."""
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    log.error("unexpected error", exc_info=error)
+    return _INTERNAL
+
+
+def available_downloads() -> dict[str, str]:
+    """Returns the kinds of files whose packages are installed."""
+    has_onnx = all(find_spec(package) is not None for package in _ONNX_PACKAGES)
+    return {kind: name for kind, name in DOWNLOADS.items() if kind != "onnx" or has_onnx}
+
+
+def _thumbnail(path: Path) -> Image.Image | None:
+    try:
+        image = read_image(path)
+    except (BadImageError, ValueError):
+        return None
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return image
+
+
+def _tile_places(labels: "Tensor") -> list[tuple[int, int]]:
+    """Returns the class of each synthetic image, and its place among the images of the class."""
+    counts: dict[int, int] = {}
+    places = []
+    for label in torch.as_tensor(labels).tolist():
+        places.append((label, counts.get(label, 0)))
+        counts[label] = counts.get(label, 0) + 1
+    return places
