@@ -31,8 +31,8 @@ GROUPS = {
     "prototype": "The scoring rule. See [Methods](../guides/methods.md#scoring-rules).",
     "selection": "The synthetic images that represent a class. See [Methods](../guides/methods.md#selection).",
     "calibration": "How free parameters are chosen. See [Methods](../guides/methods.md#calibration).",
-    "rejection": "How a classifier rejects images of none of its classes; `lgclip build` alone has it, with `negatives` as default. "
-    "See [limits](../concepts/limits.md#none-of-these).",
+    "rejection": "How `lgclip build` rejects images of none of the classes; the default is `negatives`. "
+    "See [Limits](../concepts/limits.md#none-of-these).",
     "method": "What images are compared with, or what is trained. See [Methods](../guides/methods.md#methods).",
     "student": "The recipe of a student. See [Students](../guides/students.md).",
     "prompt_tuning": "The recipe of tuned prompts. See [Prompt tuning](../guides/prompt_tuning.md).",

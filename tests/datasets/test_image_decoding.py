@@ -155,7 +155,8 @@ COLORS = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=-1)
     [
         ("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG"),
         ("1", "TIFF"), ("L", "TIFF"), ("LA", "TIFF"), ("P", "TIFF"), ("RGB", "TIFF"), ("RGBA", "TIFF"),
-        ("RGBX", "TIFF"), ("CMYK", "TIFF"), pytest.param("YCbCr", "TIFF", marks=needs_pillow_13), ("LAB", "TIFF"), ("I", "TIFF"), ("F", "TIFF"),
+        ("RGBX", "TIFF"), ("CMYK", "TIFF"),
+        pytest.param("YCbCr", "TIFF", marks=needs_pillow_13), ("LAB", "TIFF"), ("I", "TIFF"), ("F", "TIFF"),
         ("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "GIF"), ("L", "GIF"), ("RGB", "WEBP"), ("RGBA", "WEBP"),
         ("RGB", "AVIF"), ("RGBA", "AVIF"), ("1", "BMP"), ("L", "BMP"), ("P", "BMP"), ("RGB", "BMP"), ("RGBA", "BMP"),
         ("1", "PPM"), ("L", "PPM"), ("RGB", "PPM"), ("RGB", "JPEG2000"), ("L", "JPEG2000"), ("RGBA", "JPEG2000"),
