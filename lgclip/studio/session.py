@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from lgclip.classifier.explain import expectations
-from lgclip.classifier.model import ImageClassifier, ImagePrediction, encode_images
+from lgclip.classifier.inference import encode_images
+from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.parts import ImagePrediction
 from lgclip.classifier.sheet import tiles_of
 from lgclip.classifier.tables import prediction_rows, write_table
 from lgclip.datasets.base import BadImageError
