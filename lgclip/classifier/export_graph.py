@@ -17,7 +17,7 @@ from lgclip.encoder.base import Encoder, exact_encoder
 from lgclip.encoder.scales import Scales, WithFullImage
 from lgclip.methods.calibration import Choice
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.scoring import Mean
+from lgclip.methods.scoring import GDA, Mean
 from lgclip.methods.selection import First
 from lgclip.training.student.encoder import StudentEncoder
 
@@ -152,7 +152,7 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
     choice = classifier.choice
     support = classifier.references.images
     text = classifier.text
-    if choice.text_weight == 1 or type(choice.rule) is Mean:
+    if choice.text_weight == 1 or type(choice.rule) in (Mean, GDA):
         return _linear(choice, support, text)
     assert support is not None
     head = PrototypeHead(choice, support, text)
@@ -168,20 +168,28 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
 
 
 def _linear(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> nn.Linear:
-    """Returns the weighted sum of the prototypes: the cosine is linear in them."""
-    total: Any = 0
+    """Returns the weighted sum of the heads of text and images: both are linear in the feature."""
+    weight: Any = 0
+    bias: Any = None
     if choice.text_weight > 0:
         assert text is not None
-        total = choice.text_weight * text.double()
+        weight = choice.text_weight * text.double()
     if choice.text_weight < 1:
         assert support is not None
-        assert isinstance(choice.rule, Mean)
+        share = 1 - choice.text_weight
         kept = choice.selection.select(support, text)
-        means = kept.means(renormalize=choice.rule.renormalize)
-        total = total + (1 - choice.text_weight) * means.double()
-    weight = total.float()
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        if isinstance(choice.rule, GDA):
+            heads, biases = choice.rule.head(kept)
+            bias = (share * biases.double()).float()
+        else:
+            assert isinstance(choice.rule, Mean)
+            heads = kept.means(renormalize=choice.rule.renormalize)
+        weight = weight + share * heads.double()
+    weight = weight.float()
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
 
 

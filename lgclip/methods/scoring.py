@@ -54,6 +54,39 @@ class Mean(ScoringRule):
 
 
 @dataclass(frozen=True)
+class GDA(ScoringRule):
+    """Scores by Gaussian discriminant analysis: all classes share a covariance (arXiv:2402.04087, sec. 3.2).
+
+    With the mean m_c of a class and the precision P the score is `f P m_c - m_c P m_c / 2`, the log-likelihood of the
+    class up to a constant of the image. The precision is that of the release, `d inv(S + tr(S) / (n - 1) I)` with the
+    scatter S of the images around their class means, here over the mean of its eigenvalues: the constant changes no
+    order, and the scores are then on the scale of cosines, so that they can be mixed with text. Where no class has two
+    images there is no scatter, P is the identity, and the score that of the nearest mean.
+    """
+
+    key_name: ClassVar[str] = "GDA"
+
+    def fit(self, support: SupportSet) -> Scorer:
+        weights, bias = self.head(support)
+        return lambda features: features @ weights.T + bias
+
+    def head(self, support: SupportSet) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+        """Returns the linear head that computes the scores."""
+        means = support.means(renormalize=False).double()
+        centered = support.features.double() - means[support.labels]
+        scatter = centered.T @ centered
+        identity = torch.eye(scatter.shape[0], dtype=torch.float64, device=scatter.device)
+        trace = scatter.trace()
+        precision = identity
+        if trace > 0:
+            precision = torch.linalg.inv(scatter + trace / max(len(support.labels) - 1, 1) * identity)
+            precision = precision / precision.trace() * len(precision)
+        weights = means @ precision
+        bias = -(weights * means).sum(dim=1) / 2
+        return weights.to(support.features), bias.to(support.features)
+
+
+@dataclass(frozen=True)
 class Nearest(ScoringRule):
     """Scores by the mean cosine to the `n` nearest images of the class.
 

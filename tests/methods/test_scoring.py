@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.scoring import Affinity, Mean, Nearest, ScoringRule, Signature, WeightedKNN
+from lgclip.methods.scoring import GDA, Affinity, Mean, Nearest, ScoringRule, Signature, WeightedKNN
 
 CLASSES = 4
 WIDTH = 6
-RULES = [Mean(), Mean(False), Nearest(), Nearest(3), WeightedKNN(5, 0.1), Affinity(), Signature()]
+RULES = [Mean(), Mean(False), GDA(), Nearest(), Nearest(3), WeightedKNN(5, 0.1), Affinity(), Signature()]
 
 
 def rows(seed: int, n: int) -> np.ndarray:
@@ -53,6 +53,16 @@ def expected(rule: Any, queries: np.ndarray, images: np.ndarray, labels: np.ndar
             return queries @ centroids(images, labels).T
         case Mean():
             return np.stack([cosines[:, columns].mean(axis=1) for columns in members], axis=1)
+        case GDA():
+            means = np.stack([images[columns].mean(axis=0) for columns in members])
+            scatter = sum(np.outer(x - means[c], x - means[c]) for x, c in zip(images, labels, strict=True))
+            shrunk = np.cov((images - means[labels]).T) + np.trace(scatter) / (len(images) - 1) ** 2 * np.eye(WIDTH)
+            precision = np.linalg.inv(shrunk)
+            precision *= WIDTH / np.trace(precision)
+            # The log-likelihoods of Gaussians, up to what all classes share.
+            distances = queries[:, None] - means[None]
+            likelihood = -0.5 * np.einsum("qcd,de,qce->qc", distances, precision, distances)
+            return likelihood + 0.5 * np.einsum("qd,de,qe->q", queries, precision, queries)[:, None]
         case Nearest(n=n):
             return np.stack([np.sort(cosines[:, columns])[:, -n:].mean(axis=1) for columns in members], axis=1)
         case Affinity(beta=beta):
