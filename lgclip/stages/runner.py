@@ -195,7 +195,8 @@ class Stages:
                 raise
         seconds = round(time.perf_counter() - start, 3)
         parts = accounted.parts() if accounted else []
-        if lacked and accounted:
+        # A single device that has not started found nothing to do: another run was faster, and enters the cost.
+        if lacked and accounted and (self._cost_start.starts or self.trainer.world_size > 1):
             parts = self._parts_of(accounted, lacked, seconds)
         # A prompt that a server writes costs time on that server, whatever this machine has.
         device = next((part.elsewhere for part in parts if part.elsewhere), device_name(self._device))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Default
 
 from lgclip.studio.session import ClassImages, Photo, Session, SessionStore, available_downloads, error_message
 
@@ -36,7 +37,7 @@ footer { display: none !important; }
 
 LAUNCH: dict[str, Any] = {
     # System fonts: Gradio's own come from Google. White on its orange is too faint to read.
-    "theme": gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_MONO_FONTS).set(
+    "theme": Default(primary_hue="blue", font=_FONTS, font_mono=_MONO_FONTS).set(
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",

@@ -165,6 +165,20 @@ def test_interrupted_stage_records_what_it_has_computed(stages: Stages, tmp_path
     assert quick.unfinished == slow.unfinished == 0
 
 
+def test_work_of_a_faster_run_is_not_counted_twice(stages: Stages, tmp_path: Path) -> None:
+    """Another run fills the store between the count of what is missing and the first batch."""
+
+    class Late(TwoStoreStage):
+        def predict_dataloader(self) -> DataLoader[Any]:
+            self.stored.update(self.wanted)
+            return super().predict_dataloader()
+
+    stage = Late(tmp_path, set())
+    stages.complete("late", stage, 6)
+    assert not list(tmp_path.rglob("costs.jsonl"))
+    assert [part.computed for part in stages.parts["late"]] == [0, 0]
+
+
 def test_model_that_does_not_load_leaves_no_cost_log(stages: Stages, tmp_path: Path) -> None:
     class Unloadable(TwoStoreStage):
         def on_predict_start(self) -> None:
