@@ -60,7 +60,7 @@ def build(
     data = ClassNames(names, context=cfg.dataset.context, templates=cfg.dataset.templates)
     rejection = instantiate(cfg.rejection) if "_target_" in cfg.rejection else None
     if rejection is not None and rejection.names is not None:
-        read_class_names(rejection.names)  # a wrong file is an error before anything is generated
+        read_class_names(rejection.names, "rejection.names")  # a wrong file is an error before anything is generated
     classifier = Experiment(cfg, DatasetSplits(lambda: data)).build_classifier()
     classifier.builder = _Builder(overrides, cfg)
     classifier.reject_unknown(rejection)

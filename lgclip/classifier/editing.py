@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,10 @@ def add_classes(classifier: "ImageClassifier", described: Mapping[str, str]) -> 
         assert built.text is not None
         classifier.text = torch.cat([classifier.text, built.text])
     # Something that is a class now is no negative any more.
-    _generate_negatives(classifier)
+    if classifier.rejection is not None and classifier.rejection.names is not None:
+        _drop_negatives(classifier, new)
+    else:
+        _generate_negatives(classifier)
     classifier.fit()
 
 
@@ -252,6 +256,9 @@ def set_rejection(classifier: "ImageClassifier", rejection: Rejection | None) ->
     """Sets how images of none of the classes are told: see `ImageClassifier.reject_unknown`."""
     classifier.rejection = rejection
     _generate_negatives(classifier)
+    if rejection is not None and rejection.names is not None:
+        # The names are kept with the images; the place of the file is of no use elsewhere.
+        classifier.rejection = replace(rejection, names=Path(rejection.names).name)
     classifier.fit()
 
 
@@ -271,11 +278,32 @@ def _generate_negatives(classifier: "ImageClassifier") -> None:
     classifier.negatives = Negatives(tuple(names), References(built.support, built.text))
 
 
+def _drop_negatives(classifier: "ImageClassifier", names: Sequence[str]) -> None:
+    """Takes out the negatives of some names, which came from a file that may be gone by now."""
+    if classifier.negatives is None:
+        return
+    known = {name.casefold() for name in names}
+    kept = [place for place, name in enumerate(classifier.negatives.names) if name.casefold() not in known]
+    if not kept:
+        classifier.negatives = None
+        return
+    references = classifier.negatives.references
+    support = references.support
+    text = references.text
+    classifier.negatives = type(classifier.negatives)(
+        tuple(classifier.negatives.names[place] for place in kept),
+        References(
+            None if support is None else support.of_classes(kept),
+            None if text is None else text[kept],
+        ),
+    )
+
+
 def _negative_names(classifier: "ImageClassifier", rejection: Rejection) -> dict[str, str]:
     """Returns names of negatives with their descriptions: of a file, or of things similar to the classes."""
     classes = {(info.prompted_as or info.name): info.description for info in classifier.classes}
     if rejection.names is not None:
-        described = read_class_names(Path(rejection.names))
+        described = read_class_names(Path(rejection.names), "rejection.names")
         known = {name.casefold() for name in (*classes, *classifier.class_names)}
         return {name: text for name, text in described.items() if name.casefold() not in known}
     if not rejection.similar_names:

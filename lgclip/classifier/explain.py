@@ -20,6 +20,8 @@ def forecast_lines(classifier: "ImageClassifier") -> list[str]:
     if classifier.is_trained:
         return ["expected accuracy: unknown, a trained model has no prototypes to leave images out of"]
     predicted = classifier.forecast()
+    if predicted is None and classifier.choice.text_weight == 1:
+        return ["expected accuracy: unknown, sentences alone represent the classes, and no image can be left out"]
     if predicted is None:
         return [
             "expected accuracy: unknown, it needs two synthetic images of each class, one of them to leave out: raise "
@@ -68,6 +70,8 @@ def rejection_line(classifier: "ImageClassifier") -> str:
     rejector = classifier.rejector
     if classifier.rejection is None:
         return "none of these: nothing is rejected, each image gets a class (rejection=none)"
+    if rejector is None and classifier.choice.text_weight == 1:
+        return "none of these: nothing is rejected; a threshold needs synthetic images, and sentences alone are used"
     if rejector is None:
         return (
             "none of these: nothing is rejected; a threshold needs two synthetic images of each class, one of them to "

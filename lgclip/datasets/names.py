@@ -74,21 +74,24 @@ class ClassNames(Dataset):
         return {"dataset": self.name}
 
 
-def read_class_names(names: ClassNameSource) -> dict[str, str]:
+def read_class_names(names: ClassNameSource, option: str = "dataset.names") -> dict[str, str]:
     """Returns the description of each class name; empty where there is none.
+
+    Args:
+        names: A file, the names, or a mapping from names to descriptions.
+        option: What the user gave a file by, for errors.
 
     Raises:
         ValueError: If a file is missing or of another kind, a name occurs twice or is no text.
     """
     if isinstance(names, str | Path):
-        return _read_file(Path(names).expanduser(), str(names))
+        return _read_file(Path(names).expanduser(), f"{option}={names}")
     if isinstance(names, Mapping):
         return _checked_pairs([(name, names[name]) for name in names], "names")
     return _checked_pairs([(name, "") for name in names], "names")
 
 
-def _read_file(path: Path, choice: str) -> dict[str, str]:
-    where = f"dataset.names={choice}"
+def _read_file(path: Path, where: str) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"{where}: no such file; it should hold one class name per line")
     if path.suffix.lower() not in (*TEXT_SUFFIXES, ".json"):

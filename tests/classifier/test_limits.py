@@ -162,6 +162,13 @@ def test_files_of_names_replace_the_similar_ones(world: Sandbox, tmp_path: Path)
     classifier = build_in(world, NAMES, f"rejection.names={names}")
     assert classifier.negatives is not None
     assert classifier.negatives.names == ("grey cube", "white cone"), "a class is no negative"
+    assert classifier.rejection is not None
+    assert classifier.rejection.names == "others.txt", "no path of this machine"
+    # Elsewhere the file does not exist.
+    names.unlink()
+    classifier.add("Grey Cube")
+    assert classifier.negatives.names == ("white cone",)
+    assert classifier.rejector is not None
     with pytest.raises(ValueError, match="no such file"):
         build_in(world, NAMES, f"rejection.names={tmp_path / 'missing.txt'}")
 
