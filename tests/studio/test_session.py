@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,10 @@ def build_overrides(sandbox: Sandbox) -> list[str]:
 
 @pytest.fixture(scope="module")
 def world(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
-    """Shares the first run's store: these tests add to it only what belongs to other names."""
-    return first_run.sandbox
+    """Copies the first run's store: other tests count what is in it."""
+    store = tmp_path_factory.mktemp("world") / "store"
+    shutil.copytree(first_run.sandbox.store, store)
+    return replace(first_run.sandbox, store=store)
 
 
 @pytest.fixture(scope="module")
