@@ -72,22 +72,22 @@ def remove_classes(classifier: "ImageClassifier", names: Sequence[str]) -> None:
     """Removes classes: see `ImageClassifier.remove`."""
     classifier.check_prototypes()
     removed = {classifier.index_of(name) for name in names}
-    kept = [index for index in range(len(classifier.classes)) if index not in removed]
-    if len(kept) < 2:
-        raise ValueError(f"{len(kept)} classes would remain; a classifier needs at least two")
+    remaining = [index for index in range(len(classifier.classes)) if index not in removed]
+    if len(remaining) < 2:
+        raise ValueError(f"{len(remaining)} classes would remain; a classifier needs at least two")
     if classifier.support is not None:
         keep_images(classifier, [label not in removed for label in classifier.support.labels.tolist()])
-        classifier.support = classifier.support.of_classes(kept)
+        classifier.support = classifier.support.of_classes(remaining)
     if classifier.text is not None:
-        classifier.text = classifier.text[kept]
+        classifier.text = classifier.text[remaining]
     if classifier.shots is not None:
-        new = {label: place for place, label in enumerate(kept)}
+        new = {label: place for place, label in enumerate(remaining)}
         labels = classifier.shots.labels.tolist()
         shots = classifier.shots.take([row for row, label in enumerate(labels) if label in new])
         places = torch.tensor([new[label] for label in shots.labels.tolist()], dtype=torch.long)
         classifier.shots = shots._replace(labels=places) if len(places) else None
-    classifier.classes = tuple(classifier.classes[index] for index in kept)
-    classifier.strips = tuple(classifier.strips[index] for index in kept)
+    classifier.classes = tuple(classifier.classes[index] for index in remaining)
+    classifier.strips = tuple(classifier.strips[index] for index in remaining)
     classifier.fit()
 
 
@@ -253,7 +253,7 @@ def best_repeats(classifier: "ImageClassifier", shots: Shots) -> int:
 
 
 def set_rejection(classifier: "ImageClassifier", rejection: Rejection | None) -> None:
-    """Sets how images of none of the classes are told: see `ImageClassifier.reject_unknown`."""
+    """Sets which images are rejected: see `ImageClassifier.reject_unknown`."""
     classifier.rejection = rejection
     _generate_negatives(classifier)
     if rejection is not None and rejection.names is not None:
@@ -283,18 +283,18 @@ def _drop_negatives(classifier: "ImageClassifier", names: Sequence[str]) -> None
     if classifier.negatives is None:
         return
     known = {name.casefold() for name in names}
-    kept = [place for place, name in enumerate(classifier.negatives.names) if name.casefold() not in known]
-    if not kept:
+    remaining = [place for place, name in enumerate(classifier.negatives.names) if name.casefold() not in known]
+    if not remaining:
         classifier.negatives = None
         return
     references = classifier.negatives.references
     support = references.support
     text = references.text
     classifier.negatives = type(classifier.negatives)(
-        tuple(classifier.negatives.names[place] for place in kept),
+        tuple(classifier.negatives.names[place] for place in remaining),
         References(
-            None if support is None else support.of_classes(kept),
-            None if text is None else text[kept],
+            None if support is None else support.of_classes(remaining),
+            None if text is None else text[remaining],
         ),
     )
 

@@ -79,7 +79,7 @@ def rejection_line(classifier: "ImageClassifier") -> str:
         )
     line = (
         f"none of these: an image is rejected if {rejector.score} is below {rejector.threshold:.4g}, which keeps "
-        f"{100 * rejector.kept:.0f}% of {rejector.positives} left-out images of the classes"
+        f"{100 * rejector.recall:.0f}% of {rejector.positives} left-out images of the classes"
     )
     if rejector.rejected is None:
         return f"{line}; how many images of other things it rejects is unknown without negatives"

@@ -168,7 +168,7 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
 
 
 def _linear(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> nn.Linear:
-    """Returns the weighted sum of the heads of text and images: both are linear in the feature."""
+    """Returns the weighted sum of the weights of text and images: both are linear in the feature."""
     weight: Any = 0
     bias: Any = None
     if choice.text_weight > 0:
@@ -179,12 +179,12 @@ def _linear(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d
         share = 1 - choice.text_weight
         kept = choice.selection.select(support, text)
         if isinstance(choice.rule, GDA):
-            heads, biases = choice.rule.head(kept)
+            weights, biases = choice.rule.head(kept)
             bias = (share * biases.double()).float()
         else:
             assert isinstance(choice.rule, Mean)
-            heads = kept.means(renormalize=choice.rule.renormalize)
-        weight = weight + share * heads.double()
+            weights = kept.means(renormalize=choice.rule.renormalize)
+        weight = weight + share * weights.double()
     weight = weight.float()
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -87,17 +87,17 @@ def improve(classifier: "ImageClassifier", rounds: int, *, judges: bool = True) 
             break
         # One build for all of them: the models load once.
         described = {
-            _prompted_name(classifier.classes[index]): _contrast(classifier, index, others)
-            for index, others in confusable.items()
+            _prompted_name(classifier.classes[index]): _contrast(classifier, index, rivals)
+            for index, rivals in confusable.items()
         }
         built = builder.build(described, {**classifier.settings, "seed": _next_seed(classifier, number)})
         is_changed = False
-        for place, (index, others) in enumerate(confusable.items()):
+        for place, (index, rivals) in enumerate(confusable.items()):
             new = _new_images(classifier, index, built, place)
             action = _KEEP
             if new.ids:
                 action = _best_candidate(classifier, index, new.support).action if judges else _EXTEND
-            names = ", ".join(classifier.class_names[other] for other in others)
+            names = ", ".join(classifier.class_names[rival] for rival in rivals)
             line = f"{classifier.class_names[index]} (confused with {names}): {action}, {len(new.ids)} new ones tried"
             lines.append(line)
             if action != _KEEP:
@@ -112,16 +112,16 @@ def improve(classifier: "ImageClassifier", rounds: int, *, judges: bool = True) 
 
 def _confusable_classes(predicted: Forecast) -> dict[int, list[int]]:
     """Returns the worst classes, each with the classes that it is confused with."""
-    others: dict[int, list[int]] = {}
+    rivals: dict[int, list[int]] = {}
     for pair in predicted.pairs:
-        others.setdefault(pair.first, []).append(pair.second)
-        others.setdefault(pair.second, []).append(pair.first)
+        rivals.setdefault(pair.first, []).append(pair.second)
+        rivals.setdefault(pair.second, []).append(pair.first)
     for index in predicted.at_risk():
         mistaken = predicted.classes[index].confused_with
-        if index not in others and mistaken is not None:
-            others[index] = [mistaken]
-    worst = sorted(others, key=lambda index: predicted.classes[index].expected)
-    return {index: others[index] for index in worst[:_CONFUSABLE_CLASSES]}
+        if index not in rivals and mistaken is not None:
+            rivals[index] = [mistaken]
+    worst = sorted(rivals, key=lambda index: predicted.classes[index].expected)
+    return {index: rivals[index] for index in worst[:_CONFUSABLE_CLASSES]}
 
 
 def _new_images(classifier: "ImageClassifier", index: int, built: "ImageClassifier", place: int) -> _NewImages:
@@ -166,10 +166,10 @@ def _prompted_name(info: "ClassInfo") -> str:
     return info.prompted_as or info.name
 
 
-def _contrast(classifier: "ImageClassifier", index: int, others: Sequence[int]) -> str:
+def _contrast(classifier: "ImageClassifier", index: int, rivals: Sequence[int]) -> str:
     """Returns the description of a class, with what its prompts must differ from."""
     description = classifier.classes[index].description
-    names = " or ".join(classifier.class_names[other] for other in others)
+    names = " or ".join(classifier.class_names[rival] for rival in rivals)
     unlike = f"clearly different from {names}"
     return f"{description}; {unlike}" if description else unlike
 
@@ -202,7 +202,9 @@ def _best_candidate(classifier: "ImageClassifier", index: int, new: SupportSet) 
         loss = -float(log_probs.gather(1, both.labels[:, None]).double().mean())
         candidates.append(_Candidate(action, float(correct[is_old].mean()), loss))
     old = candidates[0]
-    better = [other for other in candidates if other.accuracy >= old.accuracy and other.loss <= old.loss]
+    better = [
+        candidate for candidate in candidates if candidate.accuracy >= old.accuracy and candidate.loss <= old.loss
+    ]
     return min(better, key=lambda candidate: candidate.loss)
 
 

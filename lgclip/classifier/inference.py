@@ -23,6 +23,7 @@ from lgclip.store.keys import content_key, digest_of
 if TYPE_CHECKING:
     from lgclip.classifier.model import ImageClassifier
 
+_BATCH = 64
 _DECODERS = 8
 """Threads that decode and resize images; both release the interpreter's lock."""
 
@@ -73,19 +74,24 @@ def encode_images(
     """Returns the content key and the fused unit feature of each image.
 
     Raises:
-        ValueError: If an image cannot be read.
+        ValueError: If an image cannot be read, or there is none.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = classifier.encoder.on(device)
     views = SharedViews(encoder, classifier.scales)
+    towers = encoder.load(device)
     ids: list[str] = []
-    pixels: list[Tensor] = []
-    for _, source in expand_sources(sources):
-        image, image_id = image_of(source)
-        ids.append(image_id)
-        pixels.append(views(image, image_id))
-    features = encode_views(encoder.load(device), torch.stack(pixels), device)
-    return ids, classifier.scales.fuse(features)
+    features: list[Tensor] = []
+    items = expand_sources(sources)
+    # Batch by batch: the pixels of all images need not fit into memory.
+    while batch := list(islice(items, _BATCH)):
+        images = [image_of(source) for _, source in batch]
+        ids += [image_id for _, image_id in images]
+        pixels = torch.stack([views(image, image_id) for image, image_id in images])
+        features.append(classifier.scales.fuse(encode_views(towers, pixels, device)))
+    if not ids:
+        raise ValueError("no image to encode; give at least one file")
+    return ids, torch.cat(features)
 
 
 def rejecter(classifier: "ImageClassifier") -> Callable[[Tensor, Tensor], Sequence[bool | None]]:
@@ -104,8 +110,8 @@ def rejecter(classifier: "ImageClassifier") -> Callable[[Tensor, Tensor], Sequen
 
     def reject(features: Float[Tensor, "q d"], scores: Float[Tensor, "q c"]) -> Sequence[bool]:
         nearest = None if images is None else (features @ images.features.T).amax(dim=1)
-        others = None if against is None else against(features)
-        inputs = ScoreInputs(scores, nearest, others, classifier.temperature.value)
+        rivals = None if against is None else against(features)
+        inputs = ScoreInputs(scores, nearest, rivals, classifier.temperature.value)
         return (SCORES[fitted.score](inputs).double() < fitted.threshold).tolist()
 
     return reject

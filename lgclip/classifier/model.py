@@ -55,7 +55,7 @@ class ImageClassifier:
         image_ids: Content key of each synthetic image, in the order of `support`.
         dropped: Content keys of the synthetic images that were taken out; they never come back.
         shots: Real images of the classes; None if there are none.
-        rejection: How images of none of the classes are told; None if they are not.
+        rejection: Which images are rejected as none of the classes; None if no image is.
         negatives: Images of similar things that are no class; None if there are none.
         rejector: The fitted threshold; None where nothing can be fitted.
         edits: What was changed since it was built, for people.
@@ -314,7 +314,7 @@ class ImageClassifier:
         return improve(self, rounds)
 
     def reject_unknown(self, rejection: Rejection | None) -> None:
-        """Sets how images of none of the classes are told; generates negatives if the settings ask for them.
+        """Sets which images are rejected as none of the classes; generates negatives if the settings need them.
 
         Args:
             rejection: The settings; None rejects nothing.

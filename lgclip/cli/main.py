@@ -245,7 +245,7 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
 
 def _studio_output(args: argparse.Namespace) -> Iterator[str]:
     """Yields the lines of `lgclip studio`."""
-    from lgclip.studio.server import StudioOptions, studio_command
+    from lgclip.cli.studio.server import StudioOptions, studio_command
 
     values = list(args.values)
     # A classifier comes first, and an override has an equals sign; the name of a file may have one too.
@@ -255,7 +255,7 @@ def _studio_output(args: argparse.Namespace) -> Iterator[str]:
     if without:
         raise ValueError(f"{without[0]}: one classifier, then KEY=VALUE")
     if args.space is not None:
-        from lgclip.studio.space import space_command
+        from lgclip.cli.studio.space import space_command
 
         yield from space_command(args.space, place, values)
         return

@@ -103,11 +103,11 @@ FROM_SCORES = ("max_probability", "max_score", "margin", "energy")
 
 @dataclass(frozen=True)
 class Rejection:
-    """Describes how images that show none of the classes are told.
+    """Describes how images that show none of the classes are rejected.
 
     Args:
         score: A name of `SCORES`, or `auto`: the best on left-out synthetic images, by AUROC.
-        keep: Fraction of the left-out synthetic images of the classes that the threshold keeps.
+        recall: Fraction of the left-out synthetic images of the classes that the threshold accepts.
         similar_names: Number of similar things per class that negatives are generated of; 0 generates none.
         images_per_name: Number of images of each.
         most_names: Maximum number of names in total.
@@ -118,7 +118,7 @@ class Rejection:
     """
 
     score: str = AUTO
-    keep: float = 0.95
+    recall: float = 0.95
     similar_names: int = 3
     images_per_name: int = 2
     most_names: int = 100
@@ -127,8 +127,8 @@ class Rejection:
     def __post_init__(self) -> None:
         if self.score not in (AUTO, *SCORES):
             raise ValueError(f"rejection.score={self.score}: choose {AUTO}, {', '.join(SCORES)}")
-        if not 0 < self.keep < 1:
-            raise ValueError(f"rejection.keep={self.keep}: it must be between 0 and 1, such as 0.95")
+        if not 0 < self.recall < 1:
+            raise ValueError(f"rejection.recall={self.recall}: it must be between 0 and 1, such as 0.95")
         for name, least in (("similar_names", 0), ("images_per_name", 1), ("most_names", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"rejection.{name}={getattr(self, name)}: it must be at least {least}")
@@ -154,7 +154,7 @@ class FittedRejection(NamedTuple):
         threshold: Images below it show none of the classes.
         positives: Number of left-out synthetic images of the classes that it was fitted on.
         negatives: Number of synthetic images of other things that it was compared on.
-        kept: Fraction of the positives that it keeps.
+        recall: Fraction of the positives that it accepts.
         rejected: Fraction of the negatives that it rejects; None without negatives.
         qualities: Quality of each score; empty without negatives.
     """
@@ -163,7 +163,7 @@ class FittedRejection(NamedTuple):
     threshold: float
     positives: int
     negatives: int
-    kept: float
+    recall: float
     rejected: float | None
     qualities: Mapping[str, ScoreQuality]
 
@@ -177,15 +177,15 @@ def auroc(positives: Float[np.ndarray, " n"], negatives: Float[np.ndarray, " m"]
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * len(negatives)))
 
 
-def fpr_at(positives: Float[np.ndarray, " n"], negatives: Float[np.ndarray, " m"], keep: float = 0.95) -> float:
+def fpr_at(positives: Float[np.ndarray, " n"], negatives: Float[np.ndarray, " m"], recall: float = 0.95) -> float:
     """Computes the fraction of negatives at or above the threshold that keeps a fraction of the positives."""
-    return float((negatives >= threshold_of(positives, keep)).mean())
+    return float((negatives >= threshold_of(positives, recall)).mean())
 
 
-def threshold_of(positives: Float[np.ndarray, " n"], keep: float) -> float:
-    """Returns the highest threshold that keeps at least a fraction `keep` of the positives, at or above it."""
+def threshold_of(positives: Float[np.ndarray, " n"], recall: float) -> float:
+    """Returns the highest threshold that keeps at least a fraction `recall` of the positives, at or above it."""
     # Rounded first: 0.95 of 300 is not a whole number in binary, and the next one would keep an image less.
-    lost = int(np.floor(round(len(positives) * (1 - keep), 9)))
+    lost = int(np.floor(round(len(positives) * (1 - recall), 9)))
     return float(np.sort(positives)[lost])
 
 
@@ -219,12 +219,12 @@ def fit_rejection(
         negative_inputs = _negative_inputs(choice, temperature, references, negatives)
     inputs = ScoreInputs(left_out.scores, left_out.nearest, against, temperature)
     positives = {name: _values(name, inputs) for name in _available(negative_inputs is not None)}
-    others: dict[str, np.ndarray] = {}
+    negative_values: dict[str, np.ndarray] = {}
     qualities: dict[str, ScoreQuality] = {}
     if negative_inputs is not None:
         for name, values in positives.items():
-            others[name] = _values(name, negative_inputs)
-            qualities[name] = ScoreQuality(auroc(values, others[name]), fpr_at(values, others[name]))
+            negative_values[name] = _values(name, negative_inputs)
+            qualities[name] = ScoreQuality(auroc(values, negative_values[name]), fpr_at(values, negative_values[name]))
     score = rejection.score
     if score == AUTO:
         # Without negatives nothing compares the scores; this one is the best on the small world.
@@ -234,14 +234,14 @@ def fit_rejection(
             f"rejection.score={score} needs images of things that are no class, and there are none: give names by "
             "--negatives FILE, or choose max_score or energy"
         )
-    threshold = threshold_of(positives[score], rejection.keep)
+    threshold = threshold_of(positives[score], rejection.recall)
     return FittedRejection(
         score=score,
         threshold=threshold,
         positives=len(left_out.labels),
         negatives=0 if negative_inputs is None else len(negative_inputs.scores),
-        kept=float((positives[score] >= threshold).mean()),
-        rejected=float((others[score] < threshold).mean()) if others else None,
+        recall=float((positives[score] >= threshold).mean()),
+        rejected=float((negative_values[score] < threshold).mean()) if negative_values else None,
         qualities=qualities,
     )
 
@@ -257,17 +257,17 @@ def _negative_inputs(choice: Choice, temperature: float, references: References,
     scorer = choice.fit(images, references.text)
     scores: list[Tensor] = []
     nearest: list[Tensor] = []
-    others: list[Tensor] = []
+    rivals: list[Tensor] = []
     for fold in range(min(FOLDS, count)):
         features = support.features[folds[support.labels] == fold]
-        kept = (folds != fold).nonzero().flatten()
-        rest_text = None if negatives.text is None else negatives.text[kept]
-        against = choice.fit(support.of_classes(kept.tolist()), rest_text)(features)
+        remaining = (folds != fold).nonzero().flatten()
+        rest_text = None if negatives.text is None else negatives.text[remaining]
+        against = choice.fit(support.of_classes(remaining.tolist()), rest_text)(features)
         scores.append(scorer(features))
         nearest.append((features @ images.features.T).amax(dim=1))
         # One column: folds have different numbers of classes, and a score needs their soft maximum only.
-        others.append(_soft_maximum(against, temperature)[:, None])
-    return ScoreInputs(torch.cat(scores), torch.cat(nearest), torch.cat(others), temperature)
+        rivals.append(_soft_maximum(against, temperature)[:, None])
+    return ScoreInputs(torch.cat(scores), torch.cat(nearest), torch.cat(rivals), temperature)
 
 
 def _available(has_negatives: bool) -> list[str]:

@@ -67,9 +67,9 @@ class Worth:
         rows = ["real images a class | synthetic alone | real alone | both (weight of a real image)"]
         for count in self.shots:
             weights = sorted(set(self.repeats[count]))
-            shown = str(weights[0]) if len(weights) == 1 else f"{weights[0]} - {weights[-1]}"
+            weight_range = str(weights[0]) if len(weights) == 1 else f"{weights[0]} - {weights[-1]}"
             columns = (self.synthetic[count], self.real[count], self.mixed[count])
-            rows.append(f"{count} | " + " | ".join(map(_percent, columns)) + f" ({shown})")
+            rows.append(f"{count} | " + " | ".join(map(_percent, columns)) + f" ({weight_range})")
         worth = self.equivalent_shots()
         if worth is None:
             text = f"more than {self.shots[-1]} photos a class"
@@ -144,14 +144,14 @@ def worth_of_features(
             chosen = order < count
             test_features = features[~chosen]
             test_labels = labels[~chosen]
-            drawn = Shots(features[chosen], labels[chosen], ("",) * int(chosen.sum()), 1)
-            drawn = drawn._replace(repeats=best_repeats(classifier, drawn))
-            alone = SupportSet(drawn.features, drawn.labels, len(classifier.classes))
-            both = References(classifier.support, classifier.text, drawn).images
+            shots_of_seed = Shots(features[chosen], labels[chosen], ("",) * int(chosen.sum()), 1)
+            shots_of_seed = shots_of_seed._replace(repeats=best_repeats(classifier, shots_of_seed))
+            alone = SupportSet(shots_of_seed.features, shots_of_seed.labels, len(classifier.classes))
+            both = References(classifier.support, classifier.text, shots_of_seed).images
             for results, images in ((synthetic, classifier.support), (real, alone), (mixed, both)):
                 predicted = classifier.choice.fit(images, classifier.text)(test_features).argmax(dim=1)
                 results[count].append(float((predicted == test_labels).double().mean()))
-            repeats[count].append(drawn.repeats)
+            repeats[count].append(shots_of_seed.repeats)
     accuracies = [{count: tuple(values) for count, values in results.items()} for results in (synthetic, real, mixed)]
     return Worth(
         counts,

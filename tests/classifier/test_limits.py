@@ -84,7 +84,7 @@ def test_build_names_what_it_rejects(saved: Path, world: Sandbox) -> None:
         "blue ring", "blue star", "green moon", "green star", "red moon", "red ring"
     }  # fmt: skip
     assert classifier.rejector.negatives == 2 * len(classifier.negatives.names)
-    assert classifier.rejector.kept >= 0.95
+    assert classifier.rejector.recall >= 0.95
 
 
 def test_predictions_follow_the_threshold(saved: Path, world: Sandbox) -> None:
@@ -121,7 +121,7 @@ def test_files_keep_the_threshold(saved: Path, world: Sandbox, tmp_path: Path) -
         assert classifier.rejection == built.rejection
         assert list(classifier.classify(world.synthetic_images)) == list(built.classify(world.synthetic_images))
     record = json.loads((saved / RECORD).read_text())
-    assert record["rejection"]["configured"]["keep"] == 0.95
+    assert record["rejection"]["configured"]["recall"] == 0.95
     assert (
         load_file(saved / "classifier.safetensors")["negatives"].shape[0] == record["rejection"]["fitted"]["negatives"]
     )
@@ -427,7 +427,7 @@ def test_rejection_can_be_set_later(saved: Path, world: Sandbox) -> None:
     classifier.reject_unknown(None)
     assert classifier.rejector is None
     assert {prediction.rejected for prediction in classifier.classify(world.synthetic_images)} == {None}
-    classifier.reject_unknown(Rejection(score="margin", keep=0.5, similar_names=0))
+    classifier.reject_unknown(Rejection(score="margin", recall=0.5, similar_names=0))
     assert classifier.rejector is not None
     assert classifier.rejector.score == "margin"
     assert classifier.negatives is None

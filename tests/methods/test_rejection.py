@@ -104,7 +104,7 @@ def test_threshold_of_300_images_keeps_285() -> None:
 def test_unknown_things_are_rejected() -> None:
     support = clusters(0, 4)
     result = fitted(Rejection(), clusters(4, 6))
-    assert result.kept >= 0.95
+    assert result.recall >= 0.95
     assert result.qualities[result.score].auroc == max(quality.auroc for quality in result.qualities.values())
     assert result.qualities[result.score].auroc > 0.9
     # Things that are neither: neither the classes nor the negatives are around these centers.
@@ -135,7 +135,7 @@ def test_quality_is_that_of_unknown_things() -> None:
 @pytest.mark.parametrize("rule", [Nearest(2), Affinity()])
 def test_every_rule_has_a_threshold(rule: Any) -> None:
     result = fitted(Rejection(), clusters(4, 4), choice=Choice(rule, First(), 0.0))
-    assert result.kept >= 0.95
+    assert result.recall >= 0.95
     assert np.isfinite(result.threshold)
 
 
@@ -161,7 +161,7 @@ def test_nothing_is_fitted_without_left_out_images() -> None:
     ("settings", "message"),
     [
         ({"score": "luck"}, r"rejection\.score=luck: choose auto, max_probability"),
-        ({"keep": 1.0}, r"rejection\.keep=1\.0: it must be between 0 and 1"),
+        ({"recall": 1.0}, r"rejection\.recall=1\.0: it must be between 0 and 1"),
         ({"similar_names": -1}, r"rejection\.similar_names=-1: it must be at least 0"),
         ({"images_per_name": 0}, r"rejection\.images_per_name=0: it must be at least 1"),
         ({"most_names": 0}, r"rejection\.most_names=0: it must be at least 1"),

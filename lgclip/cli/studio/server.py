@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lgclip.classifier.model import ImageClassifier
-    from lgclip.studio.session import SessionStore
+    from lgclip.cli.studio.sessions import SessionStore
 
 HOST = "127.0.0.1"
 """The only address that the command listens on: a page that writes files is for the person at this machine."""
@@ -98,8 +98,8 @@ def run_space(folder: Path, overrides: Sequence[str] = ()) -> None:
     Raises:
         ValueError: If Gradio is missing.
     """
+    from lgclip.cli.studio.space import CLASSIFIER
     from lgclip.runtime.signals import stoppable
-    from lgclip.studio.space import CLASSIFIER
 
     saved = folder / CLASSIFIER
     port = os.environ.get("GRADIO_SERVER_PORT")
@@ -184,8 +184,9 @@ def _served_folder() -> Iterator[Path]:
 def _served(
     folder: Path, classifier: "ImageClassifier | None", options: StudioOptions, host: str
 ) -> Iterator[RunningStudio]:
-    from lgclip.studio.app import LAUNCH, build_page
-    from lgclip.studio.session import Limits, SessionStore
+    from lgclip.cli.studio.app import LAUNCH, build_page
+    from lgclip.cli.studio.session import Limits
+    from lgclip.cli.studio.sessions import SessionStore
 
     limits = Limits(upload_bytes=int(options.upload_mb * 1e6))
     store = SessionStore(folder / "sessions", options.overrides, limits, classifier)

@@ -57,7 +57,7 @@ def _app(overrides: Sequence[str]) -> str:
 
 from pathlib import Path
 
-from lgclip.studio.server import run_space
+from lgclip.cli.studio.server import run_space
 
 OVERRIDES = {listed}
 

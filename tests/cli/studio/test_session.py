@@ -14,14 +14,8 @@ from PIL import Image
 import lgclip
 from lgclip.classifier.explain import expectations
 from lgclip.classifier.model import ImageClassifier
-from lgclip.studio.session import (
-    MAX_SESSIONS,
-    Limits,
-    Session,
-    SessionStore,
-    available_downloads,
-    error_message,
-)
+from lgclip.cli.studio.session import Limits, Session, available_downloads, error_message
+from lgclip.cli.studio.sessions import MAX_SESSIONS, SessionStore
 
 pytest_plugins = ("run_fixtures",)
 
@@ -239,7 +233,7 @@ def test_files_are_written(session: Session, photographs: list[Path]) -> None:
 
 def test_onnx_is_offered_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnx" in available_downloads()
-    monkeypatch.setattr("lgclip.studio.session.find_spec", lambda package: None)
+    monkeypatch.setattr("lgclip.cli.studio.session.find_spec", lambda package: None)
     assert list(available_downloads()) == ["predictions", "classifier", "safetensors"]
 
 

@@ -10,8 +10,8 @@ import yaml
 from studio_pages import needs_gradio, started, studio
 
 from lgclip.cli.main import main
-from lgclip.studio.server import StudioOptions, check_options
-from lgclip.studio.space import space_command
+from lgclip.cli.studio.server import StudioOptions, check_options
+from lgclip.cli.studio.space import space_command
 
 
 @needs_gradio
@@ -90,7 +90,7 @@ def test_wrong_options_are_errors(options: StudioOptions, message: str) -> None:
 
 
 def test_missing_gradio_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("lgclip.studio.server.find_spec", lambda package: None)
+    monkeypatch.setattr("lgclip.cli.studio.server.find_spec", lambda package: None)
     assert main(["studio", "--no-browser"]) == 1
     assert capsys.readouterr().err == "error: the page needs Gradio: install lgclip[studio]\n"
 

@@ -4,7 +4,6 @@ import logging
 import queue
 import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,32 +11,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
-
 from lgclip.classifier.explain import expectations
-from lgclip.classifier.inference import encode_images
 from lgclip.classifier.model import ImageClassifier
-from lgclip.classifier.parts import ImagePrediction
-from lgclip.classifier.sheet import tiles_of
 from lgclip.classifier.tables import prediction_rows, write_table
-from lgclip.datasets.base import BadImageError
-from lgclip.datasets.image_decoding import read_image
+from lgclip.cli.studio.photographs import TOP, ClassImages, Photo, images_of_classes, predict_photos
 from lgclip.datasets.names import parse_class_names
 from lgclip.runtime.progress import Progress, observed
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 log = logging.getLogger(__name__)
 
 MAX_NAMES = 200
 MAX_PHOTOS = 100
-MAX_SESSIONS = 32
-"""Tabs whose classifiers stay in memory; the one that was idle longest is forgotten first."""
-NEAREST = 5
-TOP = 3
-_THUMBNAIL = 256
 _WHERE = "names"
 _INTERNAL = "internal error; the terminal that runs lgclip studio has the details"
 
@@ -67,67 +54,6 @@ class Limits:
     upload_bytes: int = 20_000_000
     photos: int = MAX_PHOTOS
     names: int = MAX_NAMES
-
-
-@dataclass(frozen=True)
-class ClassImages:
-    """Holds the synthetic images of a class.
-
-    Attributes:
-        name: Name of the class.
-        images: The first images, as small as the sheet has them.
-        ids: Their ids.
-        total: Number of synthetic images of the class; `images` may be fewer.
-    """
-
-    name: str
-    images: Sequence[Image.Image]
-    ids: Sequence[str]
-    total: int
-
-
-@dataclass(frozen=True)
-class SimilarImage:
-    """Describes a synthetic image that resembles a photograph.
-
-    Attributes:
-        name: Its class.
-        similarity: Cosine similarity of the two features; 1 for equal ones.
-        image: The image; None if the sheet does not have it.
-    """
-
-    name: str
-    similarity: float
-    image: Image.Image | None
-
-
-@dataclass(frozen=True)
-class Photo:
-    """Describes a photograph and what was predicted for it.
-
-    Attributes:
-        name: Name of the file, as the browser sent it.
-        path: The session's copy.
-        thumbnail: A small version; None if it cannot be read.
-        prediction: Label, score and the most probable classes.
-        similar: The most similar synthetic images, the most similar first.
-    """
-
-    name: str
-    path: Path
-    thumbnail: Image.Image | None
-    prediction: ImagePrediction
-    similar: Sequence[SimilarImage] = ()
-
-    @property
-    def caption(self) -> str:
-        """Returns the prediction in a few words."""
-        prediction = self.prediction
-        if prediction.label is None or prediction.score is None:
-            return f"cannot be read: {prediction.error}"
-        if prediction.rejected:
-            return f"none of these (most similar: {prediction.label})"
-        return f"{prediction.label}, {100 * prediction.score:.0f}%"
 
 
 class Session:
@@ -179,7 +105,7 @@ class Session:
             from lgclip.api import build
 
             self._adopt(build(described, overrides=self._overrides))
-            self._forget_photos()
+            self.photos = ()
             assert self.classifier is not None
             return f"built {len(described)} classes from {len(self.classifier.image_ids)} synthetic images"
 
@@ -219,19 +145,7 @@ class Session:
 
     def class_images(self) -> list[ClassImages]:
         """Returns the synthetic images of each class."""
-        classifier = self.classifier
-        if classifier is None or classifier.support is None:
-            return []
-        ids: dict[int, list[str]] = {}
-        for label, image_id in zip(classifier.support.labels.tolist(), classifier.image_ids, strict=False):
-            ids.setdefault(label, []).append(image_id)
-        listed = []
-        for index, name in enumerate(classifier.class_names):
-            images = tiles_of(classifier.strips[index])
-            class_ids = ids.get(index, [])
-            visible = min(len(images), len(class_ids))
-            listed.append(ClassImages(name, images[:visible], class_ids[:visible], len(class_ids)))
-        return listed
+        return [] if self.classifier is None else images_of_classes(self.classifier)
 
     def toggle(self, image_id: str) -> None:
         """Marks an image to be dropped, or takes the mark off.
@@ -413,46 +327,12 @@ class Session:
         self.marked = ()
         self.revision += 1
 
-    def _forget_photos(self) -> None:
-        self.photos = ()
-
     def _classify_again(self) -> None:
         if self.photos:
             self._predict([(photo.name, photo.path) for photo in self.photos])
 
     def _predict(self, copies: Sequence[tuple[str, Path]]) -> None:
-        classifier = self._built()
-        thumbnails = [_thumbnail(path) for _, path in copies]
-        top = min(TOP, len(classifier.classes))
-        predictions = list(classifier.classify([path for _, path in copies], top=top))
-        similar = self._similar(
-            [path for (_, path), prediction in zip(copies, predictions, strict=True) if prediction.error is None]
-        )
-        photos = []
-        for (name, path), thumbnail, prediction in zip(copies, thumbnails, predictions, strict=True):
-            images = next(similar) if prediction.error is None else ()
-            photos.append(Photo(name, path, thumbnail, prediction, images))
-        self.photos = tuple(photos)
-
-    def _similar(self, paths: Sequence[Path]) -> Iterator[Sequence[SimilarImage]]:
-        """Yields the synthetic images that resemble each photograph most."""
-        classifier = self._built()
-        if classifier.support is None or classifier.gives_logits or not paths:
-            yield from [()] * len(paths)
-            return
-        places = _tile_places(classifier.support.labels)
-        tiles = [tiles_of(strip) for strip in classifier.strips]
-        _, features = encode_images(classifier, paths)
-        similarities = features @ classifier.support.features.T
-        count = min(NEAREST, similarities.shape[1])
-        for row in similarities:
-            values, rows = row.topk(count)
-            images = []
-            for value, place in zip(values.tolist(), rows.tolist(), strict=True):
-                label, tile = places[place]
-                image = tiles[label][tile] if tile < len(tiles[label]) else None
-                images.append(SimilarImage(classifier.class_names[label], value, image))
-            yield tuple(images)
+        self.photos = predict_photos(self._built(), copies)
 
     def _make_folder(self, name: str) -> Path:
         folder = self._folder / name
@@ -516,56 +396,6 @@ class Session:
             messages.put(last)
 
 
-class SessionStore:
-    """Keeps one session per browser tab.
-
-    Args:
-        root: Folder whose sub-folders hold the files of the sessions.
-        overrides: Overrides as of `lgclip build`.
-        limits: What a page may send.
-        classifier: Classifier that every session starts with; None for none.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        overrides: Sequence[str] = (),
-        limits: Limits | None = None,
-        classifier: ImageClassifier | None = None,
-    ) -> None:
-        self.limits = limits or Limits()
-        self._root = root
-        self._overrides = overrides
-        self._classifier = classifier
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def get(self, key: str) -> Session:
-        """Returns the session of a tab, a new one where there is none."""
-        with self._lock:
-            session = self._sessions.get(key)
-            if session is None:
-                self._count += 1
-                # A copy, so that a change in one tab is none in another.
-                classifier = None if self._classifier is None else replace(self._classifier)
-                folder = self._root / f"session_{self._count}"
-                session = Session(folder, self._overrides, self.limits, classifier)
-                self._sessions[key] = session
-            self._sessions.move_to_end(key)
-            while len(self._sessions) > MAX_SESSIONS:
-                _, oldest = self._sessions.popitem(last=False)
-                oldest.close()
-            return session
-
-    def remove(self, key: str) -> None:
-        """Forgets the session of a closed tab."""
-        with self._lock:
-            session = self._sessions.pop(key, None)
-        if session is not None:
-            session.close()
-
-
 def error_message(error: Exception) -> str:
     """Returns what a page shows of an error: the message of a mistake, and nothing of the code."""
     if isinstance(error, ValueError | OSError):
@@ -578,22 +408,3 @@ def available_downloads() -> dict[str, str]:
     """Returns the kinds of files whose packages are installed."""
     has_onnx = all(find_spec(package) is not None for package in _ONNX_PACKAGES)
     return {kind: name for kind, name in DOWNLOADS.items() if kind != "onnx" or has_onnx}
-
-
-def _thumbnail(path: Path) -> Image.Image | None:
-    try:
-        image = read_image(path)
-    except (BadImageError, ValueError):
-        return None
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return image
-
-
-def _tile_places(labels: "Tensor") -> list[tuple[int, int]]:
-    """Returns the class of each synthetic image, and its place among the images of the class."""
-    counts: dict[int, int] = {}
-    places = []
-    for label in torch.as_tensor(labels).tolist():
-        places.append((label, counts.get(label, 0)))
-        counts[label] = counts.get(label, 0) + 1
-    return places

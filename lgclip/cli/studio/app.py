@@ -11,7 +11,9 @@ from typing import Any
 import gradio as gr
 from gradio.themes import Default
 
-from lgclip.studio.session import ClassImages, Photo, Session, SessionStore, available_downloads, error_message
+from lgclip.cli.studio.photographs import ClassImages, Photo
+from lgclip.cli.studio.session import Session, available_downloads, error_message
+from lgclip.cli.studio.sessions import SessionStore
 
 _FONTS = ["system-ui", "sans-serif"]
 _MONO_FONTS = ["ui-monospace", "monospace"]
