@@ -8,13 +8,12 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from factories import NAMES, FirstRun, Sandbox, evaluate_run, run_command
+from factories import NAMES, Sandbox, build_in, build_overrides, evaluate_run, run_command
 from sklearn.metrics import accuracy_score
 
 import lgclip
@@ -26,23 +25,6 @@ from lgclip.datasets.folder import Folder
 pytest_plugins = ("run_fixtures",)
 
 ROOT = Path(__file__).parents[2]
-
-
-def build_overrides(sandbox: Sandbox) -> list[str]:
-    """Returns the overrides of a run in a sandbox, without its data set."""
-    return [part for part in sandbox.evaluate_overrides() if not part.startswith(("dataset", "logger"))]
-
-
-def build_in(sandbox: Sandbox, names: Any, *overrides: str) -> ImageClassifier:
-    return lgclip.build(names, llm="template", overrides=[*build_overrides(sandbox), *overrides])
-
-
-@pytest.fixture(scope="module")
-def world(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
-    """Copies the sandbox of the first run, for tests that only add to its store."""
-    store = tmp_path_factory.mktemp("world") / "store"
-    shutil.copytree(first_run.sandbox.store, store)
-    return replace(first_run.sandbox, store=store)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from chat_server import Answer, ChatServer, completion, good_sentences, send
-from factories import NAMES, FirstRun, Sandbox
+from factories import NAMES, Sandbox, build_in, build_overrides
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
@@ -31,22 +29,6 @@ from lgclip.methods.rejection import SCORES, Rejection, ScoreInputs
 
 pytest_plugins = ("run_fixtures", "chat_fixtures")
 pytestmark = pytest.mark.usefixtures("key")
-
-
-def overrides_in(sandbox: Sandbox) -> list[str]:
-    return [part for part in sandbox.evaluate_overrides() if not part.startswith(("dataset", "logger"))]
-
-
-def build_in(sandbox: Sandbox, names: Any = NAMES, *overrides: str) -> ImageClassifier:
-    return lgclip.build(names, llm="template", overrides=[*overrides_in(sandbox), *overrides])
-
-
-@pytest.fixture(scope="module")
-def world(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
-    """Copies the sandbox of the first run, for tests that only add to its store."""
-    store = tmp_path_factory.mktemp("world") / "store"
-    shutil.copytree(first_run.sandbox.store, store)
-    return replace(first_run.sandbox, store=store)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +127,7 @@ def test_a_chat_model_names_what_is_similar(
 
     model = serve(answer)
     model_values = ["llm.model=good-model", f"llm.base_url={model.url}", "llm.api_key_env=TEST_KEY", "llm.max_rounds=2"]
-    overrides = [part for part in overrides_in(world) if not part.startswith("llm")]
+    overrides = [part for part in build_overrides(world) if not part.startswith("llm")]
     names = ("red fox", "barn owl", "sea otter", "pine marten")
 
     classifier = lgclip.build(names, llm="server", overrides=[*overrides, *model_values, "rejection.similar_names=2"])

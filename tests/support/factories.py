@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 from lgclip.cli import main as cli
+
+if TYPE_CHECKING:
+    from lgclip.classifier.model import ImageClassifier
 
 NAMES = ("blue moon", "green ring", "red star")  # in the order of their folders
 IMAGES_PER_CLASS = 4
@@ -199,3 +202,15 @@ def read_tree(root: Path) -> dict[str, bytes]:
 def read_store(root: Path) -> dict[str, bytes]:
     """Returns every file of a store except its cost logs, which contain times."""
     return {name: data for name, data in read_tree(root).items() if not name.endswith("costs.jsonl")}
+
+
+def build_overrides(sandbox: Sandbox) -> list[str]:
+    """Returns the overrides of a run in a sandbox, without its data set."""
+    return [part for part in sandbox.evaluate_overrides() if not part.startswith(("dataset", "logger"))]
+
+
+def build_in(sandbox: Sandbox, names: Any = NAMES, *overrides: str) -> "ImageClassifier":
+    """Builds a classifier with the models of a sandbox."""
+    import lgclip
+
+    return lgclip.build(names, llm="template", overrides=[*build_overrides(sandbox), *overrides])

@@ -39,3 +39,11 @@ def sandbox(first_run: FirstRun, tmp_path: Path) -> Sandbox:
 def fresh_sandbox(empty_sandbox: Sandbox, tmp_path: Path) -> Sandbox:
     """Returns a sandbox whose store does not exist yet."""
     return replace(empty_sandbox, store=tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def world(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """Copies the store of the first run for a module that adds to it: other tests count what is in it."""
+    store = tmp_path_factory.mktemp("world") / "store"
+    shutil.copytree(first_run.sandbox.store, store)
+    return replace(first_run.sandbox, store=store)

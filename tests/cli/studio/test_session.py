@@ -2,13 +2,12 @@
 
 import csv
 import os
-import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from factories import NAMES, FirstRun, Sandbox
+from factories import NAMES, Sandbox, build_overrides
 from PIL import Image
 
 import lgclip
@@ -20,18 +19,6 @@ from lgclip.cli.studio.sessions import MAX_SESSIONS, SessionStore
 pytest_plugins = ("run_fixtures",)
 
 HOSTILE = "<img src=x onerror=window.pwned=1>"
-
-
-def build_overrides(sandbox: Sandbox) -> list[str]:
-    return [part for part in sandbox.evaluate_overrides() if not part.startswith(("dataset", "logger"))]
-
-
-@pytest.fixture(scope="module")
-def world(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
-    """Copies the first run's store: other tests count what is in it."""
-    store = tmp_path_factory.mktemp("world") / "store"
-    shutil.copytree(first_run.sandbox.store, store)
-    return replace(first_run.sandbox, store=store)
 
 
 @pytest.fixture(scope="module")
