@@ -15,9 +15,10 @@ from torch.utils.data import Dataset as TorchDataset
 from lgclip.datasets.base import BadImageError, Dataset
 from lgclip.prompts.caption_file import single_line
 from lgclip.prompts.captioning_models import CaptioningModel, Sight
+from lgclip.runtime.loader_workers import worker_settings
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.context import RunContext
-from lgclip.stages.streams import DECODERS, start_method
+from lgclip.stages.streams import DECODERS
 from lgclip.store.cost_log import StoreUsage
 from lgclip.types import Unread
 
@@ -110,8 +111,7 @@ class TrainingImages(LightningDataModule):
             _CaptionImages(images, places, self._captions.prompt_generator.sight()),
             batch_size=size,
             collate_fn=_collate,
-            num_workers=workers,
-            multiprocessing_context=start_method() if workers else None,
+            **worker_settings(workers),
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -1,6 +1,5 @@
 """Streams real images, synthetic images and sentences, first as pixels, then as features."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from lgclip.datasets.base import BadImageError
 from lgclip.datasets.image_decoding import image_note
 from lgclip.datasets.unreadable import UnreadableImages
 from lgclip.runtime.devices import shard_indices
+from lgclip.runtime.loader_workers import worker_settings
 from lgclip.store.features import FeatureStore
 from lgclip.types import Role, Unread
 
@@ -181,21 +181,6 @@ def _stack(items: "list[_Seen | Unread]") -> ImageBatch:
     return ImageBatch([item.id for item in seen], views, unread, {item.id: item.note for item in seen if item.note})
 
 
-def start_method() -> str:
-    """Returns how worker processes start: never by forking this one.
-
-    This process already has threads (tokenizers, writers, CUDA), and a fork of a process with threads
-    can deadlock on a lock that one of them held. A fork server has none.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    # Imported once for all workers: torch, and what every preprocessing is made of.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["lgclip.stages.streams", "torchvision.transforms"]
-    )
-    return "forkserver"
-
-
 class Streams(LightningDataModule):
     """Streams in `predict` what has no features yet, and in `test` the features, both sharded by rank.
 
@@ -267,9 +252,8 @@ class Streams(LightningDataModule):
             _StreamImages(stream, places, self._views),
             batch_size=images,
             collate_fn=_stack,
-            num_workers=workers,
-            multiprocessing_context=start_method() if workers else None,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **worker_settings(workers),
         )
 
     def test_dataloader(self) -> list[DataLoader[Any]]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lgclip.diffuser.base import seed_of
-from lgclip.stages.streams import start_method
+from lgclip.runtime.loader_workers import worker_settings
 from lgclip.training.augmentation import center_cropped
 from lgclip.training.loop import StepsFrom
 from lgclip.training.lora.config import LoraTuning, TuningBatch
@@ -179,7 +179,6 @@ class TuningPool(LightningDataModule):
             batch_size=None,
             # Lightning counts optimizer steps, the loader counts their parts.
             sampler=StepsFrom(self.trainer.global_step * parts, self.tuning.steps * parts),
-            num_workers=self._workers,
-            multiprocessing_context=start_method() if self._workers else None,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **worker_settings(self._workers),
         )

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from lgclip.batches import PromptBatch
 from lgclip.diffuser.base import seed_of
 from lgclip.encoder.base import Transform
-from lgclip.stages.streams import DECODERS, start_method
+from lgclip.runtime.loader_workers import worker_settings
+from lgclip.stages.streams import DECODERS
 from lgclip.training.loop import StepsFrom
 from lgclip.training.prompt_tuning.pool import Images
 from lgclip.training.student.data import KEPT_BYTES
@@ -198,7 +199,6 @@ class Batches(LightningDataModule):
             batch_size=None,
             # A resume begins at its step at once. To skip batches by loading them would decode all of their images.
             sampler=StepsFrom(self.trainer.global_step, self.steps),
-            num_workers=self._workers,
-            multiprocessing_context=start_method() if self._workers else None,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **worker_settings(self._workers),
         )

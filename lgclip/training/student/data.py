@@ -22,7 +22,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lgclip.batches import TrainingBatch
 from lgclip.diffuser.base import seed_of
-from lgclip.stages.streams import DECODERS, start_method
+from lgclip.runtime.loader_workers import worker_settings
+from lgclip.stages.streams import DECODERS
 from lgclip.training.augmentation import Change, seeded
 from lgclip.training.loop import StepsFrom
 
@@ -298,10 +299,8 @@ class MixedData(LightningDataModule):
     def _processes(self) -> dict[str, Any]:
         assert self.trainer is not None
         on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        started = start_method() if self._workers else None
         return {
-            "num_workers": self._workers,
-            "multiprocessing_context": started,
+            **worker_settings(self._workers),
             "persistent_workers": self._workers > 0,  # the images to select on are gone through after each epoch
             "pin_memory": on_gpu,
         }
