@@ -33,6 +33,7 @@ from lgclip.store.root import check_writable, open_root
 
 if TYPE_CHECKING:
     from lgclip.classifier.model import ImageClassifier
+    from lgclip.datasets.base import Dataset
     from lgclip.diffuser.base import SyntheticImages
     from lgclip.evaluation.evaluator import Evaluation, Shift
     from lgclip.methods.base import Classifier
@@ -56,6 +57,7 @@ class _Setup:
     parts: RunParts
     shifts: Mapping[str, Shift]
     method: Classifier
+    pool: Dataset | None
     inputs: TrainingInputs
     context: RunContext
 
@@ -197,7 +199,7 @@ class Experiment:
         context = replace(setup.context, logger=logger)
         synthetic_images = _generate(context, parts) if method.needs_images else None
         predictor = self._predictor(setup, context, synthetic_images)
-        evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor)
+        evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor, setup.pool)
         data, dataset = evaluator.evaluate(parts.data.evaluated, synthetic_images)
         entries: dict[str, Any] = {"ood": evaluator.evaluate_shifts(dataset, synthetic_images, setup.shifts)}
         entries |= evaluator.report_training(dataset, self._cfg.llm.get("form"))
@@ -255,6 +257,7 @@ class Experiment:
         from lgclip.methods.zero_shot import ZeroShot
         from lgclip.stages.extract import encode_references
         from lgclip.stages.parts import RunParts
+        from lgclip.stages.pool import pool_features
 
         parts = RunParts.from_config(cfg, data)
         method = self._method(parts)
@@ -274,6 +277,8 @@ class Experiment:
         dataset = parts.data.evaluated
         # The view of the full image, where the selection needs it, is one of the synthetic images alone.
         views = self._with_views(parts).scales
+        align = method.align
+        unlabeled = pool_features(context, align, data, parts.encoder, parts.scales)
         streams = encode_references(
             context,
             dataset,
@@ -292,6 +297,7 @@ class Experiment:
             synthetic_images=synthetic_images,
             settings=settings_of(cfg, parts.encoder),
             origin=origin_of(cfg, synthetic_images),
+            align=None if align is None else partial(align.fit, unlabeled),
         )
         classifier.scales = parts.scales
         return classifier
@@ -374,12 +380,14 @@ class Experiment:
         from lgclip.runtime.devices import ConfigConsistencyCheck
         from lgclip.runtime.run_key import run_key
         from lgclip.stages.parts import RunParts
+        from lgclip.stages.pool import unlabeled_pool
         from lgclip.training.task import TrainingConfig
 
         parts = self._with_views(RunParts.from_config(cfg, data))
         shifted = {name: build(node, _convert_="all") for name, node in cfg.ood.items()}
         shifts = shifts_of(parts.data.evaluated, shifted)
         method = self._method(parts)
+        pool = unlabeled_pool(method.align, parts.data)
         self._check_training(method)
         self._warn_of_unused(parts, method)
         context = self._context(ConfigConsistencyCheck(run_key(cfg)))
@@ -395,7 +403,7 @@ class Experiment:
         if method.needs_images:
             _check_before(context, parts)
         context.stages.check_before(parts.encoder.check_weights)
-        return _Setup(parts, shifts, method, replace(inputs, encoder=parts.encoder), context)
+        return _Setup(parts, shifts, method, pool, replace(inputs, encoder=parts.encoder), context)
 
     def _with_views(self, parts: RunParts) -> RunParts:
         """Adds the view of the full image where the selection compares it with the class's sentence."""
@@ -421,7 +429,7 @@ class Experiment:
         # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
         rules = {
             group: build(cfg[group], _convert_="all")
-            for group in ("prototype", "selection", "calibration")
+            for group in ("prototype", "selection", "calibration", "align")
             if cfg.get(group)
         }
         return classifier(cfg.method)(**rules, scales=parts.scales, has_text=parts.encoder.has_text)

@@ -101,5 +101,6 @@ class Role(Enum):
 
     TEXT = "sentences that stand for the classes"
     SYNTHETIC = "synthetic images that stand for the classes"
+    UNLABELED = "unlabelled images, whose distribution is used"
     EVALUATED = "images to evaluate"
     PREDICTED = "outputs of a trained predictor on the images to evaluate"

@@ -1,6 +1,6 @@
 """Builds a classifier from the synthetic images and sentences of its classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lgclip.datasets.base import Dataset
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales, full_image_place
+from lgclip.methods.alignment import FittedAlignment
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, fit_choice
 from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
@@ -33,6 +34,7 @@ def classifier_from_features(
     settings: Mapping[str, Any],
     origin: Mapping[str, Any],
     full_image: Float[Tensor, "m d"] | None = None,
+    align: Callable[[References], FittedAlignment] | None = None,
 ) -> ImageClassifier:
     """Builds a classifier from stored features.
 
@@ -49,6 +51,7 @@ def classifier_from_features(
         origin: What it is built from, for people.
         full_image: Features of the full synthetic images where the selection compares them and they are no view of
             the streams.
+        align: Fits the alignment with real images; None compares them as they are.
 
     Raises:
         ValueError: If the calibration needs more images.
@@ -65,6 +68,11 @@ def classifier_from_features(
         support = _support_of(streams["synthetic"], scales, classes, compares=configured.selects_by_text)
         if full_image is not None:
             support = support._replace(full_image=full_image)
+    compared = References(support, text)
+    alignment = None
+    if align is not None:
+        alignment = align(compared)
+        compared = alignment.references(compared)
     return ImageClassifier(
         classes=_infos(dataset, synthetic_images),
         encoder=encoder,
@@ -73,7 +81,8 @@ def classifier_from_features(
         calibration=calibration,
         support=support,
         text=text if needs_text(configured) else None,
-        fitted=fitted or fit_choice(configured, calibration, References(support, text)),
+        fitted=fitted or fit_choice(configured, calibration, compared),
+        alignment=alignment,
         settings=settings,
         origin=origin,
         strips=_strips(synthetic_images, classes),

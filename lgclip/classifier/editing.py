@@ -240,7 +240,8 @@ def best_repeats(classifier: "ImageClassifier", shots: Shots) -> int:
         return DEFAULT_REPEATS
     losses: dict[int, float] = {}
     for repeats in REPEATS:
-        references = References(classifier.support, classifier.text, shots._replace(repeats=repeats))
+        weighted = shots._replace(repeats=repeats)
+        references = classifier.aligned(References(classifier.support, classifier.text, weighted))
         left_out = left_out_scores(classifier.choice, references, synthetic=False)
         temperature = likeliest_temperature(left_out.scores, left_out.labels, smooth=True)
         value = Temperature(1.0, "") if temperature is None else Temperature(temperature, "")

@@ -77,6 +77,22 @@ class ClassifierGraph(nn.Module):
         return scores, (scores / self._temperature).softmax(dim=1)
 
 
+class Centering(nn.Module):
+    """Removes the mean of real images from unit features, and normalizes them again.
+
+    Args:
+        mean: The mean.
+    """
+
+    def __init__(self, mean: Float[Tensor, " d"]) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.register_buffer("mean", mean)
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return F.normalize(features - self.mean, dim=-1)
+
+
 class PrototypeHead(nn.Module):
     """Scores by any rule, with the images that represent the classes as buffers.
 
@@ -151,11 +167,11 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
     """
     choice = classifier.choice
     support = classifier.references.images
-    text = classifier.text
+    text = classifier.references.text
     if choice.text_weight == 1 or type(choice.rule) in (Mean, GDA):
-        return _linear(choice, support, text)
+        return _aligned(classifier, _linear(choice, support, text))
     assert support is not None
-    head = PrototypeHead(choice, support, text)
+    head = _aligned(classifier, PrototypeHead(choice, support, text))
     example = F.normalize(torch.ones(2, support.features.shape[1]), dim=-1)
     try:
         torch.export.export(head, (example,), dynamic_shapes={"features": {0: Dim("batch", min=1)}}, strict=False)
@@ -165,6 +181,13 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
             f"({str(error).strip().partition(chr(10))[0]}); evaluate and save with prototype=mean"
         ) from error
     return head
+
+
+def _aligned(classifier: ImageClassifier, head: nn.Module) -> nn.Module:
+    """Returns the head with the classifier's alignment before it."""
+    if classifier.alignment is None:
+        return head
+    return nn.Sequential(Centering(classifier.alignment.real_mean(classifier.support)), head)
 
 
 def _linear(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> nn.Linear:

@@ -26,6 +26,7 @@ from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.places import CARD, ENCODER, RECORD, SCHEMA, SHEET, TENSORS, ZIP, check_place
 from lgclip.classifier.sheet import write_sheet
 from lgclip.encoder.packed import ABOUT, WEIGHTS, PackedEncoder, pack_encoder
+from lgclip.methods.alignment import alignment_tensors
 from lgclip.methods.calibration import Choice
 from lgclip.methods.scoring import Mean
 from lgclip.store.atomic import atomic_write, write_json
@@ -107,6 +108,7 @@ def _write(classifier: ImageClassifier, folder: Path, with_encoder: bool) -> lis
         "files": {name: digest_of(folder / name) for name in files},
         "images": {"ids": list(classifier.image_ids), "dropped": list(classifier.dropped)},
         "shots": {"ids": list(shots.ids), "repeats": shots.repeats} if shots else None,
+        "alignment": _alignment_values(classifier),
         "rejection": _rejection_values(classifier),
         "edits": list(classifier.edits),
         "settings": dict(classifier.settings),
@@ -139,6 +141,9 @@ def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
             tensors["negative_labels"] = negatives.support.labels.contiguous()
         if negatives.text is not None:
             tensors["negative_text"] = negatives.text.float().contiguous()
+    if classifier.alignment is not None:
+        # Not linear in the feature of an image, so that there is no prototype of a linear head.
+        return {**tensors, **alignment_tensors(classifier.alignment)}
     if classifier.gives_logits:
         return tensors
     if isinstance(classifier.choice.rule, Mean) or classifier.choice.text_weight == 1:
@@ -147,6 +152,12 @@ def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
         scorer = classifier.scorer()
         tensors["prototypes"] = scorer(torch.eye(width)).T.float().contiguous()
     return tensors
+
+
+def _alignment_values(classifier: ImageClassifier) -> dict[str, object] | None:
+    """Returns what an alignment was estimated from; null without one."""
+    alignment = classifier.alignment
+    return None if alignment is None else {"images": alignment.images, "source": alignment.source}
 
 
 def _rejection_values(classifier: ImageClassifier) -> dict[str, Any] | None:

@@ -193,10 +193,12 @@ def _best_candidate(classifier: "ImageClassifier", index: int, new: SupportSet) 
         torch.cat([support.features, new.features]), torch.cat([support.labels, new.labels]), support.num_classes
     )
     is_old = torch.arange(len(both.labels)) < len(support.labels)
+    aligned = classifier.aligned(References(both)).support
+    assert aligned is not None
     sets = {_KEEP: is_old, _EXTEND: torch.ones_like(is_old), _REPLACE: ~is_old | (both.labels != index)}
     candidates: list[_Candidate] = []
     for action, used in sets.items():
-        scores = _scores_with(classifier, both, used)
+        scores = _scores_with(classifier, aligned, used)
         correct = (scores.argmax(dim=1) == both.labels).double()
         log_probs = (scores / classifier.temperature.value).log_softmax(dim=1)
         loss = -float(log_probs.gather(1, both.labels[:, None]).double().mean())
@@ -211,9 +213,10 @@ def _best_candidate(classifier: "ImageClassifier", index: int, new: SupportSet) 
 def _scores_with(classifier: "ImageClassifier", images: SupportSet, used: Bool[Tensor, " n"]) -> Float[Tensor, "n c"]:
     """Scores all images by prototypes of the used ones, each without the image itself."""
     prototypes = images.take(used)
+    text = classifier.references.text
     scores = torch.empty(len(images.labels), images.num_classes)
-    left_out = left_out_scores(classifier.choice, References(prototypes, classifier.text))
+    left_out = left_out_scores(classifier.choice, References(prototypes, text))
     scores[used.nonzero().flatten()[left_out.rows]] = left_out.scores
     if not used.all():
-        scores[~used] = classifier.choice.fit(prototypes, classifier.text)(images.features[~used])
+        scores[~used] = classifier.choice.fit(prototypes, text)(images.features[~used])
     return scores

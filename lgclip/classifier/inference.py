@@ -104,11 +104,12 @@ def rejecter(classifier: "ImageClassifier") -> Callable[[Tensor, Tensor], Sequen
         return lambda features, scores: [None] * len(scores)
     images = classifier.references.images
     against = None
-    if classifier.negatives is not None:
-        negatives = classifier.negatives.references
+    negatives = classifier.negative_references
+    if negatives is not None:
         against = classifier.choice.fit(negatives.support, negatives.text)
 
     def reject(features: Float[Tensor, "q d"], scores: Float[Tensor, "q c"]) -> Sequence[bool]:
+        features = classifier.aligned_real(features)
         nearest = None if images is None else (features @ images.features.T).amax(dim=1)
         rivals = None if against is None else against(features)
         inputs = ScoreInputs(scores, nearest, rivals, classifier.temperature.value)

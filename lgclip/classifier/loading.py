@@ -22,6 +22,7 @@ from lgclip.datasets.archive_members import Member, reported, zip_members
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.packed import ABOUT, PackedEncoder
 from lgclip.encoder.scales import Scales
+from lgclip.methods.alignment import FittedAlignment
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature
 from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
@@ -156,6 +157,9 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
     if record["shots"] is not None:
         values = record["shots"]
         shots = Shots(tensors["shots"], tensors["shot_labels"], tuple(values["ids"]), int(values["repeats"]))
+    alignment = None
+    if record["alignment"] is not None:
+        alignment = FittedAlignment(tensors["pool_mean"], tensors.get("offset"), **record["alignment"])
     rejection, negatives, rejector = _restored_rejection(record["rejection"], tensors)
     values = record["fitted"]
     calibration = record["calibration"]
@@ -180,6 +184,7 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
         rejection=rejection,
         negatives=negatives,
         rejector=rejector,
+        alignment=alignment,
         edits=tuple(record["edits"]),
     )
 
@@ -291,8 +296,20 @@ def _check_extra(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Te
     if "features" in tensors and len(record["images"]["ids"]) != len(tensors["features"]):
         raise ValueError(f"{path}: {len(record['images']['ids'])} image ids for {len(tensors['features'])} features")
     _check_labels(path, tensors, "shots", "shot_labels", classes)
+    if record["alignment"] is not None:
+        _check_alignment(path, tensors)
     names = record["rejection"]["negatives"] if record["rejection"] else []
     _check_labels(path, tensors, "negatives", "negative_labels", len(names))
+
+
+def _check_alignment(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Checks the vectors of an alignment."""
+    needed = ["pool_mean", "offset"] if "features" in tensors else ["pool_mean"]
+    width = (tensors["features"] if "features" in tensors else tensors["text"]).shape[1:]
+    for name in needed:
+        vector = tensors.get(name)
+        if vector is None or vector.shape != width or not torch.isfinite(vector).all():
+            raise ValueError(f"{path}: {name} of its alignment is no finite vector of length {width[0]}")
 
 
 def _check_labels(path: Path, tensors: Mapping[str, Tensor], name: str, labels_name: str, classes: int) -> None:

@@ -18,6 +18,7 @@ from lgclip.datasets.base import BadImageError, checked_names
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
 from lgclip.encoder.views import SharedViews
+from lgclip.methods.alignment import FittedAlignment
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature, fit_choice
 from lgclip.methods.forecast import Forecast, forecast
 from lgclip.methods.left_out import References
@@ -58,6 +59,7 @@ class ImageClassifier:
         rejection: Which images are rejected as none of the classes; None if no image is.
         negatives: Images of similar things that are no class; None if there are none.
         rejector: The fitted threshold; None where nothing can be fitted.
+        alignment: Aligns real images with the synthetic ones; None compares them as they are.
         edits: What was changed since it was built, for people.
     """
 
@@ -81,6 +83,7 @@ class ImageClassifier:
     rejection: Rejection | None = None
     negatives: Negatives | None = field(default=None, repr=False)
     rejector: FittedRejection | None = field(default=None, repr=False)
+    alignment: FittedAlignment | None = field(default=None, repr=False)
     edits: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -111,12 +114,29 @@ class ImageClassifier:
         """Returns what computes the scores of the classes from fused unit features."""
         if self.gives_logits:
             return from_unit
-        return self.choice.fit(self.references.images, self.text)
+        compared = self.references
+        scorer = self.choice.fit(compared.images, compared.text)
+        return scorer if self.alignment is None else self.alignment.scorer(scorer, self.support)
 
     @property
     def references(self) -> References:
-        """Returns what images are compared with."""
-        return References(self.support, self.text, self.shots)
+        """Returns what images are compared with, aligned with real images where the classifier does that."""
+        return self.aligned(References(self.support, self.text, self.shots))
+
+    @property
+    def negative_references(self) -> References | None:
+        """Returns the images and sentences of things that are no class, aligned as those of the classes."""
+        return None if self.negatives is None else self.aligned(self.negatives.references)
+
+    def aligned(self, references: References) -> References:
+        """Returns synthetic images, sentences and shots in the space where real images are compared with them."""
+        if self.alignment is None:
+            return references
+        return self.alignment.references(references, References(self.support, self.text))
+
+    def aligned_real(self, features: Float[Tensor, "q d"]) -> Float[Tensor, "q d"]:
+        """Returns unit features of real images in the space where they are compared."""
+        return features if self.alignment is None else self.alignment.real(features, self.support)
 
     def forecast(self) -> Forecast | None:
         """Predicts the accuracy from the synthetic images; None where no image of a class can be left out.
@@ -355,9 +375,8 @@ class ImageClassifier:
         self.fitted = fit_choice(self.configured, self.calibration, self.references)
         self.rejector = None
         if self.rejection is not None:
-            negatives = self.negatives.references if self.negatives else None
             self.rejector = fit_rejection(
-                self.rejection, self.choice, self.temperature.value, self.references, negatives
+                self.rejection, self.choice, self.temperature.value, self.references, self.negative_references
             )
 
     # ------------------------------------------------------------------------------------------------------- storage

@@ -10,6 +10,7 @@ import torch
 
 from lgclip.datasets.base import Dataset, check_size
 from lgclip.datasets.subsets import First, Selected, classes_in
+from lgclip.datasets.unlabeled import Unlabeled
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
@@ -19,8 +20,8 @@ from lgclip.evaluation.robustness import shift_of
 from lgclip.methods.base import Classifier, Predictions
 from lgclip.methods.logits import log_probs
 from lgclip.stages.context import RunContext
-from lgclip.stages.extract import encode
-from lgclip.stages.streams import Streams
+from lgclip.stages.extract import encode, encode_pool, pool_stream
+from lgclip.stages.streams import Stream, Streams
 from lgclip.training.predictor import TrainedPredictor
 
 
@@ -81,6 +82,7 @@ class Evaluator:
         encoder: Turns images and sentences into features.
         scales: Views of an image.
         predictor: The predictor that the method trained; None if it trains nothing.
+        pool: Unlabelled images that the method uses; None if it needs none, or the evaluated ones.
     """
 
     context: RunContext
@@ -88,6 +90,7 @@ class Evaluator:
     encoder: Encoder
     scales: Scales
     predictor: TrainedPredictor | None = None
+    pool: Dataset | None = None
 
     def evaluate(
         self,
@@ -112,6 +115,9 @@ class Evaluator:
         data, dataset = encode(
             context, dataset, self.encoder, self.scales, synthetic_images=synthetic_images, title=title
         )
+        pool = self._pool_stream(dataset)
+        if pool is not None:
+            data.streams.insert(-1, pool)
         if self.predictor is not None:
             predictor = self.predictor if classes is None else self.predictor.for_classes(classes)
             stage = f"{predictor.stage} {name}".strip()
@@ -122,6 +128,16 @@ class Evaluator:
         with context.stages.timed(f"evaluation {name}".strip(), unit="image", total=len(dataset)):
             context.trainer.test(self.method, datamodule=data, verbose=False)
         return data, dataset
+
+    def _pool_stream(self, dataset: Dataset) -> Stream | None:
+        """Returns the unlabelled images of the method's alignment, encoded."""
+        align = self.method.align
+        if align is None or align.pool is None:
+            return None
+        if self.pool is not None:
+            return encode_pool(self.context, self.pool, self.encoder, self.scales)
+        # The evaluated images, whose features are stored already.
+        return pool_stream(Unlabeled(dataset, align.limit), self.encoder, self.scales, self.context.store)
 
     def evaluate_shifts(
         self, known: Dataset, synthetic_images: SyntheticImages | None, shifts: Mapping[str, Shift]

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lgclip.batches import FeatureBatch
+from lgclip.methods.alignment import Alignment, FittedAlignment
 from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Temperature
 from lgclip.methods.predictor import Predictor
 from lgclip.methods.prototypes import SupportSet
@@ -142,6 +143,8 @@ class Classifier(LightningModule, ABC):
         temperatures: After the test, the temperature of each name's scores.
         support: After the test, the synthetic images that represent the classes; None if the method uses none.
         predictor: The predictor that `trained` gave, once `use` has been called.
+        align: Aligns real images with synthetic ones; None if the method does not.
+        alignment: After the test, what `align` has fitted.
     """
 
     def __init__(self, names: list[str], trained: object = None) -> None:
@@ -155,6 +158,8 @@ class Classifier(LightningModule, ABC):
         self.choices: dict[str, dict[str, object]] = {}
         self.temperatures: dict[str, Temperature] = dict.fromkeys(names, DEFAULT_TEMPERATURE)
         self.support: SupportSet | None = None
+        self.align: Alignment | None = None
+        self.alignment: FittedAlignment | None = None
 
     def use(self, predictor: Predictor) -> None:
         """Takes the method's own logits from a trained predictor.

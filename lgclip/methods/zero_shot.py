@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lgclip.batches import FeatureBatch
 from lgclip.encoder.scales import Scales, full_image_place
+from lgclip.methods.alignment import Alignment, FittedAlignment
 from lgclip.methods.base import Classifier
 from lgclip.methods.calibration import Choice, LeaveOneOut, fit_choice
 from lgclip.methods.feature_collector import FeatureCollector
@@ -32,6 +33,7 @@ class ZeroShot(Classifier):
         prototype: Scoring rule that computes the score of a class from its images.
         selection: Selects the images that represent a class.
         calibration: Selects the free parameters on synthetic images; None leaves them unchanged.
+        align: Aligns real images with synthetic ones; None compares them as they are.
         scales: Fuses the views of an image.
         has_text: Whether there is a text stream.
 
@@ -50,6 +52,7 @@ class ZeroShot(Classifier):
         prototype: ScoringRule,
         selection: Selection,
         calibration: LeaveOneOut | None = None,
+        align: Alignment | None = None,
         scales: Scales,
         has_text: bool,
     ) -> None:
@@ -82,6 +85,8 @@ class ZeroShot(Classifier):
         super().__init__(names, trained)
         self.configured = {key: Choice(prototype, selection, weight) for key, weight in weights.items()}
         self.calibration = calibration
+        self.align = align
+        self.alignment: FittedAlignment | None = None
         self.scales = scales
         self.has_text = has_text
         self.needs_images = text_weight != 1
@@ -95,6 +100,7 @@ class ZeroShot(Classifier):
         self.text = FeatureCollector(data.num_classes, data.width)
         self.image = FeatureCollector(data.num_classes, data.width)
         self.full_image = FeatureCollector(data.num_classes, data.width)
+        self.pool = FeatureCollector(1, data.width)
         self._prototypes = {}  # of another data set, if one was evaluated before
 
     def _fit(self) -> None:
@@ -108,16 +114,29 @@ class ZeroShot(Classifier):
             images = self.image.support()
             if self._full_place is not None:
                 images = images._replace(full_image=self.full_image.support().features)
+        if self.align is not None:
+            unlabeled = None if self.align.pool is None else self.pool.support().features
+            self.alignment = self.align.fit(unlabeled, References(images, text))
         for name, choice in self.configured.items():
-            fitted = fit_choice(choice, self.calibration, References(images, text))
+            # Text alone is compared without the images, so that it is the same whether or not there are any.
+            support = None if choice.text_weight == 1 else images
+            compared = References(support, text)
+            if self.alignment is not None:
+                compared = self.alignment.references(compared)
+            fitted = fit_choice(choice, self.calibration, compared)
             used = fitted.choice
             described = {**used.described(), "leave_one_out": fitted.leave_one_out}
-            predictor = PrototypePredictor(used.fit(images, text), self.scales, described, fitted.temperature)
+            scorer = used.fit(compared.support, compared.text)
+            if self.alignment is not None:
+                described["alignment"] = self.alignment.described()
+                scorer = self.alignment.scorer(scorer, support)
+            predictor = PrototypePredictor(scorer, self.scales, described, fitted.temperature)
             self._prototypes[name] = predictor
             self.describe(name, predictor)
             # Diagnostics use the images of the method itself, not of its baselines.
             if images is not None and name == next(iter(self.configured)):
-                self.support = used.selection.select(images, text)
+                kept = used.selection.kept(compared.support or images, compared.text)
+                self.support = images.take(kept)
 
     def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         role = self.trainer.datamodule.streams[dataloader_idx].role  # pyright: ignore[reportAttributeAccessIssue]
@@ -128,6 +147,8 @@ class ZeroShot(Classifier):
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
                 if self._full_place is not None:
                     self.full_image.update(batch.features[:, self._full_place], batch.labels, batch.indices)
+            case Role.UNLABELED:
+                self.pool.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
             case Role.PREDICTED:
                 assert self.predictor is not None
                 self.collect(self.names[0], self.predictor.logits(batch), batch)

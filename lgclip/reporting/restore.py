@@ -20,10 +20,11 @@ from lgclip.reporting.run_folder import Run, RunError
 from lgclip.runtime.instantiate import TargetError, build
 from lgclip.runtime.secrets import guard_environment
 from lgclip.stages.caption_set import Captions
-from lgclip.stages.extract import real_stream, student_stream, synthetic_stream, text_stream
+from lgclip.stages.extract import pool_stream, real_stream, student_stream, synthetic_stream, text_stream
 from lgclip.stages.generate import prompt_script, wanted_images, with_sources
 from lgclip.stages.images import image_stage
 from lgclip.stages.parts import RunParts
+from lgclip.stages.pool import unlabeled_pool
 from lgclip.stages.streams import Stream
 from lgclip.store.root import open_root
 from lgclip.training.prompt_tuning.encoder import LearnedPrompts
@@ -118,6 +119,8 @@ def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:
         if restored.encoder.has_text:
             streams.append(text_stream(dataset, restored.encoder, root))
         streams.append(real_stream(dataset, restored.encoder, restored.scales, root))
+    if (align := cfg.get("align")) and (pool := unlabeled_pool(build(align), restored.data)) is not None:
+        streams.append(pool_stream(pool, restored.encoder, restored.scales, root))
     if student_record := run.result.student:
         folder = cfg.checkpoint or root / "students" / str(student_record.key)
         student = StudentEncoder(str(folder), precision=student_record.precision)

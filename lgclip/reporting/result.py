@@ -21,6 +21,7 @@ from lgclip.evaluation.confidence import confidence_of
 from lgclip.evaluation.diagnostics import COLUMNS, Diagnosis, diagnose
 from lgclip.evaluation.evaluator import Evaluation
 from lgclip.evaluation.metrics import detectable, metrics, paired, per_class
+from lgclip.methods.alignment import ALIGNMENT, write_alignment
 from lgclip.methods.base import Predictions
 from lgclip.reporting.costs import cost_of, towers_at
 from lgclip.reporting.result_schema import RunResult, create_result, json_text, to_json
@@ -102,6 +103,8 @@ def report(
         diagnosis = diagnose(method.support, real, predictions.label, predictions.rank == 0)
     used = {group: part for group, part in parts.items() if group not in _unused(evaluation, parts)}
     result = result_of(config, evaluation, used, stages, diagnosis)
+    if method.alignment is not None:
+        write_alignment(folder / ALIGNMENT, method.alignment)
     write_report(folder, result, method.results, dataset, diagnosis)
     return result
 

@@ -1,6 +1,6 @@
 """Turns a finished run into a classifier of any images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from lgclip.classifier.places import MODEL, PACKED
 from lgclip.classifier.settings import settings_of
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
+from lgclip.methods.alignment import ALIGNMENT, FittedAlignment, read_alignment
 from lgclip.methods.calibration import Choice, FittedChoice, Temperature
+from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Mean
 from lgclip.methods.selection import First
@@ -82,7 +84,13 @@ def _of_prototypes(run: Run, restored: RestoredRun, cfg: Any) -> ImageClassifier
         settings=settings_of(cfg, restored.encoder),
         origin=_origin(run, restored),
         full_image=restored.full_image,
+        align=_stored_alignment(run) if described.get("alignment") else None,
     )
+
+
+def _stored_alignment(run: Run) -> Callable[[References], FittedAlignment]:
+    fitted = read_alignment(run.folder / ALIGNMENT)
+    return lambda references: fitted
 
 
 def _of_student(run: Run, restored: RestoredRun, cfg: Any) -> ImageClassifier:

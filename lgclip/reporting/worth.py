@@ -138,18 +138,20 @@ def worth_of_features(
     real: dict[int, list[float]] = {count: [] for count in counts}
     mixed: dict[int, list[float]] = {count: [] for count in counts}
     repeats: dict[int, list[int]] = {count: [] for count in counts}
+    aligned = classifier.aligned_real(features)
+    compared = classifier.references
     for seed in range(seeds):
         order = _order_in_class(labels, seed)
         for count in counts:
             chosen = order < count
-            test_features = features[~chosen]
+            test_features = aligned[~chosen]
             test_labels = labels[~chosen]
             shots_of_seed = Shots(features[chosen], labels[chosen], ("",) * int(chosen.sum()), 1)
             shots_of_seed = shots_of_seed._replace(repeats=best_repeats(classifier, shots_of_seed))
-            alone = SupportSet(shots_of_seed.features, shots_of_seed.labels, len(classifier.classes))
-            both = References(classifier.support, classifier.text, shots_of_seed).images
-            for results, images in ((synthetic, classifier.support), (real, alone), (mixed, both)):
-                predicted = classifier.choice.fit(images, classifier.text)(test_features).argmax(dim=1)
+            alone = SupportSet(aligned[chosen], shots_of_seed.labels, len(classifier.classes))
+            both = classifier.aligned(References(classifier.support, classifier.text, shots_of_seed)).images
+            for results, images in ((synthetic, compared.support), (real, alone), (mixed, both)):
+                predicted = classifier.choice.fit(images, compared.text)(test_features).argmax(dim=1)
                 results[count].append(float((predicted == test_labels).double().mean()))
             repeats[count].append(shots_of_seed.repeats)
     accuracies = [{count: tuple(values) for count, values in results.items()} for results in (synthetic, real, mixed)]

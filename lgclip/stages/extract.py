@@ -1,5 +1,6 @@
 """Extracts the features of a run: sentences, synthetic images and images to evaluate, each to stored unit features."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from lgclip.stages.streams import TEXT_VIEW, Stream, Streams
 from lgclip.store.features import FeatureStore
 from lgclip.store.keys import content_key
 from lgclip.types import Role
+
+log = logging.getLogger(__name__)
 
 FULL_IMAGE_VIEW = SquareCrops()
 """View of an image for a student."""
@@ -72,6 +75,11 @@ def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: Path) 
         unreadable=UnreadableImages(root, dataset.source()),
         where=lambda place: f"{dataset.where(place)}, class {dataset.labels[place]} ({names[dataset.labels[place]]!r})",
     )
+
+
+def pool_stream(pool: Dataset, encoder: Encoder, scales: Scales, root: Path) -> Stream:
+    """Returns the stream of unlabelled images."""
+    return replace(real_stream(pool, encoder, scales, root), name="pool", role=Role.UNLABELED)
 
 
 def student_stream(dataset: Dataset, student: Encoder, root: Path) -> Stream:
@@ -164,6 +172,31 @@ def encode_references(
     stage = FeatureExtractionStage(encoder, data)
     context.stages.complete("features", stage, sum(len(stream.ids) for stream in streams), data)
     return {stream.name: stream for stream in streams}
+
+
+def encode_pool(context: RunContext, pool: Dataset, encoder: Encoder, scales: Scales) -> Stream:
+    """Encodes unlabelled images, and returns their stream.
+
+    Args:
+        context: Runs the stage, and holds the policy for unreadable images.
+        pool: The images.
+        encoder: Turns images into features.
+        scales: Views of an image.
+
+    Raises:
+        ValueError: If images are unreadable and the policy does not allow it.
+    """
+    stream = pool_stream(pool, encoder, scales, context.store)
+    views = SharedViews(encoder, scales)
+    data = Streams([stream], 1, views, encoder.batch_size, context.workers)
+    context.stages.complete("features pool", FeatureExtractionStage(encoder, data), len(stream.ids), data)
+    unread = stream.unread()
+    if not unread:
+        return stream
+    if context.on_bad_image is OnBadImage.RAISE:
+        raise ValueError(refusal(pool, unread))
+    log.warning("%s: %d unlabelled images cannot be read and are left out", pool.name, len(unread))
+    return pool_stream(ReadableSubset(pool, unread), encoder, scales, context.store)
 
 
 def predicted_stream(context: RunContext, dataset: Dataset, model: Encoder, title: str) -> Stream:
