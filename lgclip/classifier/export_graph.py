@@ -174,7 +174,7 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
     head = _aligned(classifier, PrototypeHead(choice, support, text))
     example = F.normalize(torch.ones(2, support.features.shape[1]), dim=-1)
     try:
-        torch.export.export(head, (example,), dynamic_shapes={"features": {0: Dim("batch", min=1)}}, strict=False)
+        torch.export.export(head, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False)
     except Exception as error:  # a rule may compute anything
         raise ValueError(
             f"prototype={type(choice.rule).__name__}: this scoring rule cannot be exported "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.image_files import ImageFiles
-from lgclip.datasets.image_tree import drop_repeated, list_images
+from lgclip.datasets.image_tree import NESTED, drop_repeated, list_images
 from lgclip.datasets.subsets import Part
 
 CLASS_NAME = "unlabelled"
@@ -43,6 +43,7 @@ def unlabeled_folder(root: Path, option: str) -> ImageFiles:
     """
     tree = list_images(root, "", recursive=True)
     dropped = drop_repeated(root, tree.files, tree)
+    tree.unusual.pop(NESTED, None)  # sub-folders are no classes here
     tree.report(root)
     files = [file for file in tree.files if file not in dropped]
     if not files:

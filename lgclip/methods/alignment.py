@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -28,9 +29,15 @@ TRAINING = "training"
 TEST = "test"
 """Sources of unlabelled images: the data set's training split, or the evaluated images themselves."""
 
+AUTO = "auto"
 ESTIMATED = "estimated"
 EQUAL = "equal"
-"""What the classes' shares of the unlabelled images are taken to be."""
+SHARES = (AUTO, ESTIMATED, EQUAL)
+"""What the classes' shares of the unlabelled images are taken to be; `auto` takes the offset that fits better."""
+
+
+_ROWS = 1024
+"""Images compared with all class means at once."""
 
 
 class FittedAlignment(NamedTuple):
@@ -138,11 +145,11 @@ class Alignment(ABC):
 class PoolAlignment(Alignment):
     """Removes the mean feature of unlabelled real images from real ones, that of synthetic images from those.
 
-    A difference of the domains, such as noise or another style, moves all images alike, and is thus removed. So would
-    be the classes themselves if the pool held only some of them. Therefore the mean of the synthetic images is weighted
-    by the classes' shares of the pool, `estimated` by the probabilities of nearest prototypes: the offset is
-    `mean(pool) - sum_c share_c mean_c`. Removing plain means, as is common, is `equal`. With three classes in the pool
-    that costs 6 to 10 points; estimated shares cost nothing.
+    A difference of the domains, such as noise or another style, moves all images alike, and is thus removed. The offset
+    between the domains is `mean(pool) - sum_c share_c mean_c`, with the classes' shares of the pool. Plain means, which
+    are common, take the shares as `equal`: right for a pool with all classes, but one with few of them would lose what
+    distinguishes these. `estimated` shares are the mean probabilities of nearest prototypes: right for any classes, but
+    a large offset misleads the probabilities. `auto` takes the one that leaves the pool nearer to the class means.
 
     Args:
         images: Source of the unlabelled images: `training`, the data set's training split; `test`, the evaluated images
@@ -151,7 +158,7 @@ class PoolAlignment(Alignment):
         least: Minimum number of images.
         shrinkage: Number of images that count as evidence for no difference: the offset is scaled by
             `u / (u + shrinkage)`.
-        shares: `estimated` or `equal`.
+        shares: `auto`, `estimated` or `equal`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -163,7 +170,7 @@ class PoolAlignment(Alignment):
     limit: int | None = 2000  # pyright: ignore[reportIncompatibleMethodOverride]
     least: int = 10
     shrinkage: float = 5.0
-    shares: str = ESTIMATED
+    shares: str = AUTO
 
     def __post_init__(self) -> None:
         if self.least < 1:
@@ -172,8 +179,8 @@ class PoolAlignment(Alignment):
             raise ValueError(f"align.limit={self.limit}: it must be at least align.least={self.least}, or null for all")
         if not 0 <= self.shrinkage < float("inf"):
             raise ValueError(f"align.shrinkage={self.shrinkage}: it must be at least 0")
-        if self.shares not in (ESTIMATED, EQUAL):
-            raise ValueError(f"align.shares={self.shares}: choose {ESTIMATED} or {EQUAL}")
+        if self.shares not in SHARES:
+            raise ValueError(f"align.shares={self.shares}: choose {', '.join(SHARES)}")
         if self.images not in (TRAINING, TEST) and not Path(self.images).expanduser().is_dir():
             raise ValueError(
                 f"align.images={self.images}: choose {TRAINING}, {TEST}, or a folder of images that exists"
@@ -195,10 +202,14 @@ class PoolAlignment(Alignment):
         offset: Tensor | None = None
         support = references.support
         if support is not None:
-            expected = _mean(support.features)
-            if self.shares == ESTIMATED:
-                expected = _expected_mean(features, support)
-            offset = (pool_mean - expected) * (count / (count + self.shrinkage))
+            candidates: list[Tensor] = []
+            if self.shares != EQUAL:
+                candidates.append(pool_mean - _expected_mean(features, support))
+            if self.shares != ESTIMATED:
+                candidates.append(pool_mean - _mean(support.features))
+            # The first among equals: it is right whichever classes the pool holds.
+            offset = min(candidates, key=lambda candidate: _distance(features - candidate, support))
+            offset = offset * (count / (count + self.shrinkage))
         return FittedAlignment(pool_mean, offset, count, self.images)
 
 
@@ -208,6 +219,13 @@ def _expected_mean(features: Float[Tensor, "u d"], support: SupportSet) -> Float
     scores = features @ support.means(renormalize=True).T
     shares = (scores / temperature).softmax(dim=1).double().mean(dim=0)
     return (shares @ support.means(renormalize=False).double()).to(features)
+
+
+def _distance(features: Float[Tensor, "u d"], support: SupportSet) -> float:
+    """Returns the mean distance of images to the nearest class mean."""
+    means = support.means(renormalize=False)
+    nearest = [torch.cdist(block, means).amin(dim=1) for block in features.split(_ROWS)]
+    return float(torch.cat(nearest).double().mean())
 
 
 @dataclass(frozen=True)

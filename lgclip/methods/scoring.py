@@ -193,6 +193,46 @@ class Affinity(ScoringRule):
         return [self, *(replace(self, beta=beta) for beta in (1.0, 2.0, 5.5, 10.0, 20.0, 40.0) if beta != self.beta)]
 
 
+LOGIT_SCALE = 100.0
+"""Factor of CLIP's cosines in its logits (arXiv:2103.00020, sec. 2.5)."""
+
+
+@dataclass(frozen=True)
+class Cache(ScoringRule):
+    """Scores by the cache model exactly as Tip-Adapter defines it (arXiv:2207.09519, eq. 6; SuS-X, arXiv:2211.16198).
+
+    The published logits are `100 f . t_c + alpha sum_i exp(-beta (1 - f . x_i))`, summed over the images of the class.
+    This rule gives the second term over 100, on the scale of cosines. With `method=fusion` and its text weight of 0.5
+    the score is half of the published logits over 100, and so ranks the classes alike.
+
+    Args:
+        alpha: Weight of the images, relative to 1 for the text.
+        beta: Sharpness.
+
+    Raises:
+        ValueError: If a value is not above 0.
+    """
+
+    key_name: ClassVar[str] = "Cache"
+
+    alpha: float = 1.0
+    beta: float = 5.5
+
+    def __post_init__(self) -> None:
+        _above_zero("prototype.alpha", self.alpha)
+        _above_zero("prototype.beta", self.beta)
+
+    def fit(self, support: SupportSet) -> Scorer:
+        members = _class_weights(support).sign()
+        factor = self.alpha / LOGIT_SCALE
+        return lambda features: factor * torch.exp(-self.beta * (1 - features @ support.features.T)) @ members
+
+    def candidates(self) -> Sequence[ScoringRule]:
+        grid = itertools.product((0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 5.5, 10.0, 20.0))
+        rules = [replace(self, alpha=alpha, beta=beta) for alpha, beta in grid]
+        return [self, *(rule for rule in rules if rule != self)]
+
+
 @dataclass(frozen=True)
 class Signature(ScoringRule):
     """Compares the similarities of an image and of a class's images to *all* classes.

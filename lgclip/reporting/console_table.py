@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from lgclip.reporting.data_seen import NAMES
 from lgclip.reporting.result_schema import Metrics, RunResult, ShiftedResult
 from lgclip.reporting.run_folder import RESULT
 from lgclip.reporting.text_tables import text_table
@@ -17,7 +18,10 @@ def table(result: RunResult) -> str:
     Args:
         result: Content of its result.json.
     """
-    lines = [_metrics_table({result.method: result.metrics, **result.baselines}, result.n)]
+    methods = {result.method: result.metrics, **result.baselines}
+    # Only where they differ: a column that says "names" in each row would say nothing.
+    seen = {name: result.seen[name].label for name in methods}
+    lines = [_metrics_table(methods, result.n, seen if set(seen.values()) != {NAMES} else None)]
     for name, test in result.paired.items():
         low, high = (100 * bound for bound in test.ci95)
         # "p = 0.000" would claim what no test can show.
@@ -50,7 +54,8 @@ def _warnings(result: RunResult) -> Iterator[str]:
             yield f"{method}: {ties} images have several classes of the same highest score; the first one counts"
 
 
-def _metrics_table(methods: Mapping[str, Metrics], n: int) -> str:
+def _metrics_table(methods: Mapping[str, Metrics], n: int, seen: Mapping[str, str] | None = None) -> str:
+    header = (*_HEADER, "data seen") if seen else _HEADER
     rows = []
     for name, metrics in methods.items():
         low, high = metrics.top1_ci95
@@ -61,8 +66,9 @@ def _metrics_table(methods: Mapping[str, Metrics], n: int) -> str:
             f"{100 * low:.1f} - {100 * high:.1f}",
             f"{100 * metrics.top5:.1f}%",
             f"{100 * metrics.mean_per_class:.1f}%",
+            *([seen[name]] if seen else []),
         ])  # fmt: skip
-    return text_table(_HEADER, rows)
+    return text_table(header, rows)
 
 
 def _shifted(name: str, shifted: ShiftedResult, method: str) -> Iterator[str]:

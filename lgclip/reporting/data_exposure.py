@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lgclip.methods.alignment import TEST
 from lgclip.reporting.result_schema import JsonObject, PromptTuningRecord, RunResult, StudentRecord
 
-SEEN = ("real_labels", "test_images", "text_tower")
+SEEN = ("real_labels", "test_images", "unlabelled", "text_tower")
 """Kinds of data that a stage may use."""
 
 
@@ -18,6 +19,7 @@ class Exposure:
         decides: Whether the predictions depend on it.
         real_labels: Labels of the evaluated images.
         test_images: The evaluated images.
+        unlabelled: Real images together, without their labels: an estimate of their distribution.
         text_tower: The encoder's text tower, which is for the baseline.
         note: Inputs of the stage.
     """
@@ -28,6 +30,7 @@ class Exposure:
     test_images: bool | None
     text_tower: bool | None
     note: str
+    unlabelled: bool | None = False
 
 
 def exposure(result: RunResult) -> list[Exposure]:
@@ -49,6 +52,8 @@ def exposure(result: RunResult) -> list[Exposure]:
     # Text features are made wherever there is a text tower; whether the method uses them is another question.
     if "text" in result.store:
         rows.append(_sentences(scoring))
+    if alignment := scoring.get("alignment"):
+        rows.append(_alignment(alignment))
     if result.diffuser:
         rows += _fitted(result, scoring)
     return [*rows, *_evaluation_rows(result, scoring["text_weight"])]
@@ -75,11 +80,14 @@ def _generated(result: RunResult) -> list[Exposure]:
         # A class of the user's own need not say it. Not known is not "no": the audit must not clear what it cannot see.
         unknown = (None, "by a class that does not say what its prompts are made from")
         seen, note = _PROMPTS.get(result.llm["prompts_from"], unknown)
-        rows.append(Exposure("prompts", True, seen, seen, seen, note))
+        is_captioned = result.llm["prompts_from"] == "captions"
+        rows.append(
+            Exposure("prompts", True, seen, seen, seen, note, unlabelled=seen if seen is None else is_captioned)
+        )
     if result.diffuser:
         unknown = (None, "by a class that does not say where its images come from")
         seen, note = _IMAGES.get(result.diffuser["images_from"], unknown)
-        rows.append(Exposure("images", True, seen, seen, seen, note))
+        rows.append(Exposure("images", True, seen, seen, seen, note, unlabelled=seen))
     return rows
 
 
@@ -104,7 +112,7 @@ def _prompt_tuning(prompt_tuning: PromptTuningRecord) -> list[Exposure]:
         f"{images.unlabelled} unlabelled, {images.labelled} labelled and {images.synthetic} synthetic images, none of "
         "them evaluated; guessed labels"
     )
-    return [Exposure("prompt tuning", True, False, False, True, note)]
+    return [Exposure("prompt tuning", True, False, False, True, note, unlabelled=images.unlabelled > 0)]
 
 
 def _sentences(scoring: JsonObject) -> Exposure:
@@ -116,6 +124,14 @@ def _sentences(scoring: JsonObject) -> Exposure:
         uses.append("the choice of images")
     note = " and ".join(uses) or "what stands beside, not for the method"
     return Exposure("sentences", bool(uses), False, False, True, f"templates with class names, for {note}")
+
+
+def _alignment(alignment: JsonObject) -> Exposure:
+    """Returns the row of the alignment of real with synthetic images."""
+    is_test = alignment["source"] == TEST
+    where = "the evaluated images" if is_test else f"{alignment['source']}, none of them evaluated"
+    note = f"mean of {alignment['images']} unlabelled images: {where}"
+    return Exposure("alignment", True, False, is_test, False, note, unlabelled=True)
 
 
 def _fitted(result: RunResult, scoring: JsonObject) -> list[Exposure]:
@@ -169,7 +185,12 @@ def conclusions(rows: Sequence[Exposure], method: str) -> list[str]:
     # What only describes the result, such as the diagnostics, may see everything.
     deciding = [row for row in rows if row.decides]
     lines = []
-    for label, seen in (("labels of real images", "real_labels"), ("the text tower", "text_tower")):
+    questions = (
+        ("labels of real images", "real_labels"),
+        ("unlabelled real images", "unlabelled"),
+        ("the text tower", "text_tower"),
+    )
+    for label, seen in questions:
         known = [row.stage for row in deciding if getattr(row, seen)]
         unknown = [row.stage for row in deciding if getattr(row, seen) is None]
         line = f"{label} in the predictions of {method}: "

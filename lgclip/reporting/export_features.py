@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from lgclip.methods.alignment import ALIGNMENT, FittedAlignment, alignment_tensors, read_alignment
+from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.selection import Selection
 from lgclip.reporting.restore import RestoredRun, restore_run
@@ -26,6 +28,8 @@ def export_features(run: Path, out: Path) -> str:
     - `kept`, for each row of the result whether it uses each synthetic image, in the order of `rows`.
     - `text` (t, d) and `text_labels`, the sentences; `sentences` spells them out.
     - `views` and `weights` (s,), the names of the views and the weights of their fusion.
+    - `pool_mean` and `offset` (d,), of a run with `align`: the mean of the unlabelled images, and its difference to the
+      synthetic images of the same classes. The features are those before the alignment.
     - `class_names` and `rows`, the names of the rows; `rules`, a JSON object with the parameters of each row.
 
     All features are unit vectors in float32.
@@ -44,8 +48,12 @@ def export_features(run: Path, out: Path) -> str:
     restored = restore_run(finished)
     arrays = {**_real(restored), **_text(restored), **_synthetic(restored)}
     predictor = finished.result.predictor
+    alignment = None
+    if (run / ALIGNMENT).is_file():
+        alignment = read_alignment(run / ALIGNMENT)
+        arrays |= {name: tensor.numpy() for name, tensor in alignment_tensors(alignment).items()}
     if restored.synthetic_images is not None:
-        arrays["kept"] = _kept(restored, predictor)
+        arrays["kept"] = _kept(restored, predictor, alignment)
     arrays["class_names"] = np.array(restored.dataset.class_names)
     arrays["rows"] = np.array(list(predictor))
     rules = {"predictor": dict(predictor), "confidence": asdict(finished.result.confidence)}
@@ -96,7 +104,9 @@ def _synthetic(restored: RestoredRun) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _kept(restored: RestoredRun, predictor: Mapping[str, Mapping[str, Any]]) -> Bool[np.ndarray, "r m"]:
+def _kept(
+    restored: RestoredRun, predictor: Mapping[str, Mapping[str, Any]], alignment: FittedAlignment | None
+) -> Bool[np.ndarray, "r m"]:
     """Returns for each row of the result which synthetic images it uses."""
     synthetic = restored.streams["synthetic"]
     classes = len(restored.dataset.class_names)
@@ -106,6 +116,10 @@ def _kept(restored: RestoredRun, predictor: Mapping[str, Mapping[str, Any]]) -> 
     sentences = None
     if text is not None:
         sentences = SupportSet(text.features()[:, 0], torch.tensor(text.labels), classes).means(renormalize=True)
+    compared = References(support, sentences)
+    if alignment is not None:
+        compared = alignment.references(compared)
+    assert compared.support is not None
     kinds = {kind.key_name: kind for kind in Selection.__subclasses__()}
     kept = np.zeros((len(predictor), len(synthetic.ids)), dtype=bool)
     for row, described in enumerate(predictor.values()):
@@ -116,5 +130,5 @@ def _kept(restored: RestoredRun, predictor: Mapping[str, Mapping[str, Any]]) -> 
             kept[row] = True
             continue
         settings = {name: value for name, value in choice.items() if name != "part"}
-        kept[row] = kinds[choice["part"]](**settings).kept(support, sentences).numpy()
+        kept[row] = kinds[choice["part"]](**settings).kept(compared.support, compared.text).numpy()
     return kept

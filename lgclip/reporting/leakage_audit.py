@@ -235,7 +235,7 @@ def audit_text(report: dict[str, Any]) -> str:
     for row in report["exposure"]:
         cells = [words[row[label]] for label in SEEN]
         rows.append([row["stage"], *cells, row["note"]])
-    table = text_table(("stage", "real labels", "test images", "text tower", "with what"), rows, left=5)
+    table = text_table(("stage", "real labels", "test images", "unlabelled", "text tower", "with what"), rows, left=6)
     return "\n".join([*lines, "", table, "", *report["verdicts"]])
 
 

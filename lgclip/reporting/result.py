@@ -24,6 +24,7 @@ from lgclip.evaluation.metrics import detectable, metrics, paired, per_class
 from lgclip.methods.alignment import ALIGNMENT, write_alignment
 from lgclip.methods.base import Predictions
 from lgclip.reporting.costs import cost_of, towers_at
+from lgclip.reporting.data_seen import data_seen
 from lgclip.reporting.result_schema import RunResult, create_result, json_text, to_json
 from lgclip.reporting.run_folder import DIAGNOSTICS, PER_CLASS, PREDICTION_COLUMNS, PREDICTIONS, RESULT
 from lgclip.runtime.csv_cells import write_rows
@@ -175,6 +176,7 @@ def result_of(
         "missing_images": synthetic_images.faults() if synthetic_images else [],
         "protocol": choices().get("protocol"),
         "predictor": dict(method.choices),
+        "seen": {},
         "metrics": metrics_by_method[first],
         "baselines": {name: metrics_by_method[name] for name in baselines},
         "baseline": metrics_by_method.get("clip_text"),
@@ -199,7 +201,9 @@ def result_of(
         "git_commit": git_commit(),
     }
     # What a student, tuned prompts or shifted sets add replaces the empty fields above, so their order stays.
-    return create_result({**values, **evaluation.entries})
+    values |= evaluation.entries
+    values["seen"] = data_seen(values)
+    return create_result(values)
 
 
 def _recorded_config(config: DictConfig) -> dict[str, Any]:

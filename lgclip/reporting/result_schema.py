@@ -134,6 +134,35 @@ class RejectionPoint:
 
 
 @dataclass(frozen=True)
+class DataSeen:
+    """Describes the data of the evaluated domain that a method has seen; unlike data are never ranked without a word.
+
+    `label` says it in words. `labelled` and `unlabelled` count real images, `unlabelled_from` is `training`, `test`
+    (the evaluated images together) or a folder. `captions` is true if captions of real images made the prompts.
+    `unknown` lists what was made outside the run: prompts, images.
+    """
+
+    label: str
+    labelled: int
+    unlabelled: int
+    unlabelled_from: str | None
+    captions: bool
+    unknown: Sequence[str]
+
+    @property
+    def kind(self) -> str:
+        """Returns the label without numbers."""
+        kinds = {
+            "captioned": self.captions,
+            "unlabelled": self.unlabelled > 0 and self.unlabelled_from != "test",
+            "test images": self.unlabelled > 0 and self.unlabelled_from == "test",
+            "labelled": self.labelled > 0,
+            "unknown": bool(self.unknown),
+        }
+        return " + ".join(["names", *(kind for kind, is_seen in kinds.items() if is_seen)])
+
+
+@dataclass(frozen=True)
 class Confidence:
     """Holds calibration metrics of the confidence, and what the temperature was fitted on."""
 
@@ -345,7 +374,8 @@ class RunResult:
 
     `baselines` holds the baselines that were evaluated in the same pass, `paired` their tests against the method.
     `ties` counts the images for which several classes share a method's highest score, so that the order of the classes
-    decides. `encoder`, `llm`, `diffuser` and `scales` are the inputs of these parts; None for a part that was not used.
+    decides. `seen` says which data each method has seen. `encoder`, `llm`, `diffuser` and `scales` are the inputs of
+    these parts; None for a part that was not used.
     """
 
     schema: int
@@ -371,6 +401,7 @@ class RunResult:
     missing_images: Sequence[JsonObject]
     protocol: str | None
     predictor: Mapping[str, JsonObject]
+    seen: Mapping[str, DataSeen]
     metrics: Metrics
     baselines: Mapping[str, Metrics]
     baseline: Metrics | None

@@ -6,7 +6,7 @@ Keys hold these numbers and never a hash of source files, so that a corrected do
 STORE_SCHEMA = 2
 """Version of what the stages write to the store: raised when the same inputs give other content."""
 
-RESULT_SCHEMA = 4
+RESULT_SCHEMA = 5
 """Version of result.json: raised when a field changes its name or its meaning."""
 
 CODE_VERSION = 2

@@ -8,12 +8,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lgclip.methods.calibration import Choice
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.scoring import GDA, Affinity, Mean, Nearest, ScoringRule, Signature, WeightedKNN
+from lgclip.methods.scoring import GDA, Affinity, Cache, Mean, Nearest, ScoringRule, Signature, WeightedKNN
+from lgclip.methods.selection import First
 
 CLASSES = 4
 WIDTH = 6
-RULES = [Mean(), Mean(False), GDA(), Nearest(), Nearest(3), WeightedKNN(5, 0.1), Affinity(), Signature()]
+RULES = [
+    Mean(),
+    Mean(False),
+    GDA(),
+    Nearest(),
+    Nearest(3),
+    WeightedKNN(5, 0.1),
+    Affinity(),
+    Cache(2.0, 3.0),
+    Signature(),
+]
 
 
 def rows(seed: int, n: int) -> np.ndarray:
@@ -67,6 +79,9 @@ def expected(rule: Any, queries: np.ndarray, images: np.ndarray, labels: np.ndar
             return np.stack([np.sort(cosines[:, columns])[:, -n:].mean(axis=1) for columns in members], axis=1)
         case Affinity(beta=beta):
             return np.stack([np.exp(-beta * (1 - cosines[:, columns])).mean(axis=1) for columns in members], axis=1)
+        case Cache(alpha=alpha, beta=beta):
+            logits = [alpha * np.exp(-beta * (1 - cosines[:, columns])).sum(axis=1) for columns in members]
+            return np.stack(logits, axis=1) / 100
         case Signature(temperature=t, beta=beta):
             p, q = (softmax(x @ centroids(images, labels).T / t) for x in (queries, images))
             kl = np.array([[(a * np.log(a / b)).sum() for b in q] for a in p])
@@ -104,6 +119,18 @@ def test_knn_over_all_is_the_mean_similarity() -> None:
     np.testing.assert_allclose(scored(Nearest(99), *case), scored(Mean(False), *case), atol=1e-9)
 
 
+@given(st.integers(0, 999), st.floats(0.01, 20), st.floats(0.1, 20))
+def test_fusion_with_the_cache_is_half_of_tip_adapter(seed: int, alpha: float, beta: float) -> None:
+    """Checks against the logits of the paper, written as there: one-hot labels as values of the cache."""
+    queries, images, labels = random_features(seed, uneven=True)
+    text = rows(seed + 2, CLASSES)
+    affinity = np.exp(-beta * (1 - queries @ images.T))
+    published = 100 * queries @ text.T + alpha * affinity @ np.eye(CLASSES)[labels]
+    support = SupportSet(torch.from_numpy(images), torch.from_numpy(labels), CLASSES)
+    score = Choice(Cache(alpha, beta), First(), 0.5).fit(support, torch.from_numpy(text))
+    np.testing.assert_allclose(score(torch.from_numpy(queries)), published / 200, atol=1e-9)
+
+
 def test_means_can_disagree() -> None:
     """Checks a class of scattered images, whose short mean lowers the average cosine but not the centroid's."""
     images = np.array([[1, 0], [0, 1], [0.6, 0.8], [0.6, 0.8]], dtype=float)
@@ -135,6 +162,8 @@ def test_candidates_start_with_the_configured_rule(rule: ScoringRule) -> None:
         (lambda: WeightedKNN(temperature=0), "prototype.temperature=0"),
         (lambda: Affinity(-1.0), "prototype.beta=-1"),
         (lambda: Affinity(float("nan")), "prototype.beta=nan"),
+        (lambda: Cache(alpha=0.0), "prototype.alpha=0"),
+        (lambda: Cache(beta=float("inf")), "prototype.beta=inf"),
         (lambda: Signature(0.0), "prototype.temperature=0"),
         (lambda: Signature(0.1, 0.0), "prototype.beta=0"),
     ],

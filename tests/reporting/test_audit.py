@@ -177,6 +177,7 @@ def test_external_images_are_unknown(first_run: FirstRun) -> None:
     assert (seen(result)["prompts"], seen(result)["images"]) == ("???", "???")
     assert conclusions(exposure(from_json(result)), "lgclip") == [
         "labels of real images in the predictions of lgclip: no; not known of prompts, images",
+        "unlabelled real images in the predictions of lgclip: no; not known of prompts, images",
         "the text tower in the predictions of lgclip: no; not known of prompts, images",
     ]
 
@@ -192,6 +193,7 @@ def test_verdict_names_the_stages(sandbox: Sandbox, tmp_path: Path) -> None:
     result = evaluate_run(sandbox, tmp_path / "run", "selection=text", "selection.keep=2")
     assert conclusions(exposure(from_json(result)), "lgclip") == [
         "labels of real images in the predictions of lgclip: no",
+        "unlabelled real images in the predictions of lgclip: no",
         "the text tower in the predictions of lgclip: yes, by sentences, selection",
     ]
 

@@ -25,6 +25,8 @@ def test_cut_connection_is_silent(argument: str, traces: int) -> None:
 
 
 def test_other_errors_are_printed() -> None:
-    code = "from lgclip.runtime.loader_workers import ignore_cut_connections as ignore; ignore(0); raise OSError('disk')"
+    code = (
+        "from lgclip.runtime.loader_workers import ignore_cut_connections as ignore; ignore(0); raise OSError('disk')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "OSError: disk" in done.stderr

@@ -60,6 +60,12 @@ def membership_record(auroc: float, best: float, held_out: float) -> dict[str, A
     }  # fmt: skip
 
 
+NAMES_SEEN = {
+    "label": "names", "labelled": 0, "unlabelled": 0, "unlabelled_from": None, "captions": False, "unknown": [],
+}  # fmt: skip
+"""What a method has seen that knows the class names alone."""
+
+
 def shifted_set(
     inside: float,
     shifted: float,
@@ -114,7 +120,7 @@ def build_result(
         "encoder": parts, "llm": None, "diffuser": parts, "scales": {"choice": "single", "fractions": [1.0]},
         "prompts_per_class": 3, "images_per_prompt": 1, "seed": 0, "templated_prompts": [0, 2, 1],
         "missing_images": [{"class": 0, "name": names[0], "prompt": "", "repeat": 0, "faults": ["black"]}],
-        "protocol": "clean", "predictor": {"lgclip": {"text_weight": 0.0}},
+        "protocol": "clean", "predictor": {"lgclip": {"text_weight": 0.0}}, "seen": {},
         "metrics": figures, "baselines": {"clip_text": metrics_record(0.5)}, "baseline": None,
         "paired": {"clip_text": {"difference": 0.25, "ci95": [0.0, 0.5], "only_this": 4, "only_other": 1, "p": 0.375}},
         "detectable": {"difference": 0.1, "power": 0.8, "discordant": 0.05, "discordant_from": "clip_text"},
@@ -158,6 +164,8 @@ def write_run(
     """
     folder.mkdir(parents=True)
     result = {**build_result(names, label, prediction, settings or {}, dataset), **(extra or {})}
+    methods = (result["method"], *result["baselines"])
+    result["seen"] = {**dict.fromkeys(methods, NAMES_SEEN), **result["seen"]}
     predictions = list(zip(label, prediction, strict=True))
     baselines = list(result["baselines"])
     rows = []

@@ -79,6 +79,7 @@ def _rounds(result: MethodResult) -> Hashable:
 # config holds the defaults of parts that it never used.
 RESULT_AXES: Mapping[str, Callable[[MethodResult], Hashable]] = {
     "method": lambda result: result.method,
+    "seen": lambda result: result.seen,
     "dataset": lambda result: result.dataset,
     "split": lambda result: result.run.result.dataset.split,
     "trained_on": trained_on,

@@ -62,6 +62,11 @@ class MethodResult:
         return shifted.baselines[self.baseline]
 
     @property
+    def seen(self) -> str:
+        """Returns which kinds of data of the evaluated domain the method has seen."""
+        return self.run.result.seen[self.method].kind
+
+    @property
     def prediction(self) -> Int[np.ndarray, " n"]:
         """Returns the predicted class of each image of the run's data set."""
         predictions = self.run.predictions

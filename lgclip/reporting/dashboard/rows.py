@@ -302,6 +302,7 @@ def _provenance(result: RunResult) -> Iterator[tuple[str, str]]:
     yield "protocol", result.protocol or "none"
     for method, choices in result.predictor.items():
         yield f"evaluated by {method}", _displayed(choices)
+        yield f"seen by {method}", result.seen[method].label
     if templated := sum(result.templated_prompts):
         yield "template sentences in place of prompts", str(templated)
     if missing := result.missing_images:
