@@ -14,6 +14,9 @@ from lgclip.methods.transduction.moments import row_blocks
 CONVERGED = 1e-6
 """Distance by which no prototype moves any more where learning ends."""
 
+SHRUNK = 1e-6
+"""Fraction by which the norm of the gradient must shrink, or the rate is halved."""
+
 
 @dataclass(frozen=True)
 class InMaP(Transduction):
@@ -25,7 +28,8 @@ class InMaP(Transduction):
     all images; after each step they are normalized, and the rate is halved whenever the gradient has grown (as in the
     release). They begin at the prototypes of the pool.
 
-    Ours: descent also ends once no prototype moves; probabilities are those of the last prototypes.
+    Ours: the rate is also halved where the gradient has not shrunk, since with few classes the steps of the release
+    jump to and fro; descent ends once no prototype moves; probabilities are those of the last prototypes.
 
     Args:
         sinkhorn: Number of Sinkhorn's iterations; 0 takes the probabilities as they are, and then the rule does not
@@ -78,7 +82,7 @@ class InMaP(Transduction):
                 probs = (features[rows] @ prototypes.T / self.temperature).softmax(dim=1)
                 gradient += probs.T @ features[rows]
             norm = float(gradient.norm())
-            if norm > last_norm:
+            if norm > last_norm * (1 - SHRUNK):
                 rate /= 2
             last_norm = norm
             moved = normalize(prototypes - rate * gradient.to(prototypes), dim=1)

@@ -86,9 +86,10 @@ class TDA(Transduction):
         for name in ("positive_weight", "positive_sharpness", "negative_weight", "negative_sharpness"):
             check_above_zero(name, getattr(self, name))
         for name in ("negative_entropy", "negative_probs"):
-            bounds = getattr(self, name)
+            bounds = tuple(getattr(self, name))
+            object.__setattr__(self, name, bounds)  # a list of a config file, in a frozen data class
             if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] < math.inf:
-                raise ValueError(f"transduction.{name}={list(bounds)}: it must be two numbers, the lower one first")
+                raise ValueError(f"transduction.{name}={list(bounds)}: it must be two numbers, the lower first")
 
     def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
         log_probs = pool.log_probs()
