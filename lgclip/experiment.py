@@ -266,6 +266,11 @@ class Experiment:
                 f"method={cfg.method.name} trains a model; a classifier is built from prototypes: use method=lgclip, "
                 "fusion or clip_text"
             )
+        if method.transduction is not None:
+            raise ValueError(
+                f"transduction={method.transduction.key_name} classifies the images of a test together, a classifier "
+                "sees one at a time: set transduction=none"
+            )
         context = self._context()
         parts = replace(parts, encoder=parts.encoder.on(context.device))
         parts.encoder.inputs()  # an encoder that cannot be had is an error before anything is generated
@@ -388,7 +393,7 @@ class Experiment:
         shifts = shifts_of(parts.data.evaluated, shifted)
         method = self._method(parts)
         pool = unlabeled_pool(method.align, parts.data)
-        self._check_training(method)
+        self._check_method(method)
         self._warn_of_unused(parts, method)
         context = self._context(ConfigConsistencyCheck(run_key(cfg)))
         inputs = _training_inputs(parts, context)
@@ -429,19 +434,23 @@ class Experiment:
         # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
         rules = {
             group: build(cfg[group], _convert_="all")
-            for group in ("prototype", "selection", "calibration", "align")
+            for group in ("prototype", "selection", "calibration", "align", "transduction")
             if cfg.get(group)
         }
         return classifier(cfg.method)(**rules, scales=parts.scales, has_text=parts.encoder.has_text)
 
-    def _check_training(self, method: Classifier) -> None:
-        """Rejects `checkpoint` and `membership` for methods that do not use them."""
+    def _check_method(self, method: Classifier) -> None:
+        """Rejects `checkpoint`, `membership` and `transduction` where they do not fit."""
         from lgclip.training.task import TrainingConfig
 
         cfg = self._cfg
         recipe = method.trained
         if cfg.membership and not (isinstance(recipe, TrainingConfig) and recipe.knows_members):
             raise ValueError("membership=True is asked of a student: use method=student")
+        if cfg.membership and cfg.transduction:
+            raise ValueError(
+                "membership=True compares probabilities of each image by itself: set transduction=none"
+            )
         if cfg.checkpoint is not None and recipe is None:
             raise ValueError(
                 f"checkpoint={cfg.checkpoint} is asked of a student or a prompt: use method=student or "

@@ -4,12 +4,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import root_scalar
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lgclip.methods.left_out import References, left_out_scores, place_in_class
 from lgclip.methods.prototypes import SupportSet
@@ -52,6 +53,18 @@ class Choice(NamedTuple):
             return image
         assert text is not None
         return lambda features: self.text_weight * (features @ text.T) + (1 - self.text_weight) * image(features)
+
+    def prototypes(self, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> Float[Tensor, "c d"]:
+        """Returns one unit vector per class, whatever the scoring rule; the arguments are those of `fit`."""
+        total: Any = 0
+        if self.text_weight > 0:
+            assert text is not None
+            total = self.text_weight * text
+        if self.text_weight < 1:
+            assert support is not None
+            means = self.selection.select(support, text).means(renormalize=True)
+            total = total + (1 - self.text_weight) * means
+        return normalize(total, dim=1)
 
     def described(self) -> dict[str, object]:
         """Returns plain values, for the report."""

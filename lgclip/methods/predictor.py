@@ -39,19 +39,28 @@ class PrototypePredictor(Predictor):
     """Scores images by their similarity to class prototypes.
 
     Attributes:
-        scorer: Computes scores of the classes from fused features.
+        scorer: Computes scores of the classes from the features of `features`.
         scales: Fuses the views of an image.
         choice: Rule, selection and text weight, as plain values.
         temperature: Fitted on the synthetic images where there are any.
+        align: Aligns fused features of real images; None compares them as they are.
+        prototypes: Unit prototypes, in the space of the aligned features; None where none were computed.
     """
 
     scorer: Scorer = field(repr=False)
     scales: Scales
     choice: dict[str, object]
     temperature: Temperature = DEFAULT_TEMPERATURE
+    align: Scorer | None = field(default=None, repr=False)
+    prototypes: Float[Tensor, "c d"] | None = field(default=None, repr=False)
+
+    def features(self, batch: FeatureBatch) -> Float[Tensor, "b d"]:
+        """Returns the fused features of images in the space where they are compared."""
+        fused = self.scales.fuse(batch.features)
+        return fused if self.align is None else self.align(fused)
 
     def logits(self, batch: FeatureBatch) -> Float[Tensor, "b c"]:
-        return self.scorer(self.scales.fuse(batch.features))
+        return self.scorer(self.features(batch))
 
     def description(self) -> dict[str, object]:
         return self.choice

@@ -1,7 +1,10 @@
 """Classifies by the nearest prototype (images, text or both), or by a trained predictor with these as baselines."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from lgclip.batches import FeatureBatch
@@ -9,12 +12,14 @@ from lgclip.encoder.scales import Scales, full_image_place
 from lgclip.methods.alignment import Alignment, FittedAlignment
 from lgclip.methods.base import Classifier
 from lgclip.methods.calibration import Choice, LeaveOneOut, fit_choice
+from lgclip.methods.evaluated_pool import INDUCTIVE, REFINED, EvaluatedPool, start_temperature
 from lgclip.methods.feature_collector import FeatureCollector
 from lgclip.methods.left_out import References
-from lgclip.methods.predictor import PrototypePredictor
+from lgclip.methods.predictor import Predictor, PrototypePredictor
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import ScoringRule
 from lgclip.methods.selection import Selection
+from lgclip.methods.transduction.base import Transduction
 from lgclip.types import Role
 
 
@@ -34,6 +39,8 @@ class ZeroShot(Classifier):
         selection: Selects the images that represent a class.
         calibration: Selects the free parameters on synthetic images; None leaves them unchanged.
         align: Aligns real images with synthetic ones; None compares them as they are.
+        transduction: Refines the method's scores by all evaluated images together; the scores themselves are then the
+            baseline `inductive`. None classifies each image by itself.
         scales: Fuses the views of an image.
         has_text: Whether there is a text stream.
 
@@ -53,6 +60,7 @@ class ZeroShot(Classifier):
         selection: Selection,
         calibration: LeaveOneOut | None = None,
         align: Alignment | None = None,
+        transduction: Transduction | None = None,
         scales: Scales,
         has_text: bool,
     ) -> None:
@@ -82,10 +90,13 @@ class ZeroShot(Classifier):
         names = list(weights)
         if trained:
             names.insert(0, name)
+        if transduction is not None:
+            names.insert(1, INDUCTIVE)
         super().__init__(names, trained)
         self.configured = {key: Choice(prototype, selection, weight) for key, weight in weights.items()}
         self.calibration = calibration
         self.align = align
+        self.transduction = transduction
         self.alignment: FittedAlignment | None = None
         self.scales = scales
         self.has_text = has_text
@@ -101,6 +112,7 @@ class ZeroShot(Classifier):
         self.image = FeatureCollector(data.num_classes, data.width)
         self.full_image = FeatureCollector(data.num_classes, data.width)
         self.pool = FeatureCollector(1, data.width)
+        self.evaluated = EvaluatedPool(data.num_classes, data.width)
         self._prototypes = {}  # of another data set, if one was evaluated before
 
     def _fit(self) -> None:
@@ -126,11 +138,18 @@ class ZeroShot(Classifier):
             fitted = fit_choice(choice, self.calibration, compared)
             used = fitted.choice
             described = {**used.described(), "leave_one_out": fitted.leave_one_out}
-            scorer = used.fit(compared.support, compared.text)
+            align = None
             if self.alignment is not None:
                 described["alignment"] = self.alignment.described()
-                scorer = self.alignment.scorer(scorer, support)
-            predictor = PrototypePredictor(scorer, self.scales, described, fitted.temperature)
+                align = partial(self.alignment.real, support=support)
+            predictor = PrototypePredictor(
+                used.fit(compared.support, compared.text),
+                self.scales,
+                described,
+                fitted.temperature,
+                align=align,
+                prototypes=used.prototypes(compared.support, compared.text),
+            )
             self._prototypes[name] = predictor
             self.describe(name, predictor)
             # Diagnostics use the images of the method itself, not of its baselines.
@@ -151,7 +170,7 @@ class ZeroShot(Classifier):
                 self.pool.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
             case Role.PREDICTED:
                 assert self.predictor is not None
-                self.collect(self.names[0], self.predictor.logits(batch), batch)
+                self._collect(self.names[0], self.predictor.logits(batch), batch)
             case Role.EVALUATED:
                 # Not in a hook between the streams, which Lightning does not have: the first real image is the first
                 # moment when all sentences and synthetic images are collected. Collecting them synchronizes the
@@ -159,6 +178,39 @@ class ZeroShot(Classifier):
                 if not self._prototypes:
                     self._fit()
                 for name, predictor in self._prototypes.items():
-                    self.collect(name, predictor.logits(batch), batch)
+                    self._collect(name, predictor.logits(batch), batch)
+                if self.transduction is not None:
+                    predictor = self._prototypes.get(self.names[0])
+                    features = self.scales.fuse(batch.features) if predictor is None else predictor.features(batch)
+                    self.evaluated.add_features(features, batch)
             case _:
                 raise AssertionError(role)
+
+    def describe(self, name: str, predictor: Predictor) -> None:
+        super().describe(name, predictor)
+        if self.transduction is None or name != self.names[0]:
+            return
+        super().describe(INDUCTIVE, predictor)
+        start = start_temperature(predictor.temperature)
+        described = {"part": self.transduction.key_name, **asdict(self.transduction)}  # pyright: ignore[reportArgumentType]
+        self.choices[name] = {**self.choices[name], "transduction": {**described, "start_temperature": start._asdict()}}
+        self.temperatures[name] = REFINED
+
+    def _collect(self, name: str, scores: Tensor, batch: FeatureBatch) -> None:
+        """Adds one batch of scores under a name; those that are refined later become the inductive baseline."""
+        if self.transduction is not None and name == self.names[0]:
+            self.evaluated.add_scores(scores, batch)
+            name = INDUCTIVE
+        self.collect(name, scores, batch)
+
+    def on_test_epoch_end(self) -> None:
+        if self.transduction is not None:
+            predictor = self._prototypes.get(self.names[0])
+            prototypes = None if predictor is None else predictor.prototypes
+            temperature = start_temperature(self.temperatures[INDUCTIVE]).value
+            ids = self.trainer.datamodule.streams[-1].ids  # pyright: ignore[reportAttributeAccessIssue]
+            logits, labels = self.evaluated.refine(self.transduction, ids, temperature, prototypes)
+            # Each device has refined all images, and adds the predictions of its share.
+            places = torch.arange(self.trainer.global_rank, len(ids), self.trainer.world_size, device=labels.device)
+            self.collect(self.names[0], logits[places], FeatureBatch(logits[places], labels[places], places))
+        super().on_test_epoch_end()

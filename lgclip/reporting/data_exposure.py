@@ -39,12 +39,15 @@ def exposure(result: RunResult) -> list[Exposure]:
     Args:
         result: Content of its result.json.
     """
+    transduction = []
+    if described := scoring.get("transduction"):
+        transduction.append(_transduction(described, result.n))
     # A student and tuned prompts bring their own stages in place of features, selection and calibration.
     scoring = result.predictor[result.method]
     if result.student is not None:
-        return [*_generated(result), *_student(result.student), *_evaluation_rows(result, 0.0)]
+        return [*_generated(result), *_student(result.student), *transduction, *_evaluation_rows(result, 0.0)]
     if result.prompt_tuning is not None:
-        return [*_generated(result), *_prompt_tuning(result.prompt_tuning), *_evaluation_rows(result, 0.0)]
+        return [*_generated(result), *_prompt_tuning(result.prompt_tuning), *transduction, *_evaluation_rows(result, 0.0)]
     rows = [
         *_generated(result),
         Exposure("features", True, False, True, False, "each image by itself, by the image tower"),
@@ -56,7 +59,7 @@ def exposure(result: RunResult) -> list[Exposure]:
         rows.append(_alignment(alignment))
     if result.diffuser:
         rows += _fitted(result, scoring)
-    return [*rows, *_evaluation_rows(result, scoring["text_weight"])]
+    return [*rows, *transduction, *_evaluation_rows(result, scoring["text_weight"])]
 
 
 _PROMPTS = {
@@ -132,6 +135,12 @@ def _alignment(alignment: JsonObject) -> Exposure:
     where = "the evaluated images" if is_test else f"{alignment['source']}, none of them evaluated"
     note = f"mean of {alignment['images']} unlabelled images: {where}"
     return Exposure("alignment", True, False, is_test, False, note, unlabelled=True)
+
+
+def _transduction(transduction: JsonObject, n: int) -> Exposure:
+    """Returns the row of a rule that classifies all evaluated images together."""
+    note = f"{transduction['part']} of all {n} evaluated images together"
+    return Exposure("transduction", True, False, True, False, note, unlabelled=True)
 
 
 def _fitted(result: RunResult, scoring: JsonObject) -> list[Exposure]:

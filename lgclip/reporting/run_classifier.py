@@ -66,6 +66,9 @@ def _of_prototypes(run: Run, restored: RestoredRun, cfg: Any) -> ImageClassifier
     accuracy = described.get("leave_one_out")
     confidence = run.result.confidence
     temperature = Temperature(float(confidence.temperature), confidence.fitted_on)
+    # A classifier sees one image at a time: it has the scores that the rule of the run started from.
+    if transduction := described.get("transduction"):
+        temperature = Temperature(**transduction["start_temperature"])
     configured = Choice(
         build(cfg.prototype, _convert_="all"), build(cfg.selection, _convert_="all"), float(cfg.method.text_weight)
     )

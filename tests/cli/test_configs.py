@@ -31,7 +31,7 @@ WHOLE_RUN = {"experiment", "protocol"}
 """Groups whose files set values of the whole run, not of one constructor."""
 
 RUNTIME = {
-    Classifier: {"prototype", "selection", "calibration", "align", "scales", "has_text"},
+    Classifier: {"prototype", "selection", "calibration", "align", "transduction", "scales", "has_text"},
     Recipe: {"corpus"},
     Logger: {"save_dir"},
 }
@@ -191,7 +191,7 @@ def test_all_config_files_are_covered() -> None:
 
 DOCUMENTED = (
     "dataset", "llm", "diffuser", "encoder", "scales", "protocol", "method", "prototype", "selection", "calibration",
-    "student", "ood", "paradigm", "prompt_tuning", "logger", "trainer", "rejection", "align",
+    "student", "ood", "paradigm", "prompt_tuning", "logger", "trainer", "rejection", "align", "transduction",
 )  # fmt: skip
 """Groups whose choices a page of the docs names, besides the generated reference."""
 
