@@ -448,9 +448,7 @@ class Experiment:
         if cfg.membership and not (isinstance(recipe, TrainingConfig) and recipe.knows_members):
             raise ValueError("membership=True is asked of a student: use method=student")
         if cfg.membership and cfg.transduction:
-            raise ValueError(
-                "membership=True compares probabilities of each image by itself: set transduction=none"
-            )
+            raise ValueError("membership=True compares probabilities of each image by itself: set transduction=none")
         if cfg.checkpoint is not None and recipe is None:
             raise ValueError(
                 f"checkpoint={cfg.checkpoint} is asked of a student or a prompt: use method=student or "

@@ -39,15 +39,15 @@ def exposure(result: RunResult) -> list[Exposure]:
     Args:
         result: Content of its result.json.
     """
-    transduction = []
-    if described := scoring.get("transduction"):
-        transduction.append(_transduction(described, result.n))
-    # A student and tuned prompts bring their own stages in place of features, selection and calibration.
     scoring = result.predictor[result.method]
+    last = _evaluation_rows(result, scoring.get("text_weight", 0.0))
+    if transduction := scoring.get("transduction"):
+        last.insert(0, _transduction(transduction, result.n))
+    # A student and tuned prompts bring their own stages in place of features, selection and calibration.
     if result.student is not None:
-        return [*_generated(result), *_student(result.student), *transduction, *_evaluation_rows(result, 0.0)]
+        return [*_generated(result), *_student(result.student), *last]
     if result.prompt_tuning is not None:
-        return [*_generated(result), *_prompt_tuning(result.prompt_tuning), *transduction, *_evaluation_rows(result, 0.0)]
+        return [*_generated(result), *_prompt_tuning(result.prompt_tuning), *last]
     rows = [
         *_generated(result),
         Exposure("features", True, False, True, False, "each image by itself, by the image tower"),
@@ -59,7 +59,7 @@ def exposure(result: RunResult) -> list[Exposure]:
         rows.append(_alignment(alignment))
     if result.diffuser:
         rows += _fitted(result, scoring)
-    return [*rows, *transduction, *_evaluation_rows(result, scoring["text_weight"])]
+    return [*rows, *last]
 
 
 _PROMPTS = {
