@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lgclip.datasets.base import Dataset
     from lgclip.diffuser.base import SyntheticImages
     from lgclip.evaluation.evaluator import Evaluation, Shift
+    from lgclip.evaluation.pools import PoolComparison
     from lgclip.methods.base import Classifier
     from lgclip.reporting.result_schema import RunResult
     from lgclip.stages.context import RunContext
@@ -58,6 +59,7 @@ class _Setup:
     shifts: Mapping[str, Shift]
     method: Classifier
     pool: Dataset | None
+    pools: PoolComparison | None
     inputs: TrainingInputs
     context: RunContext
 
@@ -201,7 +203,8 @@ class Experiment:
         predictor = self._predictor(setup, context, synthetic_images)
         evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor, setup.pool)
         data, dataset = evaluator.evaluate(parts.data.evaluated, synthetic_images)
-        entries: dict[str, Any] = {"ood": evaluator.evaluate_shifts(dataset, synthetic_images, setup.shifts)}
+        entries: dict[str, Any] = {"pools": evaluator.compare_pools(data, setup.pools)}
+        entries |= {"ood": evaluator.evaluate_shifts(dataset, synthetic_images, setup.shifts)}
         entries |= evaluator.report_training(dataset, self._cfg.llm.get("form"))
         if self._cfg.membership:
             count = parts.counts.prompts_per_class
@@ -408,7 +411,8 @@ class Experiment:
         if method.needs_images:
             _check_before(context, parts)
         context.stages.check_before(parts.encoder.check_weights)
-        return _Setup(parts, shifts, method, pool, replace(inputs, encoder=parts.encoder), context)
+        pools = build(cfg.pools, _convert_="all") if cfg.pools else None
+        return _Setup(parts, shifts, method, pool, pools, replace(inputs, encoder=parts.encoder), context)
 
     def _with_views(self, parts: RunParts) -> RunParts:
         """Adds the view of the full image where the selection compares it with the class's sentence."""

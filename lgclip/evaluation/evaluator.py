@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +16,18 @@ from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
 from lgclip.evaluation.membership_inference import attack
 from lgclip.evaluation.metrics import metrics
+from lgclip.evaluation.pools import PoolComparison
 from lgclip.evaluation.robustness import shift_of
 from lgclip.methods.base import Classifier, Predictions
+from lgclip.methods.evaluated_pool import start_temperature
 from lgclip.methods.logits import log_probs
+from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.zero_shot import ZeroShot
 from lgclip.stages.context import RunContext
 from lgclip.stages.extract import encode, encode_pool, pool_stream
 from lgclip.stages.streams import Stream, Streams
 from lgclip.training.predictor import TrainedPredictor
+from lgclip.types import Role
 
 
 class Shift(NamedTuple):
@@ -138,6 +143,36 @@ class Evaluator:
             return encode_pool(self.context, self.pool, self.encoder, self.scales)
         # The evaluated images, whose features are stored already.
         return pool_stream(Unlabeled(dataset, align.limit), self.encoder, self.scales, self.context.store)
+
+    def compare_pools(self, data: Streams, comparison: PoolComparison | None) -> list[dict[str, Any]]:
+        """Compares transductive rules over pools of the evaluated images, from the scores of the method and baselines.
+
+        Call it after `evaluate` of the test images.
+
+        Args:
+            data: The streams that were evaluated.
+            comparison: What is compared; None for nothing.
+
+        Returns:
+            The entries of `pools` in result.json.
+        """
+        if comparison is None or not isinstance(self.method, ZeroShot) or not self.context.trainer.is_global_zero:
+            return []
+        real = data.streams[-1]
+        starts: dict[str, UnlabelledPool] = {}
+        for name, predictor in self.method.prototype_predictors.items():
+            batches = [(predictor.features(batch), predictor.logits(batch)) for batch in real.batches()]
+            features, scores = (torch.cat(parts) for parts in zip(*batches, strict=True))
+            temperature = start_temperature(predictor.temperature).value
+            starts[name] = UnlabelledPool(features, scores, temperature, predictor.prototypes)
+        if self.method.predictor is not None:
+            predicted = next(stream for stream in data.streams if stream.role is Role.PREDICTED)
+            scores = torch.cat([self.method.predictor.logits(batch) for batch in predicted.batches()])
+            features = torch.cat([self.scales.fuse(batch.features) for batch in real.batches()])
+            temperature = start_temperature(self.method.predictor.temperature).value
+            starts = {self.method.names[0]: UnlabelledPool(features, scores, temperature, None), **starts}
+        with self.context.stages.timed("pools", unit="image", total=len(real.ids)):
+            return [asdict(result) for result in comparison.results(starts, torch.tensor(real.labels))]
 
     def evaluate_shifts(
         self, known: Dataset, synthetic_images: SyntheticImages | None, shifts: Mapping[str, Shift]

@@ -88,6 +88,44 @@ class PoolResult:
     difference_ci95: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class PoolComparison:
+    """Configures the comparison of rules over pools: a value of config group `pools`.
+
+    Args:
+        rules: The rules, by name.
+        count: Number of pools of each kind.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If there is no rule, one has the name that stands for no transduction, or too few pools are asked.
+    """
+
+    rules: Mapping[str, Transduction]
+    count: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError("pools.rules is empty: name at least one transductive rule, or use pools=none")
+        if NO_RULE in self.rules:
+            raise ValueError(f"pools.rules: the name {NO_RULE} stands for no transduction; name the rule otherwise")
+        if self.count < 2:
+            raise ValueError(f"pools.count={self.count}: an interval over pools needs at least 2")
+        if self.seed < 0:
+            raise ValueError(f"pools.seed={self.seed}: it must be at least 0")
+
+    def results(self, starts: Mapping[str, UnlabelledPool], labels: Int[Tensor, " n"]) -> list[PoolResult]:
+        """Returns a result for each kind of pools, start and rule.
+
+        Args:
+            starts: Features and starting scores of the complete test set, by name.
+            labels: True class of each image.
+        """
+        kinds = pool_kinds(len(labels.unique()))
+        return compare_pools(starts, labels, self.rules, kinds, seed=self.seed, count=self.count)
+
+
 def pool_kinds(num_classes: int) -> list[PoolKind]:
     """Returns the kinds of pools of StatA's protocol for a data set, and its complete test set.
 

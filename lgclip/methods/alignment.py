@@ -15,11 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgclip.methods.calibration import Choice, temperature_of
 from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.scoring import Mean, Scorer
-from lgclip.methods.selection import First
+from lgclip.methods.scoring import Scorer
 from lgclip.store.atomic import atomic_write
 
 ALIGNMENT = "alignment.safetensors"
@@ -148,8 +146,8 @@ class PoolAlignment(Alignment):
     A difference of the domains, such as noise or another style, moves all images alike, and is thus removed. The offset
     between the domains is `mean(pool) - sum_c share_c mean_c`, with the classes' shares of the pool. Plain means, which
     are common, take the shares as `equal`: right for a pool with all classes, but one with few of them would lose what
-    distinguishes these. `estimated` shares are the mean probabilities of nearest prototypes: right for any classes, but
-    a large offset misleads the probabilities. `auto` takes the one that leaves the pool nearer to the class means.
+    distinguishes these. `estimated` shares count the nearest prototypes: right for any classes, unless a large
+    offset misleads them. `auto` takes the one that leaves the pool nearer to the class means.
 
     Args:
         images: Source of the unlabelled images: `training`, the data set's training split; `test`, the evaluated images
@@ -215,9 +213,8 @@ class PoolAlignment(Alignment):
 
 def _expected_mean(features: Float[Tensor, "u d"], support: SupportSet) -> Float[Tensor, " d"]:
     """Returns the mean of synthetic images with the classes' shares of the pool."""
-    temperature = temperature_of(Choice(Mean(), First(), 0.0), References(support)).value
-    scores = features @ support.means(renormalize=True).T
-    shares = (scores / temperature).softmax(dim=1).double().mean(dim=0)
+    predicted = (features @ support.means(renormalize=True).T).argmax(dim=1)
+    shares = torch.bincount(predicted, minlength=support.num_classes).double() / len(features)
     return (shares @ support.means(renormalize=False).double()).to(features)
 
 

@@ -186,6 +186,11 @@ class ZeroShot(Classifier):
             case _:
                 raise AssertionError(role)
 
+    @property
+    def prototype_predictors(self) -> Mapping[str, PrototypePredictor]:
+        """Returns what scored each name by prototypes in the last test."""
+        return self._prototypes
+
     def describe(self, name: str, predictor: Predictor) -> None:
         super().describe(name, predictor)
         if self.transduction is None or name != self.names[0]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from lgclip.reporting.data_seen import NAMES
+from lgclip.reporting.pool_table import pool_table
 from lgclip.reporting.result_schema import Metrics, RunResult, ShiftedResult
 from lgclip.reporting.run_folder import RESULT
 from lgclip.reporting.text_tables import text_table
@@ -33,6 +34,8 @@ def table(result: RunResult) -> str:
     lines.append(f"{dataset}: {result.num_classes} classes, {_count(result)}")
     for name, shifted in result.ood.items():
         lines += _shifted(name, shifted, result.method)
+    if result.pools:
+        lines.append(pool_table(result.pools))
     lines += _student(result)
     lines += _warnings(result)
     if templated := sum(result.templated_prompts):

@@ -3,28 +3,32 @@
 from collections.abc import Sequence
 
 from lgclip.evaluation.pools import NO_RULE, PoolResult
+from lgclip.reporting.result_schema import PoolRecord
 from lgclip.reporting.text_tables import text_table
 
-HEADER = ("pool", "start", "transduction", "pools", "images", "top-1", "95% interval", "difference", "95% interval")
+
+def pool_table(results: Sequence[PoolResult | PoolRecord]) -> str:
+    """Returns a table with a row for each kind of pools and start, and a column for each rule.
+
+    The cells are differences to no transduction in points, with half of their 95% intervals. A last line names the
+    largest loss of each rule.
+    """
+    rules = list(dict.fromkeys(result.rule for result in results if result.rule != NO_RULE))
+    rows: dict[tuple[str, str], dict[str, PoolResult | PoolRecord]] = {}
+    for result in results:
+        rows.setdefault((result.kind, result.start), {})[result.rule] = result
+    header = ("pool", "start", "pools", "images", "top-1", *rules)
+    table = text_table(header, [_cells(row, rules) for row in rows.values()], left=2)
+    worst = [f"{rule} {100 * min(row[rule].difference for row in rows.values()):+.1f}" for rule in rules]
+    return f"transduction in pools: points more than none, with half of the 95% interval\n{table}\nlargest loss: " + (
+        ", ".join(worst)
+    )
 
 
-def pool_table(results: Sequence[PoolResult]) -> str:
-    """Returns a table with a row for each result; accuracies in percent, differences in points."""
-    return text_table(HEADER, [_cells(result) for result in results], left=3)
-
-
-def _cells(result: PoolResult) -> list[str]:
-    low, high = result.ci95
-    cells = [
-        result.kind,
-        result.start,
-        result.rule,
-        str(result.pools),
-        f"{result.images:.0f}",
-        f"{result.top1:.1%}",
-        f"{100 * low:.1f} - {100 * high:.1f}",
-    ]
-    if result.rule == NO_RULE:
-        return [*cells, "", ""]
-    low, high = result.difference_ci95
-    return [*cells, f"{100 * result.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"]
+def _cells(row: dict[str, PoolResult | PoolRecord], rules: Sequence[str]) -> list[str]:
+    start = row[NO_RULE]
+    cells = [start.kind, start.start, str(start.pools), f"{start.images:.0f}", f"{100 * start.top1:.1f}%"]
+    for rule in rules:
+        low, high = row[rule].difference_ci95
+        cells.append(f"{100 * row[rule].difference:+.1f} ± {50 * (high - low):.1f}")
+    return cells

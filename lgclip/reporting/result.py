@@ -183,6 +183,7 @@ def result_of(
         "student": None,
         "prompt_tuning": None,
         "ood": {},
+        "pools": [],
         "membership": None,
         "paired": against,
         "detectable": _detectable(n, metrics_by_method[first], against),

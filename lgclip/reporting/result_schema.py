@@ -309,6 +309,25 @@ class PromptTuningRecord:
 
 
 @dataclass(frozen=True)
+class PoolRecord:
+    """Holds the accuracy of a transductive rule over pools of one kind, from the scores of one method.
+
+    `rule` is `none` for the scores themselves. `pools` is the number of pools, `images` their mean size. `difference`
+    is to `none`, with a paired interval.
+    """
+
+    kind: str
+    start: str
+    rule: str
+    pools: int
+    images: Number
+    top1: Number
+    ci95: Interval
+    difference: Number
+    difference_ci95: Interval
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Holds top-1 with Wilson's interval on n images."""
 
@@ -408,6 +427,7 @@ class RunResult:
     student: StudentRecord | None
     prompt_tuning: PromptTuningRecord | None
     ood: Mapping[str, ShiftedResult]
+    pools: Sequence[PoolRecord]
     membership: Membership | None
     paired: Mapping[str, PairedTest]
     detectable: DetectableDifference

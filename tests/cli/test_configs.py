@@ -181,7 +181,7 @@ def test_yaml_files_are_short_and_documented() -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         lines = lines[1:] if lines[0] == "# @package _global_" else lines  # Hydra wants that first
         assert lines[0].startswith("# "), f"{path.name}: its first line says what it is"
-        assert len(lines) <= 48, path
+        assert len(lines) <= 52, path
 
 
 def test_all_config_files_are_covered() -> None:

@@ -167,12 +167,13 @@ def test_names_and_numbers_of_a_comparison_are_checked() -> None:
         compare_pools({"a": pool}, labels, {}, [ALL], count=1)
 
 
-def test_table_has_a_row_for_each_result() -> None:
+def test_table_has_a_column_for_each_rule() -> None:
     scores = torch.nn.functional.one_hot(LABELS, 12).double()
     starts = {"perfect": UnlabelledPool(scores, scores, 1.0, None)}
     lines = pool_table(compare_pools(starts, LABELS, {"rolled": Rolled()}, [ALL])).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "pool start transduction pools images top-1 95% interval difference 95% interval",
-        "all perfect none 1 300 100.0% 98.7 - 100.0",
-        "all perfect rolled 1 300 0.0% 0.0 - 1.3 -100.0 -100.0 to -100.0",
+        "transduction in pools: points more than none, with half of the 95% interval",
+        "pool start pools images top-1 rolled",
+        "all perfect 1 300 100.0% -100.0 ± 0.0",
+        "largest loss: rolled -100.0",
     ]

@@ -25,7 +25,10 @@ from lgclip.reporting.run_folder import Run
 
 pytest_plugins = ("run_fixtures",)
 
-RULES = ("em", "inmap", "stata", "tda", "transclip", "zlap")
+RULES = {
+    "em": "EM", "inmap": "InMaP", "offset": "DomainOffset", "stata": "StatA", "tda": "TDA", "transclip": "TransCLIP",
+    "zlap": "ZLaP",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_result_and_audit_say_what_was_seen(refined: tuple[Path, Any]) -> None:
 def test_every_rule_runs(world: Sandbox, tmp_path: Path, rule: str) -> None:
     result = evaluate_run(world, tmp_path / "run", f"transduction={rule}")
     described = result["predictor"]["lgclip"]["transduction"]
-    assert described["part"].lower() == rule
+    assert described["part"] == RULES[rule]
     assert result["paired"]["inductive"]["difference"] == pytest.approx(
         result["metrics"]["top1"] - result["baselines"]["inductive"]["top1"]
     )
@@ -190,3 +193,39 @@ def test_comparison_keeps_transductive_results_apart(
     main(["compare", str(refined[0]), "--by", "method", "--format", "csv"])
     output = capsys.readouterr().out
     assert "names + test images" in output
+
+
+def test_pools_are_compared_from_every_score(
+    world: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate_run(world, tmp_path / "run", "experiment=transduction", "pools.count=3", "~pools.rules.inmap")
+    rows = result["pools"]
+    assert {row["start"] for row in rows} == {"lgclip", "clip_text", "fusion"}
+    assert {row["rule"] for row in rows} == {"none", *RULES} - {"inmap"}
+    complete = {row["start"]: row["top1"] for row in rows if row["kind"] == "all" and row["rule"] == "none"}
+    assert complete["lgclip"] == pytest.approx(result["metrics"]["top1"])
+    refined = evaluate_run(world, tmp_path / "stata", "transduction=stata")
+    (row,) = (row for row in rows if (row["kind"], row["start"], row["rule"]) == ("all", "lgclip", "stata"))
+    assert row["top1"] == pytest.approx(refined["metrics"]["top1"])
+    assert "largest loss: offset" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pools.count=1", "pools.count=1"),
+        ("pools.seed=-1", "pools.seed=-1"),
+        ("pools.rules={}", "pools.rules is empty"),
+    ],
+    ids=["count", "seed", "rules"],
+)
+def test_wrong_pools_are_named(
+    world: Sandbox, tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["pools=realistic", override]
+    if override == "pools.rules={}":
+        names = ("offset", "transclip", "stata", "em", "inmap", "zlap", "tda")
+        overrides = ["pools=realistic", *[f"~pools.rules.{name}" for name in names]]
+    with pytest.raises(SystemExit):
+        evaluate_run(world, tmp_path / "run", *overrides)
+    assert message in capsys.readouterr().err

@@ -111,7 +111,7 @@ def build_result(
     return {
         "schema": RESULT_SCHEMA, "method": "lgclip", "n": len(label), "images_in_dataset": len(label), "skipped": [],
         "noted_images": [], "ties": {"lgclip": 0},
-        "num_classes": len(names), "student": None, "prompt_tuning": None, "ood": {}, "membership": None,
+        "num_classes": len(names), "student": None, "prompt_tuning": None, "ood": {}, "pools": [], "membership": None,
         "choices": {"dataset": dataset, "scales": settings.get("scales", "single")},
         "run_key": "0" * 32, "sweep": None,
         "dataset": {"name": dataset, "split": "test", "names": "own", "context": "", "templates": ["a photo of a {}."],

@@ -17,6 +17,7 @@ from lgclip.methods.transduction.base import Transduction, UnlabelledPool
 from lgclip.methods.transduction.em import EM
 from lgclip.methods.transduction.inmap import InMaP
 from lgclip.methods.transduction.moments import class_moments
+from lgclip.methods.transduction.offset import DomainOffset
 from lgclip.methods.transduction.stata import StatA
 from lgclip.methods.transduction.tda import TDA
 from lgclip.methods.transduction.transclip import TransCLIP
@@ -24,9 +25,26 @@ from lgclip.methods.transduction.zlap import ZLaP
 from lgclip.runtime.instantiate import build
 
 ROOT = Path(__file__).parents[3]
-OFFLINE = [TransCLIP(), StatA(), StatA(soft=True), EM(), InMaP(iterations=40), InMaP(0, iterations=40), ZLaP()]
+OFFLINE = [
+    TransCLIP(),
+    StatA(),
+    StatA(soft=True),
+    EM(),
+    InMaP(iterations=40),
+    InMaP(0, iterations=40),
+    ZLaP(),
+    DomainOffset(),
+]
 RULES = [*OFFLINE, TDA()]
-BY_CONFIG = {"transclip": TransCLIP, "stata": StatA, "em": EM, "inmap": InMaP, "zlap": ZLaP, "tda": TDA}
+BY_CONFIG = {
+    "transclip": TransCLIP,
+    "stata": StatA,
+    "em": EM,
+    "inmap": InMaP,
+    "zlap": ZLaP,
+    "tda": TDA,
+    "offset": DomainOffset,
+}
 POOLS = st.tuples(st.integers(0, 9999), st.integers(2, 25), st.integers(1, 4))
 few = settings(max_examples=25)
 
