@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -191,28 +190,21 @@ def _aligned(classifier: ImageClassifier, head: nn.Module) -> nn.Module:
 
 
 def _linear(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> nn.Linear:
-    """Returns the weighted sum of the weights of text and images: both are linear in the feature."""
-    weight: Any = 0
-    bias: Any = None
-    if choice.text_weight > 0:
-        assert text is not None
-        weight = choice.text_weight * text.double()
-    if choice.text_weight < 1:
-        assert support is not None
-        share = 1 - choice.text_weight
-        kept = choice.selection.select(support, text)
-        if isinstance(choice.rule, GDA):
-            weights, biases = choice.rule.head(kept)
-            bias = (share * biases.double()).float()
-        else:
-            assert isinstance(choice.rule, Mean)
-            weights = kept.means(renormalize=choice.rule.renormalize)
-        weight = weight + share * weights.double()
-    weight = weight.float()
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias, requires_grad=False)
+    """Returns the matrix, and for GDA the bias, of scores that are linear in the feature."""
+    compared = text if support is None else support.features
+    assert compared is not None
+    if support is not None:
+        full_image = None if support.full_image is None else support.full_image.double()
+        support = support._replace(features=support.features.double(), full_image=full_image)
+    scorer = choice.fit(support, None if text is None else text.double())
+    # Of a linear function the scores of 0 are the bias, and those of the unit vectors the columns of the matrix.
+    bias = scorer(torch.zeros(1, compared.shape[1], dtype=torch.float64))
+    weight = scorer(torch.eye(compared.shape[1], dtype=torch.float64)) - bias
+    has_bias = choice.text_weight < 1 and isinstance(choice.rule, GDA)
+    linear = nn.Linear(weight.shape[0], weight.shape[1], bias=has_bias)
+    linear.weight = nn.Parameter(weight.T.float().contiguous(), requires_grad=False)
+    if has_bias:
+        linear.bias = nn.Parameter(bias[0].float(), requires_grad=False)
     return linear
 
 

@@ -48,10 +48,13 @@ class Choice(NamedTuple):
             assert text is not None
             return lambda features: features @ text.T
         assert support is not None
-        image = self.rule.fit(self.selection.select(support, text))
+        kept = self.selection.select(support, text)
+        image = self.rule.fit(kept)
         if self.text_weight == 0:
             return image
         assert text is not None
+        if self.rule.is_rescaled:
+            image = _rescaled(image, kept, text)
         return lambda features: self.text_weight * (features @ text.T) + (1 - self.text_weight) * image(features)
 
     def prototypes(self, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> Float[Tensor, "c d"]:
@@ -73,6 +76,16 @@ class Choice(NamedTuple):
         for name, part in parts.items():
             plain[name] = {"part": key_name_of(part), **asdict(part)}  # pyright: ignore[reportArgumentType]
         return {**plain, "text_weight": self.text_weight, "selects_by_text": self.selects_by_text}
+
+
+def _rescaled(image: Scorer, support: SupportSet, text: Float[Tensor, "c d"]) -> Scorer:
+    """Returns image scores that vary over the synthetic images as much as the cosines to text do."""
+    spread = float(image(support.features).double().std())
+    # Of one class with one image nothing varies, and any factor gives the same prediction.
+    if not spread > 0:
+        return image
+    factor = float((support.features @ text.T).double().std()) / spread
+    return lambda features: factor * image(features)
 
 
 @dataclass(frozen=True)

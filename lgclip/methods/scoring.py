@@ -22,6 +22,9 @@ Scorer = Callable[[Float[Tensor, "q d"]], Float[Tensor, "q c"]]
 class ScoringRule(ABC):
     """Computes the score of a class from its synthetic images."""
 
+    is_rescaled: ClassVar[bool] = False
+    """Whether its scores are brought to the spread of cosines before they are mixed with text."""
+
     @abstractmethod
     def fit(self, support: SupportSet) -> Scorer:
         """Returns a scorer for these images.
@@ -59,12 +62,13 @@ class GDA(ScoringRule):
 
     With the mean m_c of a class and the precision P the score is `f P m_c - m_c P m_c / 2`, the log-likelihood of the
     class up to a constant of the image. The precision is that of the release, `d inv(S + tr(S) / (n - 1) I)` with the
-    scatter S of the images around their class means, here over the mean of its eigenvalues: the constant changes no
-    order, and the scores are then on the scale of cosines, so that they can be mixed with text. Where no class has two
-    images there is no scatter, P is the identity, and the score that of the nearest mean.
+    scatter S of the images around their class means, here over the mean of its eigenvalues, which changes no order.
+    Where no class has two images there is no scatter, P is the identity, and the score that of the nearest mean. The
+    scores are brought to the spread of cosines before they are mixed with text.
     """
 
     key_name: ClassVar[str] = "GDA"
+    is_rescaled: ClassVar[bool] = True
 
     def fit(self, support: SupportSet) -> Scorer:
         weights, bias = self.head(support)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -10,7 +11,7 @@ from torch.nn.functional import normalize
 from lgclip.methods.calibration import Choice, LeaveOneOut
 from lgclip.methods.left_out import place_in_class
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.scoring import Mean, Nearest, WeightedKNN
+from lgclip.methods.scoring import GDA, Mean, Nearest, WeightedKNN
 from lgclip.methods.selection import First, Medoid
 
 CLASSES = 4
@@ -97,3 +98,16 @@ def test_single_image_class_cannot_be_left_out() -> None:
 def test_invalid_values_are_rejected(setting: dict[str, list[float]]) -> None:
     with pytest.raises(ValueError, match=r"calibration\."):
         replace(LeaveOneOut(), **setting)  # pyright: ignore[reportArgumentType]
+
+
+def test_gda_is_mixed_with_text_on_the_spread_of_cosines() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(12, 5, generator=generator), dim=1)
+    text = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator), dim=1)
+    support = SupportSet(features, torch.arange(12) % 3, 3)
+    queries = torch.nn.functional.normalize(torch.randn(7, 5, generator=generator), dim=1)
+    scores = Choice(GDA(), First(), 0.25).fit(support, text)(queries).numpy()
+    image = GDA().fit(support)
+    factor = np.std((features @ text.T).numpy(), ddof=1) / np.std(image(features).numpy(), ddof=1)
+    expected = 0.25 * (queries @ text.T).numpy() + 0.75 * factor * image(queries).numpy()
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
