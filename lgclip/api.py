@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lgclip.datasets.names import ClassNames, ClassNameSource, read_class_names
 from lgclip.datasets.splits import DatasetSplits
 from lgclip.experiment import Experiment
+from lgclip.runtime.config_aliases import register_second_encoders
 from lgclip.runtime.config_errors import describe_config_error
 from lgclip.runtime.instantiate import build as instantiate
 from lgclip.runtime.scripts import script_place
@@ -152,6 +153,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         ValueError: If an override is unknown or not understood.
     """
     guard_environment()
+    register_second_encoders()
     for override in overrides:
         if override.startswith(("dataset=", "dataset.names=", "ood")):
             raise ValueError(f"{override}: a classifier is built from its names alone; evaluate.py takes a data set")

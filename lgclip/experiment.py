@@ -435,12 +435,22 @@ class Experiment:
         from lgclip.methods.base import classifier
 
         cfg = self._cfg
+        from lgclip.encoder.paired import PairedEncoder
+        from lgclip.methods.paired import FIRST, SECOND, Paired
+
         # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
         rules = {
             group: build(cfg[group], _convert_="all")
             for group in ("prototype", "selection", "calibration", "align", "transduction")
             if cfg.get(group)
         }
+        if isinstance(parts.encoder, PairedEncoder):
+            paired = Paired(rules["prototype"], parts.encoder.first.width(), cfg.encoder_weights)
+            rules["prototype"] = paired
+            rules["image_baselines"] = {
+                "first_encoder": replace(paired, weights=FIRST),
+                "second_encoder": replace(paired, weights=SECOND),
+            }
         return classifier(cfg.method)(**rules, scales=parts.scales, has_text=parts.encoder.has_text)
 
     def _check_method(self, method: Classifier) -> None:

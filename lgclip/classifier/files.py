@@ -179,7 +179,7 @@ def _rejection_values(classifier: ImageClassifier) -> dict[str, Any] | None:
 
 def _choice_values(choice: Choice) -> dict[str, Any]:
     return {
-        "rule": {"part": key_name_of(choice.rule), **asdict(choice.rule)},  # pyright: ignore[reportArgumentType]
+        "rule": choice.rule.described(),
         "selection": {"part": key_name_of(choice.selection), **asdict(choice.selection)},
         "text_weight": choice.text_weight,
     }

@@ -351,7 +351,9 @@ def rule_of(described: Mapping[str, Any]) -> ScoringRule:
     Raises:
         ValueError: If it is of a class that is not imported.
     """
-    return _part_of(described, ScoringRule, "scoring rule")
+    # That of two encoders holds the rule of each.
+    inner = {"rule": rule_of(described["rule"])} if isinstance(described.get("rule"), Mapping) else {}
+    return _part_of({**described, **inner}, ScoringRule, "scoring rule")
 
 
 def selection_of(described: Mapping[str, Any]) -> Selection:

@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from lgclip.datasets.splits import DatasetSplits
 from lgclip.prompts.caption_file import match_images, read_captions
 from lgclip.prompts.captioner import CaptionGenerator
+from lgclip.runtime.config_aliases import register_second_encoders
 from lgclip.runtime.instantiate import build
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.generate import training_images
@@ -95,6 +96,7 @@ def captions_command(action: str, path: Path, overrides: Sequence[str], conf: Pa
     Raises:
         ValueError: If the overrides select no data set with training images, or no captioner.
     """
+    register_second_encoders()
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg: Any = compose("generate", list(overrides))
     try:

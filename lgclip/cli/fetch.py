@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, open_dict
 
+from lgclip.runtime.config_aliases import register_second_encoders
+
 
 def fetch_command(overrides: Sequence[str], conf: Path, *, multirun: bool = False) -> Iterator[str]:
     """Runs `lgclip fetch`.
@@ -27,6 +29,7 @@ def fetch_command(overrides: Sequence[str], conf: Path, *, multirun: bool = Fals
         ValueError: If a part cannot be built, or the hub or a server cannot be reached.
     """
     seen: set[str] = set()
+    register_second_encoders()
     for job in _jobs(overrides, conf) if multirun else [list(overrides)]:
         with initialize_config_dir(str(conf), version_base="1.3"):
             cfg = compose("evaluate", job)

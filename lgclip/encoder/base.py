@@ -113,6 +113,11 @@ class Encoder(ABC):
         """
         return None
 
+    def width(self) -> int:
+        """Returns the feature dimension of an image; the default loads the tower and encodes one."""
+        pixels = self.transform()(Image.new("RGB", (256, 192)))[None]
+        return self.load(torch.device("cpu")).images(pixels).shape[1]
+
     def tower(self) -> Tower:
         """Loads only the vision tower, on the CPU and in fp32, for fine-tuning.
 

@@ -202,6 +202,9 @@ class OpenClip(Encoder):
         scale = float(model.logit_scale.exp())  # the parameter is the logarithm of 1 / temperature
         return LearningTowers(model, self._tokenizer(), device, precision, scale, key, self.model)
 
+    def width(self) -> int:
+        return int(self._config("model_cfg")["embed_dim"])
+
     def check_weights(self) -> None:
         self._tokenizer()
         pixels = sample_pixels(self)

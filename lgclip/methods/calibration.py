@@ -71,11 +71,12 @@ class Choice(NamedTuple):
 
     def described(self) -> dict[str, object]:
         """Returns plain values, for the report."""
-        parts = {"prototype": self.rule, "selection": self.selection}
-        plain: dict[str, object] = {}
-        for name, part in parts.items():
-            plain[name] = {"part": key_name_of(part), **asdict(part)}  # pyright: ignore[reportArgumentType]
-        return {**plain, "text_weight": self.text_weight, "selects_by_text": self.selects_by_text}
+        return {
+            "prototype": self.rule.described(),
+            "selection": {"part": key_name_of(self.selection), **asdict(self.selection)},
+            "text_weight": self.text_weight,
+            "selects_by_text": self.selects_by_text,
+        }
 
 
 def _rescaled(image: Scorer, support: SupportSet, text: Float[Tensor, "c d"]) -> Scorer:

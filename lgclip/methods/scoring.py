@@ -6,7 +6,7 @@ Letters in shapes: q query images; see `lgclip.types` for the others.
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lgclip.methods.prototypes import SupportSet
+from lgclip.store.keys import key_name_of
 
 Scorer = Callable[[Float[Tensor, "q d"]], Float[Tensor, "q c"]]
 """Maps unit features of images to a score for each class."""
@@ -24,6 +25,10 @@ class ScoringRule(ABC):
 
     is_rescaled: ClassVar[bool] = False
     """Whether its scores are brought to the spread of cosines before they are mixed with text."""
+
+    def described(self) -> dict[str, object]:
+        """Returns its name and parameters as plain values, for results and files."""
+        return {"part": key_name_of(self), **asdict(self)}  # pyright: ignore[reportArgumentType]
 
     @abstractmethod
     def fit(self, support: SupportSet) -> Scorer:

@@ -41,6 +41,7 @@ class ZeroShot(Classifier):
         align: Aligns real images with synthetic ones; None compares them as they are.
         transduction: Refines the method's scores by all evaluated images together; the scores themselves are then the
             baseline `inductive`. None classifies each image by itself.
+        image_baselines: Scoring rules of further baselines that use images alone, by name.
         scales: Fuses the views of an image.
         has_text: Whether there is a text stream.
 
@@ -61,6 +62,7 @@ class ZeroShot(Classifier):
         calibration: LeaveOneOut | None = None,
         align: Alignment | None = None,
         transduction: Transduction | None = None,
+        image_baselines: Mapping[str, ScoringRule] | None = None,
         scales: Scales,
         has_text: bool,
     ) -> None:
@@ -87,13 +89,16 @@ class ZeroShot(Classifier):
             weights = {key: weight for key, weight in weights.items() if weight == 1}
         if not has_text:
             weights = {key: weight for key, weight in weights.items() if weight == 0}
-        names = list(weights)
+        choices = {key: Choice(prototype, selection, weight) for key, weight in weights.items()}
+        if text_weight != 1:
+            choices |= {key: Choice(rule, selection, 0.0) for key, rule in (image_baselines or {}).items()}
+        names = list(choices)
         if trained:
             names.insert(0, name)
         if transduction is not None:
             names.insert(1, INDUCTIVE)
         super().__init__(names, trained)
-        self.configured = {key: Choice(prototype, selection, weight) for key, weight in weights.items()}
+        self.configured = choices
         self.calibration = calibration
         self.align = align
         self.transduction = transduction

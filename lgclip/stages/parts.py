@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lgclip.datasets.splits import DatasetSplits
 from lgclip.diffuser.base import ImageSource
@@ -12,6 +13,9 @@ from lgclip.encoder.scales import Scales
 from lgclip.prompts.base import PromptGenerator
 from lgclip.runtime.instantiate import build
 from lgclip.stages.counts import ImageCounts
+
+PAIR = "lgclip.encoder.paired.PairedEncoder"
+"""Target of two encoders."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,15 @@ class GenerationParts:
         return cls(data, build(cfg.llm, _convert_="all"), build(cfg.diffuser, _convert_="all"), counts)
 
 
+def encoder_config(cfg: DictConfig) -> Any:
+    """Returns the config of the run's encoder: of the pair where there is a second one."""
+    if not cfg.get("encoder2"):
+        return cfg.encoder
+    # Resolved, since a copy has no `precision` of the run to refer to.
+    first, second = (OmegaConf.to_container(cfg[group], resolve=True) for group in ("encoder", "encoder2"))
+    return OmegaConf.create({"_target_": PAIR, "first": first, "second": second})
+
+
 @dataclass(frozen=True)
 class RunParts(GenerationParts):
     """Holds the parts of a run: image generation and feature extraction.
@@ -65,7 +78,7 @@ class RunParts(GenerationParts):
     @classmethod
     def from_config(cls, cfg: DictConfig, data: DatasetSplits | None = None) -> "RunParts":
         generation = GenerationParts.from_config(cfg, data)
-        encoder = build(cfg.encoder, _convert_="all")
+        encoder = build(encoder_config(cfg), _convert_="all")
         scales = build(cfg.scales, _convert_="all")
         # The fields of the base class by their names, so that a new one needs no line here.
         return cls(**vars(generation), encoder=encoder, scales=scales)
