@@ -142,12 +142,12 @@ def pool_kinds(num_classes: int) -> list[PoolKind]:
         raise ValueError("no class has a test image: there is no pool to draw")
     kinds: list[PoolKind] = []
     for size in SIZES:
-        seen: set[tuple[int, int]] = set()
+        used: set[tuple[int, int]] = set()
         for low, high in CLASSES:
             classes = (min(low, num_classes), min(high, num_classes))
-            if classes in seen:
+            if classes in used:
                 continue
-            seen.add(classes)
+            used.add(classes)
             name = f"{classes[0]}-{classes[1]} classes, {size} images"
             if classes != (low, high):
                 name += f" (cut from {low}-{high})"
@@ -227,7 +227,7 @@ def compare_pools(
         for start, images in starts.items():
             predictions = {NO_RULE: [images.scores[rows].argmax(dim=1) for rows in pools]}
             for name, rule in rules.items():
-                predictions[name] = [_refined(rule, images, rows) for rows in pools]
+                predictions[name] = [_refine(rule, images, rows) for rows in pools]
             truths = [labels[rows] for rows in pools]
             for name, predicted in predictions.items():
                 results.append(_result((kind.name, start, name), truths, predicted, predictions[NO_RULE]))
@@ -245,7 +245,7 @@ def largest_losses(results: Sequence[PoolResult]) -> dict[str, PoolResult]:
     return worst
 
 
-def _refined(rule: Transduction, images: UnlabelledPool, rows: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+def _refine(rule: Transduction, images: UnlabelledPool, rows: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
     """Returns the predictions of a rule for some of the images, which it classifies together."""
     pool = images._replace(features=images.features[rows], scores=images.scores[rows])
     return rule.refine(pool).argmax(dim=1)
@@ -297,6 +297,6 @@ def _accuracies(
 def _interval(values: Float[np.ndarray, " pools"]) -> tuple[float, float]:
     """Returns the percentile bootstrap interval of a mean over pools (Efron 1979, doi:10.1214/aos/1176344552)."""
     # A separate generator with a fixed seed: the same values give the same interval, and equal pools equal resamples.
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
+    samples = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[samples].mean(axis=1), (0.025, 0.975))
     return float(low), float(high)

@@ -20,8 +20,7 @@ class EM(Transduction):
     its meaning. The covariance is shrunk as in the release of the paper's GDA, `(n - 1) S + tr(S) I`.
 
     Ours: where the release scales the precision by d, the shrunk covariance here is divided by n - 1 + d, which keeps
-    the trace of S, so that the likelihoods are those of Gaussians of this spread. The paper gives no number of
-    iterations.
+    the trace of S, so that the likelihoods are those of Gaussians of this spread.
 
     Args:
         iterations: Number of times that both are estimated.

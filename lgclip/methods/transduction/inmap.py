@@ -20,10 +20,10 @@ SHRUNK = 1e-6
 
 @dataclass(frozen=True)
 class InMaP(Transduction):
-    """Learns a unit prototype of each class from pseudo-labels of all images (arXiv:2310.19752, alg. 1).
+    """Learns a unit prototype of each class from pseudo-labels of all images (arXiv:2310.19752).
 
-    The pseudo-labels are the starting probabilities, moved by Sinkhorn's iterations so that all classes have equally
-    many images (eq. 10); an image whose highest probability is above `confidence` counts for that class alone. The
+    The pseudo-labels are the starting probabilities, changed by Sinkhorn's iterations so that all classes have equally
+    many images; an image whose highest probability is above `confidence` counts for that class alone. The
     prototypes w minimize the divergence of `softmax(f w / temperature)` from them, by descent along the gradient over
     all images; after each step they are normalized, and the rate is halved whenever the gradient has grown (as in the
     release). They begin at the prototypes of the pool.
@@ -62,7 +62,7 @@ class InMaP(Transduction):
             object.__setattr__(self, "assumes_balanced", False)  # the data class is frozen
 
     def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
-        log_probs = balanced(pool.log_probs(), self.sinkhorn)
+        log_probs = balance(pool.log_probs(), self.sinkhorn)
         prototypes = self._learn(pool.features, log_probs, pool.anchors())
         return pool.features @ prototypes.T / self.temperature
 
@@ -85,9 +85,9 @@ class InMaP(Transduction):
             if norm > last_norm * (1 - SHRUNK):
                 rate /= 2
             last_norm = norm
-            moved = normalize(prototypes - rate * gradient.to(prototypes), dim=1)
-            distance = float((moved - prototypes).norm(dim=1).max())
-            prototypes = moved
+            new_prototypes = normalize(prototypes - rate * gradient.to(prototypes), dim=1)
+            distance = float((new_prototypes - prototypes).norm(dim=1).max())
+            prototypes = new_prototypes
             if distance < CONVERGED:
                 break
         return prototypes
@@ -96,11 +96,11 @@ class InMaP(Transduction):
         """Returns probabilities, of which the confident ones are a single class."""
         probs = log_probs.exp()
         highest, classes = probs.max(dim=1, keepdim=True)
-        certain = torch.zeros_like(probs).scatter_(1, classes, 1)
-        return torch.where(highest > self.confidence, certain, probs)
+        one_hot = torch.zeros_like(probs).scatter_(1, classes, 1)
+        return torch.where(highest > self.confidence, one_hot, probs)
 
 
-def balanced(log_probs: Float[Tensor, "n c"], iterations: int) -> Float[Tensor, "n c"]:
+def balance(log_probs: Float[Tensor, "n c"], iterations: int) -> Float[Tensor, "n c"]:
     """Scales classes and images in turn, so that all classes have equal sums and each image a sum of 1 (Sinkhorn 1967).
 
     Args:

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from lgclip.methods.transduction.base import Transduction, UnlabelledPool, check_above_zero, check_at_least
 from lgclip.methods.transduction.moments import Moments, class_moments, diagonal_log_likelihood
 from lgclip.methods.transduction.neighbors import distinct_images
-from lgclip.methods.transduction.transclip import assign, floored, mean_affinity
+from lgclip.methods.transduction.transclip import assign, build_affinity, raise_to_least
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class StatA(Transduction):
     The probabilities are updated as in TransCLIP. A class has its own diagonal variance, and with n_c images the
     weight `b_c = n_c / (alpha + n_c)` of its statistics against the anchors p_c and v_0 is small where the pool holds
     few of its images: `m_c = unit(b_c unit(mean_c) + (1 - b_c) p_c)` and
-    `v_c = b_c s_c + (1 - b_c) (v_0 + (p_c - m_c)^2)` (sec. 4), where s_c is the variance around m_c. The anchor v_0 is
+    `v_c = b_c s_c + (1 - b_c) (v_0 + (p_c - m_c)^2)`, where s_c is the variance around m_c. The anchor v_0 is
     the variance of all images around the prototypes, weighted by the starting probabilities. As in the release n_c
     counts the images whose most likely class is c, and the determinant of the covariance has no part in the likelihood.
 
@@ -31,7 +31,7 @@ class StatA(Transduction):
     Args:
         neighbors: Number of nearest images in the graph.
         alpha: Number of images that weighs as much as the anchor.
-        soft: Whether n_c is the sum of the probabilities instead, as in the paper's equations.
+        soft: Whether n_c is the sum of the probabilities instead, as the release also offers.
         iterations: Number of updates of means and variances.
         steps: Number of updates of the probabilities for each of them.
 
@@ -57,9 +57,9 @@ class StatA(Transduction):
         images = distinct_images(pool)
         features = images.pool.features
         start = images.pool.log_probs()
-        affinity = mean_affinity(features, self.neighbors)
+        affinity = build_affinity(features, self.neighbors)
         anchors = pool.anchors().double()
-        anchor_variances = floored(class_moments(features, start, images.counts).shared_variances(anchors))
+        anchor_variances = raise_to_least(class_moments(features, start, images.counts).shared_variances(anchors))
         means = anchors
         variances = anchor_variances
         logits = start
@@ -71,7 +71,7 @@ class StatA(Transduction):
                 weights = self._weights(logits, moments, images.counts)
                 means = normalize(weights * normalize(moments.means, dim=1) + (1 - weights) * anchors, dim=1)
                 anchored = anchor_variances + (anchors - means).square()
-                variances = floored(weights * moments.variances(means) + (1 - weights) * anchored)
+                variances = raise_to_least(weights * moments.variances(means) + (1 - weights) * anchored)
         return logits[images.rows]
 
     def _weights(

@@ -46,8 +46,8 @@ class TDA(Transduction):
     """Adds the similarity to earlier confident images of a class, and subtracts that to unsure ones (arXiv:2403.18293).
 
     For each class that it predicts, the positive cache keeps the images of the lowest entropy so far, the negative one
-    those among the moderately unsure. The logits are `s + A+(f Q+) L+ - A-(f Q-) L-` with `A(x) = a exp(-b (1 - x))`
-    (eq. 3 to 8): L+ holds the predicted classes, L- the classes whose probability is within `negative_probs`.
+    those among the moderately unsure. The logits are `s + A+(f Q+) L+ - A-(f Q-) L-` with `A(x) = a exp(-b (1 - x))`:
+    L+ holds the predicted classes, L- the classes whose probability is within `negative_probs`.
 
     An image joins a cache before it is scored, and the entropy, in nats, is divided by the binary logarithm of the
     number of classes, both as in the release, whose values for ImageNet are the defaults.
@@ -96,10 +96,10 @@ class TDA(Transduction):
         n, num_classes = log_probs.shape
         entropies = -(log_probs.exp() * log_probs).sum(dim=1).double()
         predictions = log_probs.argmax(dim=1)
-        positive = cached_images(predictions, entropies, range(n), self.positive_size)
+        positive = track_cache(predictions, entropies, range(n), self.positive_size)
         relative = entropies / math.log2(max(num_classes, 2))
         unsure = (relative > self.negative_entropy[0]) & (relative < self.negative_entropy[1])
-        negative = cached_images(predictions, entropies, unsure.nonzero()[:, 0].tolist(), self.negative_size)
+        negative = track_cache(predictions, entropies, unsure.nonzero()[:, 0].tolist(), self.negative_size)
         logits = pool.scores / pool.temperature
         for first in range(0, n, QUERIES):
             rows = slice(first, min(first + QUERIES, n))
@@ -137,7 +137,7 @@ class TDA(Transduction):
             logits[rows] -= self.negative_weight * (affinities @ labels)
 
 
-def cached_images(
+def track_cache(
     predictions: Int[Tensor, " n"], entropies: Float[Tensor, " n"], candidates: Sequence[int], size: int
 ) -> CachedImages:
     """Follows which images a cache holds over the stream.

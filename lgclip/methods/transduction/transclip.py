@@ -23,8 +23,8 @@ LEAST_VARIANCE = 1e-6
 class TransCLIP(Transduction):
     """Refines probabilities by Gaussians with one diagonal covariance, and by the nearest images (arXiv:2406.01837).
 
-    Equation 3 of the paper without labelled images: log-likelihood of the Gaussians, a Laplacian term over the graph
-    of nearest images, and the divergence from the starting probabilities y. Blocks of unknowns are minimized in turn:
+    The paper's objective without labelled images: log-likelihood of the Gaussians, a Laplacian term over the graph of
+    nearest images, and the divergence from the starting probabilities y. Blocks of unknowns are minimized in turn:
     `z_ic ~ y_ic exp(l_ic / 50 + sum_j a_ij z_jc)`, repeated for all images at once, then the means at unit length and
     the variances. As in the release the means start at the most confident images of each class, weighted by their
     probability, and the variances at 1 / d.
@@ -60,7 +60,7 @@ class TransCLIP(Transduction):
         features = images.pool.features
         d = features.shape[1]
         start = images.pool.log_probs()
-        affinity = mean_affinity(features, self.neighbors)
+        affinity = build_affinity(features, self.neighbors)
         means = _confident_means(features, start, self.confident)
         variances = torch.full((1, d), 1 / d, dtype=torch.float64, device=features.device)
         logits = start
@@ -70,11 +70,11 @@ class TransCLIP(Transduction):
             if iteration < self.iterations:
                 moments = class_moments(features, logits.log_softmax(dim=1), images.counts)
                 means = normalize(moments.means, dim=1)
-                variances = floored(moments.shared_variances(means))
+                variances = raise_to_least(moments.shared_variances(means))
         return logits[images.rows]
 
 
-def mean_affinity(features: Float[Tensor, "n d"], neighbors: int) -> Tensor:
+def build_affinity(features: Float[Tensor, "n d"], neighbors: int) -> Tensor:
     """Returns the sparse affinity `(W + W^T) / 2k` with the cosines to the k nearest images in W."""
     k = min(neighbors, len(features) - 1)
     return neighbor_graph(features, k) / max(2 * k, 1)
@@ -87,7 +87,7 @@ def assign(
     logits: Float[Tensor, "n c"],
     steps: int,
 ) -> Float[Tensor, "n c"]:
-    """Updates the probabilities of all images by their neighbors' (arXiv:2406.01837, eq. 5).
+    """Updates the probabilities of all images by their neighbors' (arXiv:2406.01837).
 
     Args:
         start: Logarithm of the starting probabilities.
@@ -99,13 +99,13 @@ def assign(
     Returns:
         The logits of the last step.
     """
-    fixed = log_likelihood.mul_(LIKELIHOOD_WEIGHT).add_(start)
+    unary = log_likelihood.mul_(LIKELIHOOD_WEIGHT).add_(start)
     for _ in range(steps):
-        logits = torch.sparse.mm(affinity, logits.softmax(dim=1)).add_(fixed)
+        logits = torch.sparse.mm(affinity, logits.softmax(dim=1)).add_(unary)
     return logits
 
 
-def floored(variances: Float[Tensor, "v d"]) -> Float[Tensor, "v d"]:
+def raise_to_least(variances: Float[Tensor, "v d"]) -> Float[Tensor, "v d"]:
     """Raises variances to the least value."""
     return variances.clamp_min(LEAST_VARIANCE / variances.shape[1])
 

@@ -27,7 +27,7 @@ UNREACHED = 1e-12
 
 @dataclass(frozen=True)
 class ZLaP(Transduction):
-    """Propagates labels from class nodes over the nearest images (arXiv:2404.04072, eq. 6).
+    """Propagates labels from class nodes over the nearest images (arXiv:2404.04072).
 
     The nodes are the images and the classes. Images are connected to their nearest images by their cosine, and to
     their nearest classes by the similarity to the power `gamma`, which bridges the gap between text and images;
@@ -73,7 +73,7 @@ class ZLaP(Transduction):
         # Added where the graph does not reach a class, so that no logit is infinite.
         logits = images.pool.log_probs() + math.log(UNREACHED)
         totals = torch.zeros(n, dtype=torch.float64, device=logits.device)
-        spread = torch.empty_like(logits)
+        log_scores = torch.empty_like(logits)
         for columns in row_blocks(num_classes, n + num_classes):
             classes = torch.arange(columns.start, columns.stop, device=logits.device)
             labels = torch.zeros(n + num_classes, len(classes), dtype=torch.float64, device=logits.device)
@@ -82,10 +82,10 @@ class ZLaP(Transduction):
             for _ in range(steps):
                 scores = torch.sparse.mm(graph, scores).mul_(self.alpha).add_(labels)
             totals += scores[:n].sum(dim=1)
-            spread[:, columns] = scores[:n].log().to(logits)
+            log_scores[:, columns] = scores[:n].log().to(logits)
         # The sum is 0 for an image that no class reaches.
-        spread -= totals.clamp_min(torch.finfo(torch.float64).tiny).log().to(logits)[:, None]
-        return torch.logaddexp(spread, logits)[images.rows]
+        log_scores -= totals.clamp_min(torch.finfo(torch.float64).tiny).log().to(logits)[:, None]
+        return torch.logaddexp(log_scores, logits)[images.rows]
 
     def _graph(self, pool: UnlabelledPool) -> Tensor:
         """Returns the normalized sparse adjacency of images and classes, in this order."""
@@ -101,7 +101,7 @@ class ZLaP(Transduction):
         values = torch.cat([between_images.values().double().clamp_min(0), similarities.flatten().repeat(2)])
         adjacency = torch.sparse_coo_tensor(places, values, (size, size), check_invariants=False).coalesce()
         rows, columns = adjacency.indices()
-        degrees = torch.zeros(size, dtype=torch.float64, device=values.device).index_add_(0, rows, adjacency.values())
+        degrees = torch.sparse.mm(adjacency, values.new_ones(size, 1))[:, 0]
         # A node without an edge of a positive weight has no row to normalize.
         scales = degrees.clamp_min(torch.finfo(torch.float64).tiny).rsqrt()
         normalized = adjacency.values() * scales[rows] * scales[columns]

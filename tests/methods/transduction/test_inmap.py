@@ -6,7 +6,7 @@ import torch
 from unlabelled_pools import arrays, probabilities, random_pool, softmax, unit
 
 from lgclip.methods.transduction.base import UnlabelledPool
-from lgclip.methods.transduction.inmap import InMaP, balanced
+from lgclip.methods.transduction.inmap import InMaP, balance
 
 
 def expected(rule: InMaP, pool: UnlabelledPool) -> np.ndarray:
@@ -38,16 +38,16 @@ def test_inmap_matches_its_formula(rule: InMaP, has_prototypes: bool) -> None:
 def test_sinkhorn_by_hand() -> None:
     """Checks two images: the odds a^2 / (1 - a)^2 of the balanced table equal those of the first, 8/3."""
     table = torch.tensor([[0.8, 0.2], [0.6, 0.4]], dtype=torch.float64)
-    probs = balanced(table.log(), iterations=100).exp().numpy()
+    probs = balance(table.log(), iterations=100).exp().numpy()
     a = np.sqrt(8 / 3) / (1 + np.sqrt(8 / 3))
     np.testing.assert_allclose(probs, [[a, 1 - a], [1 - a, a]], atol=1e-9)
-    assert balanced(table.log(), iterations=0).exp().numpy() == pytest.approx(table.numpy())
+    assert balance(table.log(), iterations=0).exp().numpy() == pytest.approx(table.numpy())
 
 
 def test_sinkhorn_of_a_class_that_no_image_belongs_to() -> None:
     """Checks probabilities below the least float: their sums would be 0."""
     log_probs = torch.tensor([[0.0, -1000.0], [0.0, -1001.0]], dtype=torch.float32)
-    probs = balanced(log_probs, iterations=50).exp()
+    probs = balance(log_probs, iterations=50).exp()
     np.testing.assert_allclose(probs.sum(dim=0), [1, 1], atol=1e-3)
 
 

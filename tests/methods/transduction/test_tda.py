@@ -8,7 +8,7 @@ import torch
 from unlabelled_pools import arrays, random_pool
 
 from lgclip.methods.transduction.base import UnlabelledPool
-from lgclip.methods.transduction.tda import QUERIES, TDA, cached_images
+from lgclip.methods.transduction.tda import QUERIES, TDA, track_cache
 
 
 def insert(cache: dict[int, list[tuple[float, int]]], label: int, entropy: float, image: int, size: int) -> None:
@@ -63,7 +63,7 @@ def test_first_image_by_hand() -> None:
 def test_cache_replaces_the_least_sure_image() -> None:
     entropies = torch.tensor([0.5, 0.7, 0.7, 0.6, 0.9, 0.7], dtype=torch.float64)
     classes = torch.zeros(6, dtype=torch.long)
-    cache = cached_images(classes, entropies, range(6), size=2)
+    cache = track_cache(classes, entropies, range(6), size=2)
     # Image 3 replaces image 1, the later of the two at 0.7 never enters, nor do images 4 and 5.
     assert cache.images.tolist() == [0, 1, 3]
     assert cache.removed.tolist() == [6, 3, 6]

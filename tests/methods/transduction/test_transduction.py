@@ -237,7 +237,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.parametrize(
     ("module", "name", "values", "n", "c"),
     [
-        ("stata", "StatA", "iterations=1", 50_000, 1_000),
+        ("stata", "StatA", "iterations=1, steps=1", 50_000, 1_000),
         ("transclip", "TransCLIP", "iterations=1", 20_000, 500),
         ("em", "EM", "iterations=1", 50_000, 1_000),
         ("inmap", "InMaP", "iterations=2, sinkhorn=2", 50_000, 1_000),
