@@ -302,7 +302,8 @@ def _provenance(result: RunResult) -> Iterator[tuple[str, str]]:
     yield "protocol", result.protocol or "none"
     for method, choices in result.predictor.items():
         yield f"evaluated by {method}", _displayed(choices)
-        yield f"seen by {method}", result.seen[method].label
+    for method, seen in result.seen.items():
+        yield f"seen by {method}", seen.label
     if templated := sum(result.templated_prompts):
         yield "template sentences in place of prompts", str(templated)
     if missing := result.missing_images:
