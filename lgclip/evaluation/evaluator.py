@@ -21,6 +21,7 @@ from lgclip.methods.logits import log_probs
 from lgclip.stages.context import RunContext
 from lgclip.stages.extract import encode
 from lgclip.stages.streams import Streams
+from lgclip.stages.text import RunTexts
 from lgclip.training.predictor import TrainedPredictor
 
 
@@ -62,6 +63,7 @@ class Evaluation:
         method: The method, after its test.
         synthetic_images: The synthetic images; None if the method needs none.
         entries: Further entries of result.json: `ood`, `student`, `prompt_tuning`, `membership`.
+        texts: The text sides; None without a text tower.
     """
 
     data: Streams
@@ -69,6 +71,7 @@ class Evaluation:
     method: Classifier
     synthetic_images: SyntheticImages | None
     entries: Mapping[str, Any]
+    texts: RunTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Evaluator:
         encoder: Turns images and sentences into features.
         scales: Views of an image.
         predictor: The predictor that the method trained; None if it trains nothing.
+        texts: The text sides; None for the data set's templates alone.
     """
 
     context: RunContext
@@ -88,6 +92,7 @@ class Evaluator:
     encoder: Encoder
     scales: Scales
     predictor: TrainedPredictor | None = None
+    texts: RunTexts | None = None
 
     def evaluate(
         self,
@@ -101,7 +106,7 @@ class Evaluator:
         Args:
             dataset: The images to evaluate.
             synthetic_images: The synthetic images of its classes; None if the method needs none.
-            classes: Indices of these classes among a trained predictor's; None for all of them, in order.
+            classes: Indices of these classes among the run's; None for all of them, in order.
             name: Name of a shifted set, used in the names of the stages.
 
         Returns:
@@ -110,8 +115,9 @@ class Evaluator:
         context = self.context
         title = f"features {name}".strip()
         data, dataset = encode(
-            context, dataset, self.encoder, self.scales, synthetic_images=synthetic_images, title=title
-        )
+            context, dataset, self.encoder, self.scales,
+            synthetic_images=synthetic_images, title=title, texts=self.texts, classes=classes,
+        )  # fmt: skip
         if self.predictor is not None:
             predictor = self.predictor if classes is None else self.predictor.for_classes(classes)
             stage = f"{predictor.stage} {name}".strip()

@@ -1,13 +1,14 @@
 """Classifies by the nearest prototype (images, text or both), or by a trained predictor with these as baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lgclip.batches import FeatureBatch
 from lgclip.encoder.scales import Scales, full_image_place
-from lgclip.methods.base import Classifier
-from lgclip.methods.calibration import Choice, LeaveOneOut, fit_choice
+from lgclip.methods.base import Classifier, PredictionCollector
+from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Choice, LeaveOneOut, fit_choice
 from lgclip.methods.feature_collector import FeatureCollector
 from lgclip.methods.left_out import References
 from lgclip.methods.predictor import PrototypePredictor
@@ -86,44 +87,92 @@ class ZeroShot(Classifier):
         self.has_text = has_text
         self.needs_images = text_weight != 1
         self._prototypes: dict[str, PrototypePredictor] = {}
+        self._text_streams: dict[str, str] = {}
         # Only where the selection compares the full image with the class's sentence, and fusion hides it.
         compares = any(choice.selects_by_text for choice in self.configured.values())
         self._full_place = full_image_place(scales) if compares else None
+
+    @property
+    def compares_text(self) -> bool:
+        """Returns whether the text baseline is evaluated, next to which others can stand."""
+        return any(choice.text_weight == 1 for choice in self.configured.values())
+
+    def add_text_baselines(self, streams: Sequence[str]) -> None:
+        """Adds a text baseline for each further stream of sentences, if the method has the text baseline itself.
+
+        Args:
+            streams: Names of the streams; that of `text_llm` is the baseline `clip_text_llm`.
+        """
+        text = next((choice for choice in self.configured.values() if choice.text_weight == 1), None)
+        if text is None:
+            return
+        for stream in streams:
+            name = f"clip_{stream}"
+            self.configured[name] = text
+            self._text_streams[name] = stream
+            self.names.append(name)
+            self.collectors.append(PredictionCollector())
+            self.temperatures[name] = DEFAULT_TEMPERATURE
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.text = FeatureCollector(data.num_classes, data.width)
         self.image = FeatureCollector(data.num_classes, data.width)
         self.full_image = FeatureCollector(data.num_classes, data.width)
+        others = [stream.name for stream in data.streams if stream.role is Role.OTHER_TEXT]
+        self.other_texts = torch.nn.ModuleDict(
+            {name: FeatureCollector(data.num_classes, data.width) for name in others}
+        )
         self._prototypes = {}  # of another data set, if one was evaluated before
 
     def _fit(self) -> None:
         """Fits the prototypes of every text weight, once all sentences and synthetic images are collected."""
-        text: Tensor | None = None
-        if self.has_text:
-            # The mean of a class's sentences at unit length: CLIP's prompt ensemble (arXiv:2103.00020, sec. 3.1.4).
-            text = self.text.support().means(renormalize=True)
+        texts = self._fit_texts()
+        text = texts.get("text")
         images: SupportSet | None = None
         if self.needs_images:
             images = self.image.support()
             if self._full_place is not None:
                 images = images._replace(full_image=self.full_image.support().features)
         for name, choice in self.configured.items():
-            fitted = fit_choice(choice, self.calibration, References(images, text))
+            stream = self._text_streams.get(name, "text")
+            fitted = fit_choice(choice, self.calibration, References(images, texts.get(stream)))
             used = fitted.choice
             described = {**used.described(), "leave_one_out": fitted.leave_one_out}
-            predictor = PrototypePredictor(used.fit(images, text), self.scales, described, fitted.temperature)
+            if stream != "text":
+                described["text"] = stream
+            predictor = PrototypePredictor(
+                used.fit(images, texts.get(stream)), self.scales, described, fitted.temperature
+            )
             self._prototypes[name] = predictor
             self.describe(name, predictor)
             # Diagnostics use the images of the method itself, not of its baselines.
             if images is not None and name == next(iter(self.configured)):
                 self.support = used.selection.select(images, text)
 
+    def _fit_texts(self) -> dict[str, Tensor]:
+        """Returns the text prototypes, by the stream of their sentences."""
+        if not self.has_text:
+            return {}
+        prototypes: dict[str, Tensor] = {}
+        for stream in self.trainer.datamodule.streams:  # pyright: ignore[reportAttributeAccessIssue]
+            if not stream.is_text:
+                continue
+            collector = self.text if stream.role is Role.TEXT else self.other_texts[stream.name]
+            assert isinstance(collector, FeatureCollector)
+            # The mean at unit length is CLIP's prompt ensemble (arXiv:2103.00020, sec. 3.1.4).
+            prototypes[stream.name] = collector.support().means(renormalize=not stream.averages_scores)
+        return prototypes
+
     def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        role = self.trainer.datamodule.streams[dataloader_idx].role  # pyright: ignore[reportAttributeAccessIssue]
-        match role:
+        stream = self.trainer.datamodule.streams[dataloader_idx]  # pyright: ignore[reportAttributeAccessIssue]
+        match stream.role:
             case Role.TEXT:
                 self.text.update(batch.features[:, 0], batch.labels, batch.indices)
+            case Role.OTHER_TEXT:
+                collector = self.other_texts[stream.name]
+                assert isinstance(collector, FeatureCollector)
+                collector.update(batch.features[:, 0], batch.labels, batch.indices)
             case Role.SYNTHETIC:
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
                 if self._full_place is not None:
@@ -140,4 +189,4 @@ class ZeroShot(Classifier):
                 for name, predictor in self._prototypes.items():
                     self.collect(name, predictor.logits(batch), batch)
             case _:
-                raise AssertionError(role)
+                raise AssertionError(stream.role)

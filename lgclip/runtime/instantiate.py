@@ -37,7 +37,7 @@ PLACES = (
 PARTS = frozenset({
     "lgclip.datasets.base.Dataset", "lgclip.prompts.base.PromptGenerator", "lgclip.diffuser.base.ImageSource",
     "lgclip.encoder.base.Encoder", "lgclip.encoder.scales.Scales", "lgclip.methods.base.Classifier",
-    "lgclip.methods.scoring.ScoringRule", "lgclip.methods.rejection.Rejection",
+    "lgclip.prompts.text_side.TextSide", "lgclip.methods.scoring.ScoringRule", "lgclip.methods.rejection.Rejection",
     "lgclip.methods.selection.Selection", "lgclip.methods.calibration.LeaveOneOut", "lgclip.tiny.recipe.Recipe",
     "lgclip.tiny.corpus.Corpus", "lgclip.training.student.config.Student", "lgclip.training.lora.config.LoraTuning",
     "lgclip.training.task.TrainingConfig", "lgclip.training.prompt_tuning.config.PromptTuningConfig",
