@@ -119,10 +119,10 @@ class ZeroShot(Classifier):
         self.text = FeatureCollector(data.num_classes, data.width)
         self.image = FeatureCollector(data.num_classes, data.width)
         self.full_image = FeatureCollector(data.num_classes, data.width)
-        others = [stream.name for stream in data.streams if stream.role is Role.OTHER_TEXT]
-        self.other_texts = torch.nn.ModuleDict(
-            {name: FeatureCollector(data.num_classes, data.width) for name in others}
-        )
+        self.other_texts = torch.nn.ModuleDict()
+        for stream in data.streams:
+            if stream.role is Role.OTHER_TEXT:
+                self.other_texts[stream.name] = FeatureCollector(data.num_classes, data.width)
         self._prototypes = {}  # of another data set, if one was evaluated before
 
     def _fit(self) -> None:
@@ -136,14 +136,13 @@ class ZeroShot(Classifier):
                 images = images._replace(full_image=self.full_image.support().features)
         for name, choice in self.configured.items():
             stream = self._text_streams.get(name, "text")
-            fitted = fit_choice(choice, self.calibration, References(images, texts.get(stream)))
+            of_row = texts.get(stream)
+            fitted = fit_choice(choice, self.calibration, References(images, of_row))
             used = fitted.choice
             described = {**used.described(), "leave_one_out": fitted.leave_one_out}
             if stream != "text":
                 described["text"] = stream
-            predictor = PrototypePredictor(
-                used.fit(images, texts.get(stream)), self.scales, described, fitted.temperature
-            )
+            predictor = PrototypePredictor(used.fit(images, of_row), self.scales, described, fitted.temperature)
             self._prototypes[name] = predictor
             self.describe(name, predictor)
             # Diagnostics use the images of the method itself, not of its baselines.

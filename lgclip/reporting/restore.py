@@ -109,7 +109,16 @@ def restore_run(run: Run) -> RestoredRun:
     if synthetic_images is not None and compares and tuple(scales.views) != (FULL_IMAGE,):
         full_image = by_name["synthetic"].store.take(synthetic_images.ids, [FULL_IMAGE])[:, 0]
     return RestoredRun(
-        dataset, parts.data, synthetic_images, encoder, scales, captions, by_name, full_image, texts, text_keys
+        dataset=dataset,
+        data=parts.data,
+        synthetic_images=synthetic_images,
+        encoder=encoder,
+        scales=scales,
+        captions=captions,
+        streams=by_name,
+        full_image=full_image,
+        texts=texts,
+        text_keys=text_keys,
     )
 
 

@@ -178,7 +178,7 @@ def _features(
 
 
 def _planned_sentences(parts: RunParts, store: Path, *, has_prompts: bool, compares_text: bool) -> PlannedStage:
-    """Returns the sentences of all text sides, as far as they are known: those of a language model are written first."""
+    """Returns the sentences of all text sides; those that a language model still has to write are not known."""
     dataset = parts.data.evaluated
     stage = writing_stage(parts.text, parts, store)
     if stage is not None and stage.missing():
