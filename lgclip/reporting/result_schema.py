@@ -7,7 +7,7 @@ encoder, are open mappings.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -91,6 +91,19 @@ class SweepRecord:
     dir: str
     job: int
     overrides: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """Describes the sentences that stand for the classes: their kind, how many a class has at least and at most.
+
+    `example` is the first sentence of the first class, `inputs` are the settings that the sentences depend on.
+    """
+
+    kind: str
+    sentences: Sequence[int]
+    example: str
+    inputs: JsonObject
 
 
 @dataclass(frozen=True)
@@ -394,7 +407,8 @@ class RunResult:
     `baselines` holds the baselines that were evaluated in the same pass, `paired` their tests against the method.
     `ties` counts the images for which several classes share a method's highest score, so that the order of the classes
     decides. `seen` says which data each method has seen. `encoder`, `llm`, `diffuser` and `scales` are the inputs of
-    these parts; None for a part that was not used.
+    these parts; None for a part that was not used. `text` describes the sentences of the classes, and those of further
+    text baselines; None without a text tower, and in results of earlier versions.
     """
 
     schema: int
@@ -413,6 +427,7 @@ class RunResult:
     llm: JsonObject | None
     diffuser: JsonObject | None
     scales: JsonObject | None
+    text: Mapping[str, TextRecord] | None = field(default=None, kw_only=True)
     prompts_per_class: int
     images_per_prompt: int
     seed: int

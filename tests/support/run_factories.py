@@ -118,7 +118,7 @@ def build_result(
                     "source": {"dataset": dataset}, "fingerprint": dataset, "folder_names": {}, "files_left_out": {},
                     "files_noted": {}},
         "encoder": parts, "llm": None, "diffuser": parts, "scales": {"choice": "single", "fractions": [1.0]},
-        "prompts_per_class": 3, "images_per_prompt": 1, "seed": 0, "templated_prompts": [0, 2, 1],
+        "text": None, "prompts_per_class": 3, "images_per_prompt": 1, "seed": 0, "templated_prompts": [0, 2, 1],
         "missing_images": [{"class": 0, "name": names[0], "prompt": "", "repeat": 0, "faults": ["black"]}],
         "protocol": "clean", "predictor": {"lgclip": {"text_weight": 0.0}},
         "seen": dict.fromkeys(("lgclip", "clip_text"), NAMES_SEEN),
