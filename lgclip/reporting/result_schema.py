@@ -150,15 +150,17 @@ class RejectionPoint:
 class DataSeen:
     """Describes the data of the evaluated domain that a method has seen; unlike data are never ranked without a word.
 
-    `label` says it in words. `labelled` and `unlabelled` count real images, `unlabelled_from` is `training`, `test`
-    (the evaluated images together) or a folder. `captions` is true if captions of real images made the prompts.
-    `unknown` lists what was made outside the run: prompts, images.
+    `label` says it in words. `labelled` and `unlabelled` count real images, the latter none of the evaluated ones;
+    `unlabelled_from` is `training` or a folder. `test_images` counts the evaluated images that were used together.
+    `captions` is true if captions of real images made the prompts. `unknown` lists what was made outside the run:
+    prompts, images, descriptors.
     """
 
     label: str
     labelled: int
     unlabelled: int
     unlabelled_from: str | None
+    test_images: int
     captions: bool
     unknown: Sequence[str]
 
@@ -167,8 +169,8 @@ class DataSeen:
         """Returns the label without numbers."""
         kinds = {
             "captioned": self.captions,
-            "unlabelled": self.unlabelled > 0 and self.unlabelled_from != "test",
-            "test images": self.unlabelled > 0 and self.unlabelled_from == "test",
+            "unlabelled": self.unlabelled > 0,
+            "test images": self.test_images > 0,
             "labelled": self.labelled > 0,
             "unknown": bool(self.unknown),
         }

@@ -61,7 +61,8 @@ def membership_record(auroc: float, best: float, held_out: float) -> dict[str, A
 
 
 NAMES_SEEN = {
-    "label": "names", "labelled": 0, "unlabelled": 0, "unlabelled_from": None, "captions": False, "unknown": [],
+    "label": "names", "labelled": 0, "unlabelled": 0, "unlabelled_from": None, "test_images": 0, "captions": False,
+    "unknown": [],
 }  # fmt: skip
 """What a method has seen that knows the class names alone."""
 
