@@ -155,7 +155,7 @@ class ZeroShot(Classifier):
             return {}
         prototypes: dict[str, Tensor] = {}
         for stream in self.trainer.datamodule.streams:  # pyright: ignore[reportAttributeAccessIssue]
-            if not stream.is_text:
+            if stream.role not in (Role.TEXT, Role.OTHER_TEXT):
                 continue
             collector = self.text if stream.role is Role.TEXT else self.other_texts[stream.name]
             assert isinstance(collector, FeatureCollector)
