@@ -28,8 +28,8 @@ from lgclip.cli.main import main
 from lgclip.cli.store.gc import collect
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.prompts.waffle import Waffle
-from lgclip.reporting.result_schema import from_json
 from lgclip.reporting.restore import restore_run
+from lgclip.reporting.result_schema import from_json
 from lgclip.reporting.run_folder import Run
 
 pytest_plugins = ("run_fixtures", "chat_fixtures")
