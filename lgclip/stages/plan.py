@@ -1,6 +1,6 @@
 """Counts what a run would compute, and which models it would download, without doing either."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from lgclip.stages.extract import real_stream, synthetic_stream, text_streams
 from lgclip.stages.generate import prompt_script, wanted_images
 from lgclip.stages.images import image_stage
 from lgclip.stages.parts import GenerationParts, RunParts
+from lgclip.stages.prompts import PromptGenerationStage
 from lgclip.stages.streams import Stream
-from lgclip.stages.text import stored_run_texts, writing_stage
+from lgclip.stages.text import stage_title, stored_run_texts, writing_stage
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def plan_run(parts: RunParts, store: Path, *, needs_images: bool, compares_text:
         parts.text.check(parts.data.evaluated, parts.llm)
         writing = writing_stage(parts.text, parts, store)
         if writing is not None and not (has_prompts and isinstance(parts.text, LlmSentences)):
-            total = len(writing.target_classes) * writing.count
-            stages.append(PlannedStage("sentences", "text", total, total - sum(writing.lacking())))
+            stages.append(_planned_texts(stage_title(parts.text), writing))
             groups = list(dict.fromkeys(["llm", *groups]))
     features, feature_notes = _features(
         parts, store, images, needs_images=needs_images, has_prompts=has_prompts, compares_text=compares_text
@@ -160,7 +160,7 @@ def _features(
     stages: list[PlannedStage] = []
     try:
         if encoder.has_text:
-            stages.append(_planned_sentences(parts, store, has_prompts=has_prompts, compares_text=compares_text))
+            stages += _planned_sentences(parts, store, has_prompts=has_prompts, compares_text=compares_text)
         if images is not None:
             stages.append(_planned(synthetic_stream(images, encoder, parts.scales, store), "synthetic image"))
         elif needs_images:
@@ -177,17 +177,46 @@ def _features(
     return stages, []
 
 
-def _planned_sentences(parts: RunParts, store: Path, *, has_prompts: bool, compares_text: bool) -> PlannedStage:
-    """Returns the sentences of all text sides; those that a language model still has to write are not known."""
-    dataset = parts.data.evaluated
+def _planned_texts(title: str, stage: PromptGenerationStage) -> PlannedStage:
+    """Returns the texts that a language model writes for the text side alone."""
+    total = len(stage.target_classes) * stage.count
+    try:
+        return PlannedStage(title, "text", total, total - sum(stage.lacking()))
+    except HubError:
+        return PlannedStage(title, "text", total, None)
+
+
+def _planned_sentences(
+    parts: RunParts, store: Path, *, has_prompts: bool, compares_text: bool
+) -> Iterator[PlannedStage]:
+    """Yields the sentences of all text sides; those that a language model still has to write are not known."""
     stage = writing_stage(parts.text, parts, store)
     if stage is not None and stage.missing():
-        return PlannedStage("features", "sentence", len(stage.target_classes) * stage.count, None)
-    texts = stored_run_texts(parts, store, has_prompts=has_prompts, compares=compares_text)
+        yield PlannedStage("features", "sentence", len(stage.target_classes) * stage.count, None)
+        return
+    dataset = parts.data.evaluated
+    averages_prompts = compares_text and has_prompts and "llm" in parts.text.alternatives
+    unwritten = averages_prompts and not _are_written(parts, store)
+    texts = stored_run_texts(parts, store, has_prompts=has_prompts and not unwritten, compares=compares_text)
     streams = text_streams(dataset, parts.encoder, store, texts)
     total = len({item for stream in streams for item in stream.ids})
     missing = sum(len(stream.missing()) for stream in streams)
-    return PlannedStage("features", "sentence", total, total - missing)
+    yield PlannedStage("features", "sentence", total, total - missing)
+    if unwritten:
+        count = len(dataset.class_names) * parts.counts.prompts_per_class
+        yield PlannedStage("features", "prompt as a sentence", count, None)
+
+
+def _are_written(parts: RunParts, store: Path) -> bool:
+    """Returns whether the prompts of the run are in the store, as far as that can be known."""
+    if parts.llm.needs_images:
+        return True  # captions are no sentences of a class
+    stage = writing_stage(LlmSentences(), parts, store)
+    assert stage is not None
+    try:
+        return not stage.missing()
+    except HubError:
+        return False
 
 
 def _planned(stream: Stream, unit: str) -> PlannedStage:

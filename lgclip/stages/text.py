@@ -92,6 +92,11 @@ def writing_stage(side: TextSide, parts: RunParts, store: Path) -> PromptGenerat
     return PromptGenerationStage(generator, PromptStore(store), target_classes, count, counts.seed)
 
 
+def stage_title(side: TextSide) -> str:
+    """Returns the name of the stage that generates the texts of a text side."""
+    return "prompts" if isinstance(side, LlmSentences) else "descriptors"
+
+
 def stored_texts(side: TextSide, parts: RunParts, store: Path) -> ClassTexts:
     """Returns a text side with its texts as far as they are in the store.
 
@@ -154,7 +159,7 @@ def complete_texts(context: RunContext, parts: RunParts, *, has_prompts: bool, c
         PromptError: If the generator provides too few texts for a class.
     """
     stage = writing_stage(parts.text, parts, context.store)
-    title = "prompts" if isinstance(parts.text, LlmSentences) else "descriptors"
+    title = stage_title(parts.text)
     # The prompts of the images have been generated as such, in a stage of the same name.
     completed = {stats.stage for stats in context.stages.stage_stats}
     if stage is not None and (title not in completed or stage.missing()):
