@@ -21,7 +21,7 @@ from lgclip.evaluation.robustness import shift_of
 from lgclip.methods.base import Classifier, Predictions
 from lgclip.methods.evaluated_pool import start_temperature
 from lgclip.methods.logits import log_probs
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.zero_shot import ZeroShot
 from lgclip.stages.context import RunContext
 from lgclip.stages.extract import encode, encode_pool, pool_stream
@@ -165,18 +165,18 @@ class Evaluator:
         if comparison is None or not isinstance(self.method, ZeroShot) or not self.context.trainer.is_global_zero:
             return []
         real = data.streams[-1]
-        starts: dict[str, UnlabelledPool] = {}
+        starts: dict[str, UnlabeledPool] = {}
         for name, predictor in self.method.prototype_predictors.items():
             batches = [(predictor.features(batch), predictor.logits(batch)) for batch in real.batches()]
             features, scores = (torch.cat(parts) for parts in zip(*batches, strict=True))
             temperature = start_temperature(predictor.temperature).value
-            starts[name] = UnlabelledPool(features, scores, temperature, predictor.prototypes)
+            starts[name] = UnlabeledPool(features, scores, temperature, predictor.prototypes)
         if self.method.predictor is not None:
             predicted = next(stream for stream in data.streams if stream.role is Role.PREDICTED)
             scores = torch.cat([self.method.predictor.logits(batch) for batch in predicted.batches()])
             features = torch.cat([self.scales.fuse(batch.features) for batch in real.batches()])
             temperature = start_temperature(self.method.predictor.temperature).value
-            starts = {self.method.names[0]: UnlabelledPool(features, scores, temperature, None), **starts}
+            starts = {self.method.names[0]: UnlabeledPool(features, scores, temperature, None), **starts}
         with self.context.stages.timed("pools", unit="image", total=len(real.ids)):
             return [asdict(result) for result in comparison.results(starts, torch.tensor(real.labels))]
 
