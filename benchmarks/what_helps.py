@@ -48,7 +48,9 @@ class Sweep:
 
 
 SWEEPS = (
-    Sweep("default", [], {"lgclip": REFERENCE, "clip_text": "text, the data set's templates", "fusion": "fusion"}),
+    Sweep(
+        "default", ["text.alternatives=[llm,waffle]"], {"lgclip": REFERENCE, "clip_text": "text", "fusion": "fusion"}
+    ),
     Sweep("gda", ["prototype=gda"], {"lgclip": "GDA", "fusion": "fusion, GDA"}),
     Sweep("cache", ["method=fusion", "prototype=cache"], {"fusion": "text + cache (Tip-Adapter)"}),
     Sweep(
