@@ -1,18 +1,23 @@
 """Encodes images by two encoders, whose unit features are put side by side."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
+from lgclip.encoder.backbone import Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.encoder.weight_checks import sample_pixels
 from lgclip.store.keys import STANDS_FOR
+
+PARTS = ("first", "second")
+"""Fields of a pair, and the folders of their weights in a classifier."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class PairedEncoder(Encoder):
 
     def __post_init__(self) -> None:
         if self.first == self.second:
-            raise ValueError("encoder2 is the same as encoder: choose another one, or encoder2=none")
-        if isinstance(self.first, PairedEncoder) or isinstance(self.second, PairedEncoder):
+            raise ValueError(f"encoder2 is {_name(self.second)}, as is encoder: choose another one, or encoder2=none")
+        if self.first.parts() or self.second.parts():
             raise ValueError("encoder2: two encoders are joined, not more; choose single ones")
 
     @property
@@ -52,17 +57,22 @@ class PairedEncoder(Encoder):
 
     @property
     def precision(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Returns the precision of the first; each encoder has its own."""
         return self.first.precision
 
     @property
     def batch_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return min(self.first.batch_size, self.second.batch_size)
 
+    def parts(self) -> Mapping[str, Encoder]:
+        return {"first": self.first, "second": self.second}
+
     def on(self, device: torch.device) -> "PairedEncoder":
         return replace(self, first=self.first.on(device), second=self.second.on(device))
 
     def repositories(self) -> list[tuple[str, str | None]]:
-        return [*self.first.repositories(), *self.second.repositories()]
+        # Both may be of one repository.
+        return list(dict.fromkeys([*self.first.repositories(), *self.second.repositories()]))
 
     def download(self) -> None:
         self.first.download()
@@ -84,6 +94,12 @@ class PairedEncoder(Encoder):
 
     def width(self) -> int:
         return self.first.width() + self.second.width()
+
+    def tower(self) -> Tower:
+        raise ValueError("two encoders are no single tower that could be trained; name another backbone")
+
+    def _no_prompts(self) -> ValueError:
+        return ValueError("prompts are tuned with a single encoder: set encoder2=none")
 
     def inputs(self) -> dict[str, object]:
         return {"encoder": self.key_name, "first": self.first.inputs(), "second": self.second.inputs()}
@@ -120,25 +136,26 @@ class _PairedTowers:
 
     def images(self, pixels: Float[Tensor, "b p"]) -> Float[Tensor, "b d"]:
         sizes = [math.prod(shape) for shape in self._shapes]
-        parts: list[Tensor] = []
+        features: list[Tensor] = []
         for tower, shape, flat in zip(self._towers, self._shapes, pixels.split(sizes, dim=1), strict=True):
-            parts.append(tower.images(flat.unflatten(1, tuple(shape))))
-        return torch.cat(parts, dim=1) / math.sqrt(2)
+            features.append(tower.images(flat.unflatten(1, tuple(shape))))
+        return torch.cat(features, dim=1) / math.sqrt(2)
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
-        return torch.nn.functional.pad(self._towers[0].texts(sentences), (0, self._second_width))
+        return pad(self._towers[0].texts(sentences), (0, self._second_width))
 
     def parameters(self) -> dict[str, int]:
         first, second = (tower.parameters() for tower in self._towers)
         return {**first, "image": first["image"] + second["image"]}
 
 
-def split_blocks(features: Float[Tensor, "n d"], width: int) -> tuple[Any, Any]:
+def split_features(
+    features: Float[Tensor, "n d"], first_width: int
+) -> tuple[Float[Tensor, "n d1"], Float[Tensor, "n d2"]]:
     """Returns the unit features of each encoder from those of a pair.
 
     Args:
         features: Features of a pair, also after a fusion of views.
-        width: Feature dimension of the first encoder.
+        first_width: Feature dimension of the first encoder.
     """
-    unit = torch.nn.functional.normalize
-    return unit(features[:, :width], dim=1), unit(features[:, width:], dim=1)
+    return normalize(features[:, :first_width], dim=1), normalize(features[:, first_width:], dim=1)
