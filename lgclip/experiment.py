@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PATHS = ("llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "checkpoint")
+_PATHS = ("llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "encoder2.checkpoint", "checkpoint")
 """Config values that name a file or folder which has to exist."""
 
 

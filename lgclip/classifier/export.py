@@ -24,6 +24,7 @@ from lgclip.classifier.export_preprocessing import InputSteps, Preprocessing, de
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder, exact_encoder
+from lgclip.encoder.paired import join_pixels
 from lgclip.encoder.scales import FULL_IMAGE
 from lgclip.encoder.weight_checks import sample_pixels
 from lgclip.methods.rejection import FROM_SCORES
@@ -302,9 +303,7 @@ def _classifier_scores(
     towers = exact_encoder(classifier.encoder).load(device)
     images = samples.float().reshape(-1, *samples.shape[-3:])
     pixels = [InputSteps(preprocessing, resize=resize)(images) for preprocessing in preprocessings]
-    # A pair takes the pixels of both as one vector.
-    joined = pixels[0] if len(pixels) == 1 else torch.cat([part.flatten(1) for part in pixels], dim=1)
-    features = towers.images(joined).float()
+    features = towers.images(pixels[0] if len(pixels) == 1 else join_pixels(pixels)).float()
     scorer = classifier.scorer()
     return scorer(scales.fuse(features.unflatten(0, (-1, len(scales.views))))).numpy()
 

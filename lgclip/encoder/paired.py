@@ -79,14 +79,14 @@ class PairedEncoder(Encoder):
         self.second.download()
 
     def transform(self, *, squash: bool = False) -> Transform:
-        """Returns both preprocessings; their pixels are one flat vector, which the towers split again."""
+        """Returns both preprocessings; their pixels are side by side in one row, which the towers split again."""
         return _Transforms((self.first.transform(squash=squash), self.second.transform(squash=squash)))
 
     def load(self, device: torch.device) -> Towers:
         samples = [sample_pixels(encoder) for encoder in (self.first, self.second)]
         second = self.second.load(device)
         width = second.images(samples[1]).shape[1]
-        return _PairedTowers(self.first.load(device), second, [sample.shape[1:] for sample in samples], width)
+        return _PairedTowers(self.first.load(device), second, [sample.shape[2:] for sample in samples], width)
 
     def check_weights(self) -> None:
         self.first.check_weights()
@@ -115,8 +115,13 @@ class _Transforms:
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self._transforms = transforms
 
-    def __call__(self, image: Image.Image) -> Float[Tensor, " p"]:
-        return torch.cat([transform(image).flatten() for transform in self._transforms])
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 1 p"]:
+        return join_pixels([transform(image)[None] for transform in self._transforms])[0]
+
+
+def join_pixels(pixels: Sequence[Float[Tensor, "b 3 _ _"]]) -> Float[Tensor, "b 3 1 p"]:
+    """Returns the pixels of both towers in one row, since they may have different sizes."""
+    return torch.cat([part.flatten(2) for part in pixels], dim=2)[:, :, None]
 
 
 class _PairedTowers:
@@ -125,20 +130,20 @@ class _PairedTowers:
     Args:
         first: The first tower.
         second: The second tower.
-        shapes: Shape of the pixels that each takes.
+        sizes: Height and width of the pixels that each takes.
         second_width: Feature dimension of the second.
     """
 
-    def __init__(self, first: Towers, second: Towers, shapes: Sequence[torch.Size], second_width: int) -> None:
+    def __init__(self, first: Towers, second: Towers, sizes: Sequence[torch.Size], second_width: int) -> None:
         self._towers = (first, second)
-        self._shapes = shapes
+        self._sizes = sizes
         self._second_width = second_width
 
-    def images(self, pixels: Float[Tensor, "b p"]) -> Float[Tensor, "b d"]:
-        sizes = [math.prod(shape) for shape in self._shapes]
+    def images(self, pixels: Float[Tensor, "b 3 1 p"]) -> Float[Tensor, "b d"]:
+        counts = [height * width for height, width in self._sizes]
         features: list[Tensor] = []
-        for tower, shape, flat in zip(self._towers, self._shapes, pixels.split(sizes, dim=1), strict=True):
-            features.append(tower.images(flat.unflatten(1, tuple(shape))))
+        for tower, size, row in zip(self._towers, self._sizes, pixels[:, :, 0].split(counts, dim=2), strict=True):
+            features.append(tower.images(row.unflatten(2, tuple(size)).contiguous()))
         return torch.cat(features, dim=1) / math.sqrt(2)
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
