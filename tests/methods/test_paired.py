@@ -115,7 +115,7 @@ def test_text_is_compared_with_the_first_encoder_alone() -> None:
 def test_noise_as_second_encoder_costs_little() -> None:
     """The second encoder sees nothing: its features are random."""
     accuracies = {}
-    support, queries = images(0, EACH, (0.25, 100.0)), images(50, 200, (0.25, 100.0))
+    support, queries = images(0, 10, (0.25, 100.0)), images(50, 200, (0.25, 100.0))
     rules: dict[str, ScoringRule] = {
         "pair": Paired(Mean(), WIDTHS[0]),
         "equal": Paired(Mean(), WIDTHS[0], "equal"),
