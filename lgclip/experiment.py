@@ -26,6 +26,7 @@ from lgclip.runtime.unused_settings import (
     IMAGE_SETTINGS,
     PAIR_SETTINGS,
     PROMPT_SETTINGS,
+    TEXT_SETTINGS,
     TRAINING_SETTINGS,
     unused_overrides,
 )
@@ -43,12 +44,15 @@ if TYPE_CHECKING:
     from lgclip.stages.context import RunContext
     from lgclip.stages.parts import GenerationParts, RunParts
     from lgclip.stages.plan import Plan
+    from lgclip.stages.text import RunTexts
     from lgclip.training.predictor import TrainedPredictor
     from lgclip.training.task import TrainingConfig, TrainingInputs
 
 log = logging.getLogger(__name__)
 
-_PATHS = ("llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "encoder2.checkpoint", "checkpoint")
+_PATHS = (
+    "llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "encoder2.checkpoint", "checkpoint", "text.file",
+)  # fmt: skip
 """Config values that name a file or folder which has to exist."""
 
 
@@ -143,6 +147,7 @@ class Experiment:
         """
         data = self._data
 
+        from lgclip.methods.zero_shot import ZeroShot
         from lgclip.stages.parts import GenerationParts, RunParts
         from lgclip.stages.plan import plan_generation, plan_run
 
@@ -150,7 +155,9 @@ class Experiment:
         if not evaluates:
             return plan_generation(GenerationParts.from_config(self._cfg, data), store)
         parts = self._with_views(RunParts.from_config(self._cfg, data))
-        return plan_run(parts, store, needs_images=bool(self._method(parts).needs_images))
+        method = self._method(parts)
+        compares = isinstance(method, ZeroShot) and method.compares_text
+        return plan_run(parts, store, needs_images=bool(method.needs_images), compares_text=compares)
 
     def fit(self) -> Path:
         """Trains what the method needs, unless it is in the store: a student, prompts, LoRA weights or a small model.
@@ -201,8 +208,9 @@ class Experiment:
 
         context = replace(setup.context, logger=logger)
         synthetic_images = _generate(context, parts) if method.needs_images else None
+        texts = self._texts(setup, context)
         predictor = self._predictor(setup, context, synthetic_images)
-        evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor, setup.pool)
+        evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor, setup.pool, texts)
         data, dataset = evaluator.evaluate(parts.data.evaluated, synthetic_images)
         entries: dict[str, Any] = {"pools": evaluator.compare_pools(data, setup.pools)}
         entries |= {"ood": evaluator.evaluate_shifts(dataset, synthetic_images, setup.shifts)}
@@ -210,7 +218,7 @@ class Experiment:
         if self._cfg.membership:
             count = parts.counts.prompts_per_class
             entries["membership"] = evaluator.infer_membership(parts.data.training, count)
-        return Evaluation(data, dataset, method, synthetic_images, entries)
+        return Evaluation(data, dataset, method, synthetic_images, entries, texts)
 
     def report(self) -> RunResult | None:
         """Evaluates, then writes, logs and prints the result.
@@ -262,6 +270,7 @@ class Experiment:
         from lgclip.stages.extract import encode_references
         from lgclip.stages.parts import RunParts
         from lgclip.stages.pool import pool_features
+        from lgclip.stages.text import complete_texts
 
         parts = RunParts.from_config(cfg, data)
         method = self._method(parts)
@@ -275,6 +284,9 @@ class Experiment:
                 f"transduction={method.transduction.key_name} classifies the images of a test together, a classifier "
                 "sees one at a time: set transduction=none"
             )
+        configured = next(iter(method.configured.values()))
+        if needs_text(configured):
+            parts.text.check(parts.data.evaluated, parts.llm)
         context = self._context()
         parts = replace(parts, encoder=parts.encoder.on(context.device))
         parts.encoder.inputs()  # an encoder that cannot be had is an error before anything is generated
@@ -282,19 +294,14 @@ class Experiment:
             _check_before(context, parts)
         context.stages.check_before(parts.encoder.check_weights)
         synthetic_images = _generate(context, parts) if method.needs_images else None
-        configured = next(iter(method.configured.values()))
         dataset = parts.data.evaluated
         # The view of the full image, where the selection needs it, is one of the synthetic images alone.
         views = self._with_views(parts).scales
         align = method.align
         unlabeled = pool_features(context, align, data, parts.encoder, parts.scales)
+        texts = complete_texts(context, parts, has_prompts=False, compares=False) if needs_text(configured) else None
         streams = encode_references(
-            context,
-            dataset,
-            parts.encoder,
-            views,
-            synthetic_images=synthetic_images,
-            needs_text=needs_text(configured),
+            context, dataset, parts.encoder, views, synthetic_images=synthetic_images, texts=texts
         )
         classifier = classifier_from_features(
             dataset,
@@ -304,7 +311,7 @@ class Experiment:
             method.calibration,
             streams=streams,
             synthetic_images=synthetic_images,
-            settings=settings_of(cfg, parts.encoder),
+            settings=settings_of(cfg, parts.encoder, parts.text.for_added_classes(dataset)),
             origin=origin_of(cfg, synthetic_images),
             align=None if align is None else partial(align.fit, unlabeled),
         )
@@ -407,6 +414,8 @@ class Experiment:
             else:
                 # Loaded once already here: a wrong folder is an error before hours of generation.
                 method.trained.load(cfg.checkpoint, inputs, context)
+        if parts.encoder.has_text:
+            parts.text.check(parts.data.evaluated, parts.llm)
         parts = replace(parts, encoder=parts.encoder.on(context.device))
         parts.encoder.inputs()  # and so is an encoder that cannot be had
         if method.needs_images:
@@ -480,16 +489,33 @@ class Experiment:
         if not parts.encoder.parts():
             unused.update(PAIR_SETTINGS)
         needs_images = bool(method.needs_images)
+        if not parts.encoder.has_text:
+            unused.add("text")
+        reads_prompts = parts.encoder.has_text and parts.text.generator(parts.llm) is not None
         if not needs_images:
-            unused.update(IMAGE_SETTINGS)
+            unused.update(set(IMAGE_SETTINGS) - set(TEXT_SETTINGS if reads_prompts else ()))
         elif not parts.diffuser.needs_prompts:
-            unused.update(PROMPT_SETTINGS)
+            unused.update(set(PROMPT_SETTINGS) - set(TEXT_SETTINGS if reads_prompts else ()))
         without_effect = unused_overrides(HydraConfig.get().overrides.task, unused)
         if without_effect:
             why = "" if needs_images else ", which uses no synthetic images"
             log.warning(
                 "no effect on method=%s%s: %s", self._cfg.method.name, why, single_line(" ".join(without_effect))
             )
+
+    def _texts(self, setup: _Setup, context: RunContext) -> RunTexts | None:
+        """Returns the text sides, and adds their baselines to the method; None without a text tower."""
+        from lgclip.methods.zero_shot import ZeroShot
+        from lgclip.stages.text import complete_texts
+
+        parts, method = setup.parts, setup.method
+        if not parts.encoder.has_text:
+            return None
+        compares = isinstance(method, ZeroShot) and method.compares_text
+        texts = complete_texts(context, parts, has_prompts=_has_prompts(parts, method), compares=compares)
+        if isinstance(method, ZeroShot):
+            method.add_text_baselines(list(texts.alternatives))
+        return texts
 
     def _predictor(
         self, setup: _Setup, context: RunContext, synthetic_images: SyntheticImages | None
@@ -557,7 +583,13 @@ def _generate(context: RunContext, parts: GenerationParts) -> SyntheticImages:
     return generate_images(context, parts.data, parts.llm, parts.diffuser, parts.counts)
 
 
+def _has_prompts(parts: GenerationParts, method: Classifier) -> bool:
+    """Returns whether a run generates prompts for images."""
+    return bool(method.needs_images) and parts.diffuser.needs_prompts
+
+
 def _training_inputs(parts: RunParts, context: RunContext) -> TrainingInputs:
+    from lgclip.stages.text import complete_texts
     from lgclip.training.task import TrainingInputs
 
     return TrainingInputs(
@@ -567,6 +599,7 @@ def _training_inputs(parts: RunParts, context: RunContext) -> TrainingInputs:
         diffuser=parts.diffuser,
         synthetic_images=partial(_generate, context, parts),
         images_per_class=parts.counts.prompts_per_class,
+        texts=partial(complete_texts, context, parts, has_prompts=False, compares=False),
     )
 
 

@@ -100,6 +100,7 @@ class Role(Enum):
     """Enumerates what the features of a stream are used for."""
 
     TEXT = "sentences that stand for the classes"
+    OTHER_TEXT = "sentences of a further text baseline"
     SYNTHETIC = "synthetic images that stand for the classes"
     UNLABELED = "unlabelled images, whose distribution is used"
     EVALUATED = "images to evaluate"

@@ -18,6 +18,7 @@ from lgclip.methods.alignment import FittedAlignment
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, fit_choice
 from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
+from lgclip.stages.extract import text_prototypes
 from lgclip.stages.streams import Stream
 
 
@@ -59,10 +60,7 @@ def classifier_from_features(
     classes = len(dataset.class_names)
     text: Float[Tensor, "c d"] | None = None
     if "text" in streams:
-        stream = streams["text"]
-        # As in an evaluation: the mean of a class's sentences at unit length (arXiv:2103.00020, sec. 3.1.4).
-        sentences = SupportSet(stream.features()[:, 0], torch.tensor(stream.labels), classes)
-        text = sentences.means(renormalize=True)
+        text = text_prototypes(streams["text"], classes)
     support: SupportSet | None = None
     if synthetic_images is not None and configured.text_weight < 1:
         support = _support_of(streams["synthetic"], scales, classes, compares=configured.selects_by_text)

@@ -9,7 +9,7 @@ from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.stages.parts import encoder_config
 
-GROUPS = ("llm", "diffuser", "encoder", "scales", "prototype", "selection", "calibration", "method")
+GROUPS = ("llm", "diffuser", "encoder", "scales", "prototype", "selection", "calibration", "method", "text")
 """Config groups that a classifier depends on."""
 VALUES = (
     "prompts_per_class", "images_per_prompt", "prompt_order_seed", "prompt_pool", "seed", "noise", "precision",
@@ -18,16 +18,19 @@ VALUES = (
 """Other values that it depends on."""
 
 
-def settings_of(cfg: DictConfig, encoder: Encoder) -> dict[str, Any]:
+def settings_of(cfg: DictConfig, encoder: Encoder, text: Mapping[str, object]) -> dict[str, Any]:
     """Returns the settings of a classifier as plain values: no path of a store, no logger, no device.
 
     Args:
         cfg: The composed config.
         encoder: The encoder with its device-dependent settings resolved.
+        text: Config values of the text side with the templates of the data set, see `TextSide.for_added_classes`.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = {key: plain[key] for key in (*GROUPS, *VALUES) if key in plain}
     settings["encoder"] = _with_precision(OmegaConf.to_container(encoder_config(cfg), resolve=True), encoder)
+    if text:
+        settings["text"] = {**settings["text"], **text}
     dataset = plain.get("dataset") or {}
     settings["dataset"] = {name: dataset[name] for name in ("context", "templates") if dataset.get(name)}
     return settings

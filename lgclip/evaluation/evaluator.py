@@ -21,11 +21,12 @@ from lgclip.evaluation.robustness import shift_of
 from lgclip.methods.base import Classifier, Predictions
 from lgclip.methods.evaluated_pool import start_temperature
 from lgclip.methods.logits import log_probs
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.zero_shot import ZeroShot
 from lgclip.stages.context import RunContext
 from lgclip.stages.extract import encode, encode_pool, pool_stream
 from lgclip.stages.streams import Stream, Streams
+from lgclip.stages.text import RunTexts
 from lgclip.training.predictor import TrainedPredictor
 from lgclip.types import Role
 
@@ -68,6 +69,7 @@ class Evaluation:
         method: The method, after its test.
         synthetic_images: The synthetic images; None if the method needs none.
         entries: Further entries of result.json: `ood`, `student`, `prompt_tuning`, `membership`.
+        texts: The text sides; None without a text tower.
     """
 
     data: Streams
@@ -75,6 +77,7 @@ class Evaluation:
     method: Classifier
     synthetic_images: SyntheticImages | None
     entries: Mapping[str, Any]
+    texts: RunTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Evaluator:
         scales: Views of an image.
         predictor: The predictor that the method trained; None if it trains nothing.
         pool: Unlabelled images that the method uses; None if it needs none, or the evaluated ones.
+        texts: The text sides; None for the data set's templates alone.
     """
 
     context: RunContext
@@ -96,6 +100,7 @@ class Evaluator:
     scales: Scales
     predictor: TrainedPredictor | None = None
     pool: Dataset | None = None
+    texts: RunTexts | None = None
 
     def evaluate(
         self,
@@ -109,7 +114,7 @@ class Evaluator:
         Args:
             dataset: The images to evaluate.
             synthetic_images: The synthetic images of its classes; None if the method needs none.
-            classes: Indices of these classes among a trained predictor's; None for all of them, in order.
+            classes: Indices of these classes among the run's; None for all of them, in order.
             name: Name of a shifted set, used in the names of the stages.
 
         Returns:
@@ -118,8 +123,9 @@ class Evaluator:
         context = self.context
         title = f"features {name}".strip()
         data, dataset = encode(
-            context, dataset, self.encoder, self.scales, synthetic_images=synthetic_images, title=title
-        )
+            context, dataset, self.encoder, self.scales,
+            synthetic_images=synthetic_images, title=title, texts=self.texts, classes=classes,
+        )  # fmt: skip
         pool = self._pool_stream(dataset)
         if pool is not None:
             data.streams.insert(-1, pool)
@@ -159,18 +165,18 @@ class Evaluator:
         if comparison is None or not isinstance(self.method, ZeroShot) or not self.context.trainer.is_global_zero:
             return []
         real = data.streams[-1]
-        starts: dict[str, UnlabelledPool] = {}
+        starts: dict[str, UnlabeledPool] = {}
         for name, predictor in self.method.prototype_predictors.items():
             batches = [(predictor.features(batch), predictor.logits(batch)) for batch in real.batches()]
             features, scores = (torch.cat(parts) for parts in zip(*batches, strict=True))
             temperature = start_temperature(predictor.temperature).value
-            starts[name] = UnlabelledPool(features, scores, temperature, predictor.prototypes)
+            starts[name] = UnlabeledPool(features, scores, temperature, predictor.prototypes)
         if self.method.predictor is not None:
             predicted = next(stream for stream in data.streams if stream.role is Role.PREDICTED)
             scores = torch.cat([self.method.predictor.logits(batch) for batch in predicted.batches()])
             features = torch.cat([self.scales.fuse(batch.features) for batch in real.batches()])
             temperature = start_temperature(self.method.predictor.temperature).value
-            starts = {self.method.names[0]: UnlabelledPool(features, scores, temperature, None), **starts}
+            starts = {self.method.names[0]: UnlabeledPool(features, scores, temperature, None), **starts}
         with self.context.stages.timed("pools", unit="image", total=len(real.ids)):
             return [asdict(result) for result in comparison.results(starts, torch.tensor(real.labels))]
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lgclip.evaluation.metrics import paired, wilson
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool
 
 NO_RULE = "none"
 """Name of the rows without transduction."""
@@ -115,7 +115,7 @@ class PoolComparison:
         if self.seed < 0:
             raise ValueError(f"pools.seed={self.seed}: it must be at least 0")
 
-    def results(self, starts: Mapping[str, UnlabelledPool], labels: Int[Tensor, " n"]) -> list[PoolResult]:
+    def results(self, starts: Mapping[str, UnlabeledPool], labels: Int[Tensor, " n"]) -> list[PoolResult]:
         """Returns a result for each kind of pools, start and rule.
 
         Args:
@@ -193,7 +193,7 @@ def draw_pools(labels: Int[Tensor, " n"], kind: PoolKind, seed: int, count: int)
 
 
 def compare_pools(
-    starts: Mapping[str, UnlabelledPool],
+    starts: Mapping[str, UnlabeledPool],
     labels: Int[Tensor, " n"],
     rules: Mapping[str, Transduction],
     kinds: Sequence[PoolKind],
@@ -245,7 +245,7 @@ def largest_losses(results: Sequence[PoolResult]) -> dict[str, PoolResult]:
     return worst
 
 
-def _refine(rule: Transduction, images: UnlabelledPool, rows: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+def _refine(rule: Transduction, images: UnlabeledPool, rows: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
     """Returns the predictions of a rule for some of the images, which it classifies together."""
     pool = images._replace(features=images.features[rows], scores=images.scores[rows])
     return rule.refine(pool).argmax(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lgclip.batches import FeatureBatch
 from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Temperature
 from lgclip.methods.feature_collector import FeatureCollector
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool
 
 INDUCTIVE = "inductive"
 """Name of the baseline that classifies each image by itself, with the scores that a transductive rule refines."""
@@ -69,6 +69,6 @@ class EvaluatedPool(torch.nn.Module):
         if rule.is_online:
             order = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__), device=labels.device)
         logits = torch.empty_like(scores)
-        refined = rule.refine(UnlabelledPool(features[order], scores[order], temperature, prototypes))
+        refined = rule.refine(UnlabeledPool(features[order], scores[order], temperature, prototypes))
         logits[order] = refined.to(scores)
         return logits, labels

@@ -1,6 +1,6 @@
 """Classifies by the nearest prototype (images, text or both), or by a trained predictor with these as baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from lgclip.batches import FeatureBatch
 from lgclip.encoder.scales import Scales, full_image_place
 from lgclip.methods.alignment import Alignment, FittedAlignment
-from lgclip.methods.base import Classifier
-from lgclip.methods.calibration import Choice, LeaveOneOut, fit_choice
+from lgclip.methods.base import Classifier, PredictionCollector
+from lgclip.methods.calibration import DEFAULT_TEMPERATURE, Choice, LeaveOneOut, fit_choice
 from lgclip.methods.evaluated_pool import INDUCTIVE, REFINED, EvaluatedPool, start_temperature
 from lgclip.methods.feature_collector import FeatureCollector
 from lgclip.methods.left_out import References
@@ -107,9 +107,32 @@ class ZeroShot(Classifier):
         self.has_text = has_text
         self.needs_images = text_weight != 1
         self._prototypes: dict[str, PrototypePredictor] = {}
+        self._text_streams: dict[str, str] = {}
         # Only where the selection compares the full image with the class's sentence, and fusion hides it.
         compares = any(choice.selects_by_text for choice in self.configured.values())
         self._full_place = full_image_place(scales) if compares else None
+
+    @property
+    def compares_text(self) -> bool:
+        """Returns whether the text baseline is evaluated, next to which others can stand."""
+        return any(choice.text_weight == 1 for choice in self.configured.values())
+
+    def add_text_baselines(self, streams: Sequence[str]) -> None:
+        """Adds a text baseline for each further stream of sentences, if the method has the text baseline itself.
+
+        Args:
+            streams: Names of the streams; that of `text_llm` is the baseline `clip_text_llm`.
+        """
+        text = next((choice for choice in self.configured.values() if choice.text_weight == 1), None)
+        if text is None:
+            return
+        for stream in streams:
+            name = f"clip_{stream}"
+            self.configured[name] = text
+            self._text_streams[name] = stream
+            self.names.append(name)
+            self.collectors.append(PredictionCollector())
+            self.temperatures[name] = DEFAULT_TEMPERATURE
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -118,14 +141,16 @@ class ZeroShot(Classifier):
         self.full_image = FeatureCollector(data.num_classes, data.width)
         self.pool = FeatureCollector(1, data.width)
         self.evaluated = EvaluatedPool(data.num_classes, data.width)
+        self.other_texts = torch.nn.ModuleDict()
+        for stream in data.streams:
+            if stream.role is Role.OTHER_TEXT:
+                self.other_texts[stream.name] = FeatureCollector(data.num_classes, data.width)
         self._prototypes = {}  # of another data set, if one was evaluated before
 
     def _fit(self) -> None:
         """Fits the prototypes of every text weight, once all sentences and synthetic images are collected."""
-        text: Tensor | None = None
-        if self.has_text:
-            # The mean of a class's sentences at unit length: CLIP's prompt ensemble (arXiv:2103.00020, sec. 3.1.4).
-            text = self.text.support().means(renormalize=True)
+        texts = self._fit_texts()
+        text = texts.get("text")
         images: SupportSet | None = None
         if self.needs_images:
             images = self.image.support()
@@ -137,12 +162,15 @@ class ZeroShot(Classifier):
         for name, choice in self.configured.items():
             # Text alone is compared without the images, so that it is the same whether or not there are any.
             support = None if choice.text_weight == 1 else images
-            compared = References(support, text)
+            stream = self._text_streams.get(name, "text")
+            compared = References(support, texts.get(stream))
             if self.alignment is not None:
                 compared = self.alignment.references(compared)
             fitted = fit_choice(choice, self.calibration, compared)
             used = fitted.choice
             described = {**used.described(), "leave_one_out": fitted.leave_one_out}
+            if stream != "text":
+                described["text"] = stream
             align = None
             if self.alignment is not None:
                 described["alignment"] = self.alignment.described()
@@ -162,11 +190,29 @@ class ZeroShot(Classifier):
                 kept = used.selection.kept(compared.support or images, compared.text)
                 self.support = images.take(kept)
 
+    def _fit_texts(self) -> dict[str, Tensor]:
+        """Returns the text prototypes, by the stream of their sentences."""
+        if not self.has_text:
+            return {}
+        prototypes: dict[str, Tensor] = {}
+        for stream in self.trainer.datamodule.streams:  # pyright: ignore[reportAttributeAccessIssue]
+            if stream.role not in (Role.TEXT, Role.OTHER_TEXT):
+                continue
+            collector = self.text if stream.role is Role.TEXT else self.other_texts[stream.name]
+            assert isinstance(collector, FeatureCollector)
+            # The mean at unit length is CLIP's prompt ensemble (arXiv:2103.00020, sec. 3.1.4).
+            prototypes[stream.name] = collector.support().means(renormalize=not stream.averages_scores)
+        return prototypes
+
     def test_step(self, batch: FeatureBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        role = self.trainer.datamodule.streams[dataloader_idx].role  # pyright: ignore[reportAttributeAccessIssue]
-        match role:
+        stream = self.trainer.datamodule.streams[dataloader_idx]  # pyright: ignore[reportAttributeAccessIssue]
+        match stream.role:
             case Role.TEXT:
                 self.text.update(batch.features[:, 0], batch.labels, batch.indices)
+            case Role.OTHER_TEXT:
+                collector = self.other_texts[stream.name]
+                assert isinstance(collector, FeatureCollector)
+                collector.update(batch.features[:, 0], batch.labels, batch.indices)
             case Role.SYNTHETIC:
                 self.image.update(self.scales.fuse(batch.features), batch.labels, batch.indices)
                 if self._full_place is not None:
@@ -189,7 +235,7 @@ class ZeroShot(Classifier):
                     features = self.scales.fuse(batch.features) if predictor is None else predictor.features(batch)
                     self.evaluated.add_features(features, batch)
             case _:
-                raise AssertionError(role)
+                raise AssertionError(stream.role)
 
     @property
     def prototype_predictors(self) -> Mapping[str, PrototypePredictor]:

@@ -214,6 +214,12 @@ class ChatPromptGenerator(PromptGenerator):
         return messages
 
 
+def reads_requests(generator: PromptGenerator) -> bool:
+    """Returns whether a generator's chat model can be asked for something other than prompts."""
+    # The small model of the package continues a name with a caption; it understands no request.
+    return isinstance(generator, ChatPromptGenerator) and generator.instruction.strip() != "{name}"
+
+
 def seed_of(seed: int, history: ChatHistory) -> int:
     """Returns the seed of a class's next round, in 48 bits, which depends only on run, class and round number."""
     target_class = history.task.target_class

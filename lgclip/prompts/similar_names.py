@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, zip_longest
 
 from lgclip.prompts.base import PromptGenerator
-from lgclip.prompts.chat import ChatPromptGenerator
+from lgclip.prompts.chat import ChatPromptGenerator, reads_requests
 from lgclip.prompts.filtering import names, sameness
 
 INSTRUCTION = """\
@@ -30,8 +30,7 @@ def names_generator(prompt_generator: PromptGenerator) -> ChatPromptGenerator | 
     Args:
         prompt_generator: Generator of the prompts.
     """
-    # The small model of the package continues a name with a caption; it understands no request.
-    if not isinstance(prompt_generator, ChatPromptGenerator) or prompt_generator.instruction.strip() == "{name}":
+    if not isinstance(prompt_generator, ChatPromptGenerator) or not reads_requests(prompt_generator):
         return None
     return replace(
         prompt_generator,

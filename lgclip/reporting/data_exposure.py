@@ -54,7 +54,7 @@ def exposure(result: RunResult) -> list[Exposure]:
     ]
     # Text features are made wherever there is a text tower; whether the method uses them is another question.
     if "text" in result.store:
-        rows.append(_sentences(scoring))
+        rows.append(_sentences(result, scoring))
     if alignment := scoring.get("alignment"):
         rows.append(_alignment(alignment))
     if result.diffuser:
@@ -118,7 +118,17 @@ def _prompt_tuning(prompt_tuning: PromptTuningRecord) -> list[Exposure]:
     return [Exposure("prompt tuning", True, False, False, True, note, unlabelled=images.unlabelled > 0)]
 
 
-def _sentences(scoring: JsonObject) -> Exposure:
+_SENTENCES = {
+    "template": "a template with class names",
+    "ensemble": "templates with class names",
+    "llm": "the prompts",
+    "descriptors": "descriptors of a language model",
+    "waffle": "random words with class names",
+}
+"""What the sentences of each text side are."""
+
+
+def _sentences(result: RunResult, scoring: JsonObject) -> Exposure:
     """Returns the row of the text prototypes, which are computed wherever there is a text tower."""
     uses = []
     if scoring["text_weight"] > 0:
@@ -126,7 +136,14 @@ def _sentences(scoring: JsonObject) -> Exposure:
     if scoring["selects_by_text"]:
         uses.append("the choice of images")
     note = " and ".join(uses) or "what stands beside, not for the method"
-    return Exposure("sentences", bool(uses), False, False, True, f"templates with class names, for {note}")
+    record = result.text["text"] if result.text else None
+    kind = _SENTENCES[record.kind] if record else _SENTENCES["ensemble"]
+    seen: bool | None = False
+    if record and record.kind == "llm" and result.llm:
+        seen, _ = _PROMPTS.get(result.llm["prompts_from"], (None, ""))
+    elif record and record.inputs.get("content"):
+        kind, seen = "descriptors of a file; who wrote them is not known here", None
+    return Exposure("sentences", bool(uses), seen, seen, True, f"{kind}, for {note}")
 
 
 def _alignment(alignment: JsonObject) -> Exposure:

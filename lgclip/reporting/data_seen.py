@@ -24,6 +24,7 @@ def data_seen(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _seen_by(name: str, described: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     labelled = 0
     unlabelled = 0
+    test_images = 0
     source: str | None = None
     uses_images = described.get("text_weight", 0.0) < 1
     if name == values["method"]:
@@ -36,20 +37,23 @@ def _seen_by(name: str, described: Mapping[str, Any], values: Mapping[str, Any])
             source = "training"
             uses_images = prompt_tuning["trained_on"]["synthetic"] > 0
     if alignment := described.get("alignment"):
-        unlabelled = alignment["images"]
-        source = alignment["source"]
+        if alignment["source"] == TEST:
+            test_images = alignment["images"]
+        else:
+            unlabelled = alignment["images"]
+            source = alignment["source"]
     if described.get("transduction"):
-        unlabelled = values["n"]
-        source = TEST
-    captions = uses_images and _origin(values, "llm") == "captions"
-    unknown = _unknown(values) if uses_images else []
+        test_images = values["n"]
+    uses_prompts = uses_images or _text_kind(described, values) == "llm"
+    captions = uses_prompts and _origin(values, "llm") == "captions"
+    unknown = _unknown(described, values, uses_prompts=uses_prompts, uses_images=uses_images)
     parts = [NAMES]
     if captions:
         parts.append("captioned real images")
-    if source == TEST:
-        parts.append(f"{unlabelled:,} test images")
-    elif unlabelled:
+    if unlabelled:
         parts.append(f"{unlabelled:,} unlabelled")
+    if test_images:
+        parts.append(f"{test_images:,} test images")
     if labelled:
         parts.append(f"{labelled:,} labelled")
     if unknown:
@@ -59,9 +63,21 @@ def _seen_by(name: str, described: Mapping[str, Any], values: Mapping[str, Any])
         "labelled": labelled,
         "unlabelled": unlabelled,
         "unlabelled_from": source,
+        "test_images": test_images,
         "captions": captions,
         "unknown": unknown,
     }
+
+
+def _text_record(described: Mapping[str, Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the record of the sentences that a method compares with; empty if it uses none."""
+    if described.get("text_weight", 0.0) == 0:
+        return {}
+    return (values.get("text") or {}).get(described.get("text", "text")) or {}
+
+
+def _text_kind(described: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
+    return _text_record(described, values).get("kind")
 
 
 def _origin(values: Mapping[str, Any], group: str) -> str | None:
@@ -69,11 +85,16 @@ def _origin(values: Mapping[str, Any], group: str) -> str | None:
     return (values.get(group) or {}).get(field)
 
 
-def _unknown(values: Mapping[str, Any]) -> list[str]:
+def _unknown(
+    described: Mapping[str, Any], values: Mapping[str, Any], *, uses_prompts: bool, uses_images: bool
+) -> list[str]:
     """Returns what was made outside the run, so that nothing tells which data its makers have seen."""
     unknown: list[str] = []
-    for group, word in (("llm", "prompts"), ("diffuser", "images")):
+    for group, word, is_used in (("llm", "prompts", uses_prompts), ("diffuser", "images", uses_images)):
         _, known = _ORIGINS[group]
-        if values.get(group) and _origin(values, group) not in known:
+        if is_used and values.get(group) and _origin(values, group) not in known:
             unknown.append(word)
+    # Descriptors of a file; those of the language model come from the names.
+    if _text_record(described, values).get("inputs", {}).get("content"):
+        unknown.append("descriptors")
     return unknown

@@ -16,6 +16,7 @@ from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.selection import Selection
 from lgclip.reporting.restore import RestoredRun, restore_run
 from lgclip.reporting.run_folder import Run
+from lgclip.stages.extract import text_prototypes
 from lgclip.store.atomic import atomic_write
 
 
@@ -26,7 +27,10 @@ def export_features(run: Path, out: Path) -> str:
     - `synthetic` (c, k, s, d) and `synthetic_ids`. Where images are missing the classes differ in their number:
       `synthetic` is then (m, s, d), and `synthetic_labels` (m,) holds the class of each image.
     - `kept`, for each row of the result whether it uses each synthetic image, in the order of `rows`.
-    - `text` (t, d) and `text_labels`, the sentences; `sentences` spells them out.
+    - `text` (t, d) and `text_labels`, the sentences; `sentences` spells them out. Each further text baseline has its
+      own, such as `text_llm`, `text_llm_labels` and `text_llm_sentences`: the field `text` of its row in `rules` names
+      them. The row's prototypes are the means of each class's sentences, at unit length unless `text_averages_scores`
+      (`text_llm_averages_scores`) is true.
     - `views` and `weights` (s,), the names of the views and the weights of their fusion.
     - `pool_mean` and `offset` (d,), of a run with `align`: the mean of the unlabelled images, and its difference to the
       synthetic images of the same classes. The features are those before the alignment.
@@ -79,14 +83,16 @@ def _real(restored: RestoredRun) -> dict[str, np.ndarray]:
 
 
 def _text(restored: RestoredRun) -> dict[str, np.ndarray]:
-    text = restored.streams.get("text")
-    if text is None:
-        return {}
-    return {
-        "text": text.features()[:, 0].numpy(),
-        "text_labels": np.array(text.labels, dtype=np.int64),
-        "sentences": np.array([str(text.load(place)) for place in range(len(text.ids))]),
-    }
+    arrays: dict[str, np.ndarray] = {}
+    for name, stream in restored.streams.items():
+        if not stream.is_text:
+            continue
+        arrays[name] = stream.features()[:, 0].numpy()
+        arrays[f"{name}_labels"] = np.array(stream.labels, dtype=np.int64)
+        arrays[f"{name}_averages_scores"] = np.array(stream.averages_scores)
+        sentences = np.array([str(stream.load(place)) for place in range(len(stream.ids))])
+        arrays["sentences" if name == "text" else f"{name}_sentences"] = sentences
+    return arrays
 
 
 def _synthetic(restored: RestoredRun) -> dict[str, np.ndarray]:
@@ -115,7 +121,7 @@ def _kept(
     text = restored.streams.get("text")
     sentences = None
     if text is not None:
-        sentences = SupportSet(text.features()[:, 0], torch.tensor(text.labels), classes).means(renormalize=True)
+        sentences = text_prototypes(text, classes)
     compared = References(support, sentences)
     if alignment is not None:
         compared = alignment.references(compared)

@@ -1,7 +1,8 @@
 """Restores a finished run's data set, synthetic images and features from its config and its store."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.splits import DatasetSplits
-from lgclip.datasets.subsets import First
+from lgclip.datasets.subsets import First, classes_in
 from lgclip.datasets.unreadable import ReadableSubset
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
@@ -21,12 +22,13 @@ from lgclip.runtime.config_aliases import SECOND_ENCODER
 from lgclip.runtime.instantiate import TargetError, build
 from lgclip.runtime.secrets import guard_environment
 from lgclip.stages.caption_set import Captions
-from lgclip.stages.extract import pool_stream, real_stream, student_stream, synthetic_stream, text_stream
+from lgclip.stages.extract import pool_stream, real_stream, student_stream, synthetic_stream, text_streams
 from lgclip.stages.generate import prompt_script, wanted_images, with_sources
 from lgclip.stages.images import image_stage
 from lgclip.stages.parts import RunParts
 from lgclip.stages.pool import unlabeled_pool
 from lgclip.stages.streams import Stream
+from lgclip.stages.text import RunTexts, stored_run_texts, writing_stage
 from lgclip.store.root import open_root
 from lgclip.training.prompt_tuning.encoder import LearnedPrompts
 from lgclip.training.student.encoder import StudentEncoder
@@ -44,7 +46,10 @@ class RestoredRun:
         scales: Views of an image.
         captions: Captions of the real training images; None if the prompts were not captions.
         full_image: Unit features of the full synthetic images, where the run's selection compared them; else None.
-        streams: `text`, `synthetic` and `real`, as far as the run had them, with their stored features.
+        streams: `text`, further text baselines such as `text_llm`, `synthetic` and `real`, as far as the run had them,
+            with their stored features.
+        texts: The text sides; None without a text tower.
+        text_keys: Keys of the stored prompts or descriptors that the sentences are made from.
     """
 
     dataset: Dataset
@@ -55,6 +60,8 @@ class RestoredRun:
     captions: Captions | None
     streams: Mapping[str, Stream]
     full_image: Float[Tensor, "m d"] | None = None
+    texts: RunTexts | None = None
+    text_keys: Sequence[str] = ()
 
 
 def restore_run(run: Run) -> RestoredRun:
@@ -77,9 +84,14 @@ def restore_run(run: Run) -> RestoredRun:
     scales = parts.scales
     dataset = _as_evaluated(parts.data.evaluated, run)
     # In the order of a run: text, synthetic, real.
-    streams = []
+    streams: list[Stream] = []
+    texts = None
+    text_keys: Sequence[str] = ()
     if encoder.has_text:
-        streams.append(text_stream(dataset, encoder, root))
+        writing = writing_stage(parts.text, parts, root)
+        text_keys = writing.keys() if writing else ()
+        texts = _texts_of(parts, run, root)
+        streams += text_streams(dataset, encoder, root, texts)
     synthetic_images = None
     captions = None
     if run.result.diffuser:
@@ -98,7 +110,26 @@ def restore_run(run: Run) -> RestoredRun:
     compares = any(method.get("selects_by_text") for method in run.result.predictor.values())
     if synthetic_images is not None and compares and tuple(scales.views) != (FULL_IMAGE,):
         full_image = by_name["synthetic"].store.take(synthetic_images.ids, [FULL_IMAGE])[:, 0]
-    return RestoredRun(dataset, parts.data, synthetic_images, encoder, scales, captions, by_name, full_image)
+    return RestoredRun(
+        dataset=dataset,
+        data=parts.data,
+        synthetic_images=synthetic_images,
+        encoder=encoder,
+        scales=scales,
+        captions=captions,
+        streams=by_name,
+        full_image=full_image,
+        texts=texts,
+        text_keys=text_keys,
+    )
+
+
+def _texts_of(parts: RunParts, run: Run, root: Path) -> RunTexts:
+    """Returns the text sides that a run evaluated."""
+    compared = {described.get("text") for described in run.result.predictor.values()}
+    texts = stored_run_texts(parts, root, has_prompts="text_llm" in compared)
+    alternatives = {name: other for name, other in texts.alternatives.items() if name in compared}
+    return RunTexts(texts.configured, alternatives)
 
 
 def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:
@@ -115,10 +146,11 @@ def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:
     root = open_root(cfg.paths.store)
     streams = []
     shifted = [build(config, _convert_="all") for config in (cfg.get("ood") or {}).values()]
-    for dataset in shifted:
+    for name, dataset in zip(cfg.get("ood") or {}, shifted, strict=True):
         # Text features of their own: a shifted set may have fewer classes or other names.
         if restored.encoder.has_text:
-            streams.append(text_stream(dataset, restored.encoder, root))
+            classes = classes_in(restored.data.evaluated, dataset, str(name))
+            streams += text_streams(dataset, restored.encoder, root, restored.texts, classes)
         streams.append(real_stream(dataset, restored.encoder, restored.scales, root))
     if (align := cfg.get("align")) and (pool := unlabeled_pool(build(align), restored.data)) is not None:
         streams.append(pool_stream(pool, restored.encoder, restored.scales, root))

@@ -115,11 +115,14 @@ def report(
 def _unused(evaluation: Evaluation, parts: Mapping[str, Any]) -> set[str]:
     """Returns the config groups whose parts were not used in a run."""
     # The config names a part of every group, whether or not the method needs it.
+    unused: set[str] = set()
     if evaluation.synthetic_images is None:
-        return {"llm", "diffuser"}
-    if parts["diffuser"].needs_prompts:
-        return set()
-    return {"llm"}  # a folder of images is read without prompts
+        unused = {"llm", "diffuser"}
+    elif not parts["diffuser"].needs_prompts:
+        unused = {"llm"}  # a folder of images is read without prompts
+    if evaluation.texts is not None and evaluation.texts.configured.texts is not None:
+        unused.discard("llm")  # it has written the sentences
+    return unused
 
 
 def result_of(
@@ -169,6 +172,7 @@ def result_of(
         "ties": {name: int(predictions.tied.sum()) for name, predictions in method.results.items()},
         "num_classes": num_classes,
         **{group: described.get(group) for group in ("encoder", "llm", "diffuser", "scales")},
+        "text": evaluation.texts.record(dataset) if evaluation.texts else None,
         "prompts_per_class": config.prompts_per_class if has_images else 0,
         "images_per_prompt": config.images_per_prompt if has_images else 0,
         "seed": config.seed,

@@ -7,7 +7,7 @@ encoder, are open mappings.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -94,6 +94,19 @@ class SweepRecord:
 
 
 @dataclass(frozen=True)
+class TextRecord:
+    """Describes the sentences that stand for the classes: their kind, how many a class has at least and at most.
+
+    `example` is the first sentence of the first class, `inputs` are the settings that the sentences depend on.
+    """
+
+    kind: str
+    sentences: Sequence[int]
+    example: str
+    inputs: JsonObject
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Holds accuracies from 0 to 1; `mean_per_class` is over the classes that have images."""
 
@@ -137,15 +150,17 @@ class RejectionPoint:
 class DataSeen:
     """Describes the data of the evaluated domain that a method has seen; unlike data are never ranked without a word.
 
-    `label` says it in words. `labelled` and `unlabelled` count real images, `unlabelled_from` is `training`, `test`
-    (the evaluated images together) or a folder. `captions` is true if captions of real images made the prompts.
-    `unknown` lists what was made outside the run: prompts, images.
+    `label` says it in words. `labelled` and `unlabelled` count real images, the latter none of the evaluated ones;
+    `unlabelled_from` is `training` or a folder. `test_images` counts the evaluated images that were used together.
+    `captions` is true if captions of real images made the prompts. `unknown` lists what was made outside the run:
+    prompts, images, descriptors.
     """
 
     label: str
     labelled: int
     unlabelled: int
     unlabelled_from: str | None
+    test_images: int
     captions: bool
     unknown: Sequence[str]
 
@@ -154,8 +169,8 @@ class DataSeen:
         """Returns the label without numbers."""
         kinds = {
             "captioned": self.captions,
-            "unlabelled": self.unlabelled > 0 and self.unlabelled_from != "test",
-            "test images": self.unlabelled > 0 and self.unlabelled_from == "test",
+            "unlabelled": self.unlabelled > 0,
+            "test images": self.test_images > 0,
             "labelled": self.labelled > 0,
             "unknown": bool(self.unknown),
         }
@@ -394,7 +409,8 @@ class RunResult:
     `baselines` holds the baselines that were evaluated in the same pass, `paired` their tests against the method.
     `ties` counts the images for which several classes share a method's highest score, so that the order of the classes
     decides. `seen` says which data each method has seen. `encoder`, `llm`, `diffuser` and `scales` are the inputs of
-    these parts; None for a part that was not used.
+    these parts; None for a part that was not used. `text` describes the sentences of the classes, and those of further
+    text baselines; None without a text tower, and in results of earlier versions.
     """
 
     schema: int
@@ -413,6 +429,7 @@ class RunResult:
     llm: JsonObject | None
     diffuser: JsonObject | None
     scales: JsonObject | None
+    text: Mapping[str, TextRecord] | None = field(default=None, kw_only=True)
     prompts_per_class: int
     images_per_prompt: int
     seed: int

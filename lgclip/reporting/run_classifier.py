@@ -18,13 +18,12 @@ from lgclip.encoder.scales import Scales
 from lgclip.methods.alignment import ALIGNMENT, FittedAlignment, read_alignment
 from lgclip.methods.calibration import Choice, FittedChoice, Temperature
 from lgclip.methods.left_out import References
-from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Mean
 from lgclip.methods.selection import First
 from lgclip.reporting.restore import RestoredRun, config_of, restore_run
 from lgclip.reporting.run_folder import Run, RunError
 from lgclip.runtime.instantiate import build
-from lgclip.stages.extract import FULL_IMAGE_VIEW
+from lgclip.stages.extract import FULL_IMAGE_VIEW, text_prototypes
 from lgclip.store.root import open_root
 from lgclip.training.prompt_tuning.encoder import FILES, LearnedPrompts
 from lgclip.training.student.encoder import ABOUT, WEIGHTS, StudentEncoder
@@ -84,7 +83,7 @@ def _of_prototypes(run: Run, restored: RestoredRun, cfg: Any) -> ImageClassifier
         streams=streams,
         synthetic_images=restored.synthetic_images,
         fitted=FittedChoice(used, None if accuracy is None else float(accuracy), temperature),
-        settings=settings_of(cfg, restored.encoder),
+        settings=settings_of(cfg, restored.encoder, _text_values(restored)),
         origin=_origin(run, restored),
         full_image=restored.full_image,
         align=_stored_alignment(run) if described.get("alignment") else None,
@@ -120,9 +119,8 @@ def _of_learned_prompts(run: Run, restored: RestoredRun, cfg: Any) -> ImageClass
     names = restored.dataset.class_names
     text = prompts.class_features(restored.encoder, names, torch.device("cpu"))
     if text is None:
-        stream = restored.streams["text"]
-        text = SupportSet(stream.features()[:, 0], torch.tensor(stream.labels), len(names)).means(renormalize=True)
-    config = settings_of(cfg, restored.encoder)["encoder"]
+        text = text_prototypes(restored.streams["text"], len(names))
+    config = settings_of(cfg, restored.encoder, {})["encoder"]
     files: dict[str, Path] = {}
     if "visual" in prompts.kinds:
         config = {
@@ -152,7 +150,7 @@ def _trained(
 ) -> ImageClassifier:
     """Returns the classifier of a trained model: by its class features, or by its own logits without any."""
     choice = Choice(Mean(), First(), 1.0)
-    settings = {**settings_of(cfg, restored.encoder), "encoder": dict(encoder_config)}
+    settings = {**settings_of(cfg, restored.encoder, _text_values(restored)), "encoder": dict(encoder_config)}
     if text is None:
         settings["scales"] = {"_target_": "lgclip.encoder.scales.SquareCrops"}
     return ImageClassifier(
@@ -169,6 +167,13 @@ def _trained(
         gives_logits=text is None,
         files=files,
     )
+
+
+def _text_values(restored: RestoredRun) -> dict[str, object]:
+    """Returns config values with which added classes get sentences as the run's classes had them."""
+    if restored.texts is None:
+        return {}
+    return restored.texts.configured.side.for_added_classes(restored.dataset)
 
 
 def _origin(run: Run, restored: RestoredRun) -> dict[str, Any]:

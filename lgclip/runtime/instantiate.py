@@ -37,7 +37,7 @@ PLACES = (
 PARTS = frozenset({
     "lgclip.datasets.base.Dataset", "lgclip.prompts.base.PromptGenerator", "lgclip.diffuser.base.ImageSource",
     "lgclip.encoder.base.Encoder", "lgclip.encoder.scales.Scales", "lgclip.methods.base.Classifier",
-    "lgclip.methods.scoring.ScoringRule", "lgclip.methods.rejection.Rejection",
+    "lgclip.prompts.text_side.TextSide", "lgclip.methods.scoring.ScoringRule", "lgclip.methods.rejection.Rejection",
     "lgclip.methods.alignment.Alignment", "lgclip.methods.transduction.base.Transduction",
     "lgclip.evaluation.pools.PoolComparison",
     "lgclip.methods.selection.Selection", "lgclip.methods.calibration.LeaveOneOut", "lgclip.tiny.recipe.Recipe",

@@ -12,6 +12,8 @@ PROMPT_SETTINGS = ("llm", "noise", "prompt_order_seed", "prompt_pool")
 """Settings that have no effect on images that exist already."""
 PAIR_SETTINGS = ("encoder_weights",)
 """Settings of two encoders."""
+TEXT_SETTINGS = ("llm", "prompts_per_class", "prompt_order_seed", "prompt_pool")
+"""Settings of a text side whose sentences a language model writes, which needs no image."""
 TRAINING_SETTINGS = ("student", "prompt_tuning", "paradigm")
 """Settings of methods that train."""
 

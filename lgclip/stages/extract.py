@@ -1,9 +1,13 @@
 """Extracts the features of a run: sentences, synthetic images and images to evaluate, each to stored unit features."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.unreadable import OnBadImage, ReadableSubset, UnreadableImages, refusal
@@ -11,9 +15,12 @@ from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales, SquareCrops
 from lgclip.encoder.views import SharedViews
+from lgclip.methods.prototypes import SupportSet
+from lgclip.prompts.text_side import Ensemble
 from lgclip.stages.context import RunContext
 from lgclip.stages.features import FeatureExtractionStage
 from lgclip.stages.streams import TEXT_VIEW, Stream, Streams
+from lgclip.stages.text import ClassTexts, RunTexts
 from lgclip.store.features import FeatureStore
 from lgclip.store.keys import content_key
 from lgclip.types import Role
@@ -24,22 +31,69 @@ FULL_IMAGE_VIEW = SquareCrops()
 """View of an image for a student."""
 
 
-def text_stream(dataset: Dataset, encoder: Encoder, root: Path) -> Stream:
-    """Returns the stream of the text baseline's sentences: every template with every class name."""
+def text_streams(
+    dataset: Dataset,
+    encoder: Encoder,
+    root: Path,
+    texts: RunTexts | None = None,
+    classes: Sequence[int] | None = None,
+) -> list[Stream]:
+    """Returns the streams of sentences: of the configured text side first, then of further text baselines.
+
+    Args:
+        dataset: The classes.
+        encoder: Encodes the sentences.
+        root: The store's folder.
+        texts: The text sides; None for the data set's templates alone.
+        classes: Index of each class among those of the run; None if they are the same.
+    """
+    configured = texts.configured if texts else ClassTexts(Ensemble("dataset"))
+    streams = [_text_stream("text", configured, dataset, encoder, root, classes)]
+    encoded = set(streams[0].ids)
+    for name, other in (texts.alternatives if texts else {}).items():
+        stream = _text_stream(name, other, dataset, encoder, root, classes)
+        # The sides share sentences: each is encoded once.
+        streams.append(replace(stream, role=Role.OTHER_TEXT, encoded_before=frozenset(encoded)))
+        encoded.update(stream.ids)
+    return streams
+
+
+def _text_stream(
+    name: str, texts: ClassTexts, dataset: Dataset, encoder: Encoder, root: Path, classes: Sequence[int] | None
+) -> Stream:
+    """Returns the stream of one text side's sentences."""
     pairs: list[tuple[int, str]] = []
-    for label in range(len(dataset.class_names)):
-        pairs.extend((label, sentence) for sentence in dataset.text_sentences(label))
+    for label, sentences in enumerate(texts.sentences(dataset, classes)):
+        pairs.extend((label, sentence) for sentence in sentences)
     return Stream(
-        name="text",
+        name=name,
         role=Role.TEXT,
-        # By the sentence alone: two classes of one name, or two data sets, share its feature.
-        ids=[content_key({"sentence": sentence}) for _, sentence in pairs],
+        averages_scores=texts.side.averages_scores,
+        ids=[sentence_id(sentence) for _, sentence in pairs],
         labels=[label for label, _ in pairs],
         views=TEXT_VIEW,
         store=FeatureStore(root, encoder.inputs(), {"source": "sentences"}),
         load=lambda place: pairs[place][1],
         where=lambda place: f"class {pairs[place][0]}, the sentence {pairs[place][1]!r}",
     )
+
+
+def sentence_id(sentence: str) -> str:
+    """Returns the content key of a sentence."""
+    # By the sentence alone: two classes of one name, two text sides, or two data sets, share its feature.
+    return content_key({"sentence": sentence})
+
+
+def text_prototypes(stream: Stream, classes: int) -> Float[Tensor, "c d"]:
+    """Returns the text prototype of each class: the mean feature of its sentences.
+
+    Args:
+        stream: Stream of the sentences, with stored features.
+        classes: Number of classes.
+    """
+    sentences = SupportSet(stream.features()[:, 0], torch.tensor(stream.labels), classes)
+    # At unit length it is CLIP's prompt ensemble (arXiv:2103.00020, sec. 3.1.4); as it is, the mean of the scores.
+    return sentences.means(renormalize=not stream.averages_scores)
 
 
 def synthetic_stream(synthetic_images: SyntheticImages, encoder: Encoder, scales: Scales, root: Path) -> Stream:
@@ -95,6 +149,8 @@ def encode(
     *,
     synthetic_images: SyntheticImages | None,
     title: str = "features",
+    texts: RunTexts | None = None,
+    classes: Sequence[int] | None = None,
 ) -> tuple[Streams, Dataset]:
     """Encodes everything that is evaluated, and what it is compared with.
 
@@ -105,6 +161,8 @@ def encode(
         scales: Views of an image.
         synthetic_images: The synthetic images; None if the method needs none.
         title: Name of the stage.
+        texts: The text sides; None for the data set's templates alone.
+        classes: Index of each class among those of the run; None if they are the same.
 
     Returns:
         The streams, and the images that are evaluated: the readable ones of `dataset`.
@@ -116,7 +174,7 @@ def encode(
     stages = context.stages
     streams: list[Stream] = []
     if encoder.has_text:
-        streams.append(text_stream(dataset, encoder, root))
+        streams += text_streams(dataset, encoder, root, texts, classes)
     if synthetic_images is not None:
         streams.append(synthetic_stream(synthetic_images, encoder, scales, root))
     real = real_stream(dataset, encoder, scales, root)
@@ -147,7 +205,7 @@ def encode_references(
     scales: Scales,
     *,
     synthetic_images: SyntheticImages | None,
-    needs_text: bool,
+    texts: RunTexts | None,
 ) -> Mapping[str, Stream]:
     """Encodes what images are compared with, for a classifier without images to evaluate.
 
@@ -157,14 +215,14 @@ def encode_references(
         encoder: Turns images and sentences into features.
         scales: Views of an image.
         synthetic_images: The synthetic images; None if the method needs none.
-        needs_text: Whether the classifier uses the sentences of the classes.
+        texts: The text side; None if the classifier uses no sentences.
 
     Returns:
         The streams `text` and `synthetic`, as far as they are needed, with their stored features.
     """
     streams: list[Stream] = []
-    if needs_text:
-        streams.append(text_stream(dataset, encoder, context.store))
+    if texts is not None:
+        streams += text_streams(dataset, encoder, context.store, texts)
     if synthetic_images is not None:
         streams.append(synthetic_stream(synthetic_images, encoder, scales, context.store))
     views = SharedViews(encoder, scales)

@@ -15,7 +15,7 @@ from lgclip.runtime.devices import device_name
 from lgclip.stages.streams import Stream, Streams
 from lgclip.store.cost_log import StoreUsage
 from lgclip.store.features import BadFeatureError
-from lgclip.types import Role, Unread
+from lgclip.types import Unread
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class FeatureExtractionStage(LightningModule):
         return [
             StoreUsage(
                 stream.name,
-                "sentence" if stream.role is Role.TEXT else "view",
+                "sentence" if stream.is_text else "view",
                 f"features/{stream.store.key}",
                 stream.store.cost_log,
                 (len(stream.ids) - len(stream.unread())) * len(stream.views),

@@ -11,6 +11,7 @@ from lgclip.diffuser.base import ImageSource
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
 from lgclip.prompts.base import PromptGenerator
+from lgclip.prompts.text_side import Ensemble, TextSide
 from lgclip.runtime.config_aliases import SECOND_ENCODER
 from lgclip.runtime.instantiate import build
 from lgclip.stages.counts import ImageCounts
@@ -71,10 +72,12 @@ class RunParts(GenerationParts):
     Attributes:
         encoder: Turns images and sentences into features.
         scales: Views of an image.
+        text: Which sentences stand for the classes.
     """
 
     encoder: Encoder
     scales: Scales
+    text: TextSide
 
     @classmethod
     def from_config(cls, cfg: DictConfig, data: DatasetSplits | None = None) -> "RunParts":
@@ -82,4 +85,6 @@ class RunParts(GenerationParts):
         encoder = build(encoder_config(cfg), _convert_="all")
         scales = build(cfg.scales, _convert_="all")
         # The fields of the base class by their names, so that a new one needs no line here.
-        return cls(**vars(generation), encoder=encoder, scales=scales)
+        # A config of an earlier version names none: the data set's templates stood for the classes.
+        text = build(cfg.text, _convert_="all") if cfg.get("text") else Ensemble("dataset", alternatives=())
+        return cls(**vars(generation), encoder=encoder, scales=scales, text=text)

@@ -1,17 +1,20 @@
 """Counts what a run would compute, and which models it would download, without doing either."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lgclip.diffuser.base import SyntheticImages
+from lgclip.prompts.text_side import LlmSentences
 from lgclip.runtime.hub import HubError, cached, size_of
 from lgclip.stages.caption_set import Captions
-from lgclip.stages.extract import real_stream, synthetic_stream, text_stream
+from lgclip.stages.extract import real_stream, synthetic_stream, text_streams
 from lgclip.stages.generate import prompt_script, wanted_images
 from lgclip.stages.images import image_stage
 from lgclip.stages.parts import GenerationParts, RunParts
+from lgclip.stages.prompts import PromptGenerationStage
 from lgclip.stages.streams import Stream
+from lgclip.stages.text import stage_title, stored_run_texts, writing_stage
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,14 @@ def plan_generation(parts: GenerationParts, store: Path) -> Plan:
     return Plan(stages, _models(parts, "llm", "diffuser"), notes)
 
 
-def plan_run(parts: RunParts, store: Path, *, needs_images: bool) -> Plan:
+def plan_run(parts: RunParts, store: Path, *, needs_images: bool, compares_text: bool = False) -> Plan:
     """Returns the plan of evaluate.py: prompts, images and features.
 
     Args:
         parts: The parts of the run.
         store: Folder of the store.
         needs_images: Whether the method uses synthetic images.
+        compares_text: Whether further text baselines are evaluated.
 
     Raises:
         ValueError: If the parts do not fit together, as a run itself would report.
@@ -93,8 +97,17 @@ def plan_run(parts: RunParts, store: Path, *, needs_images: bool) -> Plan:
     notes: list[str] = []
     if needs_images:
         stages, images, notes = _generation(parts, store)
-    features, feature_notes = _features(parts, store, images, needs_images=needs_images)
-    groups = ("llm", "diffuser", "encoder") if needs_images else ("encoder",)
+    groups = ["llm", "diffuser", "encoder"] if needs_images else ["encoder"]
+    has_prompts = needs_images and parts.diffuser.needs_prompts
+    if parts.encoder.has_text:
+        parts.text.check(parts.data.evaluated, parts.llm)
+        writing = writing_stage(parts.text, parts, store)
+        if writing is not None and not (has_prompts and isinstance(parts.text, LlmSentences)):
+            stages.append(_planned_texts(stage_title(parts.text), writing))
+            groups = list(dict.fromkeys(["llm", *groups]))
+    features, feature_notes = _features(
+        parts, store, images, needs_images=needs_images, has_prompts=has_prompts, compares_text=compares_text
+    )
     return Plan([*stages, *features], _models(parts, *groups), [*notes, *feature_notes])
 
 
@@ -131,7 +144,13 @@ def _generation(parts: GenerationParts, store: Path) -> tuple[list[PlannedStage]
 
 
 def _features(
-    parts: RunParts, store: Path, images: SyntheticImages | None, *, needs_images: bool
+    parts: RunParts,
+    store: Path,
+    images: SyntheticImages | None,
+    *,
+    needs_images: bool,
+    has_prompts: bool,
+    compares_text: bool,
 ) -> tuple[list[PlannedStage], list[str]]:
     """Returns the feature extraction, one entry per stream, and notes."""
     dataset = parts.data.evaluated
@@ -141,7 +160,7 @@ def _features(
     stages: list[PlannedStage] = []
     try:
         if encoder.has_text:
-            stages.append(_planned(text_stream(dataset, encoder, store), "sentence"))
+            stages += _planned_sentences(parts, store, has_prompts=has_prompts, compares_text=compares_text)
         if images is not None:
             stages.append(_planned(synthetic_stream(images, encoder, parts.scales, store), "synthetic image"))
         elif needs_images:
@@ -156,6 +175,48 @@ def _features(
             unknown.insert(0, PlannedStage("features", "sentence", sentences, None))
         return unknown, [str(error)]
     return stages, []
+
+
+def _planned_texts(title: str, stage: PromptGenerationStage) -> PlannedStage:
+    """Returns the texts that a language model writes for the text side alone."""
+    total = len(stage.target_classes) * stage.count
+    try:
+        return PlannedStage(title, "text", total, total - sum(stage.lacking()))
+    except HubError:
+        return PlannedStage(title, "text", total, None)
+
+
+def _planned_sentences(
+    parts: RunParts, store: Path, *, has_prompts: bool, compares_text: bool
+) -> Iterator[PlannedStage]:
+    """Yields the sentences of all text sides; those that a language model still has to write are not known."""
+    stage = writing_stage(parts.text, parts, store)
+    if stage is not None and stage.missing():
+        yield PlannedStage("features", "sentence", len(stage.target_classes) * stage.count, None)
+        return
+    dataset = parts.data.evaluated
+    averages_prompts = compares_text and has_prompts and "llm" in parts.text.alternatives
+    unwritten = averages_prompts and not _are_written(parts, store)
+    texts = stored_run_texts(parts, store, has_prompts=has_prompts and not unwritten, compares=compares_text)
+    streams = text_streams(dataset, parts.encoder, store, texts)
+    total = len({item for stream in streams for item in stream.ids})
+    missing = sum(len(stream.missing()) for stream in streams)
+    yield PlannedStage("features", "sentence", total, total - missing)
+    if unwritten:
+        count = len(dataset.class_names) * parts.counts.prompts_per_class
+        yield PlannedStage("features", "prompt as a sentence", count, None)
+
+
+def _are_written(parts: RunParts, store: Path) -> bool:
+    """Returns whether the prompts of the run are in the store, as far as that can be known."""
+    if parts.llm.needs_images:
+        return True  # captions are no sentences of a class
+    stage = writing_stage(LlmSentences(), parts, store)
+    assert stage is not None
+    try:
+        return not stage.missing()
+    except HubError:
+        return False
 
 
 def _planned(stream: Stream, unit: str) -> PlannedStage:

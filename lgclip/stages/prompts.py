@@ -80,6 +80,10 @@ class PromptGenerationStage(LightningModule):
             texts += entry.fallback
         return texts[: self.count]
 
+    def keys(self) -> list[str]:
+        """Returns the key of each class's entry in the store."""
+        return [content_key(self._inputs(c)) for c in range(len(self.target_classes))]
+
     def texts(self) -> list[list[str]]:
         """Returns the prompts so far, by class; at most `count` of each."""
         return [self._texts(entry) for entry in self._entries()]

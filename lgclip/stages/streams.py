@@ -37,7 +37,8 @@ class Stream:
     """Describes one kind of items to encode, and where their features are stored.
 
     Attributes:
-        name: `text`, `synthetic`, `real`, or that of a trained predictor.
+        name: `text`, that of a further text baseline such as `text_llm`, `synthetic`, `real`, or that of a trained
+            predictor.
         ids: Content key of each item.
         labels: Class index of each item.
         views: Names of the views of each item.
@@ -47,6 +48,9 @@ class Stream:
         unreadable: Records the unreadable items; None where each must be readable.
         where: Returns the name of the item at an index for errors; None uses its id.
         role: Use of the features.
+        averages_scores: Of sentences: whether the score of a class is the mean score of its sentences, so that their
+            mean is not scaled to unit length.
+        encoded_before: Ids that an earlier stream of the same store encodes.
     """
 
     name: str
@@ -58,6 +62,13 @@ class Stream:
     unreadable: UnreadableImages | None = None
     where: Callable[[int], str] | None = None
     role: Role = Role.EVALUATED
+    averages_scores: bool = False
+    encoded_before: frozenset[str] = frozenset()
+
+    @property
+    def is_text(self) -> bool:
+        """Returns whether its items are sentences."""
+        return self.role in (Role.TEXT, Role.OTHER_TEXT)
 
     def missing(self) -> list[int]:
         """Returns the indices of readable items without features; of items of equal content only the first."""
@@ -66,7 +77,7 @@ class Stream:
         for place in self.store.missing(self.ids, self.views):
             # An image that is known to be unreadable would fail again in every run, and the stage would never be
             # complete.
-            if self.ids[place] not in known:
+            if self.ids[place] not in known and self.ids[place] not in self.encoded_before:
                 places.setdefault(self.ids[place], place)
         return list(places.values())
 
@@ -231,7 +242,7 @@ class Streams(LightningDataModule):
             # bits of a feature, are the same on any number of devices.
             items_per_shard = lcm(self.rows_per_pass, views) // views
             places = [place for place in self._shard(stream, items_per_shard) if place in todo]
-            if stream.role is Role.TEXT:
+            if stream.is_text:
                 sentences: Any = [(stream.ids[place], stream.load(place)) for place in places]
                 loaders.append(DataLoader(sentences, batch_size=self._batch_size, collate_fn=list))
             else:

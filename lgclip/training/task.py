@@ -17,6 +17,7 @@ from lgclip.diffuser.base import ImageSource, SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
 from lgclip.stages.context import RunContext
+from lgclip.stages.text import RunTexts
 from lgclip.store.keys import content_key
 from lgclip.training.predictor import TrainedPredictor
 
@@ -33,6 +34,7 @@ class TrainingInputs:
         synthetic_images: Returns the run's synthetic images; generates missing ones, so call it only if they
             are needed, and after everything that can fail has been checked.
         images_per_class: Number of real training images per class, the first ones.
+        texts: Returns the run's text side, and generates what it lacks; None for the data set's templates.
     """
 
     data: DatasetSplits
@@ -41,6 +43,7 @@ class TrainingInputs:
     diffuser: ImageSource
     synthetic_images: Callable[[], SyntheticImages]
     images_per_class: int
+    texts: Callable[[], RunTexts | None] | None = None
 
 
 class FitResult(NamedTuple):

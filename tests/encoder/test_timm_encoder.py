@@ -284,12 +284,15 @@ def test_run_without_text_tower_reports_no_baseline(
         make_diffuser(tmp_path / "diffuser"), tmp_path / "store",
     )  # fmt: skip
     result = evaluate_run(
-        sandbox, tmp_path / "run", "encoder=timm", f"encoder.model={folder}", "encoder.precision=fp32"
+        sandbox, tmp_path / "run", "encoder=timm", f"encoder.model={folder}", "encoder.precision=fp32", "text=waffle"
     )
     assert result["baseline"] is None
+    assert result["text"] is None
     assert "clip_text" not in result["baselines"]
     assert "text" not in result["store"]
     assert result["encoder"]["precision"] == "fp32"
     assert result["encoder"]["part"] == "Timm"
-    assert "clip_text: none, this encoder has no text tower" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "clip_text: none, this encoder has no text tower" in output
+    assert "no effect on method=lgclip: text.alternatives=[] text=waffle" in output
     assert len(read_csv(tmp_path / "run" / "predictions.csv")) == result["n"]

@@ -145,7 +145,7 @@ def test_comparison_keeps_what_was_seen_apart(
     main(["compare", str(aligned[0]), str(first_run.folder), "--format", "csv"])
     output = capsys.readouterr().out
     assert "names + unlabelled" in output
-    assert "seen" in output.splitlines()[0]
+    assert "data seen" in output.splitlines()[0]
 
 
 @pytest.mark.parametrize(

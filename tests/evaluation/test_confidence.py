@@ -237,8 +237,12 @@ def after_test(label: torch.Tensor, support: SupportSet, **options: Any) -> Zero
         "synthetic": FeatureBatch(support.features[:, None], support.labels, torch.arange(len(support.labels))),
         "real": FeatureBatch(real, label, torch.arange(len(label))),
     }
-    roles = (Role.TEXT, Role.SYNTHETIC, Role.EVALUATED)
-    data = SimpleNamespace(num_classes=CLASSES, width=WIDTH, streams=[SimpleNamespace(role=role) for role in roles])
+    streams = [
+        SimpleNamespace(name="text", role=Role.TEXT, averages_scores=False),
+        SimpleNamespace(name="synthetic", role=Role.SYNTHETIC),
+        SimpleNamespace(name="real", role=Role.EVALUATED),
+    ]
+    data = SimpleNamespace(num_classes=CLASSES, width=WIDTH, streams=streams)
     method._trainer = SimpleNamespace(datamodule=data)  # pyright: ignore[reportAttributeAccessIssue]
     method.setup("test")
     for place, batch in enumerate(batches.values()):

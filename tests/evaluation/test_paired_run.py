@@ -55,7 +55,9 @@ def test_baselines_are_the_runs_of_each_encoder(
     for name, single in (("clip_text", text), ("first_encoder", first), ("second_encoder", alone_result)):
         assert result["baselines"][name] == single["metrics"]
         run = {"clip_text": "text", "first_encoder": "first", "second_encoder": "second"}[name]
-        assert [row[name] for row in rows] == [row["prediction"] for row in read_csv(tmp_path / run / "predictions.csv")]
+        assert [row[name] for row in rows] == [
+            row["prediction"] for row in read_csv(tmp_path / run / "predictions.csv")
+        ]
 
 
 @pytest.mark.parametrize("scales", ["single", "multi"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
-from unlabelled_pools import random_pool
+from unlabeled_pools import random_pool
 
 from lgclip.evaluation.metrics import wilson
 from lgclip.evaluation.pools import (
@@ -22,7 +22,7 @@ from lgclip.evaluation.pools import (
     largest_losses,
     pool_kinds,
 )
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool
 from lgclip.methods.transduction.stata import StatA
 from lgclip.reporting.pool_table import pool_table
 
@@ -35,7 +35,7 @@ class Rolled(Transduction):
 
     key_name: ClassVar[str] = "Rolled"
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         return pool.scores.roll(1, dims=1)
 
 
@@ -109,7 +109,7 @@ def test_impossible_pools_are_refused() -> None:
 def test_comparison_by_hand() -> None:
     """Checks perfect starting scores and a rule that gets every image wrong."""
     scores = torch.nn.functional.one_hot(LABELS, 12).double()
-    starts = {"perfect": UnlabelledPool(scores, scores, 1.0, None)}
+    starts = {"perfect": UnlabeledPool(scores, scores, 1.0, None)}
     kinds = [PoolKind("few", (1, 4), 64), ALL]
     none_few, rolled_few, none_all, rolled_all = compare_pools(starts, LABELS, {"rolled": Rolled()}, kinds, count=5)
     assert (none_few.rule, none_few.top1, none_few.difference) == (NO_RULE, 1.0, 0.0)
@@ -169,7 +169,7 @@ def test_names_and_numbers_of_a_comparison_are_checked() -> None:
 
 def test_table_has_a_column_for_each_rule() -> None:
     scores = torch.nn.functional.one_hot(LABELS, 12).double()
-    starts = {"perfect": UnlabelledPool(scores, scores, 1.0, None)}
+    starts = {"perfect": UnlabeledPool(scores, scores, 1.0, None)}
     lines = pool_table(compare_pools(starts, LABELS, {"rolled": Rolled()}, [ALL])).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "transduction in pools: points more than none, with half of the 95% interval",

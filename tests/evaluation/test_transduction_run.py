@@ -15,7 +15,7 @@ from multiprocess_runs import QUIET_ENVIRONMENT, ROOT
 import lgclip
 from lgclip.cli.main import main
 from lgclip.methods.calibration import Temperature
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.stata import StatA
 from lgclip.methods.transduction.tda import TDA
 from lgclip.reporting.data_exposure import conclusions, exposure
@@ -37,7 +37,7 @@ def refined(world: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder, evaluate_run(world, folder, "transduction=stata", "method=fusion")
 
 
-def starting_pool(folder: Path, file: Path) -> UnlabelledPool:
+def starting_pool(folder: Path, file: Path) -> UnlabeledPool:
     """Returns the pool of a fusion run from the arrays of `lgclip store features`."""
     export_features(folder, file)
     with np.load(file) as arrays:
@@ -50,7 +50,7 @@ def starting_pool(folder: Path, file: Path) -> UnlabelledPool:
     prototypes = 0.5 * unit(means, dim=1) + 0.5 * unit(text, dim=1)
     start = Run.read(folder).result.predictor["fusion"]["transduction"]["start_temperature"]
     scores = real.double() @ prototypes.T
-    return UnlabelledPool(real, scores.float(), start["value"], unit(prototypes, dim=1).float())
+    return UnlabeledPool(real, scores.float(), start["value"], unit(prototypes, dim=1).float())
 
 
 def test_scores_are_refined_together(refined: tuple[Path, Any], tmp_path: Path) -> None:

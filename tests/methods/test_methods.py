@@ -80,7 +80,7 @@ STREAMS = {"text": stream(0, 2 * CLASSES, 1), "synthetic": stream(1, 4 * CLASSES
 def after_test(text_weight: float, names: tuple[str, ...] = tuple(STREAMS), **options: Any) -> ZeroShot:
     """Returns a method after the test loop, without a trainer: its streams in order."""
     method = zero_shot("own", text_weight, has_text="text" in names, **options)
-    streams = [SimpleNamespace(role=ROLES[name]) for name in names]
+    streams = [SimpleNamespace(name=name, role=ROLES[name], averages_scores=False) for name in names]
     data = SimpleNamespace(num_classes=CLASSES, width=WIDTH, streams=streams)
     method._trainer = SimpleNamespace(datamodule=data)  # pyright: ignore[reportAttributeAccessIssue]
     method.setup("test")

@@ -58,7 +58,8 @@ def test_export_has_the_documented_shapes(first_run: FirstRun, tmp_path: Path) -
     c = len(NAMES)
     assert {name: exported[name].shape for name in exported} == {
         "real": (n, 1, 32), "real_labels": (n,), "real_ids": (n,), "real_index": (n,), "views": (1,), "weights": (1,),
-        "text": (c, 32), "text_labels": (c,), "sentences": (c,), "synthetic": (c, 3, 1, 32), "synthetic_ids": (3 * c,),
+        "text": (c, 32), "text_labels": (c,), "text_averages_scores": (),
+        "sentences": (c,), "synthetic": (c, 3, 1, 32), "synthetic_ids": (3 * c,),
         "kept": (3, 3 * c), "class_names": (c,), "rows": (3,), "rules": (),
     }  # fmt: skip
     assert exported["real_labels"].tolist() == [i // IMAGES_PER_CLASS for i in range(n)]

@@ -16,8 +16,9 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def mean_per_class(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    return unit(np.stack([features[labels == label].astype(np.float64).mean(axis=0) for label in range(classes)]))
+def mean_per_class(features: np.ndarray, labels: np.ndarray, classes: int, *, scaled: bool = True) -> np.ndarray:
+    means = np.stack([features[labels == label].astype(np.float64).mean(axis=0) for label in range(classes)])
+    return unit(means) if scaled else means
 
 
 def recomputed(arrays: Any, row: str) -> np.ndarray:
@@ -29,7 +30,11 @@ def recomputed(arrays: Any, row: str) -> np.ndarray:
     weight = rule["text_weight"]
     scores = np.zeros((len(real), classes))
     if weight > 0:
-        scores += weight * real @ mean_per_class(arrays["text"], arrays["text_labels"], classes).T
+        text = rule.get("text", "text")
+        prototypes = mean_per_class(
+            arrays[text], arrays[f"{text}_labels"], classes, scaled=not arrays[f"{text}_averages_scores"]
+        )
+        scores += weight * real @ prototypes.T
     if weight < 1:
         synthetic = arrays["synthetic"]
         labels = arrays.get("synthetic_labels", None)
@@ -50,6 +55,8 @@ def recomputed(arrays: Any, row: str) -> np.ndarray:
         ("scales=multi", "selection=medoid", "selection.keep=2"),
         ("selection=text", "selection.keep=1", "scales=official_code"),
         ("calibration=leave_one_out",),
+        ("method=fusion", "text.alternatives=[llm,waffle]"),
+        ("method=fusion", "text=waffle", "text.alternatives=[template]"),
     ],
 )
 def test_rows_are_recomputed_from_the_file(overrides: tuple[str, ...], sandbox: Sandbox, tmp_path: Path) -> None:
@@ -67,3 +74,5 @@ def test_rows_are_recomputed_from_the_file(overrides: tuple[str, ...], sandbox: 
         assert arrays["real_index"].tolist() == [int(row["index"]) for row in rows]
         assert len(set(arrays["real_ids"].tolist())) == len(rows)
         assert len(arrays["sentences"]) == len(arrays["text"])
+        for name in set(result["text"]) - {"text"}:
+            assert len(arrays[f"{name}_sentences"]) == len(arrays[name]) == len(arrays[f"{name}_labels"])

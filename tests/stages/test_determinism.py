@@ -43,6 +43,7 @@ HEEDS = "GenuineIntel" in CPU and "avx2" in CPU
 """Whether MKL can multiply strictly on this CPU."""
 STRICT = HEEDS and os.environ.get("MKL_CBWR") == "AUTO,STRICT"
 
+ALTERNATIVES = "text.alternatives=[llm]"
 N = 13
 """Images to evaluate: a prime number, which no number of processes can share evenly."""
 
@@ -88,7 +89,13 @@ class Runs:
 
 
 def batches(size: int, workers: int) -> list[str]:
-    return [f"diffuser.batch_size={size}", f"encoder.batch_size={size}", f"workers={workers}", "scales=multi"]
+    return [
+        f"diffuser.batch_size={size}",
+        f"encoder.batch_size={size}",
+        f"workers={workers}",
+        "scales=multi",
+        ALTERNATIVES,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,9 @@ def test_processes_batches_and_workers_change_nothing(name: str, runs: Runs) -> 
     result = runs.result_of(name)
     alone = runs.result_of("alone")
     assert len(alone["images"]) == 9
-    assert sum(map(len, alone["features"].values())) == len(NAMES) + 4 * (9 + N)
+    # Of three prompts of a class one is the template.
+    assert sum(map(len, alone["features"].values())) == 3 * len(NAMES) + 4 * (9 + N)
+    assert "clip_text_llm" in alone["result"]["baselines"]
     assert len(read_csv(runs.folder / name / "run" / "predictions.csv")) == result["result"]["n"] == N
     assert_same_outcome(result, alone)
 

@@ -41,6 +41,7 @@ def test_empty_store_has_everything_to_compute(tmp_path: Path) -> None:
         ("prompts", "prompt"): (60, 0),
         ("images", "image"): (180, None),
         ("features", "sentence"): (30, 0),
+        ("features", "prompt as a sentence"): (60, None),
         ("features", "synthetic image"): (180, None),
         ("features", "real image"): (1200, 0),
     }
@@ -53,6 +54,13 @@ def test_text_baseline_needs_no_generation(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "method=clip_text", "diffuser=sd15")
     assert set(counts(plan)) == {("features", "sentence"), ("features", "real image")}
     assert plan.models == [], "the diffuser is not used"
+
+
+def test_prompts_without_images_are_planned(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "method=clip_text", "text=llm", "prompts_per_class=2", "llm=template")
+    assert counts(plan) == {
+        ("prompts", "text"): (60, 0), ("features", "sentence"): (60, None), ("features", "real image"): (1200, 0),
+    }  # fmt: skip
 
 
 def test_finished_run_has_nothing_to_compute(first_run: FirstRun) -> None:

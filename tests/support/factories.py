@@ -148,6 +148,7 @@ class Sandbox:
             "dataset=folder", f"dataset.root={self.synthetic_images}", "llm=template", f"llm.templates=[{sentences}]",
             f"diffuser.model={self.diffuser}", "diffuser.size=32", "diffuser.steps=2", "prompts_per_class=3",
             f"paths.store={self.store}", "trainer.accelerator=cpu",
+            "text.alternatives=[]",  # counts are of one text side; test_text_side_runs.py evaluates several
         ]  # fmt: skip
 
     def evaluate_overrides(self) -> list[str]:

@@ -61,7 +61,8 @@ def membership_record(auroc: float, best: float, held_out: float) -> dict[str, A
 
 
 NAMES_SEEN = {
-    "label": "names", "labelled": 0, "unlabelled": 0, "unlabelled_from": None, "captions": False, "unknown": [],
+    "label": "names", "labelled": 0, "unlabelled": 0, "unlabelled_from": None, "test_images": 0, "captions": False,
+    "unknown": [],
 }  # fmt: skip
 """What a method has seen that knows the class names alone."""
 
@@ -118,9 +119,10 @@ def build_result(
                     "source": {"dataset": dataset}, "fingerprint": dataset, "folder_names": {}, "files_left_out": {},
                     "files_noted": {}},
         "encoder": parts, "llm": None, "diffuser": parts, "scales": {"choice": "single", "fractions": [1.0]},
-        "prompts_per_class": 3, "images_per_prompt": 1, "seed": 0, "templated_prompts": [0, 2, 1],
+        "text": None, "prompts_per_class": 3, "images_per_prompt": 1, "seed": 0, "templated_prompts": [0, 2, 1],
         "missing_images": [{"class": 0, "name": names[0], "prompt": "", "repeat": 0, "faults": ["black"]}],
-        "protocol": "clean", "predictor": {"lgclip": {"text_weight": 0.0}}, "seen": {},
+        "protocol": "clean", "predictor": {"lgclip": {"text_weight": 0.0}},
+        "seen": dict.fromkeys(("lgclip", "clip_text"), NAMES_SEEN),
         "metrics": figures, "baselines": {"clip_text": metrics_record(0.5)}, "baseline": None,
         "paired": {"clip_text": {"difference": 0.25, "ci95": [0.0, 0.5], "only_this": 4, "only_other": 1, "p": 0.375}},
         "detectable": {"difference": 0.1, "power": 0.8, "discordant": 0.05, "discordant_from": "clip_text"},

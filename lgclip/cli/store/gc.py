@@ -134,6 +134,7 @@ def _add(used: Used, run: Run, root: Path, full: bool) -> None:
             for target_class in restored.dataset.target_classes
         ]
         used.places |= {f"prompts/{key}.json" for key in keys}
+    used.places |= {f"prompts/{key}.json" for key in restored.text_keys}
     if restored.synthetic_images is not None:
         _add_images(used, restored.synthetic_images, cfg.seed, cfg.diffuser.get("retries", 0) + 1)
         if full:

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from lgclip.methods.transduction.moments import class_means
 
 
-class UnlabelledPool(NamedTuple):
+class UnlabeledPool(NamedTuple):
     """Holds images that are classified together.
 
     Attributes:
@@ -58,7 +58,7 @@ class Transduction(ABC):
     is_online: ClassVar[bool] = False
     """Whether the logits of an image depend on earlier images of the pool only."""
 
-    def refine(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def refine(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         """Returns logits whose softmax holds the probabilities of the classes.
 
         Args:
@@ -79,7 +79,7 @@ class Transduction(ABC):
         return self.logits(pool)
 
     @abstractmethod
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         """Returns the logits of a pool with at least one image and one class, in single or double precision."""
 
 

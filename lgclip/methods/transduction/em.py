@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool, check_at_least
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool, check_at_least
 from lgclip.methods.transduction.moments import class_moments, row_blocks
 
 
@@ -36,7 +36,7 @@ class EM(Transduction):
     def __post_init__(self) -> None:
         check_at_least("iterations", self.iterations, 1)
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         features = pool.features
         start = pool.log_probs()
         ones = features.new_ones(len(features))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool, check_above_zero, check_at_least
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool, check_above_zero, check_at_least
 from lgclip.methods.transduction.moments import row_blocks
 
 CONVERGED = 1e-6
@@ -61,7 +61,7 @@ class InMaP(Transduction):
         if self.sinkhorn == 0:
             object.__setattr__(self, "assumes_balanced", False)  # the data class is frozen
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         log_probs = balance(pool.log_probs(), self.sinkhorn)
         prototypes = self._learn(pool.features, log_probs, pool.anchors())
         return pool.features @ prototypes.T / self.temperature

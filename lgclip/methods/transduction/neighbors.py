@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.moments import row_blocks
 
 
@@ -22,12 +22,12 @@ class DistinctImages(NamedTuple):
         rows: For each image of the complete pool its row in `pool`.
     """
 
-    pool: UnlabelledPool
+    pool: UnlabeledPool
     counts: Float[Tensor, " m"]
     rows: Int[Tensor, " n"]
 
 
-def distinct_images(pool: UnlabelledPool) -> DistinctImages:
+def distinct_images(pool: UnlabeledPool) -> DistinctImages:
     """Removes images with equal features from a pool; the scores are those of the first copy."""
     n = len(pool.features)
     places = torch.arange(n, device=pool.features.device)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool, check_at_least
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool, check_at_least
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DomainOffset(Transduction):
     def __post_init__(self) -> None:
         check_at_least("shrinkage", self.shrinkage, 0)
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         start = pool.scores / pool.temperature
         if pool.prototypes is None:
             return start

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool, check_above_zero, check_at_least
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool, check_above_zero, check_at_least
 from lgclip.methods.transduction.moments import Moments, class_moments, diagonal_log_likelihood
 from lgclip.methods.transduction.neighbors import distinct_images
 from lgclip.methods.transduction.transclip import assign, build_affinity, raise_to_least
@@ -53,7 +53,7 @@ class StatA(Transduction):
         check_at_least("iterations", self.iterations, 0)
         check_at_least("steps", self.steps, 1)
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         images = distinct_images(pool)
         features = images.pool.features
         start = images.pool.log_probs()

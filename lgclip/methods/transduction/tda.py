@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lgclip.methods.transduction.base import (
     Transduction,
-    UnlabelledPool,
+    UnlabeledPool,
     check_above_zero,
     check_at_least,
 )
@@ -91,7 +91,7 @@ class TDA(Transduction):
             if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] < math.inf:
                 raise ValueError(f"transduction.{name}={list(bounds)}: it must be two numbers, the lower first")
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         log_probs = pool.log_probs()
         n, num_classes = log_probs.shape
         entropies = -(log_probs.exp() * log_probs).sum(dim=1).double()
@@ -108,7 +108,7 @@ class TDA(Transduction):
         return logits
 
     def _add_positive(
-        self, logits: Float[Tensor, "n c"], pool: UnlabelledPool, rows: slice, cache: CachedImages
+        self, logits: Float[Tensor, "n c"], pool: UnlabeledPool, rows: slice, cache: CachedImages
     ) -> None:
         """Adds the similarity to confident images to some rows of the logits."""
         held = cache.held_between(rows.start, rows.stop - 1)
@@ -121,7 +121,7 @@ class TDA(Transduction):
     def _subtract_negative(
         self,
         logits: Float[Tensor, "n c"],
-        pool: UnlabelledPool,
+        pool: UnlabeledPool,
         rows: slice,
         cache: CachedImages,
         log_probs: Float[Tensor, "n c"],

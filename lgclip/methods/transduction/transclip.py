@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool, check_at_least
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool, check_at_least
 from lgclip.methods.transduction.moments import class_moments, diagonal_log_likelihood, row_blocks
 from lgclip.methods.transduction.neighbors import distinct_images, neighbor_graph, top_columns
 
@@ -55,7 +55,7 @@ class TransCLIP(Transduction):
         check_at_least("iterations", self.iterations, 0)
         check_at_least("steps", self.steps, 1)
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         images = distinct_images(pool)
         features = images.pool.features
         d = features.shape[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lgclip.methods.transduction.base import (
     Transduction,
-    UnlabelledPool,
+    UnlabeledPool,
     check_above_zero,
     check_at_least,
     check_fraction,
@@ -62,7 +62,7 @@ class ZLaP(Transduction):
         check_above_zero("gamma", self.gamma)
         check_fraction("alpha", self.alpha)
 
-    def logits(self, pool: UnlabelledPool) -> Float[Tensor, "n c"]:
+    def logits(self, pool: UnlabeledPool) -> Float[Tensor, "n c"]:
         images = distinct_images(pool)
         graph = self._graph(images.pool)
         steps = 1
@@ -87,7 +87,7 @@ class ZLaP(Transduction):
         log_scores -= totals.clamp_min(torch.finfo(torch.float64).tiny).log().to(logits)[:, None]
         return torch.logaddexp(log_scores, logits)[images.rows]
 
-    def _graph(self, pool: UnlabelledPool) -> Tensor:
+    def _graph(self, pool: UnlabeledPool) -> Tensor:
         """Returns the normalized sparse adjacency of images and classes, in this order."""
         n, num_classes = pool.scores.shape
         size = n + num_classes
@@ -109,7 +109,7 @@ class ZLaP(Transduction):
             adjacency.indices(), normalized, (size, size), is_coalesced=True, check_invariants=False
         )
 
-    def _nearest_classes(self, pool: UnlabelledPool) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    def _nearest_classes(self, pool: UnlabeledPool) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
         """Returns the similarity of each image to its nearest classes, and these classes."""
         n, num_classes = pool.scores.shape
         k = min(self.classes, num_classes)

@@ -79,7 +79,6 @@ def _rounds(result: MethodResult) -> Hashable:
 # config holds the defaults of parts that it never used.
 RESULT_AXES: Mapping[str, Callable[[MethodResult], Hashable]] = {
     "method": lambda result: result.method,
-    "seen": lambda result: result.seen,
     "dataset": lambda result: result.dataset,
     "split": lambda result: result.run.result.dataset.split,
     "trained_on": trained_on,
@@ -89,6 +88,7 @@ RESULT_AXES: Mapping[str, Callable[[MethodResult], Hashable]] = {
     "prompt_tuning": _prompt_tuning,
     "paradigm": _paradigm,
     "rounds": _rounds,
+    "seen": lambda result: result.seen,
 }
 """Axes that are read from a result; every other name is a group or a dotted key of the config."""
 

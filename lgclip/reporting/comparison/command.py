@@ -140,9 +140,6 @@ def build_comparison(options: CompareOptions, results: Sequence[MethodResult]) -
     if not columns and "dataset" not in options.by and len({result.dataset for result in results}) > 1:
         columns = ["dataset"]
     by = list(options.by) or _default_axes(results, columns)
-    # A method that has seen images of the domain is never ranked with one that has not, without a word.
-    if "seen" not in [*by, *columns] and len({result.seen for result in results}) > 1:
-        by.append("seen")
     reader = MetricReader.of(results)
     check_axes([*by, *columns, *options.over], results)
     metrics = list(options.metrics)

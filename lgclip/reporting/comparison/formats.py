@@ -139,6 +139,7 @@ def csv_text(comparison: Comparison) -> str:
     for record in records_of(comparison):
         low, high = record["ci95"] or (None, None)  # one seed has no interval: empty cells
         line = {**record["row"], "settings": brief_settings(record["settings"]), **record["column"]}
+        line["data seen"] = record["seen"]
         line |= {"metric": record["metric"], "seeds": record["n"], "mean": record["mean"], "std": record["std"]}
         line |= {"ci95_low": low, "ci95_high": high}
         lines.append(line)
@@ -175,6 +176,7 @@ def records_of(comparison: Comparison) -> list[dict[str, Any]]:
                 records.append({
                     "row": dict(zip(table.by, row.values, strict=True)),
                     "settings": dict(row.settings),
+                    "seen": row.seen,
                     "column": dict(zip(table.columns, column, strict=True)),
                     "metric": metric,
                     **summary,
@@ -226,6 +228,10 @@ def main_section(comparison: Comparison) -> Section:
     head = list(table.by)
     if has_settings:
         head.append("settings")
+    # A method that has seen images of the domain is never ranked with one that has not, without a word.
+    has_seen = "seen" not in (*table.by, *table.columns) and len({row.seen for row in table.rows}) > 1
+    if has_seen:
+        head.append("data seen")
     left = len(head)
     head.append("seeds")
     # A metric such as effective robustness has no value in some columns; one without any value is left out.
@@ -238,7 +244,8 @@ def main_section(comparison: Comparison) -> Section:
         names = [MISSING if value is None else brief_value(value) for value in row.values]
         settings = [brief_settings(row.settings)] if has_settings else []
         cells = [_cell(row, column, metric, comparison.has_intervals) for column, metric in places]
-        lines.append([*names, *settings, _seeds(row), *cells])
+        seen = [row.seen] if has_seen else []
+        lines.append([*names, *settings, *seen, _seeds(row), *cells])
     # Bold cells are listed by position, not marked in the text: each format marks it in its own way.
     bold = set[tuple[int, int]]()
     for place, (column, metric) in enumerate(places):
@@ -311,17 +318,24 @@ def _cell(row: Row, column: Values, metric: str, has_intervals: bool) -> str:
 
 
 def _best_rows(rows: Sequence[Row], column: Values, metric: str) -> list[int]:
-    """Returns the indices of the rows with the best displayed mean; none if there is only one."""
-    means = {}
+    """Returns the indices of the rows with the best displayed mean of those that have seen the same kinds of data.
+
+    A row without another one to compare with is none of them.
+    """
+    if not is_ranked(metric):
+        return []
+    groups: dict[str, dict[int, float]] = {}
     for place, row in enumerate(rows):
         summary = _summary(row, column, metric)
         if summary is not None:
             # As shown: two rows that both read 71.3 are both bold, as the reader sees no difference.
-            means[place] = float(format_value(summary["mean"], metric))
-    if len(means) < 2 or not is_ranked(metric):
-        return []
-    best = min(means.values()) if lower_is_better(metric) else max(means.values())
-    return [place for place, mean in means.items() if mean == best]
+            groups.setdefault(row.seen, {})[place] = float(format_value(summary["mean"], metric))
+    best_rows: list[int] = []
+    for means in groups.values():
+        best = min(means.values()) if lower_is_better(metric) else max(means.values())
+        if len(means) > 1:
+            best_rows += [place for place, mean in means.items() if mean == best]
+    return best_rows
 
 
 def _run_section(tests: Sequence[RunComparison]) -> Section:

@@ -118,6 +118,11 @@ class Row:
         """Returns one result of each repetition in its cells."""
         return list(chain.from_iterable(cell.results for cell in self.cells.values()))
 
+    @cached_property
+    def seen(self) -> str:
+        """Returns which kinds of data of the evaluated domain its results have seen."""
+        return " / ".join(dict.fromkeys(result.seen for result in self.results))
+
     def contains(self, run: MethodResult) -> bool:
         """Returns whether a result is in one of its cells."""
         # Not by `results`, which has only the first of several equal runs.

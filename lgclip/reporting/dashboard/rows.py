@@ -293,7 +293,11 @@ def _provenance(result: RunResult) -> Iterator[tuple[str, str]]:
             named += "; ..."
         yield "test images that could not be read", f"{len(skipped)} of {result.images_in_dataset}: {named}"
     yield "class names", dataset.names
-    yield "sentences of the text baseline", " | ".join(dataset.templates)
+    yield "templates of the data set", " | ".join(dataset.templates)
+    for stream, record in (result.text or {}).items():
+        fewest, most = record.sentences
+        number = str(fewest) if fewest == most else f"{fewest} to {most}"
+        yield f"sentences of clip_{stream}", f"{record.kind}, {number} a class, such as: {record.example}"
     if dataset.context:
         yield "context", dataset.context
     for group in _PARTS:
@@ -302,7 +306,8 @@ def _provenance(result: RunResult) -> Iterator[tuple[str, str]]:
     yield "protocol", result.protocol or "none"
     for method, choices in result.predictor.items():
         yield f"evaluated by {method}", _displayed(choices)
-        yield f"seen by {method}", result.seen[method].label
+    for method, seen in result.seen.items():
+        yield f"seen by {method}", seen.label
     if templated := sum(result.templated_prompts):
         yield "template sentences in place of prompts", str(templated)
     if missing := result.missing_images:

@@ -18,8 +18,9 @@ from lgclip.datasets.base import Dataset
 from lgclip.encoder.scales import Scales
 from lgclip.methods.prototypes import SupportSet
 from lgclip.runtime.terminal import single_line
+from lgclip.stages.extract import sentence_id, text_prototypes
 from lgclip.stages.streams import Stream
-from lgclip.store.keys import key_inputs
+from lgclip.store.keys import content_key, key_inputs
 from lgclip.training.prompt_tuning.paradigms import ClassSplit, Paradigm
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class PromptTuningData:
         synthetic: Synthetic images; None if there are none.
         synthetic_labels: Class index of each of these.
         scales: Defines the views of an image.
+        text_key: Key of the sentences; None where they are the templates with the class names.
     """
 
     class_names: tuple[str, ...]
@@ -70,6 +72,7 @@ class PromptTuningData:
     synthetic: Images | None
     synthetic_labels: Int[Tensor, " m"]
     scales: Scales
+    text_key: str | None = None
 
     @classmethod
     def create(cls, streams: Iterable[Stream], pool: Dataset, paradigm: Paradigm, scales: Scales) -> "PromptTuningData":
@@ -107,7 +110,8 @@ class PromptTuningData:
             pool=_images(real, scales),
             class_split=class_split,
             labels=torch.tensor([real.labels[place] for place in class_split.labelled.tolist()], dtype=torch.long),
-            sentences=SupportSet(text.features()[:, 0], torch.tensor(text.labels), classes).means(renormalize=True),
+            sentences=text_prototypes(text, classes),
+            text_key=_text_key(text, pool),
             synthetic=images,
             synthetic_labels=torch.tensor(image_labels, dtype=torch.long),
             scales=scales,
@@ -126,11 +130,13 @@ class PromptTuningData:
         synthetic = None
         if synthetic_labels and self.synthetic is not None:
             synthetic = _content(map(_line, self.synthetic.ids, self.synthetic_labels.tolist()))
+        sentences = {} if self.text_key is None else {"sentences": self.text_key}
         # Labels are hashed for the labeled images alone: the key must not depend on a hidden label.
         return {
             "paradigm": self.paradigm,
             "class_names": list(self.class_names),
             "templates": list(self.templates),
+            **sentences,
             "targets": list(class_split.targets),
             "labelled": _content(map(_line, labelled, self.labels.tolist())),
             "scales": key_inputs(self.scales),
@@ -213,6 +219,16 @@ def check_apart(pool: Dataset, test: Dataset) -> None:
             f"dataset={test.name}: {len(shared)} of the {len(pool)} images to train on are among the "
             f"evaluated ones, first {pool.where(shared[0])}; choose a dataset.split whose training images are others"
         )
+
+
+def _text_key(text: Stream, dataset: Dataset) -> str | None:
+    """Returns a key of the sentences of a text side; None for the data set's templates, as earlier keys have it."""
+    templates: list[str] = []
+    for label in range(len(dataset.class_names)):
+        templates.extend(map(sentence_id, dataset.text_sentences(label)))
+    if list(text.ids) == templates and not text.averages_scores:
+        return None
+    return content_key({"ids": list(text.ids), "labels": list(text.labels), "averages_scores": text.averages_scores})
 
 
 def _images(stream: Stream, scales: Scales) -> Images:

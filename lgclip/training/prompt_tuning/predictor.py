@@ -15,9 +15,8 @@ from lgclip.encoder.scales import Scales
 from lgclip.methods.base import Predictions
 from lgclip.methods.calibration import Temperature
 from lgclip.methods.logits import as_unit, from_unit
-from lgclip.methods.prototypes import SupportSet
 from lgclip.stages.context import RunContext
-from lgclip.stages.extract import predicted_stream
+from lgclip.stages.extract import predicted_stream, text_prototypes
 from lgclip.stages.streams import Stream, Streams
 from lgclip.training.predictor import TrainedPredictor
 from lgclip.training.prompt_tuning.encoder import LearnedPrompts
@@ -94,9 +93,7 @@ class PromptPredictor(TrainedPredictor):
         classes = self.learned_prompts.class_features(self.encoder, dataset.class_names, self.device)
         # Without a text prompt the classes are those of the sentences, as they were while the visual one was learned.
         if classes is None:
-            text = by_role[Role.TEXT]
-            support = SupportSet(text.features()[:, 0], torch.tensor(text.labels), len(dataset.class_names))
-            classes = support.means(renormalize=True)
+            classes = text_prototypes(by_role[Role.TEXT], len(dataset.class_names))
         # `dataclasses.replace` gives the type of the original, and this is a subclass with more fields.
         values: dict[str, Any] = {field.name: getattr(images, field.name) for field in fields(Stream)}
         values |= {"name": "prompted", "role": Role.PREDICTED}

@@ -78,8 +78,9 @@ class PromptTuningSetup:
         check_apart(pool, inputs.data.evaluated)
         synthetic_images = inputs.synthetic_images() if config.needs_images else None
         title = "features of the pool"
+        texts = inputs.texts() if inputs.texts else None
         streams, readable = encode(
-            context, pool, encoder, inputs.scales, synthetic_images=synthetic_images, title=title
+            context, pool, encoder, inputs.scales, synthetic_images=synthetic_images, title=title, texts=texts
         )
         data = PromptTuningData.create(streams.streams, readable, paradigm, inputs.scales)
         unlabelled: list[int] = data.class_split.unlabelled.tolist()

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
-from unlabelled_pools import arrays, probabilities, random_pool
+from unlabeled_pools import arrays, probabilities, random_pool
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.em import EM, shrunk_covariance
 
 
-def expected(rule: EM, pool: UnlabelledPool) -> np.ndarray:
+def expected(rule: EM, pool: UnlabeledPool) -> np.ndarray:
     f, y, _ = arrays(pool)
     n, d = f.shape
     z = y
@@ -45,6 +45,6 @@ def test_symmetric_classes_stay_undecided() -> None:
         torch.tensor([[1.0, 0.9], [1.0, 0.8], [1.0, -0.9], [1.0, -0.8], [1.0, 0.0]], dtype=torch.float64), dim=1
     )
     scores = features @ torch.tensor([[0.0, 1.0], [0.0, -1.0]], dtype=torch.float64).T
-    probs = probabilities(EM(), UnlabelledPool(features, scores, 0.1, None))
+    probs = probabilities(EM(), UnlabeledPool(features, scores, 0.1, None))
     np.testing.assert_allclose(probs[4], [0.5, 0.5], atol=1e-9)
     np.testing.assert_allclose(probs[0], probs[2, ::-1], atol=1e-9)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from unlabelled_pools import arrays, probabilities, random_pool, softmax, unit
+from unlabeled_pools import arrays, probabilities, random_pool, softmax, unit
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.inmap import InMaP, balance
 
 
-def expected(rule: InMaP, pool: UnlabelledPool) -> np.ndarray:
+def expected(rule: InMaP, pool: UnlabeledPool) -> np.ndarray:
     f, p, w = arrays(pool)
     n, num_classes = p.shape
     for _ in range(rule.sinkhorn):
@@ -67,6 +67,6 @@ def test_inmap_finds_a_moved_class() -> None:
     angles = torch.cat([torch.linspace(0, 0.2, 10), torch.linspace(0.5, 0.7, 10)]).double()
     features = torch.stack([angles.cos(), angles.sin()], dim=1)
     prototypes = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    pool = UnlabelledPool(features, features @ prototypes.T, 0.1, prototypes)
+    pool = UnlabeledPool(features, features @ prototypes.T, 0.1, prototypes)
     assert pool.scores.argmax(dim=1).sum() == 0
     assert InMaP().refine(pool).argmax(dim=1).tolist() == [0] * 10 + [1] * 10

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from unlabelled_pools import cosine_graph, random_pool
+from unlabeled_pools import cosine_graph, random_pool
 
 from lgclip.methods.transduction import moments, neighbors
 from lgclip.methods.transduction.neighbors import distinct_images, nearest_neighbors, neighbor_graph, top_columns

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
-from unlabelled_pools import TEMPERATURE, arrays, random_pool, unit
+from unlabeled_pools import TEMPERATURE, arrays, random_pool, unit
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.offset import DomainOffset
 
 
@@ -23,7 +23,7 @@ def test_offset_matches_its_formula(shrinkage: float) -> None:
         np.testing.assert_allclose(DomainOffset(shrinkage).refine(pool), expected, atol=1e-9)
 
 
-def moved_pool(seed: int, classes: int, strength: float) -> tuple[UnlabelledPool, torch.Tensor]:
+def moved_pool(seed: int, classes: int, strength: float) -> tuple[UnlabeledPool, torch.Tensor]:
     """Returns images of the first classes, all moved in one direction that no class has, and their labels."""
     rng = np.random.default_rng(seed)
     prototypes = unit(rng.normal(size=(8, 16)))
@@ -31,7 +31,7 @@ def moved_pool(seed: int, classes: int, strength: float) -> tuple[UnlabelledPool
     direction = strength * unit(rng.normal(size=16))
     features = torch.from_numpy(unit(prototypes[labels] + direction + 0.35 * rng.normal(size=(60, 16))))
     anchors = torch.from_numpy(prototypes)
-    return UnlabelledPool(features, features @ anchors.T, TEMPERATURE, anchors), torch.from_numpy(labels)
+    return UnlabeledPool(features, features @ anchors.T, TEMPERATURE, anchors), torch.from_numpy(labels)
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:

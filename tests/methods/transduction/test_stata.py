@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from unlabelled_pools import arrays, cosine_graph, probabilities, random_pool, unit
+from unlabeled_pools import arrays, cosine_graph, probabilities, random_pool, unit
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.stata import StatA
 
 
-def expected(rule: StatA, pool: UnlabelledPool) -> np.ndarray:
+def expected(rule: StatA, pool: UnlabeledPool) -> np.ndarray:
     f, y, anchor = arrays(pool)
     n, num_classes = y.shape
     graph = cosine_graph(f, rule.neighbors)
@@ -49,6 +49,6 @@ def test_class_without_images_stays_at_its_anchor() -> None:
     """Checks a pool of a single class at the other class's opposite: nothing is drawn to the empty class."""
     features = torch.nn.functional.normalize(torch.tensor([[1.0, 0.01], [1.0, 0.02], [1.0, -0.01], [1.0, 0.0]]), dim=1)
     prototypes = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    logits = StatA().refine(UnlabelledPool(features, features @ prototypes.T, 0.01, prototypes))
+    logits = StatA().refine(UnlabeledPool(features, features @ prototypes.T, 0.01, prototypes))
     assert logits.isfinite().all()
     assert logits.argmax(dim=1).tolist() == [0, 0, 0, 0]

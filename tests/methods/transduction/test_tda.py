@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from unlabelled_pools import arrays, random_pool
+from unlabeled_pools import arrays, random_pool
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.tda import QUERIES, TDA, track_cache
 
 
@@ -21,7 +21,7 @@ def insert(cache: dict[int, list[tuple[float, int]]], label: int, entropy: float
     items.sort(key=lambda item: item[0])
 
 
-def expected(rule: TDA, pool: UnlabelledPool) -> np.ndarray:
+def expected(rule: TDA, pool: UnlabeledPool) -> np.ndarray:
     f, y, _ = arrays(pool)
     num_classes = y.shape[1]
     logits = pool.scores.numpy() / pool.temperature
@@ -56,7 +56,7 @@ def test_tda_matches_its_formula(rule: TDA, n: int) -> None:
 def test_first_image_by_hand() -> None:
     """Checks that an image is in the cache when it is scored: its class gains the weight, its cosine being 1."""
     scores = torch.tensor([[1.0, 0.0]])
-    logits = TDA().refine(UnlabelledPool(torch.tensor([[1.0, 0.0]]), scores, 0.01, None))
+    logits = TDA().refine(UnlabeledPool(torch.tensor([[1.0, 0.0]]), scores, 0.01, None))
     torch.testing.assert_close(logits, torch.tensor([[102.0, 0.0]]))
 
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from unlabelled_pools import arrays, cosine_graph, probabilities, random_pool, unit
+from unlabeled_pools import arrays, cosine_graph, probabilities, random_pool, unit
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.transclip import TransCLIP, assign
 
 
-def expected(rule: TransCLIP, pool: UnlabelledPool) -> np.ndarray:
+def expected(rule: TransCLIP, pool: UnlabeledPool) -> np.ndarray:
     f, y, _ = arrays(pool)
     n, d = f.shape
     graph = cosine_graph(f, rule.neighbors)
@@ -51,6 +51,6 @@ def test_transclip_corrects_an_outlier_of_a_cluster() -> None:
     features = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     scores = torch.tensor([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4, dtype=torch.float64)
     scores[1] = torch.tensor([0.0, 0.05])
-    pool = UnlabelledPool(features, scores, 0.1, None)
+    pool = UnlabeledPool(features, scores, 0.1, None)
     assert scores.argmax(dim=1).tolist() == [0, 1, 0, 0, 1, 1, 1, 1]
     assert TransCLIP().refine(pool).argmax(dim=1).tolist() == [0, 0, 0, 0, 1, 1, 1, 1]

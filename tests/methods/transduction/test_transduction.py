@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from unlabelled_pools import TEMPERATURE, random_pool
+from unlabeled_pools import TEMPERATURE, random_pool
 
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool
 from lgclip.methods.transduction.em import EM
 from lgclip.methods.transduction.inmap import InMaP
 from lgclip.methods.transduction.moments import class_moments
@@ -53,7 +53,7 @@ def rule_id(rule: Transduction) -> str:
     return str(rule).replace(" ", "")
 
 
-def probs(rule: Transduction, pool: UnlabelledPool) -> torch.Tensor:
+def probs(rule: Transduction, pool: UnlabeledPool) -> torch.Tensor:
     logits = rule.refine(pool)
     assert logits.isfinite().all()
     assert logits.shape == pool.scores.shape
@@ -101,7 +101,7 @@ def test_copies_of_an_image_get_equal_rows(rule: Transduction, sizes: tuple[int,
 @pytest.mark.parametrize("rule", RULES, ids=rule_id)
 def test_empty_pool_gives_an_empty_result(rule: Transduction, dtype: torch.dtype, has_prototypes: bool) -> None:
     prototypes = torch.ones(3, 4, dtype=dtype) if has_prototypes else None
-    logits = rule.refine(UnlabelledPool(torch.ones(0, 4, dtype=dtype), torch.ones(0, 3, dtype=dtype), 1.0, prototypes))
+    logits = rule.refine(UnlabeledPool(torch.ones(0, 4, dtype=dtype), torch.ones(0, 3, dtype=dtype), 1.0, prototypes))
     assert logits.shape == (0, 3)
     assert logits.dtype == dtype
 
@@ -145,7 +145,7 @@ def test_single_precision_agrees_with_double(rule: Transduction) -> None:
 
 def test_half_precision_is_computed_in_single() -> None:
     pool = random_pool(2)
-    half = UnlabelledPool(pool.features.bfloat16(), pool.scores.float(), TEMPERATURE, None)
+    half = UnlabeledPool(pool.features.bfloat16(), pool.scores.float(), TEMPERATURE, None)
     assert StatA().refine(half).dtype == torch.float32
 
 
@@ -219,13 +219,13 @@ def test_moments_weight_by_probability_and_copies() -> None:
 MEASURE = """
 import resource, sys
 import torch
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.{module} import {name}
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 features = torch.nn.functional.normalize(torch.randn({n}, 512, generator=generator), dim=1)
 prototypes = torch.nn.functional.normalize(torch.randn({c}, 512, generator=generator), dim=1)
-pool = UnlabelledPool(features, features @ prototypes.T, 0.02, prototypes)
+pool = UnlabeledPool(features, features @ prototypes.T, 0.02, prototypes)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 logits = {name}({values}).refine(pool)
 assert logits.isfinite().all()

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from unlabelled_pools import arrays, cosine_graph, probabilities, random_pool
+from unlabeled_pools import arrays, cosine_graph, probabilities, random_pool
 
-from lgclip.methods.transduction.base import UnlabelledPool
+from lgclip.methods.transduction.base import UnlabeledPool
 from lgclip.methods.transduction.zlap import ZLaP
 
 
-def expected(rule: ZLaP, pool: UnlabelledPool) -> np.ndarray:
+def expected(rule: ZLaP, pool: UnlabeledPool) -> np.ndarray:
     f, y, prototypes = arrays(pool)
     n, num_classes = y.shape
     similarity = y if pool.prototypes is None else np.maximum(f @ prototypes.T, 0) ** rule.gamma
@@ -37,7 +37,7 @@ def test_single_image_by_hand() -> None:
     """Computes the graph of one image: its scores are as the roots of the similarities, here of 0.8 and 0.6."""
     prototypes = torch.tensor([[0.8, 0.6], [0.6, -0.8]], dtype=torch.float64)
     features = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    pool = UnlabelledPool(features, features @ prototypes.T, 0.1, prototypes)
+    pool = UnlabeledPool(features, features @ prototypes.T, 0.1, prototypes)
     roots = np.sqrt([0.8, 0.6])
     np.testing.assert_allclose(probabilities(ZLaP(gamma=1.0), pool)[0], roots / roots.sum(), atol=1e-9)
 
@@ -46,6 +46,6 @@ def test_unreached_classes_are_ranked_by_their_start() -> None:
     """Checks an image without an edge to any class: all its similarities are negative."""
     prototypes = torch.tensor([[-1.0, 0.0], [-0.8, 0.6], [-0.6, -0.8]])
     features = torch.tensor([[1.0, 0.0]])
-    logits = ZLaP().refine(UnlabelledPool(features, features @ prototypes.T, 0.1, prototypes))
+    logits = ZLaP().refine(UnlabeledPool(features, features @ prototypes.T, 0.1, prototypes))
     assert logits.isfinite().all()
     assert logits[0].argsort(descending=True).tolist() == [2, 1, 0]

@@ -186,7 +186,7 @@ def test_csv_has_unrounded_values(sweep: Path, tmp_path: Path) -> None:
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "trained_on", "settings", "dataset", "metric", "seeds", "mean", "std", "ci95_low", "ci95_high"
+        "trained_on", "settings", "dataset", "data seen", "metric", "seeds", "mean", "std", "ci95_low", "ci95_high"
     ]  # fmt: skip
     by_key = {(row["trained_on"], row["metric"], row["dataset"]): row for row in rows}
     values = np.array(HITS["half"]) / N

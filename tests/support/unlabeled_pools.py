@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lgclip.methods.transduction.base import Transduction, UnlabelledPool
+from lgclip.methods.transduction.base import Transduction, UnlabeledPool
 
 TEMPERATURE = 0.1
 
@@ -17,17 +17,17 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
-def random_pool(seed: int, n: int = 12, c: int = 3, d: int = 5, has_prototypes: bool = True) -> UnlabelledPool:
+def random_pool(seed: int, n: int = 12, c: int = 3, d: int = 5, has_prototypes: bool = True) -> UnlabeledPool:
     """Returns images around the prototypes of random classes, in double precision."""
     rng = np.random.default_rng(seed)
     prototypes = unit(rng.normal(size=(c, d)))
     features = unit(prototypes[rng.integers(c, size=n)] + 0.5 * rng.normal(size=(n, d)))
     scores = torch.from_numpy(features @ prototypes.T)
     anchors = torch.from_numpy(prototypes) if has_prototypes else None
-    return UnlabelledPool(torch.from_numpy(features), scores, TEMPERATURE, anchors)
+    return UnlabeledPool(torch.from_numpy(features), scores, TEMPERATURE, anchors)
 
 
-def arrays(pool: UnlabelledPool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(pool: UnlabeledPool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns features, probabilities at the start, and prototypes or their stand-ins."""
     features = pool.features.numpy()
     probs = softmax(pool.scores.numpy() / pool.temperature)
@@ -46,5 +46,5 @@ def cosine_graph(features: np.ndarray, k: int) -> np.ndarray:
     return graph
 
 
-def probabilities(rule: Transduction, pool: UnlabelledPool) -> np.ndarray:
+def probabilities(rule: Transduction, pool: UnlabeledPool) -> np.ndarray:
     return rule.refine(pool).softmax(dim=1).numpy()
