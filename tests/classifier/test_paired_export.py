@@ -168,7 +168,7 @@ def test_alignment_is_in_the_graph(pair: PairedEncoder, tmp_path: Path) -> None:
 def test_different_preprocessings_need_a_resize(pair: PairedEncoder, tmp_path: Path) -> None:
     classifier = make_classifier(pair, *RULES["mean"])
     for suffix in ("onnx", "safetensors"):
-        with pytest.raises(ValueError, match="resize and crop images in different ways, .*: give --resize"):
+        with pytest.raises(ValueError, match=r"resize and crop images in different ways, .*: give --resize"):
             export_classifier(classifier, tmp_path / f"both.{suffix}", format=suffix)
     assert not list(tmp_path.iterdir())
 

@@ -51,13 +51,12 @@ def test_baselines_are_the_runs_of_each_encoder(
     text = evaluate_run(world, tmp_path / "text", "method=clip_text")
     first = evaluate_run(world, tmp_path / "first", "method=lgclip")
     alone = [override.replace("encoder2", "encoder") for override in second if not override.startswith("encoder2=")]
-    alone_result = evaluate_run(world, tmp_path / "second", "method=lgclip", "encoder=timm", *alone)
-    for name, single in (("clip_text", text), ("first_encoder", first), ("second_encoder", alone_result)):
+    other = evaluate_run(world, tmp_path / "second", "method=lgclip", "encoder=timm", *alone)
+    singles = {"clip_text": ("text", text), "first_encoder": ("first", first), "second_encoder": ("second", other)}
+    for name, (run, single) in singles.items():
         assert result["baselines"][name] == single["metrics"]
-        run = {"clip_text": "text", "first_encoder": "first", "second_encoder": "second"}[name]
-        assert [row[name] for row in rows] == [
-            row["prediction"] for row in read_csv(tmp_path / run / "predictions.csv")
-        ]
+        expected = [row["prediction"] for row in read_csv(tmp_path / run / "predictions.csv")]
+        assert [row[name] for row in rows] == expected
 
 
 @pytest.mark.parametrize("scales", ["single", "multi"])
