@@ -27,6 +27,8 @@ GROUPS = {
     "llm": "The prompt generator. See [Prompts](../guides/prompts.md) and [Captions](../guides/captions.md).",
     "diffuser": "The source of synthetic images. See [Image generation](../guides/image_generation.md).",
     "encoder": "The vision encoder. See [Encoders](../guides/encoders.md).",
+    "encoder2": "A second vision encoder: `none`, or each choice of `encoder`. "
+    "See [Encoders](../guides/encoders.md#two-encoders).",
     "scales": "The crops of each image. See [Encoders](../guides/encoders.md#scales).",
     "text": "Which sentences stand for a class. See [Methods](../guides/methods.md#the-text-side).",
     "prototype": "The scoring rule. See [Methods](../guides/methods.md#scoring-rules).",

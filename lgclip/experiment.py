@@ -24,6 +24,7 @@ from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
 from lgclip.runtime.terminal import single_line
 from lgclip.runtime.unused_settings import (
     IMAGE_SETTINGS,
+    PAIR_SETTINGS,
     PROMPT_SETTINGS,
     TEXT_SETTINGS,
     TRAINING_SETTINGS,
@@ -49,7 +50,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PATHS = ("llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "checkpoint", "text.file")
+_PATHS = (
+    "llm.path", "llm.file", "diffuser.root", "encoder.checkpoint", "encoder2.checkpoint", "checkpoint", "text.file",
+)  # fmt: skip
 """Config values that name a file or folder which has to exist."""
 
 
@@ -439,12 +442,11 @@ class Experiment:
         print(plan_text(plan))
 
     def _method(self, parts: RunParts) -> Classifier:
+        from lgclip.encoder.paired import PairedEncoder
         from lgclip.methods.base import classifier
+        from lgclip.methods.paired import Paired, SingleEncoder
 
         cfg = self._cfg
-        from lgclip.encoder.paired import PairedEncoder
-        from lgclip.methods.paired import FIRST, SECOND, Paired
-
         # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
         rules = {
             group: build(cfg[group], _convert_="all")
@@ -452,11 +454,12 @@ class Experiment:
             if cfg.get(group)
         }
         if isinstance(parts.encoder, PairedEncoder):
-            paired = Paired(rules["prototype"], parts.encoder.first.width(), cfg.encoder_weights)
-            rules["prototype"] = paired
+            rule = rules["prototype"]
+            width = parts.encoder.first.width()
+            rules["prototype"] = Paired(rule, width, cfg.encoder_weights)
             rules["image_baselines"] = {
-                "first_encoder": replace(paired, weights=FIRST),
-                "second_encoder": replace(paired, weights=SECOND),
+                "first_encoder": SingleEncoder(rule, width),
+                "second_encoder": SingleEncoder(rule, width, is_second=True),
             }
         return classifier(cfg.method)(**rules, scales=parts.scales, has_text=parts.encoder.has_text)
 
@@ -483,6 +486,8 @@ class Experiment:
             self._cfg.method.name, set()
         )
         unused.update(set(TRAINING_SETTINGS) - used)
+        if not parts.encoder.parts():
+            unused.update(PAIR_SETTINGS)
         needs_images = bool(method.needs_images)
         if not parts.encoder.has_text:
             unused.add("text")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lgclip.classifier.explain import expectations
 from lgclip.classifier.model import ImageClassifier
+from lgclip.encoder.paired import PARTS
 
 _SHOWN = 200  # classes with their prompts; a card of thousands helps no one
 _ID_KEYS = ("model", "pretrained", "revision", "checkpoint")
@@ -87,9 +88,11 @@ def _models(classifier: ImageClassifier) -> list[str]:
     lines = []
     for group in ("llm", "diffuser", "encoder"):
         config = classifier.settings.get(group) or {}
-        named = [_public(str(config[key])) for key in _ID_KEYS if config.get(key)]
-        if named:
-            lines.append(f"- {group}: {', '.join(named)}")
+        # The config of two encoders holds both.
+        for part in [config[name] for name in PARTS if name in config] or [config]:
+            named = [_public(str(part[key])) for key in _ID_KEYS if part.get(key)]
+            if named:
+                lines.append(f"- {group}: {', '.join(named)}")
     return lines
 
 

@@ -7,7 +7,7 @@ FILE.safetensors   weights alone
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +19,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lgclip.classifier.export_formats import FORMATS, INPUT, OUTPUTS, Format, Onnx, Runner
-from lgclip.classifier.export_graph import build_graph, fused_scales
-from lgclip.classifier.export_preprocessing import PillowResize, Preprocessing, describe_preprocessing
+from lgclip.classifier.export_graph import build_graph, fused_scales, single_encoders
+from lgclip.classifier.export_preprocessing import InputSteps, Preprocessing, describe_preprocessing
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder, exact_encoder
+from lgclip.encoder.paired import join_pixels
 from lgclip.encoder.scales import FULL_IMAGE
 from lgclip.encoder.weight_checks import sample_pixels
 from lgclip.methods.rejection import FROM_SCORES
@@ -100,25 +101,26 @@ def export_classifier(
     writer = _writer(format, int8, resize)
     _check_path(path, writer)
     writer.check()
-    transform = exact_encoder(classifier.encoder).transform(squash=False)
-    preprocessing = describe_preprocessing(transform)
-    views = _views(classifier, preprocessing)
+    preprocessings = _preprocessings(classifier, squash=False)
+    if not resize:
+        _check_same_input(classifier, preprocessings)
+    views = _views(classifier, preprocessings)
     if resize and (len(views) > 1 or views[0]["fraction"] is not None):
         raise ValueError(
             f"resize: this classifier compares {len(views)} views of an image, whose crops are no part of a graph; "
             "leave resize out, or evaluate with scales=single"
         )
     _make_folder(path)
-    height, width = sample_pixels(classifier.encoder).shape[-2:]
+    height, width = sample_pixels(single_encoders(classifier.encoder)[0]).shape[-2:]
     if resize:
         height, width = 2 * height + 1, 3 * width - 1
     samples = _sample_images(len(views), height, width)
     # Before the tower is loaded for the graph: the two are never in memory together.
-    expected = _classifier_scores(classifier, preprocessing, samples, resize=resize)
-    graph, plan = build_graph(classifier, preprocessing, resize=resize)
+    expected = _classifier_scores(classifier, preprocessings, samples, resize=resize)
+    graph, plans = build_graph(classifier, preprocessings, resize=resize)
     parameters = sum(parameter.numel() for parameter in graph.parameters())
     metadata = {
-        **_metadata(classifier, preprocessing, views, plan),
+        **_metadata(classifier, preprocessings, views, plans),
         "input": _input(len(views), height, width, resize=resize),
         "resize_in_graph": resize,
         "precision": "int8" if int8 else "fp32",
@@ -167,10 +169,32 @@ def _make_folder(path: Path) -> None:
         raise WriteError(f"{path.parent}: {error.strerror}; name another folder") from error
 
 
-def _views(classifier: ImageClassifier, preprocessing: Preprocessing) -> list[dict[str, Any]]:
+def _preprocessings(classifier: ImageClassifier, *, squash: bool) -> list[Preprocessing]:
+    """Returns the preprocessing of each tower."""
+    parts = single_encoders(exact_encoder(classifier.encoder))
+    return [describe_preprocessing(encoder.transform(squash=squash)) for encoder in parts]
+
+
+def _check_same_input(classifier: ImageClassifier, preprocessings: Sequence[Preprocessing]) -> None:
+    """Checks that all towers take the same pixels, where the file does not resize.
+
+    Raises:
+        ValueError: If two encoders resize images in different ways.
+    """
+    steps = [preprocessing.steps for preprocessing in preprocessings]
+    squashed = [preprocessing.steps for preprocessing in _preprocessings(classifier, squash=True)]
+    if steps.count(steps[0]) < len(steps) or squashed.count(squashed[0]) < len(squashed):
+        raise ValueError(
+            "the two encoders resize and crop images in different ways, and a file takes an image once: give --resize "
+            "(resize=True), which puts both ways into the file"
+        )
+
+
+def _views(classifier: ImageClassifier, preprocessings: Sequence[Preprocessing]) -> list[dict[str, Any]]:
     """Describes the views of an image in the order of the input, each with its steps."""
     scales = fused_scales(classifier.scales)
-    squash = describe_preprocessing(exact_encoder(classifier.encoder).transform(squash=True))
+    preprocessing = preprocessings[0]
+    squash = _preprocessings(classifier, squash=True)[0]
     total = sum(scales.weights)
     views: list[dict[str, Any]] = []
     for name, fraction, weight in zip(scales.views, scales.fractions, scales.weights, strict=True):
@@ -188,10 +212,16 @@ def _views(classifier: ImageClassifier, preprocessing: Preprocessing) -> list[di
 
 
 def _metadata(
-    classifier: ImageClassifier, preprocessing: Preprocessing, views: list[dict[str, Any]], plan: Plan
+    classifier: ImageClassifier,
+    preprocessings: Sequence[Preprocessing],
+    views: list[dict[str, Any]],
+    plans: Sequence[Plan],
 ) -> Mapping[str, object]:
     """Returns what a program needs to prepare photographs and to name the classes, as plain values."""
     choice = classifier.choice
+    means = [list(preprocessing.mean) for preprocessing in preprocessings]
+    deviations = [list(preprocessing.std) for preprocessing in preprocessings]
+    towers = [asdict(plan) for plan in plans]
     return {
         "schema": SCHEMA,
         "lgclip": version("lgclip"),
@@ -199,8 +229,9 @@ def _metadata(
         "outputs": list(OUTPUTS),
         "views": views,
         "scales": key_inputs(fused_scales(classifier.scales)),
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
+        # Of two encoders a list of both.
+        "mean": means if len(means) > 1 else means[0],
+        "std": deviations if len(means) > 1 else deviations[0],
         "normalized_in_graph": True,
         "temperature": classifier.temperature.value,
         # The logits of a student are of no prototype.
@@ -209,7 +240,7 @@ def _metadata(
         "rejection": _rejection(classifier),
         "encoder": {"id": _encoder_id(classifier.encoder), "inputs": exact_encoder(classifier.encoder).inputs()},
         # How to build the tower that the weights fit.
-        "tower": asdict(plan),
+        "tower": towers if len(towers) > 1 else towers[0],
     }
 
 
@@ -230,6 +261,8 @@ def _rejection(classifier: ImageClassifier) -> Mapping[str, object] | None:
 
 def _encoder_id(encoder: Encoder) -> str:
     """Returns the name of the encoder's model; of a folder the last part alone, since the file goes elsewhere."""
+    if parts := encoder.parts():
+        return " + ".join(map(_encoder_id, parts.values()))
     model = str(getattr(encoder, "model", type(encoder).__name__))
     if model.startswith(TINY) or local_folder(model) is None:
         return model
@@ -258,18 +291,19 @@ def _sample_images(views: int, height: int, width: int) -> UInt8[Tensor, "b *s 3
 
 @torch.inference_mode()
 def _classifier_scores(
-    classifier: ImageClassifier, preprocessing: Preprocessing, samples: UInt8[Tensor, "b *s 3 h w"], *, resize: bool
+    classifier: ImageClassifier,
+    preprocessings: Sequence[Preprocessing],
+    samples: UInt8[Tensor, "b *s 3 h w"],
+    *,
+    resize: bool,
 ) -> Float[np.ndarray, "b c"]:
     """Returns the scores by the classifier's own encoder and scorer, which share no code with the exported module."""
     device = torch.device("cpu")
     scales = fused_scales(classifier.scales)
     towers = exact_encoder(classifier.encoder).load(device)
     images = samples.float().reshape(-1, *samples.shape[-3:])
-    if resize:
-        images = PillowResize(preprocessing.steps)(images)
-    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
-    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-    features = towers.images((images / 255 - mean) / std).float()
+    pixels = [InputSteps(preprocessing, resize=resize)(images) for preprocessing in preprocessings]
+    features = towers.images(pixels[0] if len(pixels) == 1 else join_pixels(pixels)).float()
     scorer = classifier.scorer()
     return scorer(scales.fuse(features.unflatten(0, (-1, len(scales.views))))).numpy()
 

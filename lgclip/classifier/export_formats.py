@@ -234,7 +234,7 @@ def onnx_model(graph: ClassifierGraph, example: UInt8[Tensor, "b *s 3 h w"], met
         )
     program = trace(graph, example)
     axes = {0: "batch"}
-    if graph.resize is not None:
+    if graph.takes_any_size:
         axes |= {2: "height", 3: "width"}
     try:
         with _without_notices():

@@ -1,6 +1,7 @@
 """Builds what an exported file holds, one module from pixels to scores, and traces it."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,69 +10,85 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lgclip.classifier.export_preprocessing import PillowResize, Preprocessing
+from lgclip.classifier.export_preprocessing import InputSteps, Preprocessing
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder, exact_encoder
+from lgclip.encoder.paired import split_features
 from lgclip.encoder.scales import Scales, WithFullImage
 from lgclip.methods.calibration import Choice
+from lgclip.methods.paired import Paired, SingleEncoder
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import GDA, Mean
 from lgclip.methods.selection import First
 from lgclip.training.student.encoder import StudentEncoder
 
 
+class PairedTower(nn.Module):
+    """Maps images to the features of two encoders, as `PairedEncoder` does.
+
+    Args:
+        towers: Both towers.
+        inputs: The steps before each, from the same images.
+    """
+
+    def __init__(self, towers: Sequence[nn.Module], inputs: Sequence[InputSteps]) -> None:
+        super().__init__()
+        self.first, self.second = towers
+        self.first_input, self.second_input = inputs
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        first = F.normalize(_features(self.first(self.first_input(images))), dim=-1)
+        second = F.normalize(_features(self.second(self.second_input(images))), dim=-1)
+        return torch.cat([first, second], dim=-1) / math.sqrt(2)
+
+
+def _features(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    # The vision towers of CoCa give the features of the patches as well.
+    return (output[0] if isinstance(output, tuple) else output).float()
+
+
 class ClassifierGraph(nn.Module):
     """Computes scores and probabilities of the classes from the pixels of images, without any text tower.
 
     Args:
-        tower: Maps preprocessed pixels to features.
+        tower: Maps the output of `inputs` to features.
         head: Maps unit features to a score for each class; None where the tower gives the scores.
         scales: Fuses the views of an image.
-        preprocessing: Normalization of the channels, and with `resize` the steps before it.
+        inputs: The steps before the tower; those of a `PairedTower` are inside it.
         temperature: Divisor of the scores before the softmax.
-        resize: Whether to resize within the graph, so that it takes images of any size.
+        takes_any_size: Whether images are resized within the graph.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
         tower: nn.Module,
         head: nn.Module | None,
         scales: Scales,
-        preprocessing: Preprocessing,
+        inputs: nn.Module,
         temperature: float,
         *,
-        resize: bool,
+        takes_any_size: bool,
     ) -> None:
         super().__init__()
         self.tower = tower
         self.head = head
-        self.resize = PillowResize(preprocessing.steps) if resize else None
+        self.inputs = inputs
+        self.takes_any_size = takes_any_size
         self._scales = scales
         self._temperature = temperature
-        # Not persistent: they are in the metadata, and no weights.
-        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, pixels: UInt8[Tensor, "b *s 3 h w"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
         views = len(self._scales.views)
         images = pixels.float()
         if views > 1:
             images = images.flatten(0, 1)
-        if self.resize is not None:
-            images = self.resize(images)
-        features = self.tower((images / 255 - self.mean) / self.std)
-        # The vision towers of CoCa give the features of the patches as well.
-        if isinstance(features, tuple):
-            features = features[0]
+        features = _features(self.tower(self.inputs(images)))
         if self.head is None:
             # As `logits.as_unit` centers them, so that the scores are those of the classifier.
-            scores = features.float() - features.float().mean(dim=1, keepdim=True)
+            scores = features - features.mean(dim=1, keepdim=True)
             return scores, (scores / self._temperature).softmax(dim=1)
-        unit = F.normalize(features.float(), dim=-1).unflatten(0, (-1, views))
+        unit = F.normalize(features, dim=-1).unflatten(0, (-1, views))
         scores = self.head(self._scales.fuse(unit))
         return scores, (scores / self._temperature).softmax(dim=1)
 
@@ -90,6 +107,21 @@ class Centering(nn.Module):
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         return F.normalize(features - self.mean, dim=-1)
+
+
+class UnitHalves(nn.Module):
+    """Normalizes the features of each encoder of a pair.
+
+    Args:
+        width: Feature dimension of the first encoder.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return torch.cat(split_features(features, self._width), dim=1)
 
 
 class PrototypeHead(nn.Module):
@@ -123,30 +155,47 @@ def fused_scales(scales: Scales) -> Scales:
 
 
 def build_graph(
-    classifier: ImageClassifier, preprocessing: Preprocessing, *, resize: bool
-) -> tuple[ClassifierGraph, Plan]:
-    """Builds the module of a classifier on the CPU, in fp32, and returns it with the plan of its tower.
+    classifier: ImageClassifier, preprocessings: Sequence[Preprocessing], *, resize: bool
+) -> tuple[ClassifierGraph, list[Plan]]:
+    """Builds the module of a classifier on the CPU, in fp32, and returns it with the plan of each of its towers.
+
+    Args:
+        classifier: The classifier.
+        preprocessings: The preprocessing of each tower.
+        resize: Whether to resize within the graph.
 
     Raises:
         ValueError: If the encoder gives no tower, or something of the classifier cannot be traced.
     """
+    steps = [InputSteps(preprocessing, resize=resize) for preprocessing in preprocessings]
+    inputs: nn.Module = steps[0]
     if classifier.gives_logits:
         assert isinstance(classifier.encoder, StudentEncoder)
         body: nn.Module = classifier.encoder.network()
-        plan = Plan(**classifier.encoder.about["network"])
+        plans = [Plan(**classifier.encoder.about["network"])]
         head: nn.Module | None = None
     else:
         head = build_head(classifier)  # before the weights are read: a rule may be one that cannot be traced
-        body, plan = _vision_tower(classifier.encoder)
+        parts = single_encoders(classifier.encoder)
+        bodies, plans = map(list, zip(*map(_vision_tower, parts), strict=True))
+        body = bodies[0]
+        if len(bodies) > 1:
+            body = PairedTower(bodies, steps)
+            inputs = nn.Identity()
     graph = ClassifierGraph(
         body,
         head,
         fused_scales(classifier.scales),
-        preprocessing,
+        inputs,
         classifier.temperature.value,
-        resize=resize,
+        takes_any_size=resize,
     )
-    return graph.eval().requires_grad_(False), plan
+    return graph.eval().requires_grad_(False), plans
+
+
+def single_encoders(encoder: Encoder) -> list[Encoder]:
+    """Returns both encoders of a pair, or the encoder itself."""
+    return list(encoder.parts().values()) or [encoder]
 
 
 def _vision_tower(encoder: Encoder) -> tuple[nn.Module, Plan]:
@@ -167,8 +216,14 @@ def build_head(classifier: ImageClassifier) -> nn.Module:
     choice = classifier.choice
     support = classifier.references.images
     text = classifier.references.text
-    if choice.text_weight == 1 or type(choice.rule) in (Mean, GDA):
-        return _aligned(classifier, _linear(choice, support, text))
+    rule = choice.rule
+    is_paired = isinstance(rule, Paired | SingleEncoder)
+    # The scores of two encoders are linear in both unit features where those of each are.
+    if choice.text_weight == 1 or type(rule.rule if is_paired else rule) in (Mean, GDA):
+        linear: nn.Module = _linear(choice, support, text)
+        if is_paired:
+            linear = nn.Sequential(UnitHalves(rule.width), linear)
+        return _aligned(classifier, linear)
     assert support is not None
     head = _aligned(classifier, PrototypeHead(choice, support, text))
     example = F.normalize(torch.ones(2, support.features.shape[1]), dim=-1)
@@ -200,7 +255,7 @@ def _linear(choice: Choice, support: SupportSet | None, text: Float[Tensor, "c d
     # Of a linear function the scores of 0 are the bias, and those of the unit vectors the columns of the matrix.
     bias = scorer(torch.zeros(1, compared.shape[1], dtype=torch.float64))
     weight = scorer(torch.eye(compared.shape[1], dtype=torch.float64)) - bias
-    has_bias = choice.text_weight < 1 and isinstance(choice.rule, GDA)
+    has_bias = choice.text_weight < 1 and not isinstance(choice.rule, Mean)
     linear = nn.Linear(weight.shape[0], weight.shape[1], bias=has_bias)
     linear.weight = nn.Parameter(weight.T.float().contiguous(), requires_grad=False)
     if has_bias:
@@ -219,7 +274,7 @@ def trace(graph: ClassifierGraph, example: UInt8[Tensor, "b *s 3 h w"]) -> Expor
         ValueError: If the tower cannot be traced.
     """
     axes = {0: Dim("batch", min=1)}
-    if graph.resize is not None:
+    if graph.takes_any_size:
         axes |= {2: Dim("height", min=1), 3: Dim("width", min=1)}
     try:
         with portable_attention(), torch.no_grad():

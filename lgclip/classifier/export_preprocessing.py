@@ -95,6 +95,30 @@ def _channels(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
+class InputSteps(nn.Module):
+    """Turns bytes into the pixels of a tower.
+
+    Args:
+        preprocessing: Normalization of the channels, and with `resize` the steps before it.
+        resize: Whether to resize and crop, so that images may be of any size.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing, *, resize: bool) -> None:
+        super().__init__()
+        self.resize = PillowResize(preprocessing.steps) if resize else None
+        # Not persistent: they are in the metadata, and no weights.
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Float[Tensor, "b 3 _ _"]) -> Float[Tensor, "b 3 h w"]:
+        if self.resize is not None:
+            images = self.resize(images)
+        return (images / 255 - self.mean) / self.std
+
+
 class PillowResize(nn.Module):
     """Resizes and crops the center as Pillow does, up to a rounding, in operations that every format has.
 

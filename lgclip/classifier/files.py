@@ -25,7 +25,8 @@ from lgclip.classifier.card import card_text
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.places import CARD, ENCODER, RECORD, SCHEMA, SHEET, TENSORS, ZIP, check_place
 from lgclip.classifier.sheet import write_sheet
-from lgclip.encoder.packed import ABOUT, WEIGHTS, PackedEncoder, pack_encoder
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.packed import ABOUT, WEIGHTS, is_packed, pack_encoder
 from lgclip.methods.alignment import alignment_tensors
 from lgclip.methods.calibration import Choice
 from lgclip.methods.scoring import Mean
@@ -84,12 +85,13 @@ def _write(classifier: ImageClassifier, folder: Path, with_encoder: bool) -> lis
         shutil.copyfile(source, folder / name)
     files = list(classifier.files)
     # The model of a trained classifier is in its files already, and so are the weights that it was loaded with.
-    if with_encoder and not classifier.gives_logits and not isinstance(classifier.encoder, PackedEncoder):
-        pack_encoder(classifier.encoder, folder / ENCODER)
-        files += [f"{ENCODER}/{name}" for name in (ABOUT, WEIGHTS)]
+    if with_encoder and not classifier.gives_logits and not is_packed(classifier.encoder):
+        files += _pack(classifier.encoder, folder)
     boxes = write_sheet(folder / SHEET, classifier.class_names, classifier.strips)
     with atomic_write(folder / CARD) as temporary:
-        temporary.write_text(card_text(classifier, packed=f"{ENCODER}/{WEIGHTS}" in files), encoding="utf-8")
+        temporary.write_text(
+            card_text(classifier, packed=any(name.startswith(ENCODER) for name in files)), encoding="utf-8"
+        )
     fitted = classifier.fitted
     shots = classifier.shots
     record = {
@@ -121,6 +123,14 @@ def _write(classifier: ImageClassifier, folder: Path, with_encoder: bool) -> lis
     return files
 
 
+def _pack(encoder: Encoder, folder: Path) -> list[str]:
+    """Writes the weights of the vision tower, of a pair those of both, and returns the names of the files."""
+    places = {f"{ENCODER}/{name}": part for name, part in encoder.parts().items()} or {ENCODER: encoder}
+    for place, part in places.items():
+        pack_encoder(part, folder / place)
+    return [f"{place}/{name}" for place in places for name in (ABOUT, WEIGHTS)]
+
+
 def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     support = classifier.support
@@ -144,7 +154,8 @@ def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
     if classifier.alignment is not None:
         # Not linear in the feature of an image, so that there is no prototype of a linear head.
         return {**tensors, **alignment_tensors(classifier.alignment)}
-    if classifier.gives_logits:
+    # Of a pair each half of a feature is normalized first.
+    if classifier.gives_logits or classifier.encoder.parts():
         return tensors
     if isinstance(classifier.choice.rule, Mean) or classifier.choice.text_weight == 1:
         # The scores of unit vectors are the columns: a linear head for whoever has the encoder alone.

@@ -11,7 +11,8 @@ from typing import Any
 from lgclip.classifier.files import save_classifier
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.places import CARD, MODEL, RECORD, SHEET, TENSORS
-from lgclip.encoder.packed import PackedEncoder
+from lgclip.encoder.packed import is_packed
+from lgclip.encoder.paired import PARTS
 from lgclip.runtime.hub import commit_of, download, hub_errors
 
 PREFIX = "hf://"
@@ -54,7 +55,7 @@ def push_classifier(classifier: ImageClassifier, address: str, *, public: bool =
     if revision:
         raise ValueError(f"{address}: a classifier is pushed to the main revision; leave out @{revision}")
     local = _local_paths(classifier.settings.get("encoder") or {})
-    if local and not isinstance(classifier.encoder, PackedEncoder):
+    if local and not is_packed(classifier.encoder):
         raise ValueError(
             f"{address}: this classifier needs {', '.join(local)} on this machine, which others do not have; save "
             "it by --with-encoder, or build it with an encoder of the hub or of the package"
@@ -130,8 +131,9 @@ def _local_paths(config: Mapping[str, Any]) -> list[str]:
         value = config.get(key)
         if value and not str(value).startswith("tiny:") and Path(str(value)).expanduser().exists():
             paths.append(f"encoder.{key}={value}")
-    # An encoder with a tuned prompt holds another one.
-    base = config.get("base")
-    if isinstance(base, Mapping):
-        paths += _local_paths(base)
+    # An encoder with a tuned prompt holds another one, and a pair holds two.
+    for key in ("base", *PARTS):
+        part = config.get(key)
+        if isinstance(part, Mapping):
+            paths += _local_paths(part)
     return paths

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+import lgclip.methods.paired  # noqa: F401  # a rule is found by its name once its module is imported
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.parts import ClassInfo, Negatives
 from lgclip.classifier.places import CARD, ENCODER, MODEL, PACKED, RECORD, SCHEMA, SHEET, TENSORS
@@ -21,6 +22,7 @@ from lgclip.classifier.sheet import read_strips
 from lgclip.datasets.archive_members import Member, reported, zip_members
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.packed import ABOUT, PackedEncoder
+from lgclip.encoder.paired import PARTS, PairedEncoder
 from lgclip.encoder.scales import Scales
 from lgclip.methods.alignment import FittedAlignment
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature
@@ -140,11 +142,8 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
         _check_extra(path, record, tensors, len(classes))
     files = _read_files(path, folder, record["files"])
     encoder_config = _with_places(record["settings"]["encoder"], folder)
-    if f"{ENCODER}/{ABOUT}" in files:
-        # Further classes are built by the original, which has a text tower as well.
-        encoder = PackedEncoder(str(folder / ENCODER), encoder_config.get("precision", "auto"))
-    else:
-        encoder = _rebuilt(encoder_config, Encoder)
+    # Further classes are built by the original, which has a text tower as well.
+    encoder = _packed_encoder(folder, files, encoder_config) or _rebuilt(encoder_config, Encoder)
     scales = _rebuilt(record["settings"]["scales"], Scales)
     _check_encoder(path, encoder, record["encoder"])
     # Compared as JSON, in which a tuple is a list.
@@ -187,6 +186,18 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
         alignment=alignment,
         edits=tuple(record["edits"]),
     )
+
+
+def _packed_encoder(folder: Path, files: Mapping[str, Path], config: Mapping[str, Any]) -> Encoder | None:
+    """Returns the encoder, or the pair, whose weights are among a classifier's files; None without them."""
+    if f"{ENCODER}/{ABOUT}" in files:
+        return PackedEncoder(str(folder / ENCODER), config.get("precision", "auto"))
+    parts: dict[str, Encoder] = {}
+    for name in PARTS:
+        if f"{ENCODER}/{name}/{ABOUT}" in files:
+            precision = config.get(name, {}).get("precision", "auto")
+            parts[name] = PackedEncoder(str(folder / ENCODER / name), precision)
+    return PairedEncoder(**parts) if len(parts) == len(PARTS) else None
 
 
 def _restored_rejection(
@@ -365,8 +376,14 @@ def selection_of(described: Mapping[str, Any]) -> Selection:
     return _part_of(described, Selection, "selection")
 
 
+def _subclasses(base: type) -> Iterator[Any]:
+    for part in base.__subclasses__():
+        yield part
+        yield from _subclasses(part)
+
+
 def _part_of(described: Mapping[str, Any], base: type, kind: str) -> Any:
-    known = {part.key_name: part for part in base.__subclasses__() if "key_name" in vars(part)}
+    known = {part.key_name: part for part in _subclasses(base) if "key_name" in vars(part)}
     settings = {name: value for name, value in described.items() if name != "part"}
     if described["part"] not in known:
         raise ValueError(f"{kind} {described['part']} is unknown; import its module first")

@@ -7,11 +7,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
+from lgclip.stages.parts import encoder_config
 
 GROUPS = ("llm", "diffuser", "encoder", "scales", "prototype", "selection", "calibration", "method", "text")
 """Config groups that a classifier depends on."""
 VALUES = (
     "prompts_per_class", "images_per_prompt", "prompt_order_seed", "prompt_pool", "seed", "noise", "precision",
+    "encoder_weights",
 )  # fmt: skip
 """Other values that it depends on."""
 
@@ -26,13 +28,20 @@ def settings_of(cfg: DictConfig, encoder: Encoder, text: Mapping[str, object]) -
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = {key: plain[key] for key in (*GROUPS, *VALUES) if key in plain}
-    # `auto` means bf16 on a GPU and fp32 elsewhere, and the features of the two are not the same.
-    settings["encoder"] = {**settings["encoder"], "precision": encoder.precision}
+    settings["encoder"] = _with_precision(OmegaConf.to_container(encoder_config(cfg), resolve=True), encoder)
     if text:
         settings["text"] = {**settings["text"], **text}
     dataset = plain.get("dataset") or {}
     settings["dataset"] = {name: dataset[name] for name in ("context", "templates") if dataset.get(name)}
     return settings
+
+
+def _with_precision(config: Any, encoder: Encoder) -> dict[str, Any]:
+    """Returns the config of an encoder, of a pair both, with the precision as it was resolved."""
+    # `auto` means bf16 on a GPU and fp32 elsewhere, and the features of the two are not the same.
+    if not encoder.parts():
+        return {**config, "precision": encoder.precision}
+    return {**config, **{name: _with_precision(config[name], part) for name, part in encoder.parts().items()}}
 
 
 def origin_of(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict[str, object]:

@@ -346,10 +346,10 @@ def show_command(place: str, sheet: Path | None, *, images: bool = False) -> Ite
 
 def _encoder_name(classifier: "ImageClassifier") -> str:
     config = classifier.settings.get("encoder") or {}
-    return (
-        " ".join(str(config[key]) for key in ("model", "pretrained") if config.get(key))
-        or type(classifier.encoder).__name__
-    )
+    # The config of two encoders holds both.
+    parts = [config[name] for name in ("first", "second") if name in config] or [config]
+    names = [" ".join(str(part[key]) for key in ("model", "pretrained") if part.get(key)) for part in parts]
+    return " + ".join(filter(None, names)) or type(classifier.encoder).__name__
 
 
 def _class_lines(info: "ClassInfo") -> Iterator[str]:

@@ -58,7 +58,7 @@ def _jobs(overrides: Sequence[str], conf: Path) -> list[list[str]]:
 
 def _fetch(cfg: DictConfig) -> Iterator[str]:
     from lgclip.runtime.instantiate import build
-    from lgclip.stages.parts import GenerationParts
+    from lgclip.stages.parts import GenerationParts, encoder_config
 
     datasets = {f"dataset={cfg.dataset.get('name', '')}": cfg.dataset}
     datasets |= {f"ood.{name}": node for name, node in cfg.ood.items()}
@@ -70,7 +70,7 @@ def _fetch(cfg: DictConfig) -> Iterator[str]:
         dataset = build(node, _convert_="all")
         yield f"data set  {dataset.name}, {dataset.split}: {len(dataset):,} images"
     parts = GenerationParts.from_config(cfg)
-    encoder = build(cfg.encoder, _convert_="all")
+    encoder = build(encoder_config(cfg), _convert_="all")
     models: dict[str, Any] = {"diffuser": parts.diffuser, "encoder": encoder}
     if parts.diffuser.needs_prompts:
         models = {"llm": parts.llm, **models}

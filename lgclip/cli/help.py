@@ -6,6 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from lgclip.runtime.config_aliases import SECOND_ENCODER
+
 HELP = {"--help", "-h"}
 """Options for help when used alone; with further arguments Hydra prints the composed config."""
 
@@ -41,6 +43,8 @@ def usage(script: Path, purpose: str) -> str:
         if choice == chosen.get(group):
             choice = f"*{choice}"
         groups.setdefault(group, []).append(choice)
+    if SECOND_ENCODER in groups:
+        groups[SECOND_ENCODER] += [choice.removeprefix("*") for choice in groups["encoder"]]
     width = max(map(len, groups)) + 2
     lines = []
     for group, choices in groups.items():

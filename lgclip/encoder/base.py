@@ -1,7 +1,7 @@
 """Encodes images, and for the text baseline sentences, to unit vectors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -113,6 +113,10 @@ class Encoder(ABC):
         """
         return None
 
+    def parts(self) -> Mapping[str, "Encoder"]:
+        """Returns the encoders that this one joins, by their fields; none, unless it is a pair."""
+        return {}
+
     def width(self) -> int:
         """Returns the feature dimension of an image; the default loads the tower and encodes one."""
         pixels = self.transform()(Image.new("RGB", (256, 192)))[None]
@@ -158,6 +162,9 @@ class Encoder(ABC):
 
 def exact_encoder(encoder: Encoder) -> Encoder:
     """Returns an encoder in fp32, whatever device is there."""
+    parts = encoder.parts()
+    if parts:
+        return replace(encoder, **{name: exact_encoder(part) for name, part in parts.items()})  # pyright: ignore
     # An encoder of another package may have no choice of precision.
     if not is_dataclass(encoder) or "precision" not in {field.name for field in fields(encoder)}:
         return encoder

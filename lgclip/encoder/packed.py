@@ -94,6 +94,12 @@ class PackedEncoder(Encoder):
         return Tower(body, plan, about["image_size"], tuple(about["mean"]), tuple(about["std"]), about["interpolation"])
 
 
+def is_packed(encoder: Encoder) -> bool:
+    """Returns whether the weights of an encoder, of a pair those of both, are in a folder of `pack_encoder`."""
+    parts = encoder.parts().values() or [encoder]
+    return all(isinstance(part, PackedEncoder) for part in parts)
+
+
 def pack_encoder(encoder: Encoder, folder: Path) -> None:
     """Stores the vision tower of an encoder, and checks that it gives the same features.
 

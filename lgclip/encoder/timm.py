@@ -171,6 +171,15 @@ class Timm(Encoder):
     def load(self, device: torch.device) -> Towers:
         return _TimmTower(self._model().to(device).eval(), device, decided(self.precision))
 
+    def width(self) -> int:
+        # Of the network without weights, and without a classifier, whose size only the weights tell.
+        try:
+            blank = self._blank_model({})
+            return self._blank_features(blank, sample_pixels(self)).shape[1]
+        except Exception as error:  # not every network runs without weights
+            log.debug("%s: the weights are loaded to learn the feature dimension: %r", self.model, error)
+        return super().width()
+
     def check_weights(self) -> None:
         pixels = sample_pixels(self)
         # The same model without weights: names and shapes are compared, and a pass computes shapes alone.
@@ -178,12 +187,7 @@ class Timm(Encoder):
             stored = stored_shapes(self._source.weights(self.allow_pickle))
             blank = self._blank_model(stored)
             if mismatch(model_shapes(blank), stored) is None:
-                with torch.inference_mode(), torch.device("meta"):
-                    # After the comparison: another pooling moves the last norm, as for the weights themselves.
-                    if self.pooling is not None:
-                        blank.reset_classifier(0, self.pooling)
-                    patches = blank.forward_features(pixels.to("meta"))
-                    blank.forward_head(patches, pre_logits=True)
+                self._blank_features(blank, pixels)
                 return
         except HubError:
             raise
@@ -206,6 +210,14 @@ class Timm(Encoder):
         options["num_classes"] = sizes[0] if sizes else 0
         with torch.device("meta"):
             return timm.create_model(name, pretrained=False, **options).eval()
+
+    def _blank_features(self, blank: Any, pixels: Tensor) -> Tensor:
+        """Encodes pixels with a model without weights: the shapes alone are computed."""
+        with torch.inference_mode(), torch.device("meta"):
+            # After a comparison of names: another pooling moves the last norm, as for the weights themselves.
+            if self.pooling is not None:
+                blank.reset_classifier(0, self.pooling)
+            return blank.forward_head(blank.forward_features(pixels.to("meta")), pre_logits=True)
 
     def _mismatch(self, file: Path) -> str | None:
         """Describes how the weights in a file differ from the model's; None if that is unknown."""

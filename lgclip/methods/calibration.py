@@ -46,16 +46,23 @@ class Choice(NamedTuple):
         # The two ends are cases of their own, because what has no weight need not exist.
         if self.text_weight == 1:
             assert text is not None
-            return lambda features: features @ text.T
+            return self.rule.text_scorer(text)
         assert support is not None
         kept = self.selection.select(support, text)
         image = self.rule.fit(kept)
         if self.text_weight == 0:
             return image
         assert text is not None
+        text_scorer = self.rule.text_scorer(text)
         if self.rule.is_rescaled:
-            image = _rescaled(image, kept, text)
-        return lambda features: self.text_weight * (features @ text.T) + (1 - self.text_weight) * image(features)
+            image = _rescaled(image, text_scorer, kept)
+        return lambda features: self.text_weight * text_scorer(features) + (1 - self.text_weight) * image(features)
+
+    def fixed(self, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> "Choice":
+        """Returns these settings with whatever the rule learns by leaving images out; the arguments are as in `fit`."""
+        if support is None or self.text_weight == 1:
+            return self
+        return self._replace(rule=self.rule.fixed(self.selection.select(support, text)))
 
     def prototypes(self, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> Float[Tensor, "c d"]:
         """Returns one unit vector per class, whatever the scoring rule; the arguments are those of `fit`."""
@@ -79,13 +86,13 @@ class Choice(NamedTuple):
         }
 
 
-def _rescaled(image: Scorer, support: SupportSet, text: Float[Tensor, "c d"]) -> Scorer:
+def _rescaled(image: Scorer, text: Scorer, support: SupportSet) -> Scorer:
     """Returns image scores that vary over the synthetic images as much as the cosines to text do."""
     spread = float(image(support.features).double().std())
     # Of one class with one image nothing varies, and any factor gives the same prediction.
     if not spread > 0:
         return image
-    factor = float((support.features @ text.T).double().std()) / spread
+    factor = float(text(support.features).double().std()) / spread
     return lambda features: factor * image(features)
 
 
@@ -138,6 +145,7 @@ class LeaveOneOut:
                 "raise prompts_per_class or images_per_prompt, or use calibration=none"
             )
         candidates = self._candidates(configured)
+        fixed = [candidate.fixed(support, text) for candidate in candidates]
         correct = torch.zeros(len(candidates), dtype=torch.long)
         # A fold is the images with the same place in their classes. Classes of different sizes take part in as many
         # folds as they have images, so each image is left out exactly once.
@@ -145,7 +153,7 @@ class LeaveOneOut:
             mask = folds == fold
             rest = support.take(~mask)
             left_out = support.take(mask)
-            for index, candidate in enumerate(candidates):
+            for index, candidate in enumerate(fixed):
                 scores = candidate.fit(rest, text)(left_out.features)
                 correct[index] += int((scores.argmax(dim=1) == left_out.labels).sum())
         winner = int(correct.argmax())  # the first among equals

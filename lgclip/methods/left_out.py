@@ -85,6 +85,7 @@ def left_out_scores(choice: "Choice", references: References, *, synthetic: bool
     support = references.support
     shots = references.shots
     assert support is not None
+    choice = choice.fixed(references.images, references.text)
     parts: list[LeftOut] = []
     for mask in _folds(support) if synthetic else ():
         rest = support.take(~mask)

@@ -1,14 +1,17 @@
-"""Scores by two encoders: each one's scores are standardized, then weighted."""
+"""Scores by two encoders: each one's scores are standardized, then weighted.
 
-from collections.abc import Callable, Sequence
+Letters in shapes: q query images; see `lgclip.types` for the others.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lgclip.encoder.paired import split_blocks
+from lgclip.encoder.paired import split_features
 from lgclip.methods.calibration import Choice
 from lgclip.methods.left_out import LeftOut, References, left_out_scores
 from lgclip.methods.prototypes import SupportSet
@@ -18,32 +21,70 @@ from lgclip.methods.selection import First
 GLOBAL = "global"
 PER_CLASS = "per_class"
 EQUAL = "equal"
-FIRST = "first"
-SECOND = "second"
-WEIGHTS = (GLOBAL, PER_CLASS, EQUAL, FIRST, SECOND)
-"""How the two encoders are weighted; `first` and `second` use one of them alone."""
+WEIGHTS = (GLOBAL, PER_CLASS, EQUAL)
+"""How the two encoders are weighted."""
 
-_STEPS = 10
+STEPS = 10
 """Global weights are tried in steps of a tenth."""
 
 
+class _HalfRule(ScoringRule):
+    """Compares images with sentences by the first encoder alone, whose text tower has encoded them.
+
+    The half is brought to unit length, so that the scores are those of a run with this encoder alone.
+    """
+
+    rule: ScoringRule
+    width: int
+
+    def described(self) -> dict[str, object]:
+        return {**super().described(), "rule": self.rule.described()}
+
+    def text_scorer(self, text: Float[Tensor, "c d"]) -> Scorer:
+        sentences = split_features(text, self.width)[0]
+        return lambda features: split_features(features, self.width)[0] @ sentences.T
+
+
 @dataclass(frozen=True)
-class Paired(ScoringRule):
+class SingleEncoder(_HalfRule):
+    """Scores by one encoder of a pair: the scores are those of a run with this encoder alone.
+
+    Args:
+        rule: Scoring rule.
+        width: Feature dimension of the first encoder.
+        is_second: Whether the second encoder is used.
+    """
+
+    key_name: ClassVar[str] = "SingleEncoder"
+
+    rule: ScoringRule
+    width: int
+    is_second: bool = False
+
+    def candidates(self) -> Sequence[ScoringRule]:
+        return [replace(self, rule=rule) for rule in self.rule.candidates()]
+
+    def fit(self, support: SupportSet) -> Scorer:
+        scorer = self.rule.fit(halves(support, self.width)[self.is_second])
+        return lambda features: scorer(split_features(features, self.width)[self.is_second])
+
+
+@dataclass(frozen=True)
+class Paired(_HalfRule):
     """Adds the standardized scores of two encoders, each by the same rule on its half of the features.
 
-    A standardized score is `(s - mean) / std` over the scores of all classes for left-out synthetic images. The weight
-    of the first encoder is the same for all classes (`global`: the best of 0, 0.1, ..., 1 by leave-one-out accuracy,
-    the nearest to 0.5 among equals), or that of a class is its precision on left-out images relative to the sum of both
-    encoders' (`per_class`, arXiv:2509.09311). No real image is used. Where a class has a single image, nothing can be
-    left out: then the scores of the images themselves are standardized, and the weights are equal.
+    A standardized score is `(s - mean) / std` over the scores of all classes for left-out synthetic images. No real
+    image is used. Where a class has a single image, nothing can be left out: then the scores of the images themselves
+    are standardized, and the weights are equal.
 
     Args:
         rule: Scoring rule of each encoder.
         width: Feature dimension of the first encoder.
-        weights: `global`, `per_class`, `equal`, `first` or `second`.
+        weights: `global` is the weight of `global_weight` for all classes; `per_class` is that of `class_weights`;
+            `equal` is 0.5.
 
     Raises:
-        ValueError: If a value is unknown.
+        ValueError: If the name of the weights is unknown.
     """
 
     key_name: ClassVar[str] = "Paired"
@@ -57,76 +98,133 @@ class Paired(ScoringRule):
         if self.weights not in WEIGHTS:
             raise ValueError(f"encoder_weights={self.weights}: choose {', '.join(WEIGHTS)}")
 
-    def described(self) -> dict[str, object]:
-        return {**super().described(), "rule": self.rule.described()}
-
     def candidates(self) -> Sequence[ScoringRule]:
         return [replace(self, rule=rule) for rule in self.rule.candidates()]
 
     def fit(self, support: SupportSet) -> Scorer:
-        blocks = [support._replace(features=part) for part in split_blocks(support.features, self.width)]
-        left_out = [self._left_out(block) for block in blocks]
-        standardized = [
-            _standardized(self.rule.fit(block), part.scores) for block, part in zip(blocks, left_out, strict=True)
-        ]
-        weights = self._class_weights(left_out, can_leave_out=References(support).can_leave_out).to(support.features)
+        return self.fixed(support).fit(support)
+
+    def fixed(self, support: SupportSet) -> "FixedPair":
+        left_out = [self._left_out(half) for half in halves(support, self.width)]
+        scales = tuple(_standardization(part.scores) for part in left_out)
+        weights = torch.full((support.num_classes,), 0.5)
+        if self.weights != EQUAL and References(support).can_leave_out:
+            first, second = (scale.standardized(part.scores) for scale, part in zip(scales, left_out, strict=True))
+            compute = class_weights if self.weights == PER_CLASS else global_weight
+            weights = compute(first, second, left_out[0].labels)
+        return FixedPair(self.rule, self.width, scales, weights.to(support.features))
+
+    def _left_out(self, half: SupportSet) -> LeftOut:
+        """Returns the scores of left-out images; those of the images themselves where none can be left out."""
+        if References(half).can_leave_out:
+            return left_out_scores(Choice(self.rule, First(), 0.0), References(half))
+        scores = self.rule.fit(half)(half.features)
+        rows = torch.arange(len(half.labels), device=half.labels.device)
+        return LeftOut(scores, half.labels, half.features, scores.amax(dim=1), rows)
+
+
+class Standardization(NamedTuple):
+    """Holds the mean and the standard deviation of an encoder's scores."""
+
+    mean: float
+    spread: float
+
+    def standardized(self, scores: Float[Tensor, "q c"]) -> Float[Tensor, "q c"]:
+        """Returns scores of mean 0 and standard deviation 1."""
+        return (scores - self.mean) / self.spread
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPair(_HalfRule):
+    """Scores by two encoders with known standardizations and weights.
+
+    Args:
+        rule: Scoring rule of each encoder.
+        width: Feature dimension of the first encoder.
+        scales: Standardization of each encoder's scores.
+        weights: Weight of the first encoder for each class.
+    """
+
+    is_rescaled: ClassVar[bool] = True
+
+    rule: ScoringRule
+    width: int
+    scales: tuple[Standardization, ...]
+    weights: Float[Tensor, " c"]
+
+    def fit(self, support: SupportSet) -> Scorer:
+        scorers = [self.rule.fit(half) for half in halves(support, self.width)]
 
         def score(features: Float[Tensor, "q d"]) -> Float[Tensor, "q c"]:
-            parts = split_blocks(features, self.width)
-            first, second = (scorer(part) for scorer, part in zip(standardized, parts, strict=True))
-            return weights * first + (1 - weights) * second
+            standardized: list[Tensor] = []
+            for scorer, scale, half in zip(scorers, self.scales, split_features(features, self.width), strict=True):
+                standardized.append(scale.standardized(scorer(half)))
+            return self.weights * standardized[0] + (1 - self.weights) * standardized[1]
 
         return score
 
-    def _left_out(self, block: SupportSet) -> LeftOut:
-        """Returns the scores of left-out images; those of the images themselves where none can be left out."""
-        if References(block).can_leave_out:
-            return left_out_scores(Choice(self.rule, First(), 0.0), References(block))
-        scores = self.rule.fit(block)(block.features)
-        rows = torch.arange(len(block.labels), device=block.labels.device)
-        return LeftOut(scores, block.labels, block.features, scores.amax(dim=1), rows)
 
-    def _class_weights(self, left_out: Sequence[LeftOut], *, can_leave_out: bool) -> Float[Tensor, " c"]:
-        """Returns the weight of the first encoder for each class."""
-        classes = left_out[0].scores.shape[1]
-        fixed = {FIRST: 1.0, SECOND: 0.0}.get(self.weights)
-        if fixed is not None:
-            return torch.full((classes,), fixed)
-        if self.weights == EQUAL or not can_leave_out:
-            return torch.full((classes,), 0.5)
-        if self.weights == PER_CLASS:
-            first, second = (_precisions(part.scores, part.labels) for part in left_out)
-            total = first + second
-            return torch.where(total > 0, first / total.clamp_min(1e-12), torch.full_like(first, 0.5))
-        first, second = (_standardized_scores(part.scores) for part in left_out)
-        labels = left_out[0].labels
+def halves(support: SupportSet, width: int) -> tuple[SupportSet, SupportSet]:
+    """Returns the images with the features of each encoder.
 
-        def quality(step: int) -> tuple[int, int]:
-            weight = step / _STEPS
-            correct = (weight * first + (1 - weight) * second).argmax(dim=1) == labels
-            return int(correct.sum()), -abs(2 * step - _STEPS)
-
-        return torch.full((classes,), max(range(_STEPS + 1), key=quality) / _STEPS)
+    Args:
+        support: Images with the features of a pair.
+        width: Feature dimension of the first encoder.
+    """
+    first, second = split_features(support.features, width)
+    # The full images were for the selection, which is done.
+    return support._replace(features=first, full_image=None), support._replace(features=second, full_image=None)
 
 
-def _standardized_scores(scores: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-    return _standardization(scores)(scores)
+def global_weight(first: Float[Tensor, "n c"], second: Float[Tensor, "n c"], labels: Tensor) -> Float[Tensor, " c"]:
+    """Returns for all classes the weight of the first encoder, a multiple of 0.1, with the clearest margins.
+
+    The margin of a left-out image is the score of its class less the highest other one. The weight is that of the
+    largest mean margin relative to the standard deviation of the margins. Accuracy would be coarse: two encoders that
+    recognize all synthetic images are equal by it, however sure each is.
+
+    Args:
+        first: Standardized scores of left-out images by the first encoder.
+        second: Those by the second.
+        labels: Their classes.
+    """
+    candidates = [step / STEPS for step in range(STEPS + 1)]
+    # Of equals the nearest to the middle, where neither encoder is left out.
+    candidates.sort(key=lambda weight: abs(weight - 0.5))
+    weight = max(candidates, key=lambda weight: clearness(weight * first + (1 - weight) * second, labels))
+    return torch.full((first.shape[1],), weight)
 
 
-def _standardized(scorer: Scorer, scores: Float[Tensor, "n c"]) -> Scorer:
-    standardize = _standardization(scores)
-    return lambda features: standardize(scorer(features))
+def clearness(scores: Float[Tensor, "n c"], labels: Tensor) -> float:
+    """Returns the mean margin between the true class and the best other one, in standard deviations of the margins."""
+    if scores.shape[1] < 2:
+        return 0.0
+    true = scores.double().gather(1, labels[:, None])
+    others = scores.double().scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    margins = true[:, 0] - others
+    # Rounded, so that rounding errors of equal weights decide nothing.
+    return round(float(margins.mean() / margins.std().clamp_min(1e-12)), 9)
 
 
-def _standardization(scores: Float[Tensor, "n c"]) -> Callable[[Tensor], Tensor]:
-    mean = float(scores.double().mean())
-    # A single score has no spread.
-    spread = float(scores.double().std()) if scores.numel() > 1 else 0.0
-    return lambda values: (values - mean) / (spread or 1.0)
+def class_weights(first: Float[Tensor, "n c"], second: Float[Tensor, "n c"], labels: Tensor) -> Float[Tensor, " c"]:
+    """Returns the weight of the first encoder for each class: its share of both precisions (arXiv:2509.09311).
+
+    The precision of an encoder for a class is the fraction of the left-out images predicted as the class that are of
+    it; where both are 0, the weight is 0.5. The arguments are those of `global_weight`.
+    """
+    precisions = [_precisions(scores, labels) for scores in (first, second)]
+    total = precisions[0] + precisions[1]
+    return torch.where(total > 0, precisions[0] / total.clamp_min(1e-12), torch.full_like(total, 0.5))
 
 
 def _precisions(scores: Float[Tensor, "n c"], labels: Tensor) -> Float[Tensor, " c"]:
-    """Returns the fraction of the images predicted as each class that are of it; 0 where none is predicted so."""
     predicted = scores.argmax(dim=1)
     correct = torch.bincount(labels[predicted == labels], minlength=scores.shape[1])
     return correct / torch.bincount(predicted, minlength=scores.shape[1]).clamp_min(1)
+
+
+def _standardization(scores: Float[Tensor, "n c"]) -> Standardization:
+    values = scores.double()
+    # A single score has no spread.
+    spread = float(values.std()) if values.numel() > 1 else 0.0
+    return Standardization(float(values.mean()), spread or 1.0)

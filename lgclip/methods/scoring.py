@@ -42,6 +42,22 @@ class ScoringRule(ABC):
         """Returns candidate values of its parameters, its own first."""
         return [self]
 
+    def text_scorer(self, text: Float[Tensor, "c d"]) -> Scorer:
+        """Returns a scorer that compares images with text prototypes by the cosine.
+
+        Args:
+            text: Text prototypes.
+        """
+        return lambda features: features @ text.T
+
+    def fixed(self, support: SupportSet) -> "ScoringRule":
+        """Returns this rule with whatever it learns by leaving images out, so that it is not learned in every fold.
+
+        Args:
+            support: All images.
+        """
+        return self
+
 
 @dataclass(frozen=True)
 class Mean(ScoringRule):

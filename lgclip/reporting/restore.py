@@ -1,6 +1,6 @@
 """Restores a finished run's data set, synthetic images and features from its config and its store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import FULL_IMAGE, Scales
 from lgclip.reporting.run_folder import Run, RunError
+from lgclip.runtime.config_aliases import SECOND_ENCODER
 from lgclip.runtime.instantiate import TargetError, build
 from lgclip.runtime.secrets import guard_environment
 from lgclip.stages.caption_set import Captions
@@ -199,8 +200,7 @@ def config_of(run: Run) -> DictConfig:
     # To look at an old run must not start a download of gigabytes.
     if "download" in cfg.dataset:
         cfg.dataset.download = False
-    for group in ("encoder", "diffuser", "llm"):
-        recorded = getattr(run.result, group) or {}
+    for group, recorded in _recorded_parts(run):
         # `precision=auto` means bf16 on a GPU and fp32 elsewhere, and the precision is part of the features' key.
         if "precision" in recorded:
             cfg[group].precision = recorded["precision"]
@@ -209,3 +209,14 @@ def config_of(run: Run) -> DictConfig:
         if commit and "revision" in cfg[group] and name == recorded.get("id"):
             cfg[group].revision = commit
     return cfg
+
+
+def _recorded_parts(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the config groups of models, with what the result records of them."""
+    for group in ("encoder", "diffuser", "llm"):
+        recorded = getattr(run.result, group) or {}
+        if "second" in recorded:
+            yield group, recorded["first"]
+            yield SECOND_ENCODER, recorded["second"]
+        else:
+            yield group, recorded

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.unreadable import left_out
+from lgclip.encoder.paired import PairedEncoder
 from lgclip.evaluation.confidence import confidence_of
 from lgclip.evaluation.diagnostics import COLUMNS, Diagnosis, diagnose
 from lgclip.evaluation.evaluator import Evaluation
@@ -27,6 +28,7 @@ from lgclip.reporting.costs import cost_of, towers_at
 from lgclip.reporting.data_seen import data_seen
 from lgclip.reporting.result_schema import RunResult, create_result, json_text, to_json
 from lgclip.reporting.run_folder import DIAGNOSTICS, PER_CLASS, PREDICTION_COLUMNS, PREDICTIONS, RESULT
+from lgclip.runtime.config_aliases import SECOND_ENCODER
 from lgclip.runtime.csv_cells import write_rows
 from lgclip.runtime.run_key import run_key
 from lgclip.runtime.sweep_job import choices, sweep_job
@@ -269,6 +271,10 @@ def _noted_images(dataset: Dataset, notes: Mapping[int, str]) -> list[dict[str, 
 
 def _described(group: str, part: Any) -> dict[str, object]:
     """Returns a part's choice in the config, the model's own name, and everything its results depend on."""
+    if isinstance(part, PairedEncoder):
+        parts = {"first": _described("encoder", part.first), "second": _described(SECOND_ENCODER, part.second)}
+        choice = " + ".join(str(described["choice"]) for described in parts.values())
+        return {"choice": choice, "id": part.model, "part": part.key_name, **parts}
     # Not by hasattr: a part may have a property `model` that loads the model.
     name = {"id": part.model} if "model" in part.__dataclass_fields__ else {}
     # For the leakage audit: a result says itself what its prompts and images were made from.

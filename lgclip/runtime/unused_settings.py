@@ -5,11 +5,13 @@ from collections.abc import Collection, Sequence
 
 IMAGE_SETTINGS = (
     "llm", "diffuser", "prototype", "selection", "calibration", "prompts_per_class", "images_per_prompt", "noise",
-    "prompt_order_seed", "prompt_pool",
+    "prompt_order_seed", "prompt_pool", "encoder2", "encoder_weights",
 )  # fmt: skip
 """Settings that only a method with synthetic images uses."""
 PROMPT_SETTINGS = ("llm", "noise", "prompt_order_seed", "prompt_pool")
 """Settings that have no effect on images that exist already."""
+PAIR_SETTINGS = ("encoder_weights",)
+"""Settings of two encoders."""
 TEXT_SETTINGS = ("llm", "prompts_per_class", "prompt_order_seed", "prompt_pool")
 """Settings of a text side whose sentences a language model writes, which needs no image."""
 TRAINING_SETTINGS = ("student", "prompt_tuning", "paradigm")

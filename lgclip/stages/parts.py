@@ -12,6 +12,7 @@ from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
 from lgclip.prompts.base import PromptGenerator
 from lgclip.prompts.text_side import Ensemble, TextSide
+from lgclip.runtime.config_aliases import SECOND_ENCODER
 from lgclip.runtime.instantiate import build
 from lgclip.stages.counts import ImageCounts
 
@@ -57,10 +58,10 @@ class GenerationParts:
 
 def encoder_config(cfg: DictConfig) -> Any:
     """Returns the config of the run's encoder: of the pair where there is a second one."""
-    if not cfg.get("encoder2"):
+    if not cfg.get(SECOND_ENCODER):
         return cfg.encoder
     # Resolved, since a copy has no `precision` of the run to refer to.
-    first, second = (OmegaConf.to_container(cfg[group], resolve=True) for group in ("encoder", "encoder2"))
+    first, second = (OmegaConf.to_container(cfg[group], resolve=True) for group in ("encoder", SECOND_ENCODER))
     return OmegaConf.create({"_target_": PAIR, "first": first, "second": second})
 
 
