@@ -5,6 +5,8 @@ take in all. A test compares these names with that list.
 """
 
 OPEN_CLIP_REPOSITORIES = {
+    "metaclip2_bigg14": "timm/vit_gigantic_patch14_clip_378.metaclip2_worldwide",
+    "metaclip2_h14": "timm/vit_huge_patch14_clip_224.metaclip2_worldwide",
     "mobileclip": "timm/MobileCLIP2-S2-OpenCLIP",
     "pe_core_b16": "timm/PE-Core-B-16",
     "pe_core_l14": "timm/PE-Core-L-14-336",
