@@ -199,11 +199,10 @@ def clearness(scores: Float[Tensor, "n c"], labels: Tensor) -> float:
     """Returns the mean margin between the true class and the best other one, in standard deviations of the margins."""
     if scores.shape[1] < 2:
         return 0.0
-    true = scores.double().gather(1, labels[:, None])
-    others = scores.double().scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    margins = true[:, 0] - others
+    true = scores.gather(1, labels[:, None])[:, 0]
+    margins = (true - scores.scatter(1, labels[:, None], -torch.inf).amax(dim=1)).double()
     # Rounded, so that rounding errors of equal weights decide nothing.
-    return round(float(margins.mean() / margins.std().clamp_min(1e-12)), 9)
+    return round(float(margins.mean() / margins.std().clamp_min(1e-12)), 6)
 
 
 def class_weights(first: Float[Tensor, "n c"], second: Float[Tensor, "n c"], labels: Tensor) -> Float[Tensor, " c"]:
