@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import t, ttest_1samp
@@ -121,7 +122,8 @@ class Table:
                 reference = self.values[REFERENCE][world]
                 differences = np.array([by_seed[seed] - reference[seed] for seed in sorted(by_seed)])
                 if row != REFERENCE and len(differences) > 1 and np.ptp(differences) > 1e-9:
-                    tests[row, world] = (float(differences.mean()), float(ttest_1samp(differences, 0.0).pvalue))
+                    test: Any = ttest_1samp(differences, 0.0)
+                    tests[row, world] = (float(differences.mean()), float(test.pvalue))
         return tests
 
     def _cell(

@@ -35,7 +35,7 @@ GROUPS = {
     "selection": "The synthetic images that represent a class. See [Methods](../guides/methods.md#selection).",
     "calibration": "How free parameters are chosen. See [Methods](../guides/methods.md#calibration).",
     "align": "How real images are brought nearer to synthetic ones. See [Methods](../guides/methods.md#alignment).",
-    "transduction": "How all evaluated images are classified together. See [Methods](../guides/methods.md#transduction).",
+    "transduction": "How the evaluated images are refined together. See [Methods](../guides/methods.md#transduction).",
     "pools": "In which pools transductive rules are compared. See [Methods](../guides/methods.md#transduction).",
     "rejection": "How `lgclip build` rejects images of none of the classes; the default is `negatives`. "
     "See [Limits](../concepts/limits.md#none-of-these).",

@@ -329,36 +329,13 @@ class Experiment:
         Returns:
             Distinct names; fewer than asked, or none, where the model names no more or the names have one word.
         """
-        cfg = self._cfg
-        open_root(cfg.paths.store)
+        open_root(self._cfg.paths.store)
         data = self._data
 
-        from lgclip.prompts.base import PromptError
-        from lgclip.prompts.similar_names import names_generator, recombined_names, usable_names
         from lgclip.stages.parts import GenerationParts
-        from lgclip.stages.prompts import PromptGenerationStage
-        from lgclip.store.prompts import PromptStore
+        from lgclip.stages.similar_names import similar_names
 
-        parts = GenerationParts.from_config(cfg, data)
-        if not parts.diffuser.needs_prompts:
-            return []
-        target_classes = parts.data.evaluated.target_classes
-        class_names = [target_class.name for target_class in target_classes]
-        generator = names_generator(parts.llm)
-        if generator is None:
-            return recombined_names(class_names, count)
-        context = self._context()
-        # Twice as many, since some are a class or a kind of one, and are left out.
-        stage = PromptGenerationStage(
-            generator, PromptStore(context.store), target_classes, 2 * count, parts.counts.seed
-        )
-        context.stages.check_before(generator.check_weights)
-        try:
-            context.stages.complete("similar names", stage, len(target_classes))
-        except PromptError as error:
-            # A class with fewer names is no reason to stop: the other classes have some.
-            log.warning("fewer similar names than asked: %s", single_line(str(error)))
-        return usable_names(stage.texts(), class_names, count)
+        return similar_names(self._context, GenerationParts.from_config(self._cfg, data), count)
 
     # ------------------------------------------------------------------------------------------ how they are built
 
@@ -442,26 +419,9 @@ class Experiment:
         print(plan_text(plan))
 
     def _method(self, parts: RunParts) -> Classifier:
-        from lgclip.encoder.paired import PairedEncoder
-        from lgclip.methods.base import classifier
-        from lgclip.methods.paired import Paired, SingleEncoder
+        from lgclip.methods.from_config import method_from_config
 
-        cfg = self._cfg
-        # Runtime objects do not go through OmegaConf, which would turn dataclasses into dicts.
-        rules = {
-            group: build(cfg[group], _convert_="all")
-            for group in ("prototype", "selection", "calibration", "align", "transduction")
-            if cfg.get(group)
-        }
-        if isinstance(parts.encoder, PairedEncoder):
-            rule = rules["prototype"]
-            width = parts.encoder.first.width()
-            rules["prototype"] = Paired(rule, width, cfg.encoder_weights)
-            rules["image_baselines"] = {
-                "first_encoder": SingleEncoder(rule, width),
-                "second_encoder": SingleEncoder(rule, width, is_second=True),
-            }
-        return classifier(cfg.method)(**rules, scales=parts.scales, has_text=parts.encoder.has_text)
+        return method_from_config(self._cfg, parts.encoder, parts.scales)
 
     def _check_method(self, method: Classifier) -> None:
         """Rejects `checkpoint`, `membership` and `transduction` where they do not fit."""
