@@ -37,7 +37,7 @@ from lgclip.encoder.scales import RandomResizedCrops, Scales, SquareCrops, WithF
 from lgclip.encoder.views import SharedViews
 from lgclip.methods.calibration import Choice, FittedChoice, Temperature
 from lgclip.methods.prototypes import SupportSet
-from lgclip.methods.scoring import GDA, Affinity, Mean, Nearest, Scorer, ScoringRule, Signature, WeightedKNN
+from lgclip.methods.scoring import GDA, Affinity, Cache, Mean, Nearest, Scorer, ScoringRule, Signature, WeightedKNN
 from lgclip.methods.selection import ByText, First
 from lgclip.store.atomic import WriteError
 from lgclip.store.keys import key_name_of
@@ -262,9 +262,10 @@ def test_views_are_fused(scales: Scales, format: str, folder: Path, tmp_path: Pa
         (Nearest(3), 0.0),
         (WeightedKNN(5), 0.4),
         (Affinity(20.0), 0.0),
+        (Cache(2.0, 5.5), 0.5),
         (Signature(), 0.4),
     ],
-    ids=["fusion", "text", "gda", "nearest", "knn", "affinity", "signature"],
+    ids=["fusion", "text", "gda", "nearest", "knn", "affinity", "cache", "signature"],
 )
 def test_scoring_rules(rule: ScoringRule, text_weight: float, format: str, folder: Path, tmp_path: Path) -> None:
     classifier = make_classifier(OpenClip(str(folder)), rule, text_weight=text_weight)
