@@ -173,6 +173,7 @@ def test_different_preprocessings_need_a_resize(pair: PairedEncoder, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_equal_preprocessings_need_no_resize(alike: PairedEncoder, tmp_path: Path) -> None:
     classifier = make_classifier(alike, *RULES["mean"])
     path = tmp_path / "both.onnx"

@@ -84,6 +84,7 @@ def classifier_tensors(saved: Path) -> dict[str, torch.Tensor]:
     return load_file(saved / "classifier.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["mean", "gda", "knn"])
 def test_exported_scores_are_those_of_the_classifier(world: Sandbox, pool: Path, tmp_path: Path, rule: str) -> None:
     classifier = lgclip.build(

@@ -235,20 +235,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "name", "values", "n", "c"),
+    ("module", "name", "values"),
     [
-        ("stata", "StatA", "iterations=1, steps=1", 50_000, 1_000),
-        ("transclip", "TransCLIP", "iterations=1", 20_000, 500),
-        ("em", "EM", "iterations=1", 50_000, 1_000),
-        ("inmap", "InMaP", "iterations=2, sinkhorn=2", 50_000, 1_000),
-        ("zlap", "ZLaP", "", 20_000, 500),
-        ("tda", "TDA", "", 50_000, 1_000),
+        ("stata", "StatA", "iterations=1, steps=1"),
+        ("transclip", "TransCLIP", "iterations=1"),
+        ("em", "EM", "iterations=1"),
+        ("inmap", "InMaP", "iterations=2, sinkhorn=2"),
+        ("zlap", "ZLaP", ""),
+        ("tda", "TDA", ""),
     ],
     ids=str,
 )
-def test_memory_is_bounded(module: str, name: str, values: str, n: int, c: int) -> None:
-    """Checks that no tensor of shape (n, n) or (n, c, d) is made: both would take more than 2 GB here."""
-    script = MEASURE.format(module=module, name=name, values=values, n=n, c=c)
+def test_memory_is_bounded(module: str, name: str, values: str) -> None:
+    """Checks that no tensor of shape (n, n) or (n, c, d) is made: both would take more than 1.5 GB here."""
+    script = MEASURE.format(module=module, name=name, values=values, n=20_000, c=500)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    limit = 2 * 2**20 * (n * c) / (50_000 * 1_000)  # KiB; 2 GB, and less for a smaller pool
-    assert int(done.stdout) < max(limit, 2**20)
+    assert int(done.stdout) < 2**20, "in KiB"
