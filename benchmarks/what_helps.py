@@ -49,9 +49,7 @@ class Sweep:
 
 
 SWEEPS = (
-    Sweep(
-        "default", ["text.alternatives=[llm,waffle]"], {"lgclip": REFERENCE, "clip_text": "text", "fusion": "fusion"}
-    ),
+    Sweep("default", [], {"lgclip": REFERENCE, "clip_text": "text", "fusion": "fusion"}),
     Sweep("gda", ["prototype=gda"], {"lgclip": "GDA", "fusion": "fusion, GDA"}),
     Sweep("cache", ["method=fusion", "prototype=cache"], {"fusion": "text + cache (Tip-Adapter)"}),
     Sweep(

@@ -12,8 +12,6 @@ from lgclip.store.keys import NOT_AN_INPUT
 
 ALTERNATIVES = ("template", "ensemble", "llm", "waffle")
 """Text sides that can be evaluated next to the configured one without further work of a language model."""
-DEFAULT_ALTERNATIVES = ("template", "ensemble", "llm")
-"""Those that are evaluated by default."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class TextSide(ABC):
     key_name: ClassVar[str]
     averages_scores: ClassVar[bool] = False
 
-    alternatives: Sequence[str] = field(default=DEFAULT_ALTERNATIVES, kw_only=True, metadata=NOT_AN_INPUT)
+    alternatives: Sequence[str] = field(default=ALTERNATIVES, kw_only=True, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
         for name in self.alternatives:
