@@ -40,7 +40,7 @@ def test_empty_store_has_everything_to_compute(tmp_path: Path) -> None:
     assert counts(plan) == {
         ("prompts", "prompt"): (60, 0),
         ("images", "image"): (180, None),
-        ("features", "sentence"): (30, 0),
+        ("features", "sentence"): (930, 0),
         ("features", "prompt as a sentence"): (60, None),
         ("features", "synthetic image"): (180, None),
         ("features", "real image"): (1200, 0),
