@@ -126,6 +126,14 @@ class Alignment(ABC):
         """Returns the maximum number of unlabelled images; None for all."""
         return None
 
+    def check(self, count: int) -> None:
+        """Checks the number of unlabelled images, before anything is generated or encoded.
+
+        Raises:
+            ValueError: If there are too few.
+        """
+        del count
+
     @abstractmethod
     def fit(self, features: Float[Tensor, "u d"] | None, references: References) -> FittedAlignment:
         """Returns the fitted alignment.
@@ -188,14 +196,17 @@ class PoolAlignment(Alignment):
     def pool(self) -> str:
         return self.images
 
-    def fit(self, features: Float[Tensor, "u d"] | None, references: References) -> FittedAlignment:
-        assert features is not None
-        count = len(features)
+    def check(self, count: int) -> None:
         if count < self.least:
             raise ValueError(
                 f"align.images={self.images}: {count} unlabelled images, and align.least={self.least}; give more, or "
                 "use align=none"
             )
+
+    def fit(self, features: Float[Tensor, "u d"] | None, references: References) -> FittedAlignment:
+        assert features is not None
+        count = len(features)
+        self.check(count)
         pool_mean = _mean(features)
         offset: Tensor | None = None
         support = references.support

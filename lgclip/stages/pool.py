@@ -24,20 +24,29 @@ def unlabeled_pool(align: Alignment | None, data: DatasetSplits) -> Dataset | No
         data: The data set with its splits.
 
     Raises:
-        ValueError: If there is no such split or folder, or it has no image.
+        ValueError: If there is no such split or folder, or it has too few images.
     """
-    if align is None or align.pool is None or align.pool == TEST:
+    if align is None or align.pool is None:
         return None
-    if align.pool != TRAINING:
-        return Unlabeled(unlabeled_folder(Path(align.pool).expanduser(), "align.images"), align.limit)
+    if align.pool == TEST:
+        if data.evaluated.has_images:
+            align.check(len(data.evaluated))
+        return None
+    pool = Unlabeled(_images(align.pool, data), align.limit)
+    align.check(len(pool))
+    return pool
+
+
+def _images(source: str, data: DatasetSplits) -> Dataset:
+    if source != TRAINING:
+        return unlabeled_folder(Path(source).expanduser(), "align.images")
     try:
-        images = data.training
+        return data.training
     except ValueError as error:
         raise ValueError(
             f"align.images={TRAINING}: {error}; give a folder of unlabelled photographs, align.images={TEST} or "
             "align=none"
         ) from error
-    return Unlabeled(images, align.limit)
 
 
 def pool_features(

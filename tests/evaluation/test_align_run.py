@@ -174,6 +174,15 @@ def test_empty_folder_is_named(world: Sandbox, tmp_path: Path, capsys: pytest.Ca
     assert "no image in it or its sub-folders" in capsys.readouterr().err
 
 
+def test_too_few_images_are_named_before_anything_is_generated(
+    fresh_sandbox: Sandbox, pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate_run(fresh_sandbox, tmp_path / "run", "align=pool", f"align.images={pool}", "align.least=41")
+    assert f"{POOL} unlabelled images, and align.least=41" in capsys.readouterr().err
+    assert not (fresh_sandbox.store / "images").exists()
+
+
 def test_a_classifier_cannot_use_test_images(world: Sandbox) -> None:
     with pytest.raises(ValueError, match="nothing is evaluated; give a folder"):
         lgclip.build(NAMES, llm="template", overrides=[*build_overrides(world), "align=pool", "align.images=test"])
