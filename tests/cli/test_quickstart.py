@@ -81,9 +81,9 @@ def test_paper_datasets_are_evaluated(name: str, tmp_path: Path) -> None:
     assert re.search(r"\d of [\d,]+ images", result["dataset"]["split"]), "a part of the data set says that it is one"
     assert result["llm"] is None, "images that are there need no prompts"
     assert result["n"] == len(read_csv(tmp_path / "run" / "predictions.csv"))
-    # CLIP published an ensemble for these two, so the single template stands next to it.
+    # CLIP published an ensemble for these two, so the single template is a baseline too.
     single = {"clip_text_template"} if name in ("eurosat", "imagenet") else set()
-    assert set(result["baselines"]) == {"clip_text", "fusion", *single}
+    assert set(result["baselines"]) == {"clip_text", "clip_text_waffle", "fusion", *single}
     assert result["text"]["text"]["sentences"] == [{"eurosat": 3, "imagenet": 80}.get(name, 1)] * 2
 
 
