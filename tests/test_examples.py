@@ -181,7 +181,7 @@ def test_ridge_method_example(images: Path, features: Features, tmp_path: Path) 
     targets = np.eye(CLASSES).repeat(IMAGES_PER_CLASS, axis=0)
     weights = np.linalg.solve(x.T @ x + 0.5 * np.eye(x.shape[1]), x.T @ targets)
     assert_scores(run, features.real @ weights)
-    assert list(run.result["baselines"]) == ["lgclip", "clip_text"]
+    assert list(run.result["baselines"]) == ["lgclip", "clip_text", "clip_text_waffle"]
     assert run.result["predictor"]["ridge"] == {"learned": "ridge regression"}
 
 
