@@ -93,6 +93,7 @@ def test_exported_scores_are_those_of_the_classifier(world: Sandbox, pool: Path,
     )  # fmt: skip
     assert classifier.alignment is not None
     summary = classifier.export(tmp_path / "aligned.onnx")
+    assert summary.max_difference is not None
     assert summary.max_difference < 1e-4
 
 
