@@ -234,17 +234,6 @@ def compare_pools(
     return results
 
 
-def largest_losses(results: Sequence[PoolResult]) -> dict[str, PoolResult]:
-    """Returns for each rule the result with the lowest difference to no transduction, over all pools and starts."""
-    worst: dict[str, PoolResult] = {}
-    for result in results:
-        if result.rule == NO_RULE:
-            continue
-        if result.rule not in worst or result.difference < worst[result.rule].difference:
-            worst[result.rule] = result
-    return worst
-
-
 def _refine(rule: Transduction, images: UnlabeledPool, rows: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
     """Returns the predictions of a rule for some of the images, which it classifies together."""
     pool = images._replace(features=images.features[rows], scores=images.scores[rows])

@@ -249,6 +249,7 @@ class ZeroShot(Classifier):
         super().describe(INDUCTIVE, predictor)
         start = start_temperature(predictor.temperature)
         described = {"part": self.transduction.key_name, **asdict(self.transduction)}  # pyright: ignore[reportArgumentType]
+        described["assumes_balanced"] = self.transduction.assumes_balanced
         self.choices[name] = {**self.choices[name], "transduction": {**described, "start_temperature": start._asdict()}}
         self.temperatures[name] = REFINED
 

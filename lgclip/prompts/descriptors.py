@@ -17,7 +17,7 @@ from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import NOT_AN_INPUT, content_key
 
 INSTRUCTION = """\
-List {count} visual features by which a {name}[ ({context})] is told from similar things in a photograph: shape, colors,
+List {count} visual features in which a {name}[ ({context})] differs from similar things in a photograph: shape, colors,
 texture, parts, surroundings.
 Write each as a short phrase of one to eight words in lower case, without the name and without an explanation, such as
 "four legs", "a long tail" or "often near water".

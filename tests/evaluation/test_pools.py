@@ -19,7 +19,6 @@ from lgclip.evaluation.pools import (
     PoolKind,
     compare_pools,
     draw_pools,
-    largest_losses,
     pool_kinds,
 )
 from lgclip.methods.transduction.base import Transduction, UnlabeledPool
@@ -146,16 +145,13 @@ def test_rules_see_the_images_of_a_pool_alone() -> None:
     assert result.top1 == pytest.approx(np.mean(accuracies))
 
 
-def test_largest_loss_of_each_rule() -> None:
+def test_table_names_the_largest_loss_of_each_rule() -> None:
     pool = random_pool(1, n=120, c=4)
     labels = pool.scores.argmax(dim=1)
-    results = compare_pools(
-        {"cosine": pool}, labels, {"rolled": Rolled(), "stata": StatA()}, [PoolKind("few", (1, 3), 20), ALL], count=3
-    )
-    worst = largest_losses(results)
-    assert list(worst) == ["rolled", "stata"]
-    assert worst["rolled"].difference == -1.0
-    assert worst["stata"].difference == min(row.difference for row in results if row.rule == "stata")
+    rules = {"rolled": Rolled(), "stata": StatA()}
+    results = compare_pools({"cosine": pool}, labels, rules, [PoolKind("few", (1, 3), 20), ALL], count=3)
+    stata = 100 * min(row.difference for row in results if row.rule == "stata")
+    assert pool_table(results).splitlines()[-1] == f"largest loss: rolled -100.0, stata {stata:+.1f}"
 
 
 def test_names_and_numbers_of_a_comparison_are_checked() -> None:

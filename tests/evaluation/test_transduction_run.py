@@ -87,6 +87,7 @@ def test_every_rule_runs(world: Sandbox, tmp_path: Path, rule: str) -> None:
     result = evaluate_run(world, tmp_path / "run", f"transduction={rule}")
     described = result["predictor"]["lgclip"]["transduction"]
     assert described["part"] == RULES[rule]
+    assert described["assumes_balanced"] == (rule == "inmap")
     assert result["paired"]["inductive"]["difference"] == pytest.approx(
         result["metrics"]["top1"] - result["baselines"]["inductive"]["top1"]
     )

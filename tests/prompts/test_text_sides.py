@@ -129,7 +129,7 @@ def test_chat_models_are_asked_for_descriptors() -> None:
     generator = Descriptors(count=4).generator(ServerLLM("some-model", allow_fallback=True))
     assert generator is not None
     request = fill(generator.instruction, TargetClass(0, "tabby cat", "a pet"), 4)
-    assert "List 4 visual features by which a tabby cat (a pet) is told" in request
+    assert "List 4 visual features in which a tabby cat (a pet) differs" in request
     assert (generator.instruction, generator.must_name, generator.allow_fallback) == (INSTRUCTION, False, False)
 
 
