@@ -102,9 +102,7 @@ def packaged_weights(checkpoint: str) -> PackagedWeights | None:
     return known[checkpoint]
 
 
-def names_in_order(
-    stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> Mapping[str, str]:
+def names_in_order(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> Mapping[str, str]:
     """Returns a model's name of each stored tensor, which has the same place in the order of the model.
 
     Roles and shapes are compared. The role is the last part of a name: `weight`, `bias`, `running_mean`, ...
