@@ -59,8 +59,8 @@ def squares(image: Image.Image, seed: int) -> list[Image.Image]:
     cut = []
     for index in range(SQUARES):
         side = int(min(image.size) * rng.uniform(0.6, 1))
-        left = rng.integers(image.width - side + 1)
-        top = rng.integers(image.height - side + 1)
+        left = int(rng.integers(image.width - side + 1))
+        top = int(rng.integers(image.height - side + 1))
         square = image.crop((left, top, left + side, top + side))
         if index % 2:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -14,7 +14,6 @@ import torch
 from factories import evaluate_run, read_csv
 from real_photographs import CHECKPOINT, EXAMPLE, MODEL, ROOT, example_module, needs_real
 from safetensors.torch import load_file
-from sklearn.metrics import roc_auc_score
 
 import lgclip
 from lgclip.classifier.model import ImageClassifier
@@ -81,6 +80,8 @@ def test_accuracy_and_confidence(overrides: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["positives", "negatives"])
 def test_unknown_photographs_are_rejected(kind: str, folders: Path, store: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import roc_auc_score
+
     settings = [f"rejection={kind}"]
     if kind == "negatives":
         (tmp_path / "negatives.txt").write_text("\n".join(NEGATIVES))
