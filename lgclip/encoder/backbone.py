@@ -92,6 +92,8 @@ class Network(nn.Module):
             # Features of two backbones may differ a hundredfold in scale; one learning rate has to suit them all.
             self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, num_classes)
+        # Lightning takes over the mode of each layer as it is, and a tower comes in either.
+        self.train()
 
     def train(self, mode: bool = True) -> "Network":
         super().train(mode)

@@ -14,19 +14,16 @@ from torch import Tensor
 from lgclip.encoder.backbone import TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
 from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.timm_catalogue import LAYOUT, Named
 from lgclip.encoder.weight_checks import check_pass, sample_pixels
 from lgclip.encoder.weight_comparison import Shapes, mismatch, model_shapes, stored_shapes
-from lgclip.encoder.weight_files import HUB, checkpoint_content, checkpoint_file, did_you_mean, hub_file
-from lgclip.encoder.weight_sources import Folder, Layout, Repository, Source
-from lgclip.runtime.hub import HubError, commit_of
+from lgclip.encoder.weight_files import HUB, checkpoint_content
+from lgclip.encoder.weight_sources import Folder, Repository, Source
+from lgclip.runtime.hub import HubError
 from lgclip.runtime.versions import STORE_SCHEMA
-from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, key_inputs, local_folder, weights_of
+from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, key_inputs, local_folder
 
 log = logging.getLogger(__name__)
-
-_SAFE = "model.safetensors"
-_PICKLE = "pytorch_model.bin"
-LAYOUT = Layout(config="config.json", weights=(_SAFE, _PICKLE), weights_here=(_SAFE, _PICKLE))
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,8 @@ class Timm(Encoder):
         image_size: Height and width of the input in pixels; position embeddings are resampled to it.
             None is the model's own.
         revision: Branch, tag or commit of the hub repository that the weights are in; None is `main`.
-        checkpoint: Local weights of the named architecture, used instead of the hub's.
+        checkpoint: Local weights of the named architecture, used instead of the hub's; or `package:NAME`, those of
+            an installed Python package (see `packaged_weights`).
         allow_pickle: Whether weights may be a pickle. It is loaded with `weights_only`, and runs no code.
         precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
         batch_size: Number of views per forward pass.
@@ -184,7 +182,7 @@ class Timm(Encoder):
         pixels = sample_pixels(self)
         # The same model without weights: names and shapes are compared, and a pass computes shapes alone.
         try:
-            stored = stored_shapes(self._source.weights(self.allow_pickle))
+            stored = self._stored_shapes(self._source.weights(self.allow_pickle))
             blank = self._blank_model(stored)
             if mismatch(model_shapes(blank), stored) is None:
                 self._blank_features(blank, pixels)
@@ -219,10 +217,15 @@ class Timm(Encoder):
                 blank.reset_classifier(0, self.pooling)
             return blank.forward_head(blank.forward_features(pixels.to("meta")), pre_logits=True)
 
+    def _stored_shapes(self, file: Path) -> Shapes:
+        """Returns the shape of each tensor in the file of the weights, by the model's names."""
+        names = self._source.names()
+        return {names.get(name, name): shape for name, shape in stored_shapes(file).items()}
+
     def _mismatch(self, file: Path) -> str | None:
         """Describes how the weights in a file differ from the model's; None if that is unknown."""
         try:
-            stored = stored_shapes(file)
+            stored = self._stored_shapes(file)
             return mismatch(model_shapes(self._blank_model(stored)), stored)
         except Exception:
             return None
@@ -237,7 +240,9 @@ class Timm(Encoder):
         if self.image_size is not None and weights.get("fixed_input_size"):
             options["img_size"] = self.image_size
         try:
-            state = load_state_dict(str(file), weights_only=True)
+            names = self._source.names()
+            stored = load_state_dict(str(file), weights_only=True)
+            state = {names.get(name, name): tensor for name, tensor in stored.items()}
             # With a classifier as large as the file's timm loads strictly. Where they differ, it
             # would pass over whatever else is missing.
             classes = _classes(state, weights.get("classifier"))
@@ -287,87 +292,6 @@ def _classes(state: dict[str, Any], classifier: str | Sequence[str] | None) -> i
     if weight is None:
         return 0
     return len(weight)
-
-
-@dataclass(frozen=True)
-class Named(Source):
-    """Describes a timm architecture with the weights of its tag, or of a checkpoint.
-
-    Attributes:
-        model: `ARCHITECTURE.TAG`; without a tag it is timm's default.
-        revision: Branch, tag or commit of the hub repository that the weights are in.
-        checkpoint: Local weights, used instead of the hub's.
-    """
-
-    model: str
-    revision: str | None = None
-    checkpoint: str | None = None
-
-    def check(self, allow_pickle: bool) -> None:
-        """Rejects what cannot be loaded, before anything is loaded.
-
-        Raises:
-            ValueError: If timm does not know the name, or there are no weights for it.
-        """
-        import timm
-        from timm.models import get_pretrained_cfg, is_model
-
-        name, _, tag = self.model.partition(".")
-        if not is_model(name):
-            raise ValueError(
-                f"encoder.model={self.model}: timm has no such architecture{did_you_mean(name, timm.list_models())}; "
-                f"or give a folder, or {HUB}OWNER/NAME"
-            )
-        known = timm.list_pretrained(f"{name}.*")
-        if tag and self.model not in known:
-            raise ValueError(
-                f"encoder.model={self.model}: {name} has no such weights{did_you_mean(self.model, known)}; "
-                f"it has {', '.join(known) or 'none, so give encoder.checkpoint=FILE'}"
-            )
-        if self.checkpoint is not None:
-            checkpoint_file(self.checkpoint, allow_pickle)
-            return
-        entry = get_pretrained_cfg(self.model)
-        if entry is None or not entry.hf_hub_id:
-            remedy = "give"
-            if entry is not None and entry.url:
-                remedy = f"download {entry.url} and give"
-            raise ValueError(
-                f"encoder.model={self.model}: its weights are not on the hub; {remedy} encoder.checkpoint=FILE"
-            )
-
-    def config(self) -> dict[str, Any]:
-        from timm.models import get_pretrained_cfg
-
-        entry = get_pretrained_cfg(self.model)
-        weights: dict[str, Any] = {}
-        if entry is not None:
-            # With a checkpoint nothing may point to timm's own weights, which would be loaded instead.
-            weights = entry.to_dict(remove_source=self.checkpoint is not None)
-        return {"architecture": self.model.partition(".")[0], "pretrained_cfg": weights}
-
-    def weights(self, allow_pickle: bool) -> Path:
-        if self.checkpoint is not None:
-            return checkpoint_file(self.checkpoint, allow_pickle)
-        entry = self.config()["pretrained_cfg"]
-        repo = entry["hf_hub_id"]
-        names = LAYOUT.weights
-        # Some repositories hold the weights of several models under names of their own.
-        if file := entry.get("hf_hub_filename"):
-            names = (file,)
-        return hub_file(repo, commit_of(repo, self.revision), names, allow_pickle)
-
-    def repositories(self) -> list[tuple[str, str | None]]:
-        if self.checkpoint:
-            return []
-        return [(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)]
-
-    def stands_for(self) -> dict[str, str]:
-        identity = {"architecture": self.model}
-        # A checkpoint has its own field and hash.
-        if self.checkpoint is None:
-            identity["weights"] = weights_of(self.config()["pretrained_cfg"]["hf_hub_id"], self.revision)
-        return identity
 
 
 class _TimmTower:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lgclip.encoder.packaged_weights import packaged_weights
 from lgclip.runtime.hub import download, hub_errors
 from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import FileStamp, digest_of, file_stamp
@@ -98,7 +99,8 @@ def checkpoint_content(path: str | None) -> str | None:
     """Returns what identifies a checkpoint in a key: the hash of its content, None for no checkpoint."""
     if path is None:
         return None
-    file = Path(path).expanduser()
+    packaged = packaged_weights(path)
+    file = Path(path).expanduser() if packaged is None else packaged.path()
     return _content(file, file_stamp(file))
 
 

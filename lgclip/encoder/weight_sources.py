@@ -1,6 +1,7 @@
 """Locates a model's config and weights: in a local folder, or in a hub repository at one commit."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ class Source(ABC):
         Raises:
             ValueError: If there is none, or only a pickle, which is not allowed.
         """
+
+    def names(self) -> Mapping[str, str]:
+        """Returns the model's name of each tensor that has another name in the file; none by default.
+
+        Raises:
+            ValueError: If the tensors of the file are not those of the model.
+        """
+        return {}
 
     @abstractmethod
     def repositories(self) -> list[tuple[str, str | None]]:

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from encoder_families import ENCODERS
 from factories import make_encoder
 from safetensors.torch import save_file
 from student_factories import ColorPatches, color_patch, small_student, synthetic_patches, train_student
@@ -217,6 +218,21 @@ def test_linear_probe_freezes_the_tower(frozen: bool, tmp_path: Path) -> None:
     about = StudentEncoder(str(folder)).about
     assert about["accuracy"] > 0.6
     assert str(tmp_path) not in json.dumps(about["network"]), "a student tells no path of this machine"
+
+
+@pytest.mark.parametrize("values", [{"validation": 0.0, "select_on": "last"}, {"validation": 0.2}], ids=["all", "some"])
+def test_linear_probe_keeps_the_statistics_of_batch_norms(values: dict[str, Any], tmp_path: Path) -> None:
+    """The first epoch counts too, in which nothing has set the mode of the tower yet."""
+    encoder = ENCODERS["efficientnet"](tmp_path / "model")
+    student = small_student(backbone="encoder", image_size=None, frozen=True, epochs=1, **values)
+    folder = train_student(
+        StudentSetup(student, ColorPatches(), synthetic_patches(tmp_path / "drawn"), encoder=encoder),
+        tmp_path / "store",
+    )
+    after = StudentEncoder(str(folder)).network().body.state_dict()
+    before = encoder.tower().body.state_dict()
+    assert any(name.endswith("running_mean") for name in before)
+    assert [name for name in before if not torch.equal(after[name], before[name])] == []
 
 
 def test_encoder_backbone_requires_an_encoder() -> None:
