@@ -18,19 +18,17 @@ class Shapes(Dataset):
 
     Args:
         split: `test` (40 images per class) or `train` (100, for students).
-        style: `photo`, or the same scenes in another style: `sketch`, `inverted`, `noisy`.
+        style: `photo`, or the same scenes in another style: `sketch`, `inverted`, `noisy`, `evening`, `dusk`.
 
     Raises:
         ValueError: If the split or style is unknown.
     """
 
     def __init__(self, split: str = "test", style: str = "photo") -> None:
-        from lgclip.tiny.styles import STYLES
         from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, TRAIN_IMAGES_PER_CLASS
 
         _check_split(split)
-        if style not in STYLES:
-            raise ValueError(f"dataset.style={style}: choose {', '.join(STYLES)}")
+        _check_style(style)
         self.name = "shapes"
         if style != "photo":
             self.name = f"shapes_{style}"
@@ -58,6 +56,57 @@ class Shapes(Dataset):
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(_image(self._split, self._style, index))
+
+    def where(self, index: int) -> str:
+        return _place(self.name, self._split, index)
+
+    def source(self) -> dict[str, object]:
+        return {"dataset": self.name, "schema": STORE_SCHEMA}
+
+
+class ShapesFine(Dataset):
+    """Provides the 75 classes of the fine world: held-out kinds, divided by size or background, in evening light.
+
+    A third of the classes have names that do not say what they look like; `llm=field_guide` describes them.
+
+    Args:
+        split: `test` (20 images per class) or `train` (40).
+        style: `evening`, which no model of the package has seen, or another style of `Shapes`; `photo` has no gap to
+            the synthetic images.
+
+    Raises:
+        ValueError: If the split or style is unknown.
+    """
+
+    def __init__(self, split: str = "test", style: str = "evening") -> None:
+        from lgclip.tiny.fine_world import FINE_KINDS, TEST_IMAGES_PER_CLASS, TRAIN_IMAGES_PER_CLASS
+
+        _check_split(split)
+        _check_style(style)
+        self.name = "shapes_fine"
+        if style != "evening":
+            self.name = f"shapes_fine_{style}"
+        self.split = f"{split} (held-out kinds)"
+        self.class_names = tuple(fine_kind.name for fine_kind in FINE_KINDS)
+        images_per_class = TEST_IMAGES_PER_CLASS
+        self.training = Training({"split": "train"})
+        if split == "train":
+            images_per_class = TRAIN_IMAGES_PER_CLASS
+            self.training = _LACKING
+        labels: list[int] = []
+        for label in range(len(FINE_KINDS)):
+            labels += [label] * images_per_class
+        self.labels = tuple(labels)
+        self._split = split
+        self._style = style
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        inputs = {"split": self._split, "style": self._style, "schema": STORE_SCHEMA}
+        return tuple(content_key({"shapes_fine": index, **inputs}) for index in range(len(self)))
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(_fine_image(self._split, self._style, index))
 
     def where(self, index: int) -> str:
         return _place(self.name, self._split, index)
@@ -119,6 +168,21 @@ def _image(split: str, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
     from lgclip.tiny.world import image_of
 
     return STYLES[style](image_of("train" if split == "train" else "test", index), index)
+
+
+@lru_cache(maxsize=6144)
+def _fine_image(split: str, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
+    from lgclip.tiny.fine_world import fine_image
+    from lgclip.tiny.styles import STYLES
+
+    return STYLES[style](fine_image("train" if split == "train" else "test", index), index)
+
+
+def _check_style(style: str) -> None:
+    from lgclip.tiny.styles import STYLES
+
+    if style not in STYLES:
+        raise ValueError(f"dataset.style={style}: choose {', '.join(STYLES)}")
 
 
 def _check_split(split: str) -> None:

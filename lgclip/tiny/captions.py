@@ -4,16 +4,19 @@ import numpy as np
 
 from lgclip.tiny.world import BACKGROUNDS, COLORS, PATTERNS, SCANNED_DIGITS, SHAPES, Scene
 
-_OPENINGS = (
+OPENINGS = (
     "a photo of {}", "a picture of {}", "an image of {}", "{}", "a drawing of {}", "there is {}", "this is {}",
 )  # fmt: skip
+"""First words of a caption; `{}` is the object."""
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    """Returns one of `options`, chosen by one number of the generator."""
     return options[int(rng.random() * len(options))]
 
 
-def _a(noun: str) -> str:
+def article(noun: str) -> str:
+    """Returns a noun with its indefinite article."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
@@ -25,10 +28,11 @@ def _paraphrase(scene: Scene, size: str, rng: np.random.Generator) -> str:
         "striped": (" with stripes", " covered in stripes", " with a striped pattern"),
         "dotted": (" with dots", " covered in dots", " with a dotted pattern"),
     }[scene.kind.pattern]
-    return f"{size}{color_shape}{_pick(rng, tail)}"
+    return f"{size}{color_shape}{pick(rng, tail)}"
 
 
-def _place(scene: Scene) -> str:
+def place_words(scene: Scene) -> str:
+    """Returns where the object is."""
     x = scene.center[0] - 0.5
     y = scene.center[1] - 0.5
     # Seven hundredths are four and a half pixels of 64.
@@ -40,7 +44,8 @@ def _place(scene: Scene) -> str:
     return "at the bottom" if y > 0 else "at the top"  # y points down
 
 
-def _tilt(scene: Scene) -> str:
+def tilt_words(scene: Scene) -> str:
+    """Returns how the object is turned."""
     if abs(scene.angle) < 10:
         return "upright"
     return "tilted to the right" if scene.angle > 0 else "tilted to the left"
@@ -55,8 +60,8 @@ def _size(scene: Scene) -> str:
 
 def description_of(scene: Scene) -> str:
     """Returns the complete description of a scene, always in the same words and order."""
-    thing = _a(f"{_size(scene)}{scene.kind.name}")
-    description = f"{thing} {_place(scene)} {_tilt(scene)} on {_a(scene.background)} background"
+    thing = article(f"{_size(scene)}{scene.kind.name}")
+    description = f"{thing} {place_words(scene)} {tilt_words(scene)} on {article(scene.background)} background"
     # Weaker noise is hard to see, and a caption must be true for the image.
     if scene.noise > 0.025:
         description += " with some grain"
@@ -79,13 +84,13 @@ def caption_of(scene: Scene, rng: np.random.Generator, *, paraphrase: float = 0.
     noun = f"{size}{scene.kind.name}"
     if rng.random() < paraphrase:
         noun = _paraphrase(scene, size, rng)
-    parts = [_pick(rng, _OPENINGS).format(_a(noun))]
+    parts = [pick(rng, OPENINGS).format(article(noun))]
     if rng.random() < 0.45:
-        parts.append(_place(scene))
+        parts.append(place_words(scene))
     if rng.random() < 0.3:
-        parts.append(_tilt(scene))
+        parts.append(tilt_words(scene))
     if rng.random() < 0.55:
-        parts.append(f"{_pick(rng, ('on', 'against', 'in front of'))} {_a(scene.background)} background")
+        parts.append(f"{pick(rng, ('on', 'against', 'in front of'))} {article(scene.background)} background")
     if rng.random() < 0.15 and scene.noise > 0.025:
         parts.append("with some grain")
     return " ".join(parts)
@@ -128,7 +133,7 @@ def _stroke(ink: float) -> str:
 
 def digit_description_of(label: int, ink: float) -> str:
     """Returns the complete description of a scanned digit; see `digit_caption_of`."""
-    return f"{_a(_stroke(ink) + SCANNED_DIGITS[label])} on a black background"
+    return f"{article(_stroke(ink) + SCANNED_DIGITS[label])} on a black background"
 
 
 def digit_caption_of(label: int, ink: float, rng: np.random.Generator) -> str:
@@ -142,7 +147,7 @@ def digit_caption_of(label: int, ink: float, rng: np.random.Generator) -> str:
     stroke = ""
     if rng.random() < 0.5:
         stroke = _stroke(ink)
-    caption = _pick(rng, _DIGIT_OPENINGS).format(_a(stroke + SCANNED_DIGITS[label]))
+    caption = pick(rng, _DIGIT_OPENINGS).format(article(stroke + SCANNED_DIGITS[label]))
     if rng.random() < 0.4:
         caption += " on a black background"
     return caption
