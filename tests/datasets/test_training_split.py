@@ -145,7 +145,9 @@ def test_hub_dataset_trains_on_split_train(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("choice", ["shapes", "shapes_sketch", "shapes_inverted", "shapes_noisy", "digits"])
+@pytest.mark.parametrize("choice", [
+    "shapes", "shapes_sketch", "shapes_inverted", "shapes_noisy", "shapes_dusk", "shapes_fine", "digits"
+])  # fmt: skip
 def test_embedded_dataset_is_rebuilt_from_config(choice: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node = compose("evaluate", [f"dataset={choice}"]).dataset

@@ -1,11 +1,18 @@
 """Tests the synthetic images in other styles: stateless, equal shapes, different images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Bool
 from scipy.ndimage import binary_dilation
+from torch import Tensor
 
 from lgclip.datasets.embedded import Shapes
+from lgclip.encoder.open_clip import OpenClip
+from lgclip.tiny.install import WEIGHTS
 from lgclip.tiny.styles import NOISE, STYLES
 from lgclip.tiny.world import image_of
 
@@ -70,3 +77,42 @@ def test_noise_has_its_deviation() -> None:
 def test_unknown_split_or_style_is_rejected(values: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Shapes(**values)
+
+
+@pytest.mark.parametrize("style", ["evening", "dusk"])
+def test_low_light_dims_and_keeps_the_order_of_channels(style: str) -> None:
+    white = np.full((64, 64, 3), 255, np.uint8)
+    red, green, blue = STYLES[style](white, 0)[0, 0].astype(int)
+    assert green < red < blue < 255
+    black = np.zeros((64, 64, 3), np.uint8)
+    assert not STYLES[style](black, 0).any()
+
+
+def test_dusk_is_darker_than_evening() -> None:
+    image = image_of("test", 7)
+    assert STYLES["dusk"](image, 7).mean() < STYLES["evening"](image, 7).mean() < image.mean()
+
+
+@pytest.mark.slow
+def test_autoencoder_keeps_dusk_but_not_noise() -> None:
+    """A diffusion model can only learn a shift that its autoencoder keeps."""
+    vae: Any = AutoencoderKL.from_pretrained(WEIGHTS / "diffuser" / "vae", dtype=torch.float32)
+    towers = OpenClip("tiny:encoder", precision="fp32").load(torch.device("cpu"))
+
+    def pixels(style: str) -> Tensor:
+        images = np.stack([STYLES[style](image_of("test", i), i) for i in range(0, 1200, 12)])
+        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def mean_feature(images: Tensor, *, rebuilt: bool) -> Tensor:
+        with torch.inference_mode():
+            if rebuilt:
+                images = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+            return towers.images(images).mean(dim=0)
+
+    def kept(style: str) -> float:
+        shift = mean_feature(pixels(style), rebuilt=False) - mean_feature(pixels("photo"), rebuilt=False)
+        after = mean_feature(pixels(style), rebuilt=True) - mean_feature(pixels("photo"), rebuilt=True)
+        return float(after @ shift / shift.square().sum())
+
+    assert 0.85 < kept("dusk") < 1.15
+    assert kept("noisy") < 0.6
