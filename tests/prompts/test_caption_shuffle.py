@@ -33,9 +33,7 @@ def test_captions_stay_in_their_class(sizes: list[int]) -> None:
     sources = deal_captions(images, "class")
     target_classes = classes_of(images)
     assert Counter(sources) == Counter(image.image for image in images)
-    assert all(
-        target_classes[source] == image.target_class for image, source in zip(images, sources, strict=True)
-    )
+    assert all(target_classes[source] == image.target_class for image, source in zip(images, sources, strict=True))
 
 
 @given(SIZES)
@@ -44,9 +42,7 @@ def test_no_image_has_a_caption_of_its_class(sizes: list[int]) -> None:
     sources = deal_captions(images, "all")
     target_classes = classes_of(images)
     assert Counter(sources) == Counter(image.image for image in images), "each caption is dealt once"
-    assert all(
-        target_classes[source] != image.target_class for image, source in zip(images, sources, strict=True)
-    )
+    assert all(target_classes[source] != image.target_class for image, source in zip(images, sources, strict=True))
 
 
 @pytest.mark.parametrize("shuffle", ["class", "all"])

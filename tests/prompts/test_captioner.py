@@ -221,7 +221,7 @@ def test_key_separates_captions_and_forms(
         ({"shuffle": "all", "form": "caption_only"}, "caption_only, shuffled over all"),
     ],
 )
-def test_form_name_tells_controls_apart(settings: dict[str, str], name: str) -> None:
+def test_form_name_tells_controls_apart(settings: dict[str, Any], name: str) -> None:
     assert Captioner(model="hub/some", **settings).form_name == name
 
 
@@ -250,7 +250,9 @@ def test_descriptions_of_unlabelled_images_are_withheld() -> None:
 
 @pytest.mark.parametrize("dataset", [Digits("train"), Shapes("train", "inverted"), Shapes("train", "sketch")])
 def test_dataset_without_descriptions_is_rejected(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match=rf"llm=scene_descriptions: {dataset.name} has no descriptions.*dataset=shapes"):
+    with pytest.raises(
+        ValueError, match=rf"llm=scene_descriptions: {dataset.name} has no descriptions.*dataset=shapes"
+    ):
         SceneDescriptions().check_images(dataset)
 
 

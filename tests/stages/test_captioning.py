@@ -95,7 +95,7 @@ def test_captions_shuffled_by_class_are_the_same_prompts(training: Folder, tmp_p
     assert [sorted(texts) for texts in shuffled.texts()] == [sorted(texts) for texts in captions.texts()]
     for prompts in shuffled.with_sources():
         assert all(prompt.text.endswith(f", {captions.caption(prompt.source)}") for prompt in prompts)
-    # A set of prompts is a set of images: the control generates no image anew.
+    # A set of prompts is a set of images: the control generates no new image.
     keys = []
     for script in (captions, shuffled):
         images = image_prompts(script.target_classes, script.texts(), EACH, 1)

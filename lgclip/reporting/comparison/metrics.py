@@ -7,7 +7,7 @@ from typing import Any
 from lgclip.evaluation.robustness import Accuracy, Line, baseline, effective_robustness
 from lgclip.reporting.comparison.axes import REAL, trained_on
 from lgclip.reporting.comparison.results import ComparisonError, MethodResult
-from lgclip.reporting.result_schema import Cost, Metrics, SeenUnseen, to_json
+from lgclip.reporting.result_schema import Cost, Metrics, RunResult, SeenUnseen, to_json
 from lgclip.reporting.run_folder import flat
 
 TOP1 = "top1"
@@ -72,9 +72,7 @@ class MetricReader:
         # Other fields, such as the calibration error or the cost, are those of the run's own method.
         if result.baseline is not None:
             return None
-        if metric in GENERATION:
-            return _generation_cost(result.run.result.cost, metric)
-        return _field(to_json(result.run.result), metric)
+        return _of_run(result.run.result, metric)
 
     def _shifted(self, result: MethodResult, metric: str) -> float | None:
         """Returns a metric that only shifted sets have."""
@@ -106,6 +104,13 @@ def accuracies_of(result: MethodResult) -> tuple[Accuracy, Accuracy]:
     else:
         inside = shifted.in_distribution_baselines[result.baseline].top1
     return Accuracy(float(inside), known), Accuracy(float(result.metrics.top1), shifted.n)
+
+
+def _of_run(result: RunResult, metric: str) -> float | None:
+    """Returns a number that is known of the run, not of each of its methods."""
+    if metric in GENERATION:
+        return _generation_cost(result.cost, metric)
+    return _field(to_json(result), metric)
 
 
 def _generation_cost(cost: Cost, metric: str) -> float | None:

@@ -165,7 +165,8 @@ def generation_cost(seconds_each: float, gib: float | None) -> dict[str, Any]:
 
 def test_cost_of_images_is_a_metric(tmp_path: Path) -> None:
     costs = {
-        ("vit_b16", 0): (0.5, 2.0), ("vit_b16", 1): (1.5, None), ("vit_l14", 0): (0.25, 4.0), ("vit_l14", 1): (0.25, 4.0)
+        ("vit_b16", 0): (0.5, 2.0), ("vit_b16", 1): (1.5, None), ("vit_l14", 0): (0.25, 4.0),
+        ("vit_l14", 1): (0.25, 4.0),
     }  # fmt: skip
     for place, ((encoder, seed), cost) in enumerate(costs.items()):
         write(tmp_path / str(place), "pets", encoder, 1, seed)
