@@ -218,7 +218,7 @@ class Experiment:
         data, dataset = evaluator.evaluate(parts.data.evaluated, synthetic_images)
         entries: dict[str, Any] = {"pools": evaluator.compare_pools(data, setup.pools)}
         entries |= {"ood": evaluator.evaluate_shifts(dataset, synthetic_images, setup.shifts)}
-        entries |= evaluator.report_training(dataset, self._cfg.llm.get("form"))
+        entries |= evaluator.report_training(dataset, parts.llm.form_name)
         if self._cfg.membership:
             count = parts.counts.prompts_per_class
             entries["membership"] = evaluator.infer_membership(parts.data.training, count)

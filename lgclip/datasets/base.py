@@ -107,6 +107,10 @@ class Dataset(ABC):
         """Returns the file of the image at `index`, or its bytes; None if there is no such thing."""
         return None
 
+    def description(self, index: int) -> str | None:
+        """Returns a true sentence about the content of the image at `index`; None if the data set has none."""
+        return None
+
     @property
     def places(self) -> Sequence[int]:
         """Returns the position of each image in the complete data set; not its index where images are left out."""

@@ -60,6 +60,15 @@ class Shapes(Dataset):
     def where(self, index: int) -> str:
         return _place(self.name, self._split, index)
 
+    def description(self, index: int) -> str | None:
+        from lgclip.tiny.captions import description_of
+        from lgclip.tiny.world import scene_of
+
+        # The other styles change colors and noise, so that a sentence about the scene is not true of the image.
+        if self._style != "photo":
+            return None
+        return description_of(scene_of("train" if self._split == "train" else "test", index)[0])
+
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": STORE_SCHEMA}
 

@@ -50,6 +50,9 @@ class Part(Dataset):
     def original(self, index: int) -> Path | bytes | None:
         return self.full.original(self._indices[index])
 
+    def description(self, index: int) -> str | None:
+        return self.full.description(self._indices[index])
+
     @property
     def places(self) -> tuple[int, ...]:
         return self._indices

@@ -30,6 +30,10 @@ class Unlabeled(Part):
         self.occurrences = None
         self.draw_order = None
 
+    def description(self, index: int) -> str | None:
+        # A description names the class.
+        return None
+
 
 def unlabeled_folder(root: Path, option: str) -> ImageFiles:
     """Returns the images below a folder, whatever its sub-folders are called.

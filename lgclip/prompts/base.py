@@ -83,6 +83,11 @@ class PromptGenerator(ABC):
     prompts_from: ClassVar[str] = "unknown"
 
     @property
+    def form_name(self) -> str | None:
+        """Returns the name of its prompts' form, as results and tables show it; None if the prompts have no form."""
+        return None
+
+    @property
     def at_once(self) -> int:
         """Returns the number of classes per call of the loaded generator."""
         return 1

@@ -10,7 +10,8 @@ import torch
 
 from lgclip.datasets.base import Dataset
 from lgclip.prompts.base import Pen, PromptGenerator
-from lgclip.prompts.caption_file import CaptionLines, match_images, read_captions
+from lgclip.prompts.caption_file import CaptionLines, match_images, read_captions, single_line
+from lgclip.prompts.caption_shuffle import SHUFFLES
 from lgclip.prompts.captioning_models import Beholder, CaptioningModel, Conversant, Sight, as_it_is, sight_of
 from lgclip.prompts.template import fill
 from lgclip.runtime.model_folders import check_language_model
@@ -28,8 +29,8 @@ EMPTY = ("error", "name")
 """Policies for an image with an empty caption."""
 
 _GAP = re.compile(r"\{([^{}]*)\}")
-_WORDS = ("form", "empty")
-"""Fields that turn a caption into a prompt; the caption itself does not depend on them."""
+_WORDS = ("form", "empty", "shuffle")
+"""Fields that turn captions into prompts; the captions themselves do not depend on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,12 @@ class CaptionGenerator(PromptGenerator):
         form: One of `FORMS`, or a custom sentence with `{name}` and `{caption}` or one of them. Without
             `{caption}` nothing is captioned, and there are as many prompts as images.
         empty: Policy for an image with an empty caption: `error`, or `name`, which uses the basic form for it.
+        shuffle: `none`, or a control that deals the captions to other images: to those of their `class`, or to `all`
+            but those of their class; see `caption_shuffle`.
 
     Raises:
-        ValueError: If the form has neither placeholder, or an unknown one, or `empty` is unknown.
+        ValueError: If the form has neither placeholder, or an unknown one, `empty` or `shuffle` is unknown, or captions
+            are shuffled that the form does not use.
     """
 
     needs_images: ClassVar[bool] = True
@@ -50,6 +54,7 @@ class CaptionGenerator(PromptGenerator):
 
     form: str = "cip"
     empty: str = "error"
+    shuffle: str = "none"
 
     def __post_init__(self) -> None:
         gaps = _GAP.findall(self.template)
@@ -65,11 +70,23 @@ class CaptionGenerator(PromptGenerator):
             )
         if self.empty not in EMPTY:
             raise ValueError(f"llm.empty={self.empty}: choose {' or '.join(EMPTY)}")
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"llm.shuffle={self.shuffle}: choose {', '.join(SHUFFLES)}")
+        if self.shuffle != "none" and not self.reads_captions:
+            raise ValueError(
+                f"llm.shuffle={self.shuffle}: llm.form={self.form} uses no captions to shuffle; choose a form with "
+                "{caption}, or llm.shuffle=none"
+            )
 
     @property
     def template(self) -> str:
         """Returns the sentence with placeholders."""
         return FORMS.get(self.form, self.form)
+
+    @property
+    def form_name(self) -> str:
+        """Returns the form of its prompts, and how the captions are shuffled."""
+        return f"{self.form}{SHUFFLES[self.shuffle]}"
 
     @property
     def reads_captions(self) -> bool:
@@ -90,6 +107,17 @@ class CaptionGenerator(PromptGenerator):
 
     def load(self, device: torch.device) -> Pen:
         raise ValueError(f"{type(self).__name__} captions images and cannot write from class names only")
+
+    def check_images(self, images: Dataset) -> None:
+        """Checks that images can be captioned, before anything loads; the default checks nothing.
+
+        Args:
+            images: The real training images.
+
+        Raises:
+            ValueError: If they cannot.
+        """
+        return None
 
     @abstractmethod
     def known(self, images: Dataset) -> dict[str, str]:
@@ -120,6 +148,7 @@ class Captioner(CaptionGenerator):
         batch_size: Images captioned at once on a GPU, and stored together.
         form: As in `CaptionGenerator`.
         empty: As in `CaptionGenerator`.
+        shuffle: As in `CaptionGenerator`.
 
     Raises:
         ValueError: If a value is out of range or the model is a folder that does not exist.
@@ -179,6 +208,7 @@ class CaptionFile(CaptionGenerator):
             unambiguous end is enough.
         form: As in `CaptionGenerator`.
         empty: As in `CaptionGenerator`.
+        shuffle: As in `CaptionGenerator`.
 
     Raises:
         ValueError: If the file does not exist or is damaged.
@@ -205,3 +235,36 @@ class CaptionFile(CaptionGenerator):
 
     def load_model(self, device: torch.device) -> CaptioningModel:
         raise ValueError(f"llm.file={self.file}: a file of captions needs no captioning model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneDescriptions(CaptionGenerator):
+    """Uses the true descriptions of a data set's images in the place of a captioner's captions.
+
+    They show what captions can do at best. Only data sets whose images are rendered have them. The key needs no text of
+    theirs: they follow from the scenes, whose version is in the images' source.
+
+    Args:
+        form: As in `CaptionGenerator`.
+        empty: As in `CaptionGenerator`.
+        shuffle: As in `CaptionGenerator`.
+    """
+
+    key_name: ClassVar[str] = "SceneDescriptions"
+
+    def check_images(self, images: Dataset) -> None:
+        # The first image answers for all: a data set has descriptions or it has none.
+        if len(images) and images.description(0) is None:
+            raise ValueError(
+                f"llm=scene_descriptions: {images.name} has no descriptions of its images; choose dataset=shapes, or "
+                "caption the images by another llm, such as llm=blip2"
+            )
+
+    def known(self, images: Dataset) -> dict[str, str]:
+        return {image: single_line(images.description(index) or "") for index, image in enumerate(images.ids)}
+
+    def sight(self) -> Sight:
+        raise ValueError("llm=scene_descriptions: descriptions need no captioning model")
+
+    def load_model(self, device: torch.device) -> CaptioningModel:
+        raise ValueError("llm=scene_descriptions: descriptions need no captioning model")

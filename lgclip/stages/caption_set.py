@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.subsets import First
 from lgclip.datasets.unreadable import OnBadImage, UnreadableImages
+from lgclip.prompts.caption_shuffle import ImageOfClass, deal_captions
 from lgclip.prompts.captioner import CaptionGenerator
 from lgclip.prompts.filtering import CLIP_TOKENS, cut_tokens
 from lgclip.store.captions import CaptionStore
@@ -50,7 +51,7 @@ class Captions:
         count: Number of images per class.
 
     Raises:
-        ValueError: If a class has no training image.
+        ValueError: If a class has no training image, or the images cannot be captioned.
     """
 
     def __init__(self, training: Dataset, prompt_generator: CaptionGenerator, root: Path, count: int) -> None:
@@ -69,6 +70,8 @@ class Captions:
                 f"{len(empty)} of {len(self.target_classes)} classes of {training.name} have no training image: "
                 f"{', '.join(empty[:_MAX_LISTED])}; add images, or use an llm that writes from class names"
             )
+        if prompt_generator.reads_captions:
+            prompt_generator.check_images(self.images)
 
     def missing(self) -> list[int]:
         """Returns the indices in `images` of readable images without a caption."""
@@ -156,7 +159,8 @@ class Captions:
 
         Raises:
             StoreError: If a readable image has no caption in the store.
-            ValueError: If a caption is empty and that is not allowed, or no image of a class can be read.
+            ValueError: If a caption is empty and that is not allowed, no image of a class can be read, or one class has
+                too many images to deal captions of other classes to.
         """
         return self._traced
 
@@ -169,19 +173,20 @@ class Captions:
         unread = self.unread()
         prompts: list[list[Traced]] = [[] for _ in self.target_classes]
         mute: list[int] = []
+        sources = self._sources(unread)
         for place, (image, label) in enumerate(zip(self.images.ids, self.images.labels, strict=True)):
             if place in unread:
                 continue
             caption = ""
+            source = sources.get(place, image)
             if self.prompt_generator.reads_captions:
-                caption = self.store.get(image) or ""
+                caption = self.store.get(source) or ""
             is_mute = self.prompt_generator.reads_captions and not caption
             if is_mute:
                 mute.append(place)
             text = self.prompt_generator.prompt(self.target_classes[label], caption)
             # A prompt has a source image only if it contains its caption.
-            source = image if caption else ""
-            prompts[label].append(Traced(text, source, is_mute))
+            prompts[label].append(Traced(text, source if caption else "", is_mute))
         # After the loop, so that one error names all such images and not the first alone.
         if mute and self.prompt_generator.empty == "error":
             raise ValueError(
@@ -197,6 +202,21 @@ class Captions:
                     "one at least"
                 )
         return prompts
+
+    def _sources(self, unread: Mapping[int, str]) -> dict[int, str]:
+        """Returns the image whose caption each image gets where captions are shuffled, by its index in `images`."""
+        if self.prompt_generator.shuffle == "none":
+            return {}
+        places: list[int] = []
+        images: list[ImageOfClass] = []
+        for place, (image, label) in enumerate(zip(self.images.ids, self.images.labels, strict=True)):
+            # An image without a caption has none to give and gets none, so that the error about it names it.
+            if place in unread or not self.store.get(image):
+                continue
+            target_class = self.target_classes[label]
+            places.append(place)
+            images.append(ImageOfClass(image, target_class.name, target_class.occurrence))
+        return dict(zip(places, deal_captions(images, self.prompt_generator.shuffle), strict=True))
 
     def texts(self) -> list[list[str]]:
         """Returns the prompts of each class, in the order of the training images."""

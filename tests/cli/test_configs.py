@@ -209,6 +209,41 @@ def test_every_choice_is_documented() -> None:
     assert {group for group, _ in CHOICES} - set(DOCUMENTED) == {"experiment"}
 
 
+NOT_COMPARED = {"tiny", "folder", "hub"}
+"""Choices of `diffuser` that are no pretrained model: the small one, existing images, and any model."""
+
+
+def test_comparison_of_generators_has_every_preset() -> None:
+    presets = {choice for group, choice in CHOICES if group == "diffuser"} - NOT_COMPARED
+    config = composed("evaluate", "experiment=generators")
+    assert set(config.hydra.sweeper.params["diffuser"].split(",")) == presets
+    assert config.hydra.runtime.choices.method == "student"
+    assert config.hydra.runtime.choices.dataset not in ("shapes", "digits")
+
+
+@pytest.mark.parametrize("experiment", ["generators", "generators/shapes", "cip/controls"])
+def test_students_have_images_of_their_own_seed(experiment: str) -> None:
+    """Images and student change together, so that an interval over seeds covers both."""
+    config = composed("evaluate", f"experiment={experiment}", "student.seed=3")
+    assert (config.seed, config.student.seed) == (3, 3)
+    assert len(config.hydra.sweeper.params["student.seed"].split(",")) >= 3
+
+
+def test_controls_of_captions_differ_in_prompts_alone() -> None:
+    choices = composed("evaluate", "experiment=cip/controls").hydra.sweeper.params["llm"].split(",")
+    settings = {}
+    for choice in choices:
+        generator = build(composed("evaluate", "experiment=cip/controls", f"llm={choice}").llm, _convert_="all")
+        settings[choice] = (type(generator).__name__, generator.form_name)
+    assert settings == {
+        "tiny_captioner_basic": ("Captioner", "basic"),
+        "tiny_captioner": ("Captioner", "cip"),
+        "tiny_captioner_class": ("Captioner", "cip, shuffled by class"),
+        "tiny_captioner_all": ("Captioner", "cip, shuffled over all"),
+        "scene_descriptions": ("SceneDescriptions", "cip"),
+    }
+
+
 ROWS = sorted(
     path.stem for path in (CONF / "experiment" / "lgclip").glob("*.yaml") if "/llm: official" in path.read_text("utf-8")
 )

@@ -13,10 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from lgclip.datasets.base import Dataset
+from lgclip.datasets.embedded import Digits, Shapes
+from lgclip.datasets.subsets import First
+from lgclip.datasets.unlabeled import Unlabeled
 from lgclip.prompts.caption_file import single_line
-from lgclip.prompts.captioner import FORMS, Captioner, CaptionFile, CaptionGenerator
+from lgclip.prompts.captioner import FORMS, Captioner, CaptionFile, CaptionGenerator, SceneDescriptions
 from lgclip.prompts.captioning_models import CPU_IMAGES, Beholder
 from lgclip.store.keys import NOT_AN_INPUT, content_key, key_inputs
+from lgclip.tiny.captions import description_of
+from lgclip.tiny.world import scene_of
 from lgclip.types import TargetClass
 
 CPU = torch.device("cpu")
@@ -166,6 +172,8 @@ def test_caption_is_sanitized() -> None:
         ({"form": "{name} {count}"}, r"\{count\} is not known"),
         ({"form": "{caption} {name"}, "half a brace"),
         ({"empty": "skip"}, r"llm\.empty=skip: choose error or name"),
+        ({"shuffle": "images"}, r"llm\.shuffle=images: choose none, class, all"),
+        ({"shuffle": "all", "form": "basic"}, r"llm\.shuffle=all: llm\.form=basic uses no captions to shuffle"),
         ({"max_new_tokens": 0}, r"llm\.max_new_tokens=0: it must be at least 1"),
         ({"batch_size": -1}, r"llm\.batch_size=-1"),
         ({"model": ""}, r"llm\.model='': name a model"),
@@ -184,7 +192,7 @@ def test_key_separates_captions_and_forms(
     prompt_generator = captioner(folders, "vit_gpt2")
     changed_values: dict[str, Any] = {
         "form": "basic", "empty": "name", "model": str(folders["blip2"]), "revision": "x", "instruction": "what?",
-        "max_new_tokens": 7, "batch_size": 3,
+        "max_new_tokens": 7, "batch_size": 3, "shuffle": "all",
     }  # fmt: skip
     assert changed_values.keys() == {field.name for field in dataclasses.fields(Captioner)}
     apart = {name: dataclasses.replace(prompt_generator, **{name: value}) for name, value in changed_values.items()}
@@ -198,10 +206,54 @@ def test_key_separates_captions_and_forms(
         for name, variant in apart.items()
         if content_key(variant.captioned_by()) != content_key(prompt_generator.captioned_by())
     }
-    assert changes == {"form", "empty", "model", "instruction", "max_new_tokens"}
-    assert outputs == changes - {"form", "empty"}
+    assert changes == {"form", "empty", "model", "instruction", "max_new_tokens", "shuffle"}
+    assert outputs == changes - {"form", "empty", "shuffle"}
     left_out = {field.name for field in dataclasses.fields(Captioner) if field.metadata == NOT_AN_INPUT}
     assert left_out == {"revision", "batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "cip"),
+        ({"form": "basic"}, "basic"),
+        ({"shuffle": "class"}, "cip, shuffled by class"),
+        ({"shuffle": "all", "form": "caption_only"}, "caption_only, shuffled over all"),
+    ],
+)
+def test_form_name_tells_controls_apart(settings: dict[str, Any], name: str) -> None:
+    assert Captioner(model="hub/some", **settings).form_name == name
+
+
+def test_captions_keep_their_keys(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"image": "a", "caption": "a red star"}\n')
+    for shuffle in ("none", "class", "all"):
+        inputs = CaptionFile(file=str(path), shuffle=shuffle).captioned_by()
+        assert content_key(inputs) == "1993586011f4dd7fd2ef09228d93b40c", "as before captions could be shuffled"
+
+
+def test_descriptions_are_those_of_the_scenes() -> None:
+    training = Shapes("train")
+    captions = SceneDescriptions().known(First(training, 2))
+    assert list(captions) == [training.ids[100 * label + place] for label in range(30) for place in range(2)]
+    for index in (0, 101, 2900):
+        scene, _ = scene_of("train", index)
+        assert captions[training.ids[index]] == description_of(scene)
+        assert scene.kind.name in captions[training.ids[index]]
+    assert Shapes("test").description(3) == description_of(scene_of("test", 3)[0])
+
+
+def test_descriptions_of_unlabelled_images_are_withheld() -> None:
+    assert Unlabeled(Shapes("train"), 5).description(0) is None, "a description names the class"
+
+
+@pytest.mark.parametrize("dataset", [Digits("train"), Shapes("train", "inverted"), Shapes("train", "sketch")])
+def test_dataset_without_descriptions_is_rejected(dataset: Dataset) -> None:
+    with pytest.raises(
+        ValueError, match=rf"llm=scene_descriptions: {dataset.name} has no descriptions.*dataset=shapes"
+    ):
+        SceneDescriptions().check_images(dataset)
 
 
 def test_captioner_requires_images() -> None:

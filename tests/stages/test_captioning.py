@@ -14,11 +14,14 @@ from factories import NAMES, make_image_folder, read_store
 from PIL import Image
 from student_factories import ColorPatches
 
+from lgclip.datasets.embedded import Shapes
 from lgclip.datasets.folder import Folder
 from lgclip.datasets.splits import DatasetSplits
+from lgclip.datasets.subsets import Selected
 from lgclip.datasets.unreadable import OnBadImage
-from lgclip.prompts.captioner import Captioner, CaptionFile
-from lgclip.stages.caption_set import Captions
+from lgclip.diffuser.base import image_id, image_prompts
+from lgclip.prompts.captioner import Captioner, CaptionFile, SceneDescriptions
+from lgclip.stages.caption_set import Captions, Traced
 from lgclip.stages.generate import training_images
 from lgclip.store.cost_log import lines_of
 from lgclip.store.root import StoreError
@@ -81,6 +84,71 @@ def test_other_form_reuses_captions(training: Folder, tmp_path: Path) -> None:
     only = caption_dataset(training, dataclasses.replace(prompt_generator, form="caption_only"), tmp_path / "store")
     assert prompt_generator.loads == ["cpu"]
     assert only.texts()[0][0] == brightness(training.where(0))
+
+
+def test_captions_shuffled_by_class_are_the_same_prompts(training: Folder, tmp_path: Path) -> None:
+    prompt_generator = ScriptedCaptioner()
+    captions = caption_dataset(training, prompt_generator, tmp_path / "store")
+    shuffled = caption_dataset(training, dataclasses.replace(prompt_generator, shuffle="class"), tmp_path / "store")
+    assert prompt_generator.loads == ["cpu"], "nothing is captioned again"
+    assert shuffled.texts() != captions.texts()
+    assert [sorted(texts) for texts in shuffled.texts()] == [sorted(texts) for texts in captions.texts()]
+    for prompts in shuffled.with_sources():
+        assert all(prompt.text.endswith(f", {captions.caption(prompt.source)}") for prompt in prompts)
+    # A set of prompts is a set of images: the control generates no new image.
+    keys = []
+    for script in (captions, shuffled):
+        images = image_prompts(script.target_classes, script.texts(), EACH, 1)
+        keys.append({image_id("diffuser", image, 0) for image in images})
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == len(training)
+
+
+def test_captions_shuffled_over_all_are_of_other_classes(training: Folder, tmp_path: Path) -> None:
+    prompt_generator = ScriptedCaptioner(shuffle="all")
+    shuffled = caption_dataset(training, prompt_generator, tmp_path / "store")
+    labels = dict(zip(training.ids, training.labels, strict=True))
+    sources = []
+    for label, prompts in enumerate(shuffled.with_sources()):
+        assert all(labels[prompt.source] != label for prompt in prompts)
+        assert [prompt.text for prompt in prompts] == [
+            f"a photo of {training.class_names[label]}, {shuffled.caption(prompt.source)}" for prompt in prompts
+        ]
+        sources += [prompt.source for prompt in prompts]
+    assert sorted(sources) == sorted(training.ids)
+
+
+@pytest.mark.parametrize("shuffle", ["class", "all"])
+def test_shuffle_does_not_depend_on_the_class_order(shuffle: str, training: Folder, tmp_path: Path) -> None:
+    prompt_generator = ScriptedCaptioner(shuffle=shuffle)
+    captions = caption_dataset(training, prompt_generator, tmp_path / "store")
+    reordered = caption_dataset(Selected(training, [2, 0, 1]), prompt_generator, tmp_path / "store")
+    assert reordered.with_sources() == [captions.with_sources()[label] for label in (2, 0, 1)]
+
+
+def test_image_without_a_caption_is_not_shuffled(training: Folder, tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    lines = [{"image": image, "caption": "" if index == 7 else f"{index}"} for index, image in enumerate(training.ids)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    prompt_generator = CaptionFile(file=str(path), shuffle="all")
+    with pytest.raises(ValueError, match=rf"nothing is said of 1 of 15 training images: {training.where(7)}"):
+        caption_dataset(training, prompt_generator, tmp_path / "store")
+    captions = caption_dataset(training, dataclasses.replace(prompt_generator, empty="name"), tmp_path / "store")
+    assert captions.with_sources()[1][2] == Traced("a photo of green ring", "", True)
+    sources = [prompt.source for prompt in chain.from_iterable(captions.with_sources()) if prompt.source]
+    assert sorted(sources) == sorted(set(training.ids) - {training.ids[7]})
+
+
+def test_descriptions_replace_captions(training: Folder, tmp_path: Path) -> None:
+    shapes = Shapes("train")
+    captions = caption_dataset(shapes, SceneDescriptions(), tmp_path / "store", per_class=2)
+    first = captions.with_sources()[3][1]
+    assert first.source == shapes.ids[301]
+    assert first.text == f"a photo of {shapes.class_names[3]}, {shapes.description(301)}"
+    with pytest.raises(ValueError, match="llm=scene_descriptions: train has no descriptions of its images"):
+        Captions(training, SceneDescriptions(), tmp_path / "other", EACH)
+    assert not (tmp_path / "other").exists()
+    assert caption_dataset(training, SceneDescriptions(form="basic"), tmp_path / "other").counts() == [EACH] * 3
 
 
 def test_crash_loses_at_most_a_batch(training: Folder, tmp_path: Path) -> None:

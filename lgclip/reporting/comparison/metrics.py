@@ -7,7 +7,7 @@ from typing import Any
 from lgclip.evaluation.robustness import Accuracy, Line, baseline, effective_robustness
 from lgclip.reporting.comparison.axes import REAL, trained_on
 from lgclip.reporting.comparison.results import ComparisonError, MethodResult
-from lgclip.reporting.result_schema import Metrics, SeenUnseen, to_json
+from lgclip.reporting.result_schema import Cost, Metrics, RunResult, SeenUnseen, to_json
 from lgclip.reporting.run_folder import flat
 
 TOP1 = "top1"
@@ -19,7 +19,14 @@ _ACCURACIES = tuple(field.name for field in fields(Metrics) if not field.name.en
 _SEEN_UNSEEN = tuple(field.name for field in fields(SeenUnseen))
 PERCENT = (*_ACCURACIES, *_SEEN_UNSEEN, IN_DISTRIBUTION, ROBUSTNESS)
 """Metrics that are shown in percent, or in points."""
-_LOWER_IS_BETTER = ("ece", "nll", "brier", "aurc", "auroc", "balanced_accuracy", "seconds", "total_seconds")
+SECONDS_PER_IMAGE = "seconds_per_image"
+"""Wall time of the generation of one synthetic image, as a mean over all images of its generator in the store."""
+IMAGE_MEMORY = "image_memory"
+"""Peak memory of the generation of the images, in GiB; known where the run generated some."""
+GENERATION = (SECONDS_PER_IMAGE, IMAGE_MEMORY)
+_LOWER_IS_BETTER = (
+    "ece", "nll", "brier", "aurc", "auroc", "balanced_accuracy", "seconds", "total_seconds", *GENERATION,
+)  # fmt: skip
 """Suffixes of metrics for which lower is better; an attack should find nothing."""
 
 
@@ -65,7 +72,7 @@ class MetricReader:
         # Other fields, such as the calibration error or the cost, are those of the run's own method.
         if result.baseline is not None:
             return None
-        return _field(to_json(result.run.result), metric)
+        return _of_run(result.run.result, metric)
 
     def _shifted(self, result: MethodResult, metric: str) -> float | None:
         """Returns a metric that only shifted sets have."""
@@ -97,6 +104,25 @@ def accuracies_of(result: MethodResult) -> tuple[Accuracy, Accuracy]:
     else:
         inside = shifted.in_distribution_baselines[result.baseline].top1
     return Accuracy(float(inside), known), Accuracy(float(result.metrics.top1), shifted.n)
+
+
+def _of_run(result: RunResult, metric: str) -> float | None:
+    """Returns a number that is known of the run, not of each of its methods."""
+    if metric in GENERATION:
+        return _generation_cost(result.cost, metric)
+    return _field(to_json(result), metric)
+
+
+def _generation_cost(cost: Cost, metric: str) -> float | None:
+    """Returns a cost of the synthetic images; None where it is not recorded."""
+    if metric == SECONDS_PER_IMAGE:
+        stage = cost.computed_before.get("images")
+        part = stage.parts.get("images") if stage else None
+        return part.seconds_each if part else None
+    for stage in cost.stages:
+        if stage.stage == "images" and stage.peak_memory is not None:
+            return stage.peak_memory / 2**30
+    return None
 
 
 def _field(values: Mapping[str, Any], name: str) -> float | None:
@@ -131,7 +157,7 @@ def check_metrics(metrics: Sequence[str], results: Sequence[MethodResult], reade
         for result in results:
             numbers |= dict.fromkeys(_numbers(result))
         raise ComparisonError(
-            f"no run tells {metric!r}: choose {', '.join(PERCENT)} or a number of result.json, such as "
+            f"no run tells {metric!r}: choose {', '.join((*PERCENT, *GENERATION))} or a number of result.json, such as "
             f"{', '.join(list(numbers)[:8])}"
         )
 

@@ -129,7 +129,8 @@ def compare_rows(table: ComparisonTable, reference: str) -> list[RowComparison]:
     """Tests the top-1 of each row against the reference's, column by column and over the seeds that both have.
 
     Where several rows are the reference, a row is compared with the one whose settings it shares. Baselines are
-    compared only where no other row is left, so that they do not raise the corrected p values of the others.
+    compared only where no other row is left, so that they do not raise the corrected p values of the others, or where
+    they are columns.
 
     Args:
         table: The table.

@@ -1,7 +1,7 @@
 """Arranges results in rows and columns, each cell a mean over seeds."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -198,7 +198,29 @@ def build_table(
     # Baselines last; the sort is stable, so otherwise the order of the runs stays.
     rows.sort(key=lambda row: row.is_baseline)
     rows = [row for place, row in enumerate(rows) if not _is_contained(place, rows)]
-    return ComparisonTable(by, columns, rows, list(by_column))
+    return ComparisonTable(by, columns, _join_baselines(rows), list(by_column))
+
+
+def _join_baselines(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows, those of baselines joined to the row of the same name and settings that has other columns.
+
+    With an axis of methods in the columns, a row then shows a method and the baselines of the same runs.
+    """
+    joined: list[Row] = []
+    for row in rows:
+        place = None
+        if row.is_baseline:
+            place = next((place for place, other in enumerate(joined) if _continues(row, other)), None)
+        if place is None:
+            joined.append(row)
+        else:
+            joined[place] = replace(joined[place], cells={**joined[place].cells, **row.cells})
+    return joined
+
+
+def _continues(row: Row, other: Row) -> bool:
+    is_same = (row.values, row.settings) == (other.values, other.settings)
+    return is_same and not other.is_baseline and not set(row.cells) & set(other.cells)
 
 
 def _grouped(results: Sequence[MethodResult], axes: Sequence[str]) -> dict[Values, list[MethodResult]]:

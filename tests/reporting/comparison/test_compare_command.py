@@ -144,6 +144,53 @@ def test_lowest_error_is_best(tmp_path: Path) -> None:
     assert [line.split()[0] for line in text.splitlines() if line.startswith("vit")] == ["vit_l14", "vit_b16"]
 
 
+def generation_cost(seconds_each: float, gib: float | None) -> dict[str, Any]:
+    """Returns the cost of a run that generated images, or reused them all where the memory is None."""
+    on = {"unit": "image", "device": "cpu", "devices": 1, "peak_from": "process", "tokens": None}
+    memory = None if gib is None else int(gib * 2**30)
+    stages = [
+        {"stage": "prompts", "computed": 9, "reused": 0, "seconds": 1.0, **on, "peak_memory": 2**40},
+        {"stage": "images", "computed": 0, "reused": 9, "seconds": 1.0, **on, "peak_memory": memory},
+    ]
+    part = {
+        "key": "images/0", "unit": "image", "used": 9, "computed": 0, "seconds_each": seconds_each, "seconds": 1.0,
+        "device": "cpu",
+    }  # fmt: skip
+    before = {"images": {"seconds": 1.0, "count": 9, "device": "cpu", "parts": {"images": part}}}
+    return {
+        "stages": stages, "computed_before": before, "seconds": 2.0, "total_seconds": 3.0, "complete": True,
+        "towers": None, "payback": None,
+    }  # fmt: skip
+
+
+def test_cost_of_images_is_a_metric(tmp_path: Path) -> None:
+    costs = {
+        ("vit_b16", 0): (0.5, 2.0), ("vit_b16", 1): (1.5, None), ("vit_l14", 0): (0.25, 4.0),
+        ("vit_l14", 1): (0.25, 4.0),
+    }  # fmt: skip
+    for place, ((encoder, seed), cost) in enumerate(costs.items()):
+        write(tmp_path / str(place), "pets", encoder, 1, seed)
+        path = tmp_path / str(place) / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cost": generation_cost(*cost)}))
+    metrics = ["top1", "seconds_per_image", "image_memory"]
+    table = table_of(tmp_path, by=["encoder"], metrics=metrics)
+    values = {row.name: [row.cells[()].values(metric) for metric in metrics[1:]] for row in table.rows}
+    assert values == {"vit_b16": [{0: 0.5, 1: 1.5}, {0: 2.0}], "vit_l14": [{0: 0.25, 1: 0.25}, {0: 4.0, 1: 4.0}]}
+    text = run(tmp_path, by=["encoder"], metrics=metrics, order="seconds_per_image")
+    assert "vit_b16: image_memory of it in 1 of 2 seeds" in text
+    rows = [line.split() for line in text.splitlines() if line.startswith("vit_") and ":" not in line]
+    assert [(row[0], row[-1]) for row in rows] == [("vit_l14", "0.000"), ("vit_b16", "2.000")]
+    assert rows[1][-4:-1] == ["1.000", "±", "0.707"]
+    marked = run(tmp_path, by=["encoder"], metrics=["seconds_per_image"], format="markdown")
+    assert "**0.250 ± 0.000**" in marked, "the cheapest is the best"
+
+
+def test_cost_of_images_may_be_unknown(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of images has no cost log."""
+    assert main(["compare", str(sweep), "--metric", "seconds_per_image"]) == 1
+    assert "no run tells 'seconds_per_image': choose top1, top5" in capsys.readouterr().err
+
+
 def test_rows_are_sorted_by_axis_or_value(sweep: Path) -> None:
     table = table_of(sweep, by=["encoder", "prompts_per_class"], columns=["dataset"])
     best = sorted_rows(table, "top1")

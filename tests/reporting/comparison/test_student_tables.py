@@ -1,6 +1,7 @@
 """Tests tables of students against NumPy and SciPy, from run folders with known metrics."""
 
 import csv
+import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -271,6 +272,30 @@ def test_baseline_has_a_row_per_result(sweep: Path) -> None:
     assert values_of(row_of(table, "lgclip (trained_on=cip)"), "pictures") == [0.8, 0.8, 0.8]
     text = text_of(options(sweep))
     assert "71.0 ± 1.0" in next(line for line in text.splitlines() if "trained_on=basic" in line)
+
+
+def test_methods_as_columns_share_a_row(sweep: Path) -> None:
+    """Checks that a student and the baselines of the same runs are one row, where their settings are the same."""
+    for seed in range(3):
+        for place, form in enumerate(("cip", "basic")):
+            baselines = {"lgclip": metrics_record(0.7 + (seed + place) / 100), "clip_text": metrics_record(0.75)}
+            settings = {"seed": seed, "llm": {"form": form}}
+            folder = sweep.parent / "forms" / f"{form}{seed}"
+            write(folder, form, seed, {"baselines": baselines, "choices": {"llm": f"captions_{form}"}})
+            path = folder / "result.json"
+            result = json.loads(path.read_text())
+            path.write_text(json.dumps(result | {"config": result["config"] | settings}))
+    compare_options = CompareOptions(
+        [str(sweep.parent / "forms")], by=["llm"], columns=["method"], methods=["student", "lgclip"]
+    )
+    table = build_table(select_results(compare_options), compare_options.by, compare_options.columns)
+    assert [row.label for row in table.rows] == ["captions_basic", "captions_cip"]
+    assert table.column_values == [("student",), ("lgclip",)]
+    basic = row_of(table, "captions_basic")
+    assert not basic.is_baseline
+    assert list(basic.cells["student",].values("top1").values()) == [hits / N for hits in HITS["basic"]]
+    assert list(basic.cells["lgclip",].values("top1").values()) == pytest.approx([0.71, 0.72, 0.73])
+    assert {test.column for test in compare_rows(table, "captions_basic")} == {("student",), ("lgclip",)}
 
 
 def test_invalid_table_is_reported(tmp_path: Path) -> None:
