@@ -12,6 +12,9 @@ from lgclip.store.keys import content_key
 
 _LACKING = Training(lacking=" with dataset.split=train: choose dataset.split=test, which leaves images to train on")
 
+_DESCRIBED = ("photo", "evening", "dusk")
+"""Styles whose images a sentence about the scene is true of; the others change colors or noise."""
+
 
 class Shapes(Dataset):
     """Provides the 30 held-out classes of the small synthetic world; no model of the package was trained on them.
@@ -64,8 +67,7 @@ class Shapes(Dataset):
         from lgclip.tiny.captions import description_of
         from lgclip.tiny.world import scene_of
 
-        # The other styles change colors and noise, so that a sentence about the scene is not true of the image.
-        if self._style != "photo":
+        if self._style not in _DESCRIBED:
             return None
         return description_of(scene_of("train" if self._split == "train" else "test", index)[0])
 
@@ -119,6 +121,14 @@ class ShapesFine(Dataset):
 
     def where(self, index: int) -> str:
         return _place(self.name, self._split, index)
+
+    def description(self, index: int) -> str | None:
+        from lgclip.tiny.captions import description_of
+        from lgclip.tiny.fine_world import fine_scene
+
+        if self._style not in _DESCRIBED:
+            return None
+        return description_of(fine_scene("train" if self._split == "train" else "test", index)[0])
 
     def source(self) -> dict[str, object]:
         return {"dataset": self.name, "schema": STORE_SCHEMA}
