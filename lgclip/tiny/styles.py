@@ -53,7 +53,7 @@ def _low_light(picture: Picture, strength: float, blur: float) -> Picture:
 
 def evening(picture: Picture, index: int) -> Picture:
     """Renders in low, bluish light with a slight blur: the style of the fine world."""
-    return _low_light(picture, strength=0.5, blur=0.8)
+    return _low_light(picture, strength=0.65, blur=0.8)
 
 
 def dusk(picture: Picture, index: int) -> Picture:
