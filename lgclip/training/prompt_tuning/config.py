@@ -70,6 +70,8 @@ class PromptTuningConfig:
         aux_neighbors: Number of synthetic images per class to compare with, those nearest to their mean; None for all.
         aux_weight: Weight of the synthetic images' probabilities, relative to 1 for the text.
         aux_temperature: Divisor of the mean cosine to them.
+        align_synthetic: Whether the features of synthetic images are moved by their mean difference to the pool, which
+            `align=pool` estimates. Not part of AiR: it closes a gap that LoRA would have to close. Text prompts only.
         synthetic_images: Number of synthetic images per class, the first ones; None for all.
         synthetic_weight: Weight of the loss on synthetic images, relative to 1 for real ones; 0 leaves it out.
         synthetic_batch: Synthetic images per step; None for as many as real ones.
@@ -110,6 +112,7 @@ class PromptTuningConfig:
     aux_neighbors: int | None = 16
     aux_weight: float = 1.0
     aux_temperature: float = 0.01
+    align_synthetic: bool = False
     synthetic_images: int | None = None
     synthetic_weight: float = 0.0
     synthetic_batch: int | None = None
@@ -142,6 +145,11 @@ class PromptTuningConfig:
             raise ValueError("prompt_tuning.deep=true is of visual prompts: set prompt_tuning.modality=visual or both")
         if self.per_class and not self.has_text:
             raise ValueError("prompt_tuning.per_class=true is of text prompts: set prompt_tuning.modality=text or both")
+        if self.align_synthetic and self.has_visual:
+            raise ValueError(
+                "prompt_tuning.align_synthetic=true moves features, and a visual prompt is tuned on pixels: set "
+                "prompt_tuning.modality=text"
+            )
         if self.candidate_labels and self.release_bugs:
             raise ValueError(
                 "prompt_tuning.release_bugs=true is of GRIP's release, which has no candidates; leave one of them"

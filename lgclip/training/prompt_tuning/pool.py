@@ -6,16 +6,18 @@ The true labels of the other images are in no object of this module.
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
 
 from lgclip.datasets.base import Dataset
 from lgclip.encoder.scales import Scales
+from lgclip.methods.alignment import PoolAlignment
+from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
 from lgclip.runtime.terminal import single_line
 from lgclip.stages.extract import sentence_id, text_prototypes
@@ -157,6 +159,22 @@ class PromptTuningData:
         places = self.chosen(each)
         assert self.synthetic is not None
         return SupportSet(self.synthetic.features[places], self.synthetic_labels[places], len(self.class_names))
+
+    def aligned(self) -> "PromptTuningData":
+        """Returns the data with the features of synthetic images moved by their mean difference to the pool.
+
+        The offset is that of `align=pool`, which weights the classes by their estimated shares of the pool. No label of
+        a real image is used.
+
+        Raises:
+            ValueError: If there are no synthetic images.
+        """
+        support = self.support(None)
+        fitted = PoolAlignment(limit=None).fit(self.pool.features, References(support))
+        assert self.synthetic is not None
+        assert fitted.offset is not None
+        moved = normalize(support.features + fitted.offset, dim=1)
+        return replace(self, synthetic=replace(self.synthetic, features=moved))
 
     def chosen(self, each: int | None) -> Int[Tensor, " m"]:
         """Returns the indices of the synthetic images of `support`.

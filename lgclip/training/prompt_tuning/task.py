@@ -83,6 +83,8 @@ class PromptTuningSetup:
             context, pool, encoder, inputs.scales, synthetic_images=synthetic_images, title=title, texts=texts
         )
         data = PromptTuningData.create(streams.streams, readable, paradigm, inputs.scales)
+        if config.align_synthetic and config.needs_images:
+            data = data.aligned()
         unlabelled: list[int] = data.class_split.unlabelled.tolist()
         # The true labels are returned separately, so that the setup cannot learn from them.
         return cls(config, encoder, data), [readable.labels[place] for place in unlabelled]

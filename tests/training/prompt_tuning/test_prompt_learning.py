@@ -315,3 +315,26 @@ def test_no_test_image_is_used() -> None:
     check_apart(ColorPatches(EACH, "train"), ColorPatches(EACH, "test"))
     with pytest.raises(ValueError, match="24 of the 24 images to train on are among the evaluated ones, first image"):
         check_apart(ColorPatches(EACH, "test"), ColorPatches(EACH, "test"))
+
+
+def test_aligned_images_move_by_the_mean_difference(tmp_path: Path) -> None:
+    tuning_data = tuning_data_of(tmp_path, images=4)
+    aligned = tuning_data.aligned()
+    assert tuning_data.synthetic is not None
+    assert aligned.synthetic is not None
+    features = aligned.synthetic.features
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+    assert torch.equal(aligned.pool.features, tuning_data.pool.features)
+
+    def gap(data: PromptTuningData) -> float:
+        assert data.synthetic is not None
+        return float((data.synthetic.features.mean(dim=0) - data.pool.features.mean(dim=0)).norm())
+
+    assert gap(aligned) < 0.5 * gap(tuning_data)
+
+
+def test_alignment_needs_synthetic_images_and_text_prompts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="this recipe uses synthetic images of each class"):
+        tuning_data_of(tmp_path).aligned()
+    with pytest.raises(ValueError, match=r"prompt_tuning\.align_synthetic=true moves features"):
+        small_config(align_synthetic=True, modality="visual")
