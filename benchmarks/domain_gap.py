@@ -57,7 +57,7 @@ class Measurement:
     def text_accuracy(self, data: Shapes) -> float:
         """Returns the top-1 of the text prompts, 0 to 1."""
         predictions = (self.features(pictures(data)) @ self.towers.texts(SENTENCES).T).argmax(dim=-1)
-        return (predictions == torch.tensor(data.labels)).float().mean().item()
+        return (predictions == torch.tensor(data.labels[::4])).float().mean().item()
 
     def kept(self, style: str) -> float:
         """Returns the fraction of a style's mean shift that the autoencoder keeps; 1 is all of it."""
@@ -77,8 +77,8 @@ class Measurement:
 
 
 def pictures(data: Shapes) -> UInt8[np.ndarray, "n h w 3"]:
-    """Returns the images of a data set."""
-    return np.stack([np.asarray(data.image(index)) for index in range(len(data))])
+    """Returns every fourth image of a data set, equally many of each class."""
+    return np.stack([np.asarray(data.image(index)) for index in range(0, len(data), 4)])
 
 
 def main() -> None:
