@@ -6,28 +6,18 @@ measure against, not results.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.small_models import IMAGES_PER_CLASS, Pictures, SmallModels
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.embedded import Shapes, ShapesFine
-from lgclip.diffuser.base import image_prompts
-from lgclip.diffuser.pipeline import Diffuser
-from lgclip.encoder.open_clip import OpenClip
 from lgclip.tiny.fine_world import FINE_KINDS
-from lgclip.tiny.install import WEIGHTS
 from lgclip.tiny.world import HELD_OUT_KINDS
-from lgclip.types import TargetClass
-
-SHOTS = 10
-CPU = torch.device("cpu")
 
 
 def top1(prototypes: Float[Tensor, "c d"], features: Float[Tensor, "c n d"]) -> float:
@@ -36,41 +26,30 @@ def top1(prototypes: Float[Tensor, "c d"], features: Float[Tensor, "c n d"]) -> 
     return right.float().mean().item()
 
 
-def ceilings(data: Dataset, sentences: Sequence[str]) -> dict[str, float]:
+def ceilings(models: SmallModels, data: Dataset, sentences: Sequence[str]) -> dict[str, float]:
     """Top-1 with prototypes of each kind.
 
     Args:
+        models: The small models.
         data: Data set whose images are ordered by class, equally many each.
         sentences: Prompt of each class.
     """
-    encoder = OpenClip("tiny:encoder", precision="fp32")
-    towers, transform = encoder.load(CPU), encoder.transform()
     classes = len(data.class_names)
-
-    def features(images: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "c k d"]:
-        pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
-        return torch.cat([towers.images(part) for part in pixels.split(256)]).unflatten(0, (classes, -1))
-
     real = np.stack([np.asarray(data.image(index)) for index in range(len(data))])
     by_class = real.reshape(classes, -1, *real.shape[1:])
-    shown = by_class[:, :SHOTS].reshape(-1, *real.shape[1:])
-    evaluated = features(by_class[:, SHOTS:].reshape(-1, *real.shape[1:]))
-    top1_of = {
-        "text": top1(towers.texts(list(sentences)), evaluated),
-        "real images": top1(normalize(features(shown).mean(dim=1), dim=-1), evaluated),
+    shown = by_class[:, :IMAGES_PER_CLASS].reshape(-1, *real.shape[1:])
+    evaluated = models.features(by_class[:, IMAGES_PER_CLASS:].reshape(-1, *real.shape[1:])).unflatten(0, (classes, -1))
+
+    def top1_of(images: Pictures) -> float:
+        means = models.features(images).unflatten(0, (classes, -1)).mean(dim=1)
+        return top1(normalize(means, dim=-1), evaluated)
+
+    return {
+        "text": top1(models.towers.texts(list(sentences)), evaluated),
+        "real images": top1_of(shown),
+        "reconstructions": top1_of(models.reconstructions(shown)),
+        "generated images": top1_of(models.generated(data.class_names, sentences)),
     }
-    vae: Any = AutoencoderKL.from_pretrained(WEIGHTS / "diffuser" / "vae", dtype=torch.float32)
-    with torch.inference_mode():
-        pixels = torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 127.5 - 1
-        parts = [vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) for part in pixels.split(100)]
-    rebuilt = ((torch.cat(parts) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    top1_of["reconstructions"] = top1(normalize(features(rebuilt).mean(dim=1), dim=-1), evaluated)
-    pipeline = Diffuser("tiny:diffuser", steps=10, guidance=3.0, size=64).load(CPU)
-    target_classes = [TargetClass(index, name) for index, name in enumerate(data.class_names)]
-    prompts = image_prompts(target_classes, [[sentence] for sentence in sentences], 1, SHOTS)
-    batches = [pipeline(prompts[start : start + 30], 0) for start in range(0, len(prompts), 30)]
-    top1_of["generated images"] = top1(normalize(features(np.concatenate(batches)).mean(dim=1), dim=-1), evaluated)
-    return top1_of
 
 
 def worlds() -> dict[str, tuple[Dataset, list[str]]]:
@@ -86,6 +65,7 @@ def worlds() -> dict[str, tuple[Dataset, list[str]]]:
 
 
 if __name__ == "__main__":
+    small_models = SmallModels()
     for world, (data, sentences) in worlds().items():
-        for kind, accuracy in ceilings(data, sentences).items():
+        for kind, accuracy in ceilings(small_models, data, sentences).items():
             print(f"{world:<20} prototypes of {kind:<16} {100 * accuracy:5.1f}%", flush=True)

@@ -1,6 +1,9 @@
 """Provides the data sets that come with the package or with scikit-learn."""
 
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,13 +13,66 @@ from lgclip.datasets.base import Dataset, Training
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import content_key
 
+if TYPE_CHECKING:
+    from lgclip.tiny.world import Scene
+
+_Split = Literal["test", "train"]
+
 _LACKING = Training(lacking=" with dataset.split=train: choose dataset.split=test, which leaves images to train on")
 
 _DESCRIBED = ("photo", "evening", "dusk")
 """Styles whose images a sentence about the scene is true of; the others change colors or noise."""
 
 
-class Shapes(Dataset):
+class RenderedDataset(Dataset):
+    """Provides images that are rendered when they are read: equally many of each class, class by class.
+
+    Args:
+        name: Name in results.
+        class_names: The classes.
+        images_per_class: Number of images of each class, of each split.
+        split: `test` or `train`.
+        style: Style of the images.
+
+    Raises:
+        ValueError: If the split or style is unknown.
+    """
+
+    def __init__(
+        self, name: str, class_names: Iterable[str], images_per_class: Mapping[_Split, int], split: str, style: str
+    ) -> None:
+        _check_split(split)
+        _check_style(style)
+        self.name = name
+        self.split = f"{split} (held-out kinds)"
+        self.class_names = tuple(class_names)
+        self.training = Training({"split": "train"})
+        if split == "train":
+            self.training = _LACKING
+        self._split: _Split = "train" if split == "train" else "test"
+        each = images_per_class[self._split]
+        self.labels = tuple(index // each for index in range(each * len(self.class_names)))
+        self._style = style
+
+    @abstractmethod
+    def scene(self, index: int) -> "Scene":
+        """Returns what the image at `index` shows."""
+
+    def where(self, index: int) -> str:
+        return _place(self.name, self._split, index)
+
+    def description(self, index: int) -> str | None:
+        from lgclip.tiny.captions import description_of
+
+        if self._style not in _DESCRIBED:
+            return None
+        return description_of(self.scene(index))
+
+    def source(self) -> dict[str, object]:
+        return {"dataset": self.name, "schema": STORE_SCHEMA}
+
+
+class Shapes(RenderedDataset):
     """Provides the 30 held-out classes of the small synthetic world; no model of the package was trained on them.
 
     Args:
@@ -30,25 +86,9 @@ class Shapes(Dataset):
     def __init__(self, split: str = "test", style: str = "photo") -> None:
         from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, TRAIN_IMAGES_PER_CLASS
 
-        _check_split(split)
-        _check_style(style)
-        self.name = "shapes"
-        if style != "photo":
-            self.name = f"shapes_{style}"
-        self.split = f"{split} (held-out kinds)"
-        self.class_names = tuple(kind.name for kind in HELD_OUT_KINDS)
-        images_per_class = TEST_IMAGES_PER_CLASS
-        self.training = Training({"split": "train"})
-        if split == "train":
-            images_per_class = TRAIN_IMAGES_PER_CLASS
-            self.training = _LACKING
-        # Class by class, as `scene_of` orders the images.
-        labels: list[int] = []
-        for label in range(len(HELD_OUT_KINDS)):
-            labels += [label] * images_per_class
-        self.labels = tuple(labels)
-        self._split = split
-        self._style = style
+        name = "shapes" if style == "photo" else f"shapes_{style}"
+        each: dict[_Split, int] = {"test": TEST_IMAGES_PER_CLASS, "train": TRAIN_IMAGES_PER_CLASS}
+        super().__init__(name, [kind.name for kind in HELD_OUT_KINDS], each, split, style)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -60,22 +100,13 @@ class Shapes(Dataset):
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(_image(self._split, self._style, index))
 
-    def where(self, index: int) -> str:
-        return _place(self.name, self._split, index)
-
-    def description(self, index: int) -> str | None:
-        from lgclip.tiny.captions import description_of
+    def scene(self, index: int) -> "Scene":
         from lgclip.tiny.world import scene_of
 
-        if self._style not in _DESCRIBED:
-            return None
-        return description_of(scene_of("train" if self._split == "train" else "test", index)[0])
-
-    def source(self) -> dict[str, object]:
-        return {"dataset": self.name, "schema": STORE_SCHEMA}
+        return scene_of(self._split, index)[0]
 
 
-class ShapesFine(Dataset):
+class ShapesFine(RenderedDataset):
     """Provides the 75 classes of the fine world: held-out kinds, divided by size or background, in evening light.
 
     A third of the classes have names that do not say what they look like; `llm=field_guide` describes them.
@@ -90,26 +121,10 @@ class ShapesFine(Dataset):
     """
 
     def __init__(self, split: str = "test", style: str = "evening") -> None:
-        from lgclip.tiny.fine_world import FINE_KINDS, TEST_IMAGES_PER_CLASS, TRAIN_IMAGES_PER_CLASS
+        from lgclip.tiny.fine_world import FINE_KINDS, IMAGES_PER_CLASS
 
-        _check_split(split)
-        _check_style(style)
-        self.name = "shapes_fine"
-        if style != "evening":
-            self.name = f"shapes_fine_{style}"
-        self.split = f"{split} (held-out kinds)"
-        self.class_names = tuple(fine_kind.name for fine_kind in FINE_KINDS)
-        images_per_class = TEST_IMAGES_PER_CLASS
-        self.training = Training({"split": "train"})
-        if split == "train":
-            images_per_class = TRAIN_IMAGES_PER_CLASS
-            self.training = _LACKING
-        labels: list[int] = []
-        for label in range(len(FINE_KINDS)):
-            labels += [label] * images_per_class
-        self.labels = tuple(labels)
-        self._split = split
-        self._style = style
+        name = "shapes_fine" if style == "evening" else f"shapes_fine_{style}"
+        super().__init__(name, [fine_kind.name for fine_kind in FINE_KINDS], IMAGES_PER_CLASS, split, style)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -119,19 +134,10 @@ class ShapesFine(Dataset):
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(_fine_image(self._split, self._style, index))
 
-    def where(self, index: int) -> str:
-        return _place(self.name, self._split, index)
-
-    def description(self, index: int) -> str | None:
-        from lgclip.tiny.captions import description_of
+    def scene(self, index: int) -> "Scene":
         from lgclip.tiny.fine_world import fine_scene
 
-        if self._style not in _DESCRIBED:
-            return None
-        return description_of(fine_scene("train" if self._split == "train" else "test", index)[0])
-
-    def source(self) -> dict[str, object]:
-        return {"dataset": self.name, "schema": STORE_SCHEMA}
+        return fine_scene(self._split, index)[0]
 
 
 class Digits(Dataset):
@@ -182,19 +188,19 @@ class Digits(Dataset):
 
 
 @lru_cache(maxsize=6144)  # 75 MB: a sweep of students uses the same images in each job
-def _image(split: str, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
+def _image(split: _Split, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
     from lgclip.tiny.styles import STYLES
     from lgclip.tiny.world import image_of
 
-    return STYLES[style](image_of("train" if split == "train" else "test", index), index)
+    return STYLES[style](image_of(split, index), index)
 
 
 @lru_cache(maxsize=6144)
-def _fine_image(split: str, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
+def _fine_image(split: _Split, style: str, index: int) -> UInt8[np.ndarray, "64 64 3"]:
     from lgclip.tiny.fine_world import fine_image
     from lgclip.tiny.styles import STYLES
 
-    return STYLES[style](fine_image("train" if split == "train" else "test", index), index)
+    return STYLES[style](fine_image(split, index), index)
 
 
 def _check_style(style: str) -> None:

@@ -16,9 +16,7 @@ from lgclip.tiny.world import BACKGROUNDS, HELD_OUT_KINDS, Kind, Scene, render
 
 Split = Literal["test", "train"]
 
-TEST_IMAGES_PER_CLASS = 20
-TRAIN_IMAGES_PER_CLASS = 40
-_PER_CLASS: dict[Split, int] = {"test": TEST_IMAGES_PER_CLASS, "train": TRAIN_IMAGES_PER_CLASS}
+IMAGES_PER_CLASS: dict[Split, int] = {"test": 20, "train": 40}
 _STREAMS: dict[Split, int] = {"test": 5, "train": 6}
 """First number of each split's random stream; the small world's own are 1 to 4."""
 _SIZES = {"small": (0.21, 0.25), "large": (0.35, 0.39)}
@@ -86,7 +84,7 @@ def fine_scene(split: Split, index: int) -> tuple[Scene, np.random.Generator]:
     Raises:
         IndexError: If `index` is negative or past the split's end.
     """
-    each = _PER_CLASS[split]
+    each = IMAGES_PER_CLASS[split]
     if not 0 <= index < each * len(FINE_KINDS):
         raise IndexError(
             f"index {index}: the split {split!r} of shapes_fine starts at 0 and ends at {each * len(FINE_KINDS) - 1}"

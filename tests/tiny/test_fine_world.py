@@ -13,7 +13,7 @@ from lgclip.prompts.field_guide import FieldGuide
 from lgclip.tiny.captions import facts
 from lgclip.tiny.fine_world import (
     FINE_KINDS,
-    TEST_IMAGES_PER_CLASS,
+    IMAGES_PER_CLASS,
     FineKind,
     Split,
     fine_image,
@@ -24,7 +24,7 @@ from lgclip.tiny.world import BACKGROUNDS, HELD_OUT_KINDS
 from lgclip.types import TargetClass
 
 BY_NAME = {fine_kind.name: fine_kind for fine_kind in FINE_KINDS}
-END = len(FINE_KINDS) * TEST_IMAGES_PER_CLASS
+END = len(FINE_KINDS) * IMAGES_PER_CLASS["test"]
 
 
 def test_classes_are_distinct_and_held_out() -> None:
@@ -46,7 +46,7 @@ def test_backgrounds_are_used_equally_often() -> None:
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_scenes_show_what_distinguishes_the_class(split: Split) -> None:
-    each = 20 if split == "test" else 40
+    each = IMAGES_PER_CLASS[split]
     for index in range(0, each * len(FINE_KINDS), 7):
         fine_kind = FINE_KINDS[index // each]
         scene = fine_scene(split, index)[0]
