@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lgclip.methods.calibration import DEFAULT_TEMPERATURE, likeliest_temperature
 from lgclip.methods.left_out import place_in_class
@@ -28,6 +29,9 @@ WEIGHTS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)
 _FOLDS = 10
 _EQUAL = 1e-4
 """Mean log-likelihoods, in nats, that differ by less are equal."""
+
+SATURATED = 0.98
+"""Accuracy of the text prompts on held-out synthetic images above which these say nothing of a gap to real images."""
 
 
 def of_classes(support: SupportSet, targets: Sequence[int]) -> SupportSet:
@@ -101,6 +105,25 @@ def fused(text: Float[Tensor, "u t"], aux: Float[Tensor, "u t"], weight: float) 
     return (text + weight * aux.to(text)) / (1 + weight)
 
 
+def centered(features: Float[Tensor, "n d"], center: Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
+    """Subtracts a mean feature, and scales to unit length again.
+
+    Real images by the pool's mean and synthetic ones by their own: what all images of a domain share then no longer
+    counts. Ours, not part of AiR; a first step of CORAL (arXiv:1607.01719).
+
+    Args:
+        features: Unit features.
+        center: Mean feature of their domain.
+    """
+    return normalize(features - center.to(features), dim=1)
+
+
+def centered_support(support: SupportSet) -> SupportSet:
+    """Returns synthetic images after the mean over the classes is subtracted (`centered`)."""
+    mean = support.means(renormalize=False).mean(dim=0)
+    return SupportSet(centered(support.features, mean), support.labels, support.num_classes)
+
+
 class Fusion(NamedTuple):
     """Holds the hyperparameters that fuse text and auxiliary classifier for pseudo-labelling.
 
@@ -117,15 +140,35 @@ class Fusion(NamedTuple):
     aux_temperature: float
 
 
+class Selection(NamedTuple):
+    """Holds selected hyperparameters.
+
+    Attributes:
+        fusion: The values.
+        correct: Accuracy of the fused probabilities on the held-out synthetic images.
+        text_correct: Accuracy of the text prompts alone on them.
+    """
+
+    fusion: Fusion
+    correct: float
+    text_correct: float
+
+    @property
+    def saturated(self) -> bool:
+        """Returns whether held-out synthetic images are too easy to say anything of real ones."""
+        return self.text_correct >= SATURATED
+
+
 def choose(
     support: SupportSet,
     text: Float[Tensor, "t d"],
     *,
+    centering: bool = False,
     keeps: Sequence[int] = KEEPS,
     weights: Sequence[float] = WEIGHTS,
     text_temperature: float | None = None,
     aux_temperature: float | None = None,
-) -> tuple[Fusion, float]:
+) -> Selection:
     """Selects lambda, K and temperatures by the likelihood of held-out synthetic images.
 
     One image of every class is held out at a time, at most ten times, and classified by the others and the text.
@@ -136,13 +179,14 @@ def choose(
     Args:
         support: Synthetic images, of the target classes only (`of_classes`).
         text: Text prototypes of these classes.
+        centering: Whether images are compared with each other after their mean is subtracted.
         keeps: Candidate values of K, a single one if it is fixed; those above the size of every class are skipped.
         weights: Candidate values of lambda, a single one if it is fixed.
         text_temperature: None to fit it.
         aux_temperature: None to fit it.
 
     Returns:
-        The values, and their accuracy on the held-out images.
+        The values, and how well they and the text classify the held-out images.
 
     Raises:
         ValueError: If a class has fewer than two images, or there is no value to try.
@@ -159,7 +203,7 @@ def choose(
             f"nothing to choose from: K of {list(keeps)}, where the largest class has {largest} synthetic images, and "
             f"lambda of {list(weights)}"
         )
-    features, labels, scores = _left_out(support, tried)
+    features, labels, scores = _left_out(support, tried, centering)
     by_text = features @ text.to(features).T
     # The temperatures are fitted before K and lambda: a grid over all four values would be much larger, and each
     # classifier should be calibrated before the two are weighed against each other.
@@ -182,29 +226,33 @@ def choose(
             candidates.append((float(true_class.log().mean()), correct, Fusion(keep, weight, warmth, temperature)))
     highest = max(log for log, _, _ in candidates)
     # The first among equals, not the maximum: rounding differs between machines and must not change the choice.
-    return next((fusion, correct) for log, correct, fusion in candidates if log >= highest - _EQUAL)
+    correct, fusion = next((correct, fusion) for log, correct, fusion in candidates if log >= highest - _EQUAL)
+    text_correct = float((by_text.argmax(dim=1) == labels).double().mean())
+    return Selection(fusion, correct, text_correct)
 
 
 def _left_out(
-    support: SupportSet, keeps: Sequence[int]
+    support: SupportSet, keeps: Sequence[int], centering: bool
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"], dict[int, Float[Tensor, "n t"]]]:
     """Returns held-out images in double precision, their classes, and for each K the scores by the remaining images."""
     folds = place_in_class(support)
+    compared = centered_support(support) if centering else support
     scores = {keep: [] for keep in keeps}
     features = []
     labels = []
     # A fold is the images with the same place in their classes, so each class loses at most one image at a time.
     for fold in range(min(_FOLDS, int(folds.max()) + 1)):
-        out = support.take(folds == fold)
-        rest = support.take(folds != fold)
+        out = compared.take(folds == fold)
+        rest = compared.take(folds != fold)
         # The worth is computed without the left-out images: otherwise they would influence their own evaluation. It
         # serves every K, so it is outside the inner loop.
         worth = Medoid().worth(rest, None)
-        features.append(out.features.double())
+        # The text is compared with the features as they are.
+        features.append(support.features[folds == fold].double())
         labels.append(out.labels)
         for keep in keeps:
             means = rest.take(best(rest, worth, keep)).means(renormalize=False)
-            scores[keep].append(features[-1] @ means.double().T)
+            scores[keep].append(out.features.double() @ means.double().T)
     return torch.cat(features), torch.cat(labels), {keep: torch.cat(parts) for keep, parts in scores.items()}
 
 

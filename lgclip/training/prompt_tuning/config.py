@@ -32,6 +32,8 @@ _LIMITS = Validation(
         "aux_neighbors": (lambda v: v >= 1, "at least 1 synthetic image per class, or null for all"),
         "aux_weight": (lambda v: v >= 0, "at least 0"),
         "aux_temperature": (lambda v: v > 0, "above 0"),
+        "auxiliary_rounds": (lambda v: v >= 1, "at least 1, or null for all; auxiliary=none is without"),
+        "prior_weight": (lambda v: v >= 0, "at least 0, or null to trust the selection"),
         "synthetic_images": (lambda v: v >= 1, "at least 1 of each class, or null for all there are"),
         "synthetic_weight": (lambda v: v >= 0, "at least 0"),
         "synthetic_batch": (lambda v: v >= 1, "at least 1, or null for as many as batch_size"),
@@ -70,6 +72,13 @@ class PromptTuningConfig:
         aux_neighbors: Number of synthetic images per class to compare with, those nearest to their mean; None for all.
         aux_weight: Weight of the synthetic images' probabilities, relative to 1 for the text.
         aux_temperature: Divisor of the mean cosine to them.
+        auxiliary_rounds: Number of rounds, from the first, that the synthetic images help to label in; None for all, as
+            in AiR. Later rounds are labelled by the tuned prompt alone.
+        center_auxiliary: Whether images are compared with synthetic ones after each domain's mean is subtracted. Not
+            part of AiR.
+        prior_weight: With `selected`: factor for synthetic images (`aux_weight` and `synthetic_weight`) where the text
+            prompts classify 98% of the held-out ones correctly, since these then say nothing of the gap to real images;
+            None trusts the selection, with a warning. Not part of AiR.
         align_synthetic: Whether the features of synthetic images are moved by their mean difference to the pool, which
             `align=pool` estimates. Not part of AiR: it closes a gap that LoRA would have to close. Text prompts only.
         synthetic_images: Number of synthetic images per class, the first ones; None for all.
@@ -112,6 +121,9 @@ class PromptTuningConfig:
     aux_neighbors: int | None = 16
     aux_weight: float = 1.0
     aux_temperature: float = 0.01
+    auxiliary_rounds: int | None = None
+    center_auxiliary: bool = False
+    prior_weight: float | None = None
     align_synthetic: bool = False
     synthetic_images: int | None = None
     synthetic_weight: float = 0.0
@@ -145,6 +157,16 @@ class PromptTuningConfig:
             raise ValueError("prompt_tuning.deep=true is of visual prompts: set prompt_tuning.modality=visual or both")
         if self.per_class and not self.has_text:
             raise ValueError("prompt_tuning.per_class=true is of text prompts: set prompt_tuning.modality=text or both")
+        if self.auxiliary == "none" and (self.auxiliary_rounds is not None or self.center_auxiliary):
+            raise ValueError(
+                "prompt_tuning.auxiliary_rounds and center_auxiliary are of the auxiliary classifier: set "
+                "prompt_tuning.auxiliary=selected or fixed"
+            )
+        if self.prior_weight is not None and self.auxiliary != "selected":
+            raise ValueError(
+                f"prompt_tuning.prior_weight={self.prior_weight} replaces a selected value: set "
+                "prompt_tuning.auxiliary=selected, or give prompt_tuning.aux_weight"
+            )
         if self.align_synthetic and self.has_visual:
             raise ValueError(
                 "prompt_tuning.align_synthetic=true moves features, and a visual prompt is tuned on pixels: set "

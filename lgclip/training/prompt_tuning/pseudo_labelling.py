@@ -1,5 +1,6 @@
 """Assigns pseudo-labels to the unlabelled images of a round: by the current prompt, with help of synthetic images."""
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -7,10 +8,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lgclip.training.prompt_tuning.auxiliary_classifier import Fusion, auxiliary, choose, fused, of_classes, softened
+from lgclip.training.prompt_tuning.auxiliary_classifier import (
+    Fusion,
+    auxiliary,
+    centered,
+    centered_support,
+    choose,
+    fused,
+    of_classes,
+    softened,
+)
 from lgclip.training.prompt_tuning.config import PromptTuningConfig
 from lgclip.training.prompt_tuning.pool import PromptTuningData
 from lgclip.training.prompt_tuning.pseudo_labels import candidates, check_k, confident, k_of, leaderboard
+
+log = logging.getLogger(__name__)
 
 
 class PseudoLabels(NamedTuple):
@@ -32,11 +44,15 @@ class AuxiliaryScores(NamedTuple):
         probs: Probability of each target class.
         fusion: Hyperparameters of the fusion.
         correct: Accuracy of these values on held-out synthetic images; None where they were fixed.
+        text_correct: Accuracy of the text prompts on them; None where the values were fixed.
+        prior: Whether lambda is the recipe's `prior_weight`, since the held-out images said nothing.
     """
 
     probs: Float[Tensor, "u t"]
     fusion: Fusion
     correct: float | None
+    text_correct: float | None = None
+    prior: bool = False
 
 
 def images_of_class(config: PromptTuningConfig, turn: int, unlabelled: int, classes: int) -> int:
@@ -75,17 +91,47 @@ def auxiliary_scores(config: PromptTuningConfig, data: PromptTuningData, tempera
     # here.
     targets = list(data.class_split.targets)
     support = of_classes(data.support(config.synthetic_images), targets)
+    text = data.sentences[targets]
+    unlabelled = data.pool.features[data.class_split.unlabelled]
+    text_correct = None
+    prior = False
     if config.auxiliary == "fixed":
         # `nearest=null` means all images, which is the size of the largest class.
         most = int(support.counts().max())
         fusion = Fusion(config.aux_neighbors or most, config.aux_weight, temperature, config.aux_temperature)
         correct = None
     else:
-        fusion, correct = choose(support, data.sentences[targets])
+        selection = choose(support, text, centering=config.center_auxiliary)
+        fusion = selection.fusion
+        correct = selection.correct
+        text_correct = selection.text_correct
+        if selection.saturated:
+            prior = config.prior_weight is not None
+            fusion = _without_evidence(config, fusion, selection.text_correct)
     # Computed once, before the first round: neither the synthetic images nor the encoder changes from round to round.
-    unlabelled = data.pool.features[data.class_split.unlabelled]
+    if config.center_auxiliary:
+        unlabelled = centered(unlabelled, unlabelled.mean(dim=0))
+        support = centered_support(support)
     scores = auxiliary(unlabelled, support, fusion.keep)
-    return AuxiliaryScores(softened(scores, fusion.aux_temperature), fusion, correct)
+    return AuxiliaryScores(softened(scores, fusion.aux_temperature), fusion, correct, text_correct, prior)
+
+
+def _without_evidence(config: PromptTuningConfig, fusion: Fusion, text_correct: float) -> Fusion:
+    """Returns the fusion where held-out synthetic images are too easy: by the recipe's prior, or as it was selected."""
+    problem = (
+        f"prompt_tuning.auxiliary=selected: the text prompts classify {text_correct:.1%} of the held-out synthetic "
+        "images correctly, so these say nothing of how well synthetic images stand for real ones"
+    )
+    if config.prior_weight is None:
+        log.warning(
+            "%s; lambda=%g was selected all the same. Set prompt_tuning.prior_weight=0.25 to count them less, or "
+            "compare with prompt_tuning=grip",
+            problem,
+            fusion.weight,
+        )
+        return fusion
+    log.info("%s; lambda and beta are by prompt_tuning.prior_weight=%g", problem, config.prior_weight)
+    return fusion._replace(weight=config.prior_weight)
 
 
 def assign_pseudo_labels(

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +101,6 @@ class PromptTuningLoop:
         device: torch.device,
         workers: int,
     ) -> None:
-        self.config = config
         self.data = data
         self._device = device
         self._workers = workers
@@ -111,6 +111,10 @@ class PromptTuningLoop:
         # The encoder holds the factor that cosines are multiplied by, exp of CLIP's logit scale.
         self.temperature = config.temperature or 1 / self._towers.scale
         self.auxiliary = auxiliary_scores(config, data, self.temperature)
+        if self.auxiliary is not None and self.auxiliary.prior:
+            assert config.prior_weight is not None
+            config = replace(config, synthetic_weight=config.synthetic_weight * config.prior_weight)
+        self.config = config
         # A text prompt learns from stored features, so no image is decoded at all.
         transform = encoder.transform() if config.has_visual else None
         self._looks = {"real": CachedImages(data.pool, transform)}
@@ -208,7 +212,10 @@ class PromptTuningLoop:
         # The auxiliary temperature was fitted for the sentences; a learned prompt uses its training temperature.
         if self.auxiliary is not None and turn == 1:
             temperature = self.auxiliary.fusion.text_temperature
-        pseudo_labels = assign_pseudo_labels(config, cosines, temperature, self.auxiliary, k)
+        auxiliary = self.auxiliary
+        if config.auxiliary_rounds is not None and turn > config.auxiliary_rounds:
+            auxiliary = None
+        pseudo_labels = assign_pseudo_labels(config, cosines, temperature, auxiliary, k)
         if config.release_bugs and k >= RELEASE_VALIDATES_FROM:
             part = training_part(len(pseudo_labels.places))
             pseudo_labels = PseudoLabels(pseudo_labels.places[part], pseudo_labels.sets[part])

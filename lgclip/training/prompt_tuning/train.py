@@ -92,7 +92,13 @@ def _write(
         num_synthetic = len(data.chosen(config.synthetic_images))
     auxiliary = None
     if loop.auxiliary is not None:
-        auxiliary = {**loop.auxiliary.fusion._asdict(), "leave_one_out": loop.auxiliary.correct}
+        scores = loop.auxiliary
+        auxiliary = {
+            **scores.fusion._asdict(),
+            "leave_one_out": scores.correct,
+            "text_left_out": scores.text_correct,
+            "prior": scores.prior,
+        }
     # In SSL every class counts as seen, so the split of the classes matters only in TRZSL.
     seen: list[int] = []
     unseen: list[int] = []

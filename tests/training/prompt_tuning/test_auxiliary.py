@@ -12,7 +12,16 @@ from scipy.special import softmax
 from torch.nn.functional import normalize
 
 from lgclip.methods.prototypes import SupportSet
-from lgclip.training.prompt_tuning.auxiliary_classifier import Fusion, auxiliary, choose, fused, of_classes, softened
+from lgclip.training.prompt_tuning.auxiliary_classifier import (
+    Fusion,
+    auxiliary,
+    centered,
+    centered_support,
+    choose,
+    fused,
+    of_classes,
+    softened,
+)
 
 CLASSES = 4
 EACH = 6
@@ -142,7 +151,7 @@ def test_tuned_values_maximize_left_out_likelihood(seed: int) -> None:
     text = units(seed + 50, CLASSES)
     keeps = (1, 3, 5)
     weights = (0.0, 0.5, 2.0)
-    fusion, right = choose(support, text, keeps=keeps, weights=weights, text_temperature=0.2, aux_temperature=0.1)
+    fusion, right, _ = choose(support, text, keeps=keeps, weights=weights, text_temperature=0.2, aux_temperature=0.1)
     scores_by_choice = {
         (keep_count, weight): likelihood(support, text, Fusion(keep_count, weight, 0.2, 0.1))
         for keep_count, weight in product(keeps, weights)
@@ -155,11 +164,11 @@ def test_tuned_values_maximize_left_out_likelihood(seed: int) -> None:
 def test_tuned_temperatures_are_local_optima() -> None:
     support, centers = random_support(3)
     text = normalize(centers + 0.5 * units(9, CLASSES), dim=1)
-    fusion, _ = choose(support, text, keeps=[3], weights=[0.0])
+    fusion = choose(support, text, keeps=[3], weights=[0.0]).fusion
     near = [fusion._replace(text_temperature=fusion.text_temperature * factor) for factor in (0.9, 1.0, 1.1)]
     logs = [likelihood(support, text, each)[0] for each in near]
     assert logs[1] == max(logs)
-    fusion, _ = choose(support, text, keeps=[3], weights=[1e9])
+    fusion = choose(support, text, keeps=[3], weights=[1e9]).fusion
     near = [fusion._replace(aux_temperature=fusion.aux_temperature * factor) for factor in (0.9, 1.0, 1.1)]
     logs = [likelihood(support, text, each)[0] for each in near]
     assert logs[1] == max(logs)
@@ -169,16 +178,16 @@ def test_better_classifier_gets_the_weight() -> None:
     support, centers = random_support(1, noise=0.6)
     noise = SupportSet(units(7, CLASSES * EACH), support.labels, CLASSES)
     useless = units(8, CLASSES)
-    assert choose(support, useless, weights=(0.0, 1.0, 4.0))[0].weight == 4.0
-    assert choose(noise, useless, weights=(0.0, 1.0))[1] < 0.6
+    assert choose(support, useless, weights=(0.0, 1.0, 4.0)).fusion.weight == 4.0
+    assert choose(noise, useless, weights=(0.0, 1.0)).correct < 0.6
     tight = SupportSet(normalize(centers[support.labels] + 0.1 * noise.features, dim=1), support.labels, CLASSES)
-    assert choose(tight, centers)[1] == 1.0
+    assert choose(tight, centers).correct == 1.0
 
 
 def test_ties_keep_the_first_values() -> None:
     support, centers = random_support(4, noise=0.01)
     choices = [
-        choose(support, centers, keeps=keeps, weights=[w, 0.0, 1.0])[0]
+        choose(support, centers, keeps=keeps, weights=[w, 0.0, 1.0]).fusion
         for keeps, w in product(([4, 2], [2, 4]), (1.0, 0.5))
     ]
     assert [(fusion.keep, fusion.weight) for fusion in choices] == [(4, 1.0), (4, 0.5), (2, 1.0), (2, 0.5)]
@@ -187,8 +196,37 @@ def test_ties_keep_the_first_values() -> None:
 
 def test_fixed_values_are_kept() -> None:
     support, centers = random_support(2)
-    fusion, _ = choose(support, centers, keeps=[EACH], weights=[0.7], text_temperature=0.03, aux_temperature=0.04)
-    assert fusion == Fusion(EACH, 0.7, 0.03, 0.04)
+    selection = choose(support, centers, keeps=[EACH], weights=[0.7], text_temperature=0.03, aux_temperature=0.04)
+    assert selection.fusion == Fusion(EACH, 0.7, 0.03, 0.04)
+
+
+def test_only_a_text_that_is_nearly_always_right_is_saturated() -> None:
+    support, centers = random_support(4, noise=0.01)
+    selection = choose(support, centers)
+    assert (selection.text_correct, selection.saturated) == (1.0, True)
+    wrong = centers.roll(1, dims=0)
+    selection = choose(support, wrong)
+    assert selection.text_correct == 0.0
+    assert not selection.saturated
+    assert selection.correct == 1.0, "the images are right where the text is wrong"
+
+
+def test_centering_removes_what_all_images_share() -> None:
+    support, centers = random_support(5, noise=0.3)
+    shift = 3 * units(60, 1)[0]
+    shifted = SupportSet(normalize(support.features + shift, dim=1), support.labels, CLASSES)
+    whole = shifted.means(renormalize=False).mean(dim=0)
+    assert centered_support(shifted).features.mean(dim=0).norm() < 0.2 < 0.6 < whole.norm()
+    torch.testing.assert_close(
+        centered_support(shifted).features, normalize(shifted.features - whole, dim=1), rtol=0, atol=0
+    )
+    # Real images without the shift are compared with shifted ones: centers alone make them comparable.
+    real = normalize(centers.repeat_interleave(20, dim=0) + 0.3 * units(61, 20 * CLASSES), dim=1)
+    truth = torch.arange(CLASSES).repeat_interleave(20)
+    after = auxiliary(centered(real, real.mean(dim=0)), centered_support(shifted), None).argmax(dim=1)
+    before = auxiliary(real, shifted, None).argmax(dim=1)
+    assert (after == truth).float().mean() >= (before == truth).float().mean()
+    assert choose(shifted, centers, centering=True, keeps=[EACH], weights=[1e9]).correct >= 0.9
 
 
 def test_untunable_support_is_rejected() -> None:

@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -218,13 +218,70 @@ def test_synthetic_images_are_used(tmp_path: Path) -> None:
     assert len({vectors(folder)["text"].numpy().tobytes() for folder in results.values()}) >= 5, "two may guess alike"
     assert about(results["grip"])["auxiliary"] is None
     assert about(results["given"])["auxiliary"] == {
-        "keep": 2, "weight": 3.0, "text_temperature": 0.05, "aux_temperature": 0.01, "leave_one_out": None
+        "keep": 2, "weight": 3.0, "text_temperature": 0.05, "aux_temperature": 0.01, "leave_one_out": None,
+        "text_left_out": None, "prior": False,
     }  # fmt: skip
     assert about(results["aided"])["auxiliary"]["leave_one_out"] >= 0.9, "a random tower separates the colors"
     assert about(results["few"])["trained_on"]["synthetic"] == 6
     assert about(results["cpl"])["rounds"][1]["candidates"] >= 1
     precision = {name: about(folder)["rounds"][1]["precision"] for name, folder in results.items()}
     assert precision["given"] > precision["grip"], "sentences of a random tower say nothing of colors"
+
+
+def test_prior_counts_where_held_out_images_are_too_easy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tuning_data = tuning_data_of(tmp_path, images=5)
+    assert tuning_data.synthetic is not None
+    # Sentences that are the mean image of their class: the text then classifies each held-out image correctly.
+    easy = replace(tuning_data, sentences=tuning_data.support(None).means(renormalize=True))
+    recipe: dict[str, Any] = {"auxiliary": "selected", "synthetic_weight": 1.0}
+    places = count()
+
+    def metadata(data: PromptTuningData, **values: Any) -> dict[str, Any]:
+        caplog.clear()
+        # A folder for each: the sentences are no part of the key, since they follow from templates and class names.
+        folder = tmp_path / str(next(places))
+        return about(train_prompts(setup_of(tmp_path, data, **recipe, **values), folder))["auxiliary"]
+
+    trusted = metadata(easy)
+    assert trusted["text_left_out"] == 1.0
+    assert not trusted["prior"]
+    assert "the text prompts classify 100.0% of the held-out synthetic images" in caplog.text
+    assert "prompt_tuning.prior_weight" in caplog.text
+    prior = metadata(easy, prior_weight=0.125)
+    assert (prior["weight"], prior["prior"]) == (0.125, True)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    # With a text that is often wrong the selection stays, and nothing is said.
+    hard = replace(easy, sentences=easy.sentences.roll(1, dims=0))
+    selected = metadata(hard, prior_weight=0.125)
+    assert not selected["prior"]
+    assert selected["text_left_out"] < 0.98
+    assert "prior_weight" not in caplog.text
+
+
+def test_prior_also_weights_the_loss(tmp_path: Path) -> None:
+    """A prior of 0 leaves the synthetic images out: the prompts are GRIP's."""
+    tuning_data = tuning_data_of(tmp_path, images=5)
+    easy = replace(tuning_data, sentences=tuning_data.support(None).means(renormalize=True))
+    grip = setup_of(tmp_path, easy)
+    without = setup_of(tmp_path, easy, auxiliary="selected", synthetic_weight=1.0, prior_weight=0.0)
+    # The first round's temperature is fitted on the synthetic images, which changes confidences but no ranking here.
+    wanted = vectors(train_prompts(grip, tmp_path / "grip"))
+    assert_equal(vectors(train_prompts(without, tmp_path / "prior")), wanted)
+
+
+def test_auxiliary_rounds_end(tmp_path: Path) -> None:
+    tuning_data = tuning_data_of(tmp_path, images=5)
+    recipe: dict[str, Any] = {"auxiliary": "fixed", "aux_neighbors": 2, "aux_weight": 3.0, "rounds": 2}
+
+    def rounds(**values: Any) -> list[dict[str, Any]]:
+        folder = train_prompts(setup_of(tmp_path, tuning_data, **recipe, **values), tmp_path)
+        return about(folder)["rounds"]
+
+    everywhere = rounds()
+    first = rounds(auxiliary_rounds=1)
+    assert first[1] == everywhere[1]
+    assert first[2] != everywhere[2]
+    assert rounds(auxiliary_rounds=2) == everywhere
 
 
 def test_zero_rounds_is_zero_shot(tmp_path: Path) -> None:
@@ -338,3 +395,9 @@ def test_alignment_needs_synthetic_images_and_text_prompts(tmp_path: Path) -> No
         tuning_data_of(tmp_path).aligned()
     with pytest.raises(ValueError, match=r"prompt_tuning\.align_synthetic=true moves features"):
         small_config(align_synthetic=True, modality="visual")
+    for values in ({"auxiliary_rounds": 1}, {"center_auxiliary": True}):
+        with pytest.raises(ValueError, match="are of the auxiliary classifier"):
+            small_config(**values)
+    for auxiliary in ("none", "fixed"):
+        with pytest.raises(ValueError, match=r"prior_weight=0\.5 replaces a selected value"):
+            small_config(prior_weight=0.5, auxiliary=auxiliary)
