@@ -7,6 +7,7 @@ so that a wrong number, path or data set is an error within a second.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ from lgclip.encoder.packaged_weights import PACKAGE
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
-from lgclip.runtime.terminal import single_line
+from lgclip.runtime.terminal import say_loading, single_line
 from lgclip.runtime.unused_settings import (
     IMAGE_SETTINGS,
     PAIR_SETTINGS,
@@ -225,7 +226,7 @@ class Experiment:
         return Evaluation(data, dataset, method, synthetic_images, entries, texts)
 
     def report(self) -> RunResult | None:
-        """Evaluates, then writes, logs and prints the result.
+        """Evaluates, then writes, logs and prints the result; copies that of the same run before if nothing changed.
 
         Returns:
             Content of result.json; None on every device but the first, and with `plan=true`, which only prints.
@@ -238,6 +239,12 @@ class Experiment:
             self._print_plan(evaluates=True)
             return None
         folder = output_folder()
+
+        from lgclip.reporting.finished_runs import FinishedRuns, repeat_run
+
+        finished = FinishedRuns(cfg, self._data, open_root(cfg.paths.store))
+        if earlier := finished.earlier():
+            return repeat_run(earlier, folder, sweep_job())
         setup = self._setup  # whatever is wrong with the config is an error before a logger opens
 
         from lgclip.reporting.publish import publish
@@ -254,6 +261,7 @@ class Experiment:
 
             saved = classifier_of(folder).save(folder / "classifier")
             print(f"classifier  lgclip classify {saved} PHOTOS")
+        finished.remember(folder, result)
         return result
 
     def build_classifier(self) -> ImageClassifier:
@@ -372,6 +380,9 @@ class Experiment:
                 f"dataset={data.evaluated.name} has class names and no images to evaluate: generate.py generates "
                 "images of them, lgclip build makes a classifier; for an accuracy use dataset=folder dataset.root=DIR"
             )
+
+        if "torch" not in sys.modules:
+            say_loading("torch, Lightning and what the models need")
 
         from lgclip.evaluation.evaluator import shifts_of
         from lgclip.runtime.devices import ConfigConsistencyCheck

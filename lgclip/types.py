@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
+TRAINING = "training"
+TEST = "test"
+"""Sources of unlabelled images: the data set's training split, or the evaluated images themselves."""
+
 
 class TargetClass(NamedTuple):
     """Describes a class for a prompt generator.

@@ -8,6 +8,7 @@ import hydra
 from lgclip.cli.errors import plain_errors, plain_job
 from lgclip.cli.sweeps import resumed
 from lgclip.runtime.config_aliases import register_second_encoders
+from lgclip.runtime.lazy_torchmetrics import make_lazy
 
 
 def script(config_name: str, *, resumes: bool = True) -> Callable[[Callable[..., Any]], Callable[[], object]]:
@@ -20,6 +21,7 @@ def script(config_name: str, *, resumes: bool = True) -> Callable[[Callable[...,
 
     def decorate(run: Callable[..., Any]) -> Callable[[], object]:
         register_second_encoders()
+        make_lazy()
         main = hydra.main(version_base="1.3", config_path="conf", config_name=config_name)
         return plain_errors(main(plain_job(resumed(run) if resumes else run)))
 

@@ -19,13 +19,10 @@ from lgclip.methods.left_out import References
 from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import Scorer
 from lgclip.store.atomic import atomic_write
+from lgclip.types import TEST, TRAINING
 
 ALIGNMENT = "alignment.safetensors"
 """File of a run's alignment, in its folder."""
-
-TRAINING = "training"
-TEST = "test"
-"""Sources of unlabelled images: the data set's training split, or the evaluated images themselves."""
 
 AUTO = "auto"
 ESTIMATED = "estimated"

@@ -1,13 +1,17 @@
 """Formats the short table at the end of a run."""
 
+import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from lgclip.reporting.data_seen import NAMES
-from lgclip.reporting.pool_table import pool_table
 from lgclip.reporting.result_schema import Metrics, RunResult, ShiftedResult
 from lgclip.reporting.run_folder import RESULT
 from lgclip.reporting.text_tables import text_table
 from lgclip.runtime.terminal import single_line
+
+CONTACT_SHEET = "prototypes.png"
+"""Name of the sheet of synthetic images in a run's folder."""
 
 _MAX_LISTED = 5  # images that could not be read
 _HEADER = ("method", "n", "top-1", "95% interval", "top-5", "per class")
@@ -35,6 +39,9 @@ def table(result: RunResult) -> str:
     for name, shifted in result.ood.items():
         lines += _shifted(name, shifted, result.method)
     if result.pools:
+        # Imports torch, which the table of a repeated run does without.
+        from lgclip.reporting.pool_table import pool_table
+
         lines.append(pool_table(result.pools))
     lines += _student(result)
     lines += _warnings(result)
@@ -110,3 +117,13 @@ def _stages(result: RunResult) -> str:
             continue
         rows.append([stage.stage, str(stage.computed), str(stage.reused), f"{stage.seconds:.1f}"])
     return text_table(("stage", "computed", "reused", "seconds"), rows)
+
+
+def next_steps(folder: Path) -> str:
+    """Names the contact sheet of a run, and the commands for its report and its classifier."""
+    steps = []
+    if (folder / CONTACT_SHEET).is_file():
+        steps.append(f"images   {folder / CONTACT_SHEET}")
+    steps.append(f"report   lgclip report {shlex.quote(str(folder))}")
+    steps.append(f"classify lgclip classify {shlex.quote(str(folder))} PHOTOS")
+    return "\n".join(steps)

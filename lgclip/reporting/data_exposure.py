@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lgclip.methods.alignment import TEST
 from lgclip.reporting.result_schema import JsonObject, PromptTuningRecord, RunResult, StudentRecord
+from lgclip.types import TEST
 
 SEEN = ("real_labels", "test_images", "unlabelled", "text_tower")
 """Kinds of data that a stage may use."""

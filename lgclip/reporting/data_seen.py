@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lgclip.methods.alignment import TEST
+from lgclip.types import TEST
 
 NAMES = "names"
 """Label of a method that has seen the class names alone."""

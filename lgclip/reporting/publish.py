@@ -1,7 +1,6 @@
 """Publishes an evaluated run: writes its files, logs metrics, prints the table, and adds pictures and tables last."""
 
 import logging
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from omegaconf import DictConfig
 
 from lgclip.datasets.unreadable import OnBadImage, quarantine
 from lgclip.evaluation.evaluator import Evaluation
-from lgclip.reporting.console_table import table
+from lgclip.reporting.console_table import CONTACT_SHEET, next_steps, table
 from lgclip.reporting.contact_sheet import sheet_of
 from lgclip.reporting.result import report
 from lgclip.reporting.result_schema import RunResult
@@ -18,8 +17,6 @@ from lgclip.reporting.wandb.tracking import Tracker
 from lgclip.runtime.sweep_job import sweep_job
 from lgclip.stages.parts import RunParts
 from lgclip.stages.runner import Stages
-
-CONTACT_SHEET = "prototypes.png"
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +61,7 @@ def publish(
     with _optional("the artifacts of the logger"):
         tracker.log_artifacts(result, synthetic_images)
     if sweep_job() is None:
-        print(_next_steps(folder))
+        print(next_steps(folder))
     return result
 
 
@@ -82,13 +79,3 @@ def _optional(name: str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         log.warning("%s could not be written: %s; the metrics are complete", name, reason)
         log.debug("%s", name, exc_info=True)
-
-
-def _next_steps(folder: Path) -> str:
-    """Names the contact sheet of a run, and the commands for its report and its classifier."""
-    steps = []
-    if (folder / CONTACT_SHEET).is_file():
-        steps.append(f"images   {folder / CONTACT_SHEET}")
-    steps.append(f"report   lgclip report {shlex.quote(str(folder))}")
-    steps.append(f"classify lgclip classify {shlex.quote(str(folder))} PHOTOS")
-    return "\n".join(steps)

@@ -23,6 +23,9 @@ _MODEL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "original/*"]
 
 
+_ANSWERS: dict[tuple[str, str | None, str], str] = {}
+
+
 class HubError(ValueError):
     """Reports that a model or data set of the hub is unavailable; the message says why and how to fix it."""
 
@@ -60,10 +63,17 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
             cached = _cache_folder(repo, kind) / "refs" / (revision or "main")
             if answered or not cached.is_file():
                 raise
-            return cached.read_text(encoding="utf-8").strip()
-        assert commit is not None
-        _remember(repo, revision, kind, commit)
+            commit = cached.read_text(encoding="utf-8").strip()
+        else:
+            assert commit is not None
+            _remember(repo, revision, kind, commit)
+        _ANSWERS[repo, revision, kind] = commit
         return commit
+
+
+def resolved_commits() -> dict[tuple[str, str | None, str], str]:
+    """Returns what `commit_of` has answered in this process for branches and tags, by its arguments."""
+    return dict(_ANSWERS)
 
 
 def _remember(repo: str, revision: str | None, kind: str, commit: str) -> None:

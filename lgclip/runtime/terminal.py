@@ -1,6 +1,8 @@
 """Sanitizes text for terminals and logs: names come from folders, files and servers."""
 
 import logging
+import os
+import sys
 import unicodedata
 
 from lgclip.runtime.secrets import hidden
@@ -41,3 +43,14 @@ class OneLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return sanitized(super().format(record))
+
+
+def say_loading(what: str) -> None:
+    """Says on a terminal what takes the next seconds; nothing in a file, and nothing on other devices.
+
+    Args:
+        what: What is loaded.
+    """
+    if sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"loading {what}\n")
+        sys.stderr.flush()

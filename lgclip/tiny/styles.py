@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
-from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 
 from lgclip.tiny.world import pixel_noise
 
@@ -20,6 +19,8 @@ _STREAM = 4
 
 def sketch(picture: Picture, index: int) -> Picture:
     """Draws black lines on white where colors change, as with a pen; color itself is lost."""
+    from scipy.ndimage import gaussian_gradient_magnitude  # takes as long to import as all else that `shapes` needs
+
     # The strongest of the three channels: of the mean, two colors of equal brightness would have no line between them.
     steps = [gaussian_gradient_magnitude(picture[..., c] / 255.0, sigma=0.8, mode="nearest") for c in range(3)]
     ink = np.clip((np.max(steps, axis=0) - 0.07) / 0.09, 0, 1)
@@ -46,6 +47,8 @@ def _low_light(picture: Picture, strength: float, blur: float) -> Picture:
         strength: 0 is daylight, 1 the color `_NIGHT`.
         blur: Standard deviation of the blur, in pixels.
     """
+    from scipy.ndimage import gaussian_filter
+
     light = 1 - strength * (1 - np.array(_NIGHT))
     dim = gaussian_filter(picture / 255.0 * light, (blur, blur, 0), mode="nearest")
     return (np.clip(dim, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -20,7 +20,6 @@ from lgclip.reporting.run_folder import Run
 from lgclip.reporting.wandb.artifacts import KEEP, log_artifacts
 from lgclip.reporting.wandb.tables import tables_of
 from lgclip.runtime.instantiate import build, target_of
-from lgclip.training.prompt_tuning.rounds import log_rounds
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +226,9 @@ def _log_curve(result: RunResult, logger: Logger) -> None:
     if any(stage.computed for stage in result.stages if stage.stage in ("prompt tuning", "student")):
         return
     if prompt_tuning := result.prompt_tuning:
+        # Imports what a training needs.
+        from lgclip.training.prompt_tuning.rounds import log_rounds
+
         log_rounds(prompt_tuning.rounds, logger)
     elif student := result.student:
         rows = list(zip(*student.history.values(), strict=True))
