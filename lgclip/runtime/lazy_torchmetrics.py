@@ -8,32 +8,37 @@ all of it, as ever. `importlib.util.LazyLoader` was considered: it loads everyth
 import importlib
 import logging
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
 _NAME = "torchmetrics"
-_PLACES = {
-    "Metric": f"{_NAME}.metric",
-    "MetricCollection": f"{_NAME}.collections",
-    "__version__": f"{_NAME}.__about__",
-}
-"""The attributes that need no more than the module which defines them."""
+_PLACES = {"Metric": f"{_NAME}.metric", "MetricCollection": f"{_NAME}.collections"}
+"""The classes that need no more than the module which defines them."""
 
 
 class _LazyPackage(ModuleType):
     """Stands for torchmetrics until an attribute is asked for that is not in `_PLACES`."""
 
+    @property
+    def __path__(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Returns where submodules are; Python asks for it before it imports one."""
+        if "_begun" not in self.__dict__:
+            self.__dict__["_begun"] = True
+            # The submodules import each other in a circle, which begins here when the whole package is loaded.
+            importlib.import_module(f"{_NAME}.utilities")
+        return self.__dict__["__path__"]
+
     def __getattr__(self, name: str) -> Any:
+        if name == "__version__":
+            return version(_NAME)
         if name == "_logger":
             return logging.getLogger(_NAME)
         if name in _PLACES:
-            if name != "__version__":
-                # Its modules import each other in a circle, which begins here when the whole package is loaded.
-                importlib.import_module(f"{_NAME}.utilities")
             return getattr(importlib.import_module(_PLACES[name]), name)
-        # Python itself looks for attributes such as `__file__` or `__wrapped__`, and these are there or they are not.
-        if name.startswith("__"):
+        # Python itself looks for attributes such as `__wrapped__`; `import *` looks for this one.
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {_NAME!r} has no attribute {name!r}")
         load_all(self)
         return getattr(self, name)
