@@ -13,6 +13,8 @@ from beartype.roar import BeartypeDecorHintPep585DeprecationWarning, BeartypeDec
 from hypothesis import settings
 
 os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
+# `precision=auto` is then fp32 on every CPU, so that a test gives one result everywhere, also in processes of its own.
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
 settings.register_profile("same", deadline=None, derandomize=True, database=None)  # on a busy machine too
 settings.load_profile("same")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other

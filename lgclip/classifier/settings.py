@@ -38,7 +38,7 @@ def settings_of(cfg: DictConfig, encoder: Encoder, text: Mapping[str, object]) -
 
 def _with_precision(config: Any, encoder: Encoder) -> dict[str, Any]:
     """Returns the config of an encoder, of a pair both, with the precision as it was resolved."""
-    # `auto` means bf16 on a GPU and fp32 elsewhere, and the features of the two are not the same.
+    # `auto` is bf16 on some hardware and fp32 elsewhere, and the features of the two are not the same.
     if not encoder.parts():
         return {**config, "precision": encoder.precision}
     return {**config, **{name: _with_precision(config[name], part) for name, part in encoder.parts().items()}}

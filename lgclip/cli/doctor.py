@@ -134,7 +134,9 @@ def machine() -> str:
     cores = f"{os.cpu_count()} CPU cores"
     gpus = _gpus()
     if not gpus:
-        return f"{cores}, no GPU: precision=auto is fp32; large diffusion models need a GPU"
+        from lgclip.encoder.precision import decided
+
+        return f"{cores}, no GPU: precision=auto is {decided('auto')}; large diffusion models need a GPU"
     return f"{cores}; {'; '.join(gpus)}: precision=auto is bf16"
 
 

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from lgclip.runtime.regular_files import regular_stat
 from lgclip.store.atomic import atomic_write
 from lgclip.store.keys import content_key, digest_of, file_stamp
+from lgclip.store.root import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class _Cache:
     """
 
     def __init__(self, root: Path) -> None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lgclip-hashes"
+        folder = cache_folder() / "lgclip-hashes"
         self._root = root
         self.path = folder / f"{content_key({'root': os.fsencode(root.resolve()).hex()})}.npz"
         self.lock = self.path.with_suffix(".lock")

@@ -13,6 +13,7 @@ from lgclip.diffuser.base import ImageGenerator, noise_seed, shared_noise_seed
 from lgclip.diffuser.lora_weights import adapter_file, adapter_weights, attach, check_adapter, check_fits
 from lgclip.diffuser.sampling_loop import OURS, SamplingPipeline, arguments_of
 from lgclip.diffuser.schedulers import check_scheduler, replace_scheduler
+from lgclip.encoder.precision import decided
 from lgclip.encoder.weight_files import read_config
 from lgclip.runtime.hub import commit_of, hub_errors, snapshot
 from lgclip.runtime.model_folders import check_component, check_model_folder
@@ -22,19 +23,6 @@ from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositorie
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NOISES = {"image": noise_seed, "repeat": shared_noise_seed}
 OFFLOADS = ("none", "model", "sequential")
-
-
-def decided(precision: str) -> str:
-    """Resolves `auto`: bf16 where there is a CUDA device that supports it, else fp32.
-
-    It depends on the machine, not on the device of a run: the key of an image must be known before a device is, and the
-    model is loaded in the precision that the key names.
-    """
-    if precision != "auto":
-        return precision
-    # Older GPUs emulate bf16 through fp32, which is slower than fp32 and less exact.
-    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if capable else "fp32"
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,7 @@ class Diffuser(ImageGenerator):
         size: Height and width of the images in pixels.
         negative_prompt: What the images should not show.
         options: Further arguments of the pipeline's call, such as `max_sequence_length`.
-        precision: `fp32`, `fp16`, `bf16`, or `auto`: bf16 where there is a CUDA device, else fp32.
+        precision: `fp32`, `fp16`, `bf16`, or `auto`: bf16 on hardware that multiplies in it, else fp32.
             The key contains the resolved value, so that two precisions never share an image.
         scheduler: Name of a scheduler of diffusers; None is the checkpoint's own.
         scheduler_options: Overrides of the scheduler's settings.
@@ -87,6 +75,7 @@ class Diffuser(ImageGenerator):
     size: int | None = None
     negative_prompt: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    # `auto` depends on the machine, not on the device of a run: the key of an image must be known before a device is.
     precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
     scheduler: str | None = None
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lgclip.encoder.backbone import OPEN_CLIP, Plan, Tower
 from lgclip.encoder.base import Encoder, LearningTowers, Towers, Transform
 from lgclip.encoder.open_clip_catalogue import LAYOUT, Named
-from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.precision import arithmetic, as_input, cast_weights, check_precision, decided, decided_for_training
 from lgclip.encoder.weight_checks import check_pass, sample_pixels
 from lgclip.encoder.weight_comparison import mismatch, model_shapes, stored_shapes
 from lgclip.encoder.weight_files import HUB, checkpoint_content, hub_tokenizer
@@ -43,7 +43,8 @@ class OpenClip(Encoder):
         revision: Branch, tag or commit of the hub repository that the weights are in; None is `main`.
         checkpoint: Local weights of the named architecture, used instead of the tag's.
         allow_pickle: Whether weights may be a pickle. It is loaded with `weights_only`, and runs no code.
-        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
+        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on hardware that multiplies in it, fp32
+            elsewhere.
         batch_size: Number of views per forward pass.
 
     Raises:
@@ -168,7 +169,7 @@ class OpenClip(Encoder):
         )
 
     def load(self, device: torch.device) -> Towers:
-        return _OpenClipTowers(self._model().to(device).eval(), self._tokenizer(), device, decided(self.precision))
+        return _OpenClipTowers(self._model(), self._tokenizer(), device, decided(self.precision, device))
 
     def prompt_key(self, *kinds: str) -> str:
         config = self._config("model_cfg")
@@ -198,7 +199,8 @@ class OpenClip(Encoder):
     def learning_towers(self, device: torch.device, *kinds: str) -> LearningTowers:
         key = self.prompt_key(*kinds)  # refused before the weights are read
         model = self._model().to(device).eval().requires_grad_(False)
-        precision = decided(self.precision, device)
+        # On a CPU in fp32: gradients through weights in bf16 are too coarse.
+        precision = decided_for_training(self.precision, device)
         scale = float(model.logit_scale.exp())  # the parameter is the logarithm of 1 / temperature
         return LearningTowers(model, self._tokenizer(), device, precision, scale, key, self.model)
 
@@ -310,7 +312,7 @@ def open_clip_transform(arguments: Mapping[str, Any], *, squash: bool) -> Transf
 
 class _OpenClipTowers:
     def __init__(self, model: Any, tokenizer: Any, device: torch.device, precision: str) -> None:
-        self._model = model
+        self._model: Any = cast_weights(model, precision, device)
         self._tokenizer = tokenizer
         self._device = device
         self._precision = precision
@@ -331,7 +333,7 @@ class _OpenClipTowers:
     def _unit(self, encode: Any, batch: Tensor) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):
-                features = encode(batch.to(self._device))
+                features = encode(as_input(batch, self._precision, self._device))
             # Outside of the arithmetic: the length of a vector in bf16 is right to two or three digits only, and the
             # store refuses features that are not of unit length.
             return F.normalize(features.float(), dim=-1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lgclip.encoder.backbone import OPEN_CLIP, TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform, exact_encoder
-from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.precision import arithmetic, as_input, cast_weights, check_precision, decided
 from lgclip.encoder.weight_files import read_config
 from lgclip.store.keys import NOT_AN_INPUT, TINY, local_folder
 
@@ -32,7 +32,8 @@ class PackedEncoder(Encoder):
 
     Args:
         folder: The folder.
-        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
+        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on hardware that multiplies in it, fp32
+            elsewhere.
         batch_size: Number of views per forward pass.
 
     Raises:
@@ -78,7 +79,7 @@ class PackedEncoder(Encoder):
         return preprocessing_transform(self._about["preprocessing"], squash=squash)
 
     def load(self, device: torch.device) -> Towers:
-        return _PackedTower(self.tower().body.to(device).eval(), device, decided(self.precision))
+        return _PackedTower(self.tower().body, device, decided(self.precision, device))
 
     def tower(self) -> Tower:
         about = self._about
@@ -167,14 +168,14 @@ def preprocessing_transform(preprocessing: Mapping[str, Any], *, squash: bool) -
 
 class _PackedTower:
     def __init__(self, body: nn.Module, device: torch.device, precision: str) -> None:
-        self._body = body
+        self._body = cast_weights(body, precision, device)
         self._device = device
         self._precision = precision
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):
-                features = self._body(pixels.to(self._device))
+                features = self._body(as_input(pixels, self._precision, self._device))
             # The vision towers of CoCa give the features of the patches as well.
             if isinstance(features, tuple):
                 features = features[0]

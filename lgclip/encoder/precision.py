@@ -1,8 +1,11 @@
 """Sets the floating-point precision of a tower; its features are normalized in fp32 in any case."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -17,32 +20,87 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"encoder.precision={precision}: choose auto, {', '.join(PRECISIONS)}")
 
 
+def has_bf16_units() -> bool:
+    """Returns whether this CPU multiplies matrices in bf16, several times as fast as in fp32: AMX or AVX512-BF16.
+
+    Others emulate it, many times slower than fp32. oneDNN, which multiplies, can be told to use less of a CPU than it
+    has (`ONEDNN_MAX_CPU_ISA`); without these instructions it emulates too.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    if limit not in ("ALL", "DEFAULT") and not any(name in limit for name in ("BF16", "FP16", "AMX")):
+        return False
+    # What the processor says, never a measurement: a key must not depend on how busy the machine is.
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
 def decided(precision: str, device: torch.device | None = None) -> str:
-    """Resolves `auto`: bf16 on a GPU that supports it, fp32 elsewhere.
+    """Resolves `auto` of what computes with finished weights: bf16 where the hardware has it, fp32 elsewhere.
 
     Args:
         precision: `auto` or one of `PRECISIONS`.
         device: Device of the towers; None uses the machine's default.
     """
+    if precision == "auto" and _on_cpu(device):
+        return "bf16" if has_bf16_units() else "fp32"
+    return decided_for_training(precision, device)
+
+
+def decided_for_training(precision: str, device: torch.device | None = None) -> str:
+    """Resolves `auto` of what is trained: bf16 on a GPU that supports it, fp32 elsewhere.
+
+    Args:
+        precision: `auto` or one of `PRECISIONS`.
+        device: Device of the training; None uses the machine's default.
+    """
     if precision != "auto":
         return precision
-    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     # Older GPUs emulate bf16 through fp32, which is slower than fp32 and less exact.
-    if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
+    if not _on_cpu(device) and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return "fp32"
 
 
-def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Runs the block in `precision`.
+def _on_cpu(device: torch.device | None) -> bool:
+    if device is None:
+        return not torch.cuda.is_available()
+    return device.type != "cuda"
 
-    Weights stay in fp32 and are cast by autocast in matrix products and convolutions; torch keeps
-    layer norms and softmax in fp32 on a GPU. One mechanism thus serves every architecture.
+
+def cast_weights(model: Module, precision: str, device: torch.device) -> Module:
+    """Returns a model on a device, ready to compute in `precision`; its weights are cast once on a CPU.
+
+    There autocast is slower than fp32: it casts all weights in each pass, and leaves the fused attention. On a GPU it
+    costs nothing, and weights stay in fp32 for `arithmetic`.
+
+    Args:
+        model: The model, which is changed.
+        precision: One of `PRECISIONS`.
+        device: Device of the towers.
+    """
+    model = model.to(device).eval()
+    if device.type == "cuda":
+        return model
+    return model.to(PRECISIONS[precision])
+
+
+def as_input(pixels: Tensor, precision: str, device: torch.device) -> Tensor:
+    """Returns pixels on a device, of the type of the weights after `cast_weights`; integers keep theirs."""
+    if device.type == "cuda" or not pixels.is_floating_point():
+        return pixels.to(device)
+    return pixels.to(device, PRECISIONS[precision])
+
+
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Runs the block in `precision` on a GPU; on a CPU in that of the weights.
+
+    On a GPU weights stay in fp32 and are cast by autocast in matrix products and convolutions; torch keeps
+    layer norms and softmax in fp32. One mechanism thus serves every architecture.
 
     Args:
         precision: One of `PRECISIONS`.
         device: Device of the towers.
     """
-    if precision == "fp32":
+    if precision == "fp32" or device.type != "cuda":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lgclip.encoder.backbone import TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.precision import arithmetic, as_input, cast_weights, check_precision, decided
 from lgclip.encoder.timm_catalogue import LAYOUT, Named
 from lgclip.encoder.weight_checks import check_pass, sample_pixels
 from lgclip.encoder.weight_comparison import Shapes, mismatch, model_shapes, stored_shapes
@@ -41,7 +41,8 @@ class Timm(Encoder):
         checkpoint: Local weights of the named architecture, used instead of the hub's; or `package:NAME`, those of
             an installed Python package (see `packaged_weights`).
         allow_pickle: Whether weights may be a pickle. It is loaded with `weights_only`, and runs no code.
-        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU and fp32 elsewhere.
+        precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on hardware that multiplies in it, fp32
+            elsewhere.
         batch_size: Number of views per forward pass.
 
     Raises:
@@ -167,7 +168,7 @@ class Timm(Encoder):
         )
 
     def load(self, device: torch.device) -> Towers:
-        return _TimmTower(self._model().to(device).eval(), device, decided(self.precision))
+        return _TimmTower(self._model(), device, decided(self.precision, device))
 
     def width(self) -> int:
         # Of the network without weights, and without a classifier, whose size only the weights tell.
@@ -296,7 +297,7 @@ def _classes(state: dict[str, Any], classifier: str | Sequence[str] | None) -> i
 
 class _TimmTower:
     def __init__(self, model: Any, device: torch.device, precision: str) -> None:
-        self._model = model
+        self._model: Any = cast_weights(model, precision, device)
         self._device = device
         self._precision = precision
 
@@ -304,7 +305,7 @@ class _TimmTower:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):
                 # Up to the classifier, which stays on the model because timm loads strictly only with it.
-                patches = self._model.forward_features(pixels.to(self._device))
+                patches = self._model.forward_features(as_input(pixels, self._precision, self._device))
                 features = self._model.forward_head(patches, pre_logits=True)
             return F.normalize(features.float(), dim=-1)
 

@@ -1,6 +1,6 @@
 """Finds the finished run that a config describes, so that the same command computes nothing a second time.
 
-    STORE/runs/RUN_KEY.json    folder of the last run of a config, and what its result depends on
+    ~/.cache/lgclip-runs/KEY.json    folder of the last run of a config, and what its result depends on
 
 A run is repeated by copying its files, where its whole config, the program, the packages, the images' contents, the
 files that the config names, the commits of the hub's branches and the entries of the store are those of before. None of
@@ -31,11 +31,13 @@ from lgclip.reporting.run_folder import RESULT, Run
 from lgclip.runtime import hub
 from lgclip.runtime.run_key import run_key
 from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.keys import content_key
+from lgclip.store.root import cache_folder
 
 log = logging.getLogger(__name__)
 
-RUNS = "runs"
-"""Name of the store's folder of records."""
+_RUNS = "lgclip-runs"
+"""Folder of the records. They name places of this machine, so they are no part of a store, which may be shared."""
 
 _MAX_FILES = 200_000
 """Files that are looked at; a run that depends on more is not repeated, since looking would take long."""
@@ -64,8 +66,8 @@ class FinishedRuns:
     def __init__(self, cfg: DictConfig, data: DatasetSplits, store: Path) -> None:
         self._data = data
         self._store = store
-        self._key = run_key(cfg)
-        self._path = store / RUNS / f"{self._key}.json"
+        key = content_key({"run": run_key(cfg), "store": os.fsencode(store.resolve()).hex()})
+        self._path = cache_folder() / _RUNS / f"{key}.json"
         self._plain: Any = OmegaConf.to_container(cfg, resolve=True)
         self._again = not cfg.rerun
         # Before anything is computed: a file that changes in the meantime is then another one the next time.
@@ -118,9 +120,8 @@ class FinishedRuns:
                 "images": self._images(name for name in _SPLITS if name in vars(self._data)),
                 "commits": [[*where, commit] for where, commit in sorted(hub.resolved_commits().items(), key=str)],
             }
-            self._path.parent.mkdir(exist_ok=True)
             write_json(self._path, record)
-        # A store that cannot be written to is no reason for a finished run to fail.
+        # A cache that cannot be written to is no reason for a finished run to fail.
         except (OSError, ValueError) as error:
             log.debug("the run is not remembered: %s", error)
 

@@ -201,7 +201,7 @@ def config_of(run: Run) -> DictConfig:
     if "download" in cfg.dataset:
         cfg.dataset.download = False
     for group, recorded in _recorded_parts(run):
-        # `precision=auto` means bf16 on a GPU and fp32 elsewhere, and the precision is part of the features' key.
+        # `precision=auto` depends on the hardware, and the precision is part of the features' key.
         if "precision" in recorded:
             cfg[group].precision = recorded["precision"]
         # A hub model is given as id@commit, a folder by its hash.

@@ -18,6 +18,11 @@ class StoreError(ValueError):
     """Reports that the store cannot be used in its present state; the message says how to fix it."""
 
 
+def cache_folder() -> Path:
+    """Returns the user's cache folder: `$XDG_CACHE_HOME`, or else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def root_of(root: str | os.PathLike[str] | None) -> Path:
     """Returns the store's folder, whether or not it exists.
 
@@ -25,8 +30,7 @@ def root_of(root: str | os.PathLike[str] | None) -> Path:
         root: The folder; None uses `$LGCLIP_HOME`, or else the user's cache folder.
     """
     if root is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = os.environ.get("LGCLIP_HOME") or Path(cache) / "lgclip"
+        root = os.environ.get("LGCLIP_HOME") or cache_folder() / "lgclip"
     folder = Path(root).expanduser().absolute()
     try:
         str(folder).encode()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from factories import FirstRun, Sandbox, evaluate_run, read_tree
+from factories import FirstRun, Sandbox, evaluate_run, read_tree, run_command
 
 from lgclip.experiment import Experiment
 from lgclip.reporting import finished_runs
@@ -37,8 +37,13 @@ def computes(sandbox: Sandbox, folder: Path, *overrides: str) -> bool:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Experiment, "evaluate", counted)
-        evaluate_run(sandbox, folder, *overrides)
+        evaluate_run(sandbox, folder, "rerun=false", *overrides)
     return count > 0
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -114,7 +119,7 @@ def _remove_run(finished: Path, sandbox: Sandbox) -> None:
 def _damage_record(finished: Path, sandbox: Sandbox) -> None:
     (record,) = [
         path
-        for path in sandbox.store.glob("runs/*.json")
+        for path in (finished.parent / "cache" / "lgclip-runs").glob("*.json")
         if json.loads(path.read_text(encoding="utf-8"))["folder"] == str(finished)
     ]
     record.write_text("{", encoding="utf-8")
@@ -199,7 +204,7 @@ def test_warnings_are_repeated(sandbox: Sandbox, finished: Path, capsys: pytest.
     assert "no effect on method=clip_text" in capsys.readouterr().err
 
 
-def test_read_only_store_is_no_error(sandbox: Sandbox, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_cache_is_no_error(sandbox: Sandbox, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise OSError("read-only")
 
@@ -215,8 +220,6 @@ def test_job_of_a_sweep_keeps_its_place(sandbox: Sandbox, finished: Path, tmp_pa
         *sandbox.evaluate_overrides(), f"dataset.root={root / 'images'}", f"hydra.sweep.dir={sweep}",
         "hydra.sweeper.params=null", "prompts_per_class=2,3", "-m",
     ]  # fmt: skip
-    from factories import run_command
-
     run_command("evaluate", *evaluate)
     result = json.loads((sweep / "1" / "result.json").read_text(encoding="utf-8"))
     assert result["sweep"]["job"] == 1

@@ -163,7 +163,7 @@ def test_sweep_matches_single_runs(sandbox: Sandbox, tmp_path: Path, request: py
     alone = [evaluate_run(sandbox, tmp_path / f"{k}{s}", f"prompts_per_class={k}", f"scales={s}") for k, s in grid]
     request.getfixturevalue("no_model_loads")
     sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "prompts_per_class=1,2", "scales=single,multi", "-m"]
-    run_command("evaluate", *sandbox.evaluate_overrides(), *sweep)
+    run_command("evaluate", *sandbox.evaluate_overrides(), "rerun=true", *sweep)
     cells = [json.loads((tmp_path / "sweep" / str(i) / "result.json").read_text()) for i in range(len(grid))]
     for cell, single in zip(cells, alone, strict=True):
         assert computed_counts(cell) == NOTHING

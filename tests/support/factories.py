@@ -172,9 +172,12 @@ def run_command(verb: str, *overrides: str) -> None:
 
 
 def evaluate_run(sandbox: Sandbox | Sequence[str], folder: Path, *overrides: str) -> dict[str, Any]:
-    """Evaluates in a sandbox or with overrides and returns the result; later overrides win."""
+    """Evaluates in a sandbox or with overrides and returns the result; later overrides win.
+
+    The same run a second time is computed: that it can be copied is tested in test_finished_runs.py.
+    """
     base_overrides = sandbox.evaluate_overrides() if isinstance(sandbox, Sandbox) else sandbox
-    run_command("evaluate", *base_overrides, f"hydra.run.dir={folder}", *overrides)
+    run_command("evaluate", "rerun=true", *base_overrides, f"hydra.run.dir={folder}", *overrides)
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lgclip.encoder.precision import PRECISIONS, decided
+from lgclip.encoder.precision import PRECISIONS, decided_for_training
 from lgclip.runtime.validation import Validation
 from lgclip.stages.context import RunContext
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR
@@ -97,7 +97,7 @@ class LoraTuning(TrainingConfig):
     flip: bool = False
     gradient_checkpointing: bool = field(default=False, metadata=NOT_AN_INPUT)
     seed: int = 0
-    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
+    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided_for_training(part.precision)})
     checkpoint_every: int = field(default=100, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class LoraTuning(TrainingConfig):
 
     def on(self, device: torch.device) -> "LoraTuning":
         """Returns this recipe with its device-dependent settings resolved, so that its key covers what is computed."""
-        return replace(self, precision=decided(self.precision, device))
+        return replace(self, precision=decided_for_training(self.precision, device))
 
     def prepare(self, inputs: TrainingInputs, context: RunContext) -> TrainingTask:
         from lgclip.training.lora.task import Adaptation

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lgclip.diffuser.prompt_embeddings import PromptEmbeddings
 from lgclip.diffuser.schedulers import replace_scheduler
-from lgclip.encoder.precision import decided
+from lgclip.encoder.precision import decided_for_training
 from lgclip.encoder.weight_files import is_intact
 from lgclip.stages.context import RunContext
 from lgclip.store.atomic import atomic_write, write_json
@@ -71,7 +71,7 @@ class LoraTraining(TrainingTask):
             # Steps end the training: the sampler runs through all of them, which Lightning sees as one epoch.
             max_steps=tuning.steps,
             max_epochs=-1,
-            precision=PRECISION[decided(tuning.precision)],
+            precision=PRECISION[decided_for_training(tuning.precision)],
             accumulate_grad_batches=tuning.accumulate,
             gradient_clip_val=tuning.gradient_clip,
             plugins=[SafetensorsIO()],
@@ -115,7 +115,7 @@ def build_lora_module(adaptation: Adaptation, device: torch.device) -> DiffuserL
 
     tuning = adaptation.tuning
     diffuser = adaptation.pipeline
-    pipeline = replace(diffuser, precision=decided(tuning.precision)).pipeline()
+    pipeline = replace(diffuser, precision=decided_for_training(tuning.precision)).pipeline()
     if diffuser.scheduler is not None:
         replace_scheduler(pipeline, diffuser.scheduler, diffuser.scheduler_options)
     scheduler = pipeline.scheduler

@@ -8,7 +8,7 @@ import torch
 
 from lgclip.encoder.backbone import TIMM, Tower, check_fits, read_into, split_name, untrained, weights_file
 from lgclip.encoder.base import Encoder
-from lgclip.encoder.precision import PRECISIONS, decided
+from lgclip.encoder.precision import PRECISIONS, decided_for_training
 from lgclip.encoder.timm import Timm
 from lgclip.encoder.weight_files import checkpoint_content
 from lgclip.runtime.validation import Validation
@@ -128,7 +128,7 @@ class Student(TrainingConfig):
     validation: float = 0.1
     select_on: str = "synthetic"
     seed: int = 0
-    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
+    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided_for_training(part.precision)})
     # How often the state is saved changes no weight, so it is not part of the key.
     checkpoint_every: int = field(default=500, metadata=NOT_AN_INPUT)
 
@@ -233,7 +233,7 @@ class Student(TrainingConfig):
 
     def on(self, device: torch.device) -> "Student":
         """Returns this student with its device-dependent settings resolved, so that its key covers what is computed."""
-        return replace(self, precision=decided(self.precision, device))
+        return replace(self, precision=decided_for_training(self.precision, device))
 
     @property
     def needs_real(self) -> bool:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lgclip.encoder.backbone import Network, Plan
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.encoder.precision import arithmetic, check_precision, decided
+from lgclip.encoder.precision import arithmetic, as_input, cast_weights, check_precision, decided_for_training
 from lgclip.encoder.weight_files import checkpoint_content, is_intact, read_trained
 from lgclip.methods.logits import as_unit
 from lgclip.runtime.versions import STORE_SCHEMA
@@ -48,7 +48,7 @@ class StudentEncoder(Encoder):
     has_text = False
 
     folder: str = field(metadata={STANDS_FOR: lambda part: part.stands_for()})
-    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
+    precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided_for_training(part.precision)})
     batch_size: int = field(default=128, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class StudentEncoder(Encoder):
         return []
 
     def on(self, device: torch.device) -> "StudentEncoder":
-        return replace(self, precision=decided(self.precision, device))
+        return replace(self, precision=decided_for_training(self.precision, device))
 
     def inputs(self) -> dict[str, object]:
         return {"encoder": key_inputs(self), "schema": STORE_SCHEMA}
@@ -106,7 +106,7 @@ class StudentEncoder(Encoder):
         )
 
     def load(self, device: torch.device) -> Towers:
-        return _StudentTower(self.network().to(device).eval(), device, decided(self.precision))
+        return _StudentTower(self.network(), device, decided_for_training(self.precision, device))
 
     def network(self) -> Network:
         """Returns the network with its weights, on the CPU.
@@ -147,14 +147,14 @@ class _Look:
 
 class _StudentTower:
     def __init__(self, network: Network, device: torch.device, precision: str) -> None:
-        self._network = network
+        self._network = cast_weights(network, precision, device)
         self._device = device
         self._precision = precision
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
             with arithmetic(self._precision, self._device):
-                logits = self._network(pixels.to(self._device))
+                logits = self._network(as_input(pixels, self._precision, self._device))
             return as_unit(logits.float())
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:

@@ -16,7 +16,7 @@ from lightning import Trainer
 from safetensors.torch import save_file
 
 from lgclip.encoder.backbone import Network, Tower, with_head
-from lgclip.encoder.precision import decided
+from lgclip.encoder.precision import decided_for_training
 from lgclip.encoder.weight_files import is_intact, read_config
 from lgclip.stages.context import RunContext
 from lgclip.store.atomic import atomic_write, write_json
@@ -106,7 +106,7 @@ def _fit(context: RunContext, module: StudentModule, mixed_data: MixedData, fold
         # Steps end the training: the sampler runs through all epochs, which Lightning sees as one.
         max_steps=mixed_data.steps,
         max_epochs=-1,
-        precision=PRECISION[decided(student.precision)],
+        precision=PRECISION[decided_for_training(student.precision)],
         plugins=[SafetensorsIO()],
         callbacks=[last_checkpoint(folder / "checkpoints", student.checkpoint_every), StepBar("student", _last_epoch)],
         logger=context.logger,
