@@ -47,18 +47,19 @@ class Commands:
         work.mkdir(parents=True, exist_ok=True)
         self._number = 0
 
-    def ours(self, store: str) -> tuple[Spent, dict[str, float]]:
+    def ours(self, store: str, precision: str = "fp32") -> tuple[Spent, dict[str, float]]:
         """What evaluate.py spends and finds.
 
         Args:
             store: Name of its store; one that is new holds nothing.
+            precision: As in `precision=` of a run.
         """
         self._number += 1
         run = self._work / f"run-{self._number}"
         spent = _run(
             ROOT, "evaluate.py", "method=clip_text", "dataset=folder", f"dataset.root={self._pictures}",
             "encoder=open_clip", f"encoder.model={self._model}", f"workers={self._workers}", "logger=none",
-            f"paths.store={self._work / store}", f"hydra.run.dir={run}",
+            f"paths.store={self._work / store}", f"hydra.run.dir={run}", f"precision={precision}", "rerun=true",
         )  # fmt: skip
         metrics = json.loads((run / "result.json").read_text(encoding="utf-8"))["metrics"]
         return spent, {name: metrics[name] for name in FIGURES}
@@ -83,14 +84,19 @@ class Commands:
         return spent, {ours: metrics[theirs] for ours, theirs in FIGURES.items()}
 
 
-def check(ours: dict[str, float], theirs: dict[str, float]) -> str:
+def check(ours: dict[str, float], theirs: dict[str, float], tolerance: float = EQUAL) -> str:
     """What was compared, in words.
+
+    Args:
+        ours: Our figures.
+        theirs: Those of the peer.
+        tolerance: How far apart two figures may be.
 
     Raises:
         SystemExit: If a figure differs.
     """
     for name in FIGURES:
-        if not math.isclose(ours[name], theirs[name], abs_tol=EQUAL):
+        if not math.isclose(ours[name], theirs[name], abs_tol=tolerance):
             raise SystemExit(f"{name}: ours says {ours[name]}, theirs {theirs[name]}")
     return ", ".join(f"{name} {ours[name]:.4f}" for name in FIGURES)
 

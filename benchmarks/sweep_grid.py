@@ -5,11 +5,12 @@ stored, against 60 separate runs without a store. B4b: with nothing stored, agai
 has a store of its own, so that only the process and its imports are shared. Of the others' cells, the products of
 `FEW_PROMPTS` and `FEW_SCALES` are run (each draws and encodes all it needs) and their mean stands for the 60: they use
 8 prompts on average as the grid does, and 5.5 views where the grid uses 6.25. Their figures are compared for
-equality with the sweep's own before anything is printed.
+equality with the sweep's own before anything is printed. B4d: what a cell takes whose features are stored.
 """
 
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -55,11 +56,17 @@ def sweep(work: Path) -> tuple[float, list[float]]:
     """Seconds of the 60 cells, with nothing stored and with all stored."""
     whole, store = grid_of(PROMPTS, SCALES), f"paths.store={work / 'store'}"
     cold = evaluate(store, f"hydra.sweep.dir={work / 'cold'}", *whole)
-    warm = [evaluate(store, f"hydra.sweep.dir={work / f'warm-{number}'}", *whole) for number in range(2)]
+    warm = [evaluate(store, "rerun=true", f"hydra.sweep.dir={work / f'warm-{number}'}", *whole) for number in range(2)]
     again = evaluate(store, f"hydra.sweep.dir={work / 'warm-0'}", *whole)
     print(f"{CELLS} cells, nothing stored: {cold:.1f} s; all stored: {min(warm):.1f} - {max(warm):.1f} s")
     print(f"the same sweep again: {again:.1f} s, every job finished before")
     return cold, warm
+
+
+def cell_seconds(folder: Path) -> float:
+    """Median seconds between the ends of two cells of a sweep."""
+    ends = sorted((folder / str(number) / "result.json").stat().st_mtime for number in range(CELLS))
+    return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 
 def separately(work: Path) -> float:
@@ -82,7 +89,7 @@ def without_store(work: Path) -> float:
     for number, (prompts, scales) in enumerate(cells):
         check(folder / str(number), prompts, scales, work / "cold")
     # The start counts once in a sweep however long it is; a run with all stored is a little more than a start.
-    start = evaluate(f"paths.store={work / 'store'}", f"hydra.run.dir={work / 'start'}")
+    start = evaluate(f"paths.store={work / 'store'}", f"hydra.run.dir={work / 'start'}", "rerun=true")
     print(f"{len(cells)} cells with a store each: {few:.1f} s, of that the start at most {start:.1f} s")
     return start + CELLS * (few - start) / len(cells)
 
@@ -92,11 +99,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         cold, warm = sweep(work)
+        cells = [cell_seconds(work / f"warm-{number}") for number in range(2)]
+        torch = [seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)) for _ in range(3)]
         separate = separately(work)
         unshared = without_store(work)
     equal = f"metrics, methods beside, confidence and diagnostics of {len(FEW_PROMPTS) * len(FEW_SCALES)} cells"
     runs = f"{CELLS} separate runs without a store, estimated from {len(FEW_PROMPTS) * len(FEW_SCALES)}"
     one = f"one sweep, a store for each cell, estimated from {len(FEW_PROMPTS) * len(FEW_SCALES)}"
+    few = (f"a cell of {CELLS}, all stored, computed again", "`import torch`", "<= 0.05", "s")
+    keep(Row("B4d", *few, cells, torch[1:], "nothing: see B4a", COMMAND, inverse=True))
     keep(Row("B4a", f"sweep of {CELLS} cells, all stored", runs, ">= 20", "s", warm, [separate] * 2, equal, COMMAND))
     keep(Row("B4b", f"sweep of {CELLS} cells, nothing stored", one, ">= 5", "s", [cold], [unshared], equal, COMMAND))
     keep(Row("B4c", f"sweep of {CELLS} cells, nothing stored", runs, "", "s", [cold], [separate], equal, COMMAND))

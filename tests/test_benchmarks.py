@@ -20,6 +20,7 @@ MINE = (
     "drawing",
     "evaluation",
     "export",
+    "first_run",
     "multi_scale",
     "scaling",
     "sweep_grid",

@@ -1,0 +1,61 @@
+"""The first default run with nothing stored (B11): `python benchmarks/first_run.py`, in eight minutes on two cores.
+
+`precision=auto` beside `precision=fp32`, in turns. Where the CPU does not multiply in bf16 both are the same. The
+accuracies have to be within the spread of the seeds, two points.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from side_by_side import Row, in_turns, keep, seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+SPREAD = 0.02
+
+
+def main() -> None:
+    """Measures and keeps."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        numbers = iter(range(100))
+
+        def first_run(precision: str) -> float:
+            folder = work / f"{next(numbers)}-{precision}"
+            command = [
+                sys.executable, "evaluate.py", f"precision={precision}", f"paths.store={folder / 'store'}",
+                f"hydra.run.dir={folder / 'run'}",
+            ]  # fmt: skip
+            return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
+
+        measured, baselines = in_turns(lambda: first_run("auto"), lambda: first_run("fp32"), rounds=3)
+        accuracies = {
+            precision: {
+                json.loads(path.read_text(encoding="utf-8"))["metrics"]["top1"]
+                for path in work.glob(f"*-{precision}/run/result.json")
+            }
+            for precision in ("auto", "fp32")
+        }
+    lowest, highest = (choose(choose(values) for values in accuracies.values()) for choose in (min, max))
+    if highest - lowest > SPREAD:
+        raise SystemExit(f"accuracies differ: {accuracies}")
+    auto, fp32 = (sorted(values)[0] for values in accuracies.values())
+    keep(
+        Row(
+            "B11",
+            "first default run, `precision=auto`",
+            "the same, `precision=fp32`",
+            ">= 2",
+            "s",
+            measured,
+            baselines,
+            f"top-1 {auto:.4f} and {fp32:.4f}",
+            "python benchmarks/first_run.py",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
