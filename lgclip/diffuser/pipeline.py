@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from lgclip.diffuser.autoencoder import check_autoencoder, replace_autoencoder
 from lgclip.diffuser.base import ImageGenerator, noise_seed, shared_noise_seed
 from lgclip.diffuser.lora_weights import adapter_file, adapter_weights, attach, check_adapter, check_fits
 from lgclip.diffuser.sampling_loop import OURS, SamplingPipeline, arguments_of
@@ -18,16 +19,18 @@ from lgclip.encoder.weight_files import read_config
 from lgclip.runtime.hub import commit_of, hub_errors, snapshot
 from lgclip.runtime.model_folders import check_component, check_model_folder
 from lgclip.runtime.versions import STORE_SCHEMA
-from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositories, key_inputs, local_folder
+from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositories, key_inputs, local_folder, weights_of
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NOISES = {"image": noise_seed, "repeat": shared_noise_seed}
 OFFLOADS = ("none", "model", "sequential")
+BEYOND_AUTO = ("SanaSprintPipeline",)
+"""Text-to-image pipelines that AutoPipeline's table lacks, and whose call takes a prompt."""
 
 
 @dataclass(frozen=True)
 class Diffuser(ImageGenerator):
-    """Generates images with a text-to-image pipeline that AutoPipelineForText2Image can load.
+    """Generates images with a text-to-image pipeline of AutoPipelineForText2Image, or one of `BEYOND_AUTO`.
 
     A setting described as leaving pixels unchanged alters at most the last digits of floating-point sums, as the
     batch size does: about one gray level in fp32, a few in fp16 and bf16.
@@ -45,6 +48,9 @@ class Diffuser(ImageGenerator):
             The key contains the resolved value, so that two precisions never share an image.
         scheduler: Name of a scheduler of diffusers; None is the checkpoint's own.
         scheduler_options: Overrides of the scheduler's settings.
+        vae: A small autoencoder (TAESD) in place of the pipeline's own, a folder or a hub id: images are decoded
+            several times as fast, and are others. None keeps the pipeline's.
+        vae_revision: The hub's revision of that autoencoder.
         lora: LoRA weights: a safetensors file, a folder with one, or a hub id.
         lora_revision: The hub's revision of the LoRA weights.
         lora_scale: Strength of the adapter.
@@ -79,6 +85,10 @@ class Diffuser(ImageGenerator):
     precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
     scheduler: str | None = None
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    vae: str | None = field(
+        default=None, metadata={STANDS_FOR: lambda part: part.vae and weights_of(part.vae, part.vae_revision)}
+    )
+    vae_revision: str | None = field(default=None, metadata=NOT_AN_INPUT)
     lora: str | None = field(
         default=None, metadata={STANDS_FOR: lambda part: adapter_weights(part.lora, part.lora_revision)}
     )
@@ -105,6 +115,8 @@ class Diffuser(ImageGenerator):
             check_scheduler(self.scheduler, self.scheduler_options)
         elif self.scheduler_options:
             raise ValueError("diffuser.scheduler_options: name the scheduler too, diffuser.scheduler=NAME")
+        if self.vae is not None:
+            check_autoencoder(self.vae)
         if self.lora is not None:
             check_adapter(self.lora)
         # Called for its error: the model must be there before the adapter can be compared with it.
@@ -127,6 +139,8 @@ class Diffuser(ImageGenerator):
 
     def repositories(self) -> list[tuple[str, str | None]]:
         repositories = hub_repositories(self.model, self.revision)
+        if self.vae is not None:
+            repositories += hub_repositories(self.vae, self.vae_revision)
         if self.lora and adapter_file(self.lora) is None:
             repositories.append((self.lora, self.lora_revision))
         return repositories
@@ -140,6 +154,8 @@ class Diffuser(ImageGenerator):
                 DiffusionPipeline.download(
                     self.model, revision=self._commit(), variant=self.variant, use_safetensors=True
                 )
+        if self.vae is not None and local_folder(self.vae) is None:
+            snapshot(self.vae, self.vae_revision)
         if self.lora and adapter_file(self.lora) is None:
             snapshot(self.lora, self.lora_revision)
 
@@ -159,6 +175,9 @@ class Diffuser(ImageGenerator):
     def inputs(self) -> dict[str, object]:
         """Returns everything that an image depends on besides its prompt and its noise."""
         fields = key_inputs(self)
+        # The pipeline's own autoencoder is part of its weights.
+        if self.vae is None:
+            del fields["vae"]
         # None leaves a value to the pipeline, whose default may change with a release of diffusers. The number of the
         # release stands for it, since the default itself is known only once the pipeline is loaded.
         if None in (self.steps, self.guidance, self.size):
@@ -173,6 +192,8 @@ class Diffuser(ImageGenerator):
             ValueError: If the model is not a text-to-image pipeline, or does not support a setting.
         """
         pipeline = self.pipeline()
+        if self.vae is not None:
+            replace_autoencoder(pipeline, self.vae, self.vae_revision)
         settings = {
             "steps": (self.steps, "num_inference_steps"),
             "guidance": (self.guidance, "guidance_scale"),
@@ -215,6 +236,7 @@ class Diffuser(ImageGenerator):
             HubError: If the model cannot be loaded from the hub.
             ValueError: If it is not a text-to-image pipeline.
         """
+        import diffusers
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
@@ -223,11 +245,13 @@ class Diffuser(ImageGenerator):
         transformers_logging.disable_progress_bar()
         folder = local_folder(self.model)
         commit = self._commit()
+        kind = self.kind()
+        loader: Any = getattr(diffusers, kind) if kind in BEYOND_AUTO else AutoPipelineForText2Image
         with hub_errors(self.model), warnings.catch_warnings():
             # diffusers' own call of the hub's client
             warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
             try:
-                pipeline: Any = AutoPipelineForText2Image.from_pretrained(
+                pipeline: Any = loader.from_pretrained(
                     folder or self.model,
                     revision=commit,
                     variant=self.variant,

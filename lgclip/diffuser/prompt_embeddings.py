@@ -21,6 +21,7 @@ RETURNS: dict[str, tuple[str | None, ...]] = {
     "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds", None),
     "Flux2KleinPipeline": ("prompt_embeds", None),
     "SanaPipeline": _MASKED,
+    "SanaSprintPipeline": ("prompt_embeds", "prompt_attention_mask"),
     "PixArtAlphaPipeline": _MASKED,
     "PixArtSigmaPipeline": _MASKED,
     "ZImagePipeline": _CLIP,

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 KEPT = ("files", "tar")
 """Storage formats of new images: one PNG file each, or tar shards. Existing ones are found in both."""
 
+_COMPRESSION = 1
+"""Level of PNG's lossless compression: twice as fast as Pillow's default of 6, an eighth larger."""
+
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 """The last bytes of a PNG file."""
 
@@ -117,7 +120,7 @@ class ImageStore:
         about.add_itxt("lgclip", json.dumps(metadata, ensure_ascii=False))
         # Encoded in memory for both layouts, so that a file and a member of a shard are equal byte for byte.
         buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=about)
+        Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=about, compress_level=_COMPRESSION)
         if self.in_shards:
             self._writer.add(image_id, buffer.getvalue(), _json(metadata))
             return

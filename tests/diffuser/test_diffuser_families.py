@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING, AutoPipelineForText2Image
+from diffusers.pipelines.sana.pipeline_sana_sprint import SanaSprintPipeline
 from omegaconf import OmegaConf
 from pipelines import FAMILIES, family_folder
 
 from lgclip.diffuser import prompt_embeddings
 from lgclip.diffuser.base import noise_seed
-from lgclip.diffuser.pipeline import Diffuser
+from lgclip.diffuser.pipeline import BEYOND_AUTO, Diffuser
 from lgclip.diffuser.sampling_loop import SamplingPipeline
 from lgclip.types import Prompt, TargetClass
 
@@ -24,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "flux": {"max_sequence_length": 24},
     "flux2_klein": {"text_encoder_out_layers": [1, 2, 3], "max_sequence_length": 40},
     "sana": {"use_resolution_binning": False, "max_sequence_length": 40},
+    "sana_sprint": {"use_resolution_binning": False, "max_sequence_length": 40},
     "pixart_sigma": {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 24},
     "z_image": {"max_sequence_length": 40},
 }
@@ -45,6 +47,7 @@ PIPELINES = {
     "flux_schnell": "FluxPipeline",
     "flux2_klein_4b": "Flux2KleinPipeline",
     "sana": "SanaPipeline",
+    "sana_sprint": "SanaSprintPipeline",
     "pixart_sigma": "PixArtSigmaPipeline",
     "z_image": "ZImagePipeline",
 }
@@ -64,7 +67,8 @@ def load(family: str, folder: Path, **settings: Any) -> SamplingPipeline:
 
 def generate_with_pipeline(family: str, folder: Path, guidance: float, **kwargs: Any) -> np.ndarray:
     """Generates with the family's own pipeline from plain prompts, converted to NumPy by the pipeline."""
-    pipeline: Any = AutoPipelineForText2Image.from_pretrained(folder)
+    loader: Any = AutoPipelineForText2Image if PIPELINES.get(family) not in BEYOND_AUTO else SanaSprintPipeline
+    pipeline: Any = loader.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     noises = [torch.Generator().manual_seed(noise_seed(prompt, 5)) for prompt in PROMPTS]
     inputs = {**OPTIONS.get(family, {}), "num_inference_steps": 2, "guidance_scale": guidance, **kwargs}
@@ -176,6 +180,8 @@ def test_unsupported_options_are_rejected(
 
 def test_presets_name_loadable_pipelines() -> None:
     mapped = {pipeline.__name__ for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
+    assert mapped.isdisjoint(BEYOND_AUTO), "diffusers knows it by now"
+    mapped |= set(BEYOND_AUTO)
     presets: dict[str, Any] = {path.stem: OmegaConf.load(path) for path in CONF.glob("*.yaml") if path.stem != "hub"}
     synthetic_images = {name: preset for name, preset in presets.items() if preset["_target_"].endswith("Diffuser")}
     assert synthetic_images.keys() == PIPELINES.keys()

@@ -53,6 +53,8 @@ OTHER: dict[str, Any] = {
     "precision": "fp16",
     "scheduler": "DDIMScheduler",
     "scheduler_options": {"beta_end": 0.01},
+    "vae": "hub/other",
+    "vae_revision": HUB_COMMIT,
     "lora": "hub/other",
     "lora_revision": HUB_COMMIT,
     "noise": "repeat",
@@ -121,7 +123,7 @@ def test_only_neutral_fields_are_excluded() -> None:
     # How long a server is waited for, and what stands in for prompts that no model gave: see Writing.
     servers = {"api_key_env", "concurrency", "timeout_s", "deadline_s", "backoff_s", "allow_fallback"}
     # Where and how a pipeline computes, and how often it may try: another attempt has a key of its own.
-    synthetic_images = {"lora_revision", "retries", "slicing", "channels_last", "compile", "offload"}
+    synthetic_images = {"lora_revision", "vae_revision", "retries", "slicing", "channels_last", "compile", "offload"}
     assert left_out == {"batch_size", "file", "max_rounds", "revision"} | servers | synthetic_images
 
 

@@ -147,11 +147,13 @@ def flux2_klein(*, is_distilled: bool = True) -> Any:
     return diffusers.Flux2KleinPipeline(scheduler, autoencoder, language, tokenizer, transformer, is_distilled)
 
 
-def sana() -> Any:
+def sana_parts(*, guidance_embeds: bool) -> tuple[Any, Any, Any, Any]:
+    """Returns tokenizer, language model, autoencoder and transformer."""
     language, tokenizer = gemma()
     transformer = diffusers.SanaTransformer2DModel(
         in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, sample_size=32,
         num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=WIDTH, caption_channels=WIDTH,
+        guidance_embeds=guidance_embeds,
     )  # fmt: skip
     autoencoder = diffusers.AutoencoderDC(
         latent_channels=4, encoder_block_types=("ResBlock", "ResBlock"), decoder_block_types=("ResBlock", "ResBlock"),
@@ -160,8 +162,18 @@ def sana() -> Any:
         attention_head_dim=4, upsample_block_type="interpolate", downsample_block_type="stride_conv",
         decoder_norm_types="rms_norm", decoder_act_fns="silu",
     )  # fmt: skip
+    return tokenizer, language, autoencoder, transformer
+
+
+def sana() -> Any:
+    tokenizer, language, autoencoder, transformer = sana_parts(guidance_embeds=False)
     scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     return diffusers.SanaPipeline(tokenizer, language, autoencoder, transformer, scheduler)
+
+
+def sana_sprint() -> Any:
+    tokenizer, language, autoencoder, transformer = sana_parts(guidance_embeds=True)
+    return diffusers.SanaSprintPipeline(tokenizer, language, autoencoder, transformer, diffusers.SCMScheduler())
 
 
 def pixart_sigma() -> Any:
@@ -192,6 +204,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "flux": flux,
     "flux2_klein": flux2_klein,
     "sana": sana,
+    "sana_sprint": sana_sprint,
     "pixart_sigma": pixart_sigma,
     "z_image": z_image,
 }
