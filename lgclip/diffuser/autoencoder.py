@@ -60,8 +60,8 @@ def replace_autoencoder(pipeline: Any, model: str, revision: str | None) -> None
     if actual != expected:
         raise ValueError(
             f"diffuser.vae={model}: it decodes latents of {actual[0]} channels to {actual[1]} times their size, and "
-            f"those of {type(pipeline).__name__} have {expected[0]} channels and {expected[1]} times; choose the one that is "
-            "made for this pipeline"
+            f"those of {type(pipeline).__name__} have {expected[0]} channels and {expected[1]} times; choose the one "
+            "that is made for this pipeline"
         )
     pipeline.vae = replacement
 

@@ -227,7 +227,7 @@ class Diffuser(ImageGenerator):
                 if folder is None:
                     raise
                 raise ValueError(f"diffuser.model={self.model}: no pipeline, it has no model_index.json") from error
-        return config["_class_name"]
+        return str(config["_class_name"])
 
     def pipeline(self) -> Any:
         """Loads the pipeline to memory, on no device yet, without LoRA weights and with its own scheduler.

@@ -71,7 +71,7 @@ def cast_weights(model: Module, precision: str, device: torch.device) -> Module:
     """Returns a model on a device, ready to compute in `precision`; its weights are cast once on a CPU.
 
     There autocast is slower than fp32: it casts all weights in each pass, and leaves the fused attention. On a GPU it
-    costs nothing, and weights stay in fp32 for `arithmetic`.
+    costs nothing, and weights stay in fp32.
 
     Args:
         model: The model, which is changed.
@@ -92,15 +92,25 @@ def as_input(pixels: Tensor, precision: str, device: torch.device) -> Tensor:
 
 
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Runs the block in `precision` on a GPU; on a CPU in that of the weights.
+    """Runs the block in `precision`, with weights in fp32.
 
-    On a GPU weights stay in fp32 and are cast by autocast in matrix products and convolutions; torch keeps
-    layer norms and softmax in fp32. One mechanism thus serves every architecture.
+    Weights are cast by autocast in matrix products and convolutions; torch keeps layer norms and softmax in fp32 on a
+    GPU. One mechanism thus serves every architecture.
 
     Args:
         precision: One of `PRECISIONS`.
         device: Device of the towers.
     """
-    if precision == "fp32" or device.type != "cuda":
+    if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def inference(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Runs the block in `precision`, with weights as `cast_weights` leaves them.
+
+    Args:
+        precision: One of `PRECISIONS`.
+        device: Device of the towers.
+    """
+    return arithmetic(precision, device) if device.type == "cuda" else nullcontext()

@@ -16,7 +16,15 @@ from timm.models import save_for_hf
 from torch.nn.functional import cosine_similarity
 
 from lgclip.encoder.open_clip import OpenClip
-from lgclip.encoder.precision import arithmetic, as_input, cast_weights, decided, decided_for_training, has_bf16_units
+from lgclip.encoder.precision import (
+    arithmetic,
+    as_input,
+    cast_weights,
+    decided,
+    decided_for_training,
+    has_bf16_units,
+    inference,
+)
 from lgclip.encoder.timm import Timm
 
 CPU = torch.device("cpu")
@@ -121,7 +129,7 @@ def test_weights_are_cast_once() -> None:
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
     assert not tower.training
     pixels = as_input(torch.ones(2, 4), "bf16", CPU)
-    with arithmetic("bf16", CPU):
+    with inference("bf16", CPU):
         assert not torch.is_autocast_enabled("cpu")
         assert tower(pixels).dtype == torch.bfloat16
     assert as_input(torch.ones(2, dtype=torch.long), "bf16", CPU).dtype == torch.long
@@ -135,9 +143,10 @@ def test_a_gpu_keeps_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
         return nullcontext()
 
     monkeypatch.setattr(torch, "autocast", autocast)
-    arithmetic("bf16", torch.device("cuda", 0))
-    arithmetic("fp32", torch.device("cuda", 0))
-    assert opened == [("cuda", torch.bfloat16)]
+    for context in (arithmetic, inference):
+        context("bf16", torch.device("cuda", 0))
+        context("fp32", torch.device("cuda", 0))
+    assert opened == [("cuda", torch.bfloat16)] * 2
 
 
 ROWS = """
