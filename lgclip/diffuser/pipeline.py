@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -219,7 +220,7 @@ class Diffuser(ImageGenerator):
 
         folder = local_folder(self.model)
         commit = self._commit()
-        with hub_errors(self.model):
+        with _calls_of_the_hub(self.model):
             try:
                 config: Any = DiffusionPipeline.load_config(folder or self.model, revision=commit)
             except OSError as error:
@@ -247,9 +248,7 @@ class Diffuser(ImageGenerator):
         commit = self._commit()
         kind = self.kind()
         loader: Any = getattr(diffusers, kind) if kind in BEYOND_AUTO else AutoPipelineForText2Image
-        with hub_errors(self.model), warnings.catch_warnings():
-            # diffusers' own call of the hub's client
-            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+        with _calls_of_the_hub(self.model):
             try:
                 pipeline: Any = loader.from_pretrained(
                     folder or self.model,
@@ -306,3 +305,11 @@ class Diffuser(ImageGenerator):
                 except ValueError as error:
                     kind = type(parts[name]).__name__
                     raise ValueError(f"diffuser.compile=true: {kind} names no blocks to compile") from error
+
+
+@contextmanager
+def _calls_of_the_hub(model: str) -> Iterator[None]:
+    """Turns errors of the hub into one line, and leaves out a warning about diffusers' own call of the hub's client."""
+    with hub_errors(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+        yield
