@@ -270,7 +270,7 @@ def test_pipeline_defaults_are_keyed_by_version(folder: Path) -> None:
 
 
 def test_invalid_pipeline_folder_is_rejected(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(OSError, match=r"model_index\.json"):
+    with pytest.raises(ValueError, match=r"model_index\.json"):
         Diffuser(str(tmp_path)).load(CPU)
     (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     with pytest.raises(ValueError, match=r"diffuser\.model=.*WanPipeline"):
