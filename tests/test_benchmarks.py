@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
 MINE = (
@@ -161,3 +163,22 @@ def run_script(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command], cwd=HERE.parent, env=env, capture_output=True, text=True, timeout=400, check=False
     )
+
+
+def test_images_are_rendered_in_a_style(tmp_path: Path) -> None:
+    from benchmarks.styled_images import render_in_style
+    from lgclip.datasets.folder import Folder
+    from lgclip.tiny.styles import STYLES
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    rows = []
+    for number, image in enumerate(pixels):
+        file = tmp_path / f"{number}.png"
+        Image.fromarray(image).save(file)
+        rows.append({"class": number // 2, "name": ("red circle", "a_b")[number // 2], "file": str(file)})
+    (tmp_path / "images.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    assert render_in_style(tmp_path, "dusk", tmp_path / "out") == 4
+    data = Folder(str(tmp_path / "out"))
+    assert data.labels == (0, 0, 1, 1)
+    for number, image in enumerate(pixels):
+        np.testing.assert_array_equal(np.asarray(data.image(number)), STYLES["dusk"](image, number))
