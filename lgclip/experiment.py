@@ -242,7 +242,7 @@ class Experiment:
 
         from lgclip.reporting.finished_runs import FinishedRuns, repeat_run
 
-        finished = FinishedRuns(cfg, self._data, open_root(cfg.paths.store))
+        finished = FinishedRuns(cfg, self._data, open_root(cfg.paths.store), folder)
         if earlier := finished.earlier():
             return repeat_run(earlier, folder, sweep_job())
         setup = self._setup  # whatever is wrong with the config is an error before a logger opens
@@ -261,7 +261,7 @@ class Experiment:
 
             saved = classifier_of(folder).save(folder / "classifier")
             print(f"classifier  lgclip classify {saved} PHOTOS")
-        finished.remember(folder, result)
+        finished.remember(result)
         return result
 
     def build_classifier(self) -> ImageClassifier:

@@ -14,11 +14,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,6 +31,7 @@ from lgclip.reporting.run_folder import RESULT, Run
 from lgclip.runtime import hub
 from lgclip.runtime.run_key import run_key
 from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import content_key
 from lgclip.store.root import cache_folder
 
@@ -54,6 +55,20 @@ _LOCAL = {".hydra", "wandb", "mlruns"}
 """Parts of a run's folder that are not copied: Hydra writes its own, and a service has the others."""
 
 
+class FinishedRun(NamedTuple):
+    """Describes a finished run that can be copied.
+
+    Attributes:
+        folder: Its folder.
+        files: The files that it has written there, relative to the folder.
+        warnings: What it has logged.
+    """
+
+    folder: Path
+    files: Sequence[str]
+    warnings: str
+
+
 class FinishedRuns:
     """Remembers the finished run of a config, and finds it again.
 
@@ -61,9 +76,14 @@ class FinishedRuns:
         cfg: The run's config.
         data: Its data set.
         store: The store's folder.
+        folder: Folder of this run.
     """
 
-    def __init__(self, cfg: DictConfig, data: DatasetSplits, store: Path) -> None:
+    def __init__(self, cfg: DictConfig, data: DatasetSplits, store: Path, folder: Path) -> None:
+        self._folder = folder
+        # What is in the folder already is not of this run.
+        self._before = {path: stamp for path, *stamp in _stamps(_files_of_run(folder))}
+        self._logged = {path: path.stat().st_size for path in folder.glob("*.log")}
         self._data = data
         self._store = store
         key = content_key({"run": run_key(cfg), "store": os.fsencode(store.resolve()).hex()})
@@ -74,8 +94,8 @@ class FinishedRuns:
         self._files = _Named(self._plain).digest()
         self._program = _program()
 
-    def earlier(self) -> Path | None:
-        """Returns the folder of the finished run; None if there is none, or anything has changed since."""
+    def earlier(self) -> FinishedRun | None:
+        """Returns the finished run; None if there is none, or anything has changed since."""
         if not self._again or not self._can_be_repeated:
             return None
         try:
@@ -84,7 +104,7 @@ class FinishedRuns:
             same = (
                 record["program"] == self._program
                 and record["files"] == self._files
-                and record["entries"] == _entries(self._store, record["entries"])
+                and all(_are_there(files, self._store / entry) for entry, files in record["entries"].items())
                 and record["written"] == _contents(folder, record["written"])
                 and record["images"] == self._images(record["images"])
                 and all(hub.commit_of(*where) == commit for *where, commit in record["commits"])
@@ -93,30 +113,28 @@ class FinishedRuns:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.debug("no earlier run: %s", error)
             return None
-        return folder if same else None
+        return FinishedRun(folder, list(record["written"]), record["warnings"]) if same else None
 
-    def remember(self, folder: Path, result: RunResult) -> None:
-        """Records a finished run; only its first process calls it.
+    def remember(self, result: RunResult) -> None:
+        """Records this run when it has written all of its files; only its first process calls it.
 
         Args:
-            folder: The run's folder, with all of its files.
             result: Content of its result.json.
         """
         if not self._can_be_repeated or self._files != _Named(self._plain).digest():
             return
-        written = sorted(
-            path.relative_to(folder).as_posix()
-            for path in folder.rglob("*")
-            if path.is_file() and path.relative_to(folder).parts[0] not in _LOCAL and path.suffix != ".log"
-        )
+        folder = self._folder
         try:
-            entries = _entries(self._store, _entries_of(to_json(result)))
+            now = _stamps(_files_of_run(folder))
+            written = [path for path, *stamp in now if self._before.get(path) != stamp]
+            names = [Path(str(path)).relative_to(folder).as_posix() for path in written]
             record = {
                 "folder": str(folder.absolute()),
                 "program": self._program,
                 "files": self._files,
-                "entries": entries,
-                "written": _contents(folder, written),
+                "entries": {entry: _files_of_entry(self._store / entry) for entry in _entries_of(to_json(result))},
+                "written": _contents(folder, names),
+                "warnings": self._warnings(),
                 "images": self._images(name for name in _SPLITS if name in vars(self._data)),
                 "commits": [[*where, commit] for where, commit in sorted(hub.resolved_commits().items(), key=str)],
             }
@@ -136,52 +154,64 @@ class FinishedRuns:
         targets = (value for name, value in _values(self._plain) if name == "_target_")
         return self._files is not None and all(str(target).startswith(_OURS) for target in targets)
 
+    def _warnings(self) -> str:
+        """Returns what this run has logged: warnings, which hold for the same run again."""
+        texts: list[str] = []
+        for path in sorted(self._folder.glob("*.log")):
+            with path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(self._logged.get(path, 0))
+                texts.append(file.read())
+        return "".join(texts)
+
     def _images(self, splits: Iterable[str]) -> dict[str, str]:
         """Returns a digest of each split that a run has opened: classes, images by content, labels, templates."""
         return {name: _digest_of_split(getattr(self._data, name)) for name in splits}
 
 
-def repeat_run(earlier: Path, folder: Path, sweep: object) -> RunResult:
+def repeat_run(earlier: FinishedRun, folder: Path, sweep: object) -> RunResult:
     """Copies the files of a finished run to the folder of the same run again, and prints its warnings and its table.
 
     Args:
-        earlier: Folder of the finished run.
+        earlier: The finished run.
         folder: Folder of this one.
         sweep: The sweep job that this run is, as result.json has it; the only value that may differ.
 
     Returns:
         Content of result.json.
     """
-    if earlier.resolve() != folder.resolve():
+    if earlier.folder.resolve() != folder.resolve():
         _copy(earlier, folder, sweep)
     result = Run.read(folder).result
-    sys.stderr.write(warnings_of(earlier))
+    sys.stderr.write(earlier.warnings)
     print(f"{table(result)}\n{folder}")
-    print(f"nothing has changed since {earlier}: its result; rerun=true computes it again")
+    print(f"nothing has changed since {earlier.folder}: its result; rerun=true computes it again")
     if sweep is None:
         print(next_steps(folder))
     return result
 
 
-def _copy(earlier: Path, folder: Path, sweep: object) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(earlier.iterdir()):
-        if entry.name in _LOCAL or entry.suffix == ".log" or entry.name == RESULT:
-            continue
-        if entry.is_dir():
-            shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
-        else:
-            shutil.copy2(entry, folder / entry.name)
-    result = json.loads((earlier / RESULT).read_text(encoding="utf-8"))
+def _copy(earlier: FinishedRun, folder: Path, sweep: object) -> None:
+    for name in earlier.files:
+        if name != RESULT:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(earlier.folder / name, folder / name)
+    result = json.loads((earlier.folder / RESULT).read_text(encoding="utf-8"))
     # Last: a folder with a result is a finished run.
     with atomic_write(folder / RESULT) as temporary:
         temporary.write_text(json_text({**result, "sweep": sweep}), encoding="utf-8")
 
 
-def warnings_of(folder: Path) -> str:
-    """Returns what a finished run has logged: warnings, which hold for the same run again."""
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.log"))]
-    return "".join(texts)
+def _files_of_run(folder: Path) -> Iterator[Path]:
+    """Yields the files in a run's folder, without logs and without those of other runs in subfolders."""
+    for place, subfolders, names in os.walk(folder):
+        path = Path(place)
+        if path != folder and (".hydra" in subfolders or RESULT in names):
+            subfolders.clear()
+            continue
+        subfolders[:] = [name for name in subfolders if name not in _LOCAL]
+        for name in names:
+            if not name.endswith(".log"):
+                yield path / name
 
 
 def _program() -> str:
@@ -245,7 +275,10 @@ def _values(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _entries_of(result: Mapping[str, Any]) -> list[str]:
-    """Returns the folders of the store that a run has read: of its costs, its features, its student and its prompts."""
+    """Returns the folders of the store that a run has read: captions, images, features, a student, tuned prompts.
+
+    Not the prompts of a language model, which are part of the keys of images and sentences.
+    """
     used = {f"features/{key}" for key in result["store"].values()}
     for stage in result["cost"]["computed_before"].values():
         used.update(part["key"] for part in stage["parts"].values() if part.get("key"))
@@ -255,12 +288,15 @@ def _entries_of(result: Mapping[str, Any]) -> list[str]:
     return sorted(used)
 
 
-def _entries(store: Path, used: Iterable[str]) -> dict[str, str]:
-    """Returns a digest of the files of each entry of the store; costs of later runs are no part of it."""
-    return {
-        entry: _digest(_stamps(path for path in _files_below(store / entry) if path.name != "costs.jsonl"))
-        for entry in used
-    }
+def _files_of_entry(folder: Path) -> list[str]:
+    """Returns a short digest of each file in a folder of the store; costs of later runs are no part of it."""
+    stamps = _stamps(path for path in _files_below(folder) if path.name != COST_LOG)
+    return [_digest(stamp)[:16] for stamp in stamps]
+
+
+def _are_there(files: Sequence[str], folder: Path) -> bool:
+    """Returns whether files are as they were; another run may have added some."""
+    return set(files) <= set(_files_of_entry(folder))
 
 
 def _contents(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -204,6 +204,38 @@ def test_warnings_are_repeated(sandbox: Sandbox, finished: Path, capsys: pytest.
     assert "no effect on method=clip_text" in capsys.readouterr().err
 
 
+def test_other_files_in_the_folder_are_not_copied(sandbox: Sandbox, tmp_path: Path) -> None:
+    """A run's folder may hold notes, and folders of other runs; only what a run has written is copied."""
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    (outer / "notes.txt").write_text("mine", encoding="utf-8")
+    assert computes(sandbox, outer, "seed=3")
+    assert computes(sandbox, outer / "inner", "seed=4")
+    assert not computes(sandbox, outer / "again", "seed=3")
+    copied = {name for name in read_tree(outer / "again") if not name.startswith(".hydra")}
+    assert copied == {
+        "result.json",
+        "per_class.csv",
+        "predictions.csv",
+        "diagnostics.csv",
+        "prototypes.png",
+        "evaluate.log",
+    }
+    # Another run lies in the folder by now, and its images in the same folder of the store.
+    assert not computes(sandbox, outer, "seed=3")
+
+
+def test_warnings_of_other_runs_stay_theirs(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shared"
+    assert computes(sandbox, folder, "method=clip_text", "diffuser.steps=3")
+    assert computes(sandbox, folder)
+    capsys.readouterr()
+    assert not computes(sandbox, tmp_path / "again")
+    assert "no effect" not in capsys.readouterr().err
+
+
 def test_read_only_cache_is_no_error(sandbox: Sandbox, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise OSError("read-only")
