@@ -1,4 +1,4 @@
-"""The first default run with nothing stored (B11): `python benchmarks/first_run.py`, in eight minutes on two cores.
+"""The first default run with nothing stored (B15): `python benchmarks/first_run.py`, in eight minutes on two cores.
 
 `precision=auto` beside `precision=fp32`, in turns. Where the CPU does not multiply in bf16 both are the same. The
 accuracies have to be within the spread of the seeds, two points.
@@ -44,7 +44,7 @@ def main() -> None:
     auto, fp32 = (sorted(values)[0] for values in accuracies.values())
     keep(
         Row(
-            "B11",
+            "B15",
             "first default run, `precision=auto`",
             "the same, `precision=fp32`",
             ">= 2",

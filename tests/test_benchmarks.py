@@ -17,6 +17,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
 MINE = (
     "classifier",
+    "classify_memory",
     "cold_start",
     "default_run",
     "drawing",

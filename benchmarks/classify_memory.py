@@ -1,0 +1,93 @@
+"""Memory that grows with the files that are classified (B16): `python benchmarks/classify_memory.py`, in five minutes.
+
+Peak resident memory of `lgclip classify` over 2,000 and over 40,000 files of the small world, to a CSV file; the
+difference by file, beside one feature of 512 floats: what keeping the features would take. Both tables are compared.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from side_by_side import Row, keep
+
+from lgclip.tiny import world
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = "python benchmarks/classify_memory.py"
+FEW, MANY, DIFFERENT = 2_000, 40_000, 200
+FEATURE = 4 * 512
+
+
+def peak(*command: str) -> int:
+    """Runs a Python command and returns its most resident memory in bytes.
+
+    Raises:
+        SystemExit: If it fails.
+    """
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return 1024 * usage.ru_maxrss
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """Writes files, of which `DIFFERENT` have different contents."""
+    contents: list[bytes] = []
+    for index in range(DIFFERENT):
+        buffer = BytesIO()
+        Image.fromarray(world.image_of("test", index)).save(buffer, format="JPEG")
+        contents.append(buffer.getvalue())
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index:06}.jpg").write_bytes(contents[index % DIFFERENT])
+    return folder
+
+
+def labels(table: Path) -> list[str]:
+    """Returns the classes of a table, in the order of its rows."""
+    with table.open(newline="", encoding="utf-8") as file:
+        return [row["label"] for row in csv.DictReader(file)]
+
+
+def main() -> None:
+    """Measures and keeps."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        classifier = work / "classifier"
+        names = ROOT / "examples" / "names.txt"
+        peak("-m", "lgclip", "build", str(names), "-o", str(classifier), f"paths.store={work / 'store'}")
+        peaks: dict[int, int] = {}
+        tables: dict[int, list[str]] = {}
+        for count in (FEW, MANY):
+            table = work / f"{count}.csv"
+            images = photographs(work / str(count), count)
+            peaks[count] = peak("-m", "lgclip", "classify", str(classifier), str(images), "-o", str(table))
+            tables[count] = labels(table)
+    if tables[MANY] != tables[FEW] * (MANY // FEW):
+        raise SystemExit("the same image got another class")
+    growth = max(0, peaks[MANY] - peaks[FEW]) / (MANY - FEW)
+    keep(
+        Row(
+            "B16",
+            f"`lgclip classify`: growth of peak memory, {FEW:,} to {MANY:,} files",
+            "a feature of 512 floats",
+            "<= 0.25",
+            "B a file",
+            [growth],
+            [float(FEATURE)],
+            f"the classes of {MANY:,} files",
+            COMMAND,
+            inverse=True,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
