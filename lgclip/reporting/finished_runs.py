@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,9 +290,15 @@ def _entries_of(result: Mapping[str, Any]) -> list[str]:
 
 
 def _files_of_entry(folder: Path) -> list[str]:
-    """Returns a short digest of each file in a folder of the store; costs of later runs are no part of it."""
-    stamps = _stamps(path for path in _files_below(folder) if path.name != COST_LOG)
-    return [_digest(stamp)[:16] for stamp in stamps]
+    """Returns a short digest of each file in a folder of the store; costs of later runs are no part of it.
+
+    Raises:
+        ValueError: If there are too many files to look at.
+    """
+    files = list(islice((path for path in _files_below(folder) if path.name != COST_LOG), _MAX_FILES + 1))
+    if len(files) > _MAX_FILES:
+        raise ValueError(f"{folder} has more than {_MAX_FILES:,} files")
+    return [_digest(stamp)[:16] for stamp in _stamps(files)]
 
 
 def _are_there(files: Sequence[str], folder: Path) -> bool:

@@ -236,6 +236,12 @@ def test_warnings_of_other_runs_stay_theirs(
     assert "no effect" not in capsys.readouterr().err
 
 
+def test_too_many_files_compute(sandbox: Sandbox, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finished_runs, "_MAX_FILES", 3)
+    assert not repeats(sandbox, finished, "seed=1"), "it has nine images"
+    assert not repeats(sandbox, finished, "seed=1")
+
+
 def test_read_only_cache_is_no_error(sandbox: Sandbox, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise OSError("read-only")
