@@ -60,6 +60,7 @@ class Commands:
             ROOT, "evaluate.py", "method=clip_text", "dataset=folder", f"dataset.root={self._pictures}",
             "encoder=open_clip", f"encoder.model={self._model}", f"workers={self._workers}", "logger=none",
             f"paths.store={self._work / store}", f"hydra.run.dir={run}", f"precision={precision}", "rerun=true",
+            "text.alternatives=[]",  # the peer evaluates one text side
         )  # fmt: skip
         metrics = json.loads((run / "result.json").read_text(encoding="utf-8"))["metrics"]
         return spent, {name: metrics[name] for name in FIGURES}
