@@ -1,11 +1,12 @@
 """Sets the floating-point precision of a tower; its features are normalized in fp32 in any case."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+from lgclip.runtime.cpu_limit import within_onednn_limit
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,8 +27,7 @@ def has_bf16_units() -> bool:
     Others emulate it, many times slower than fp32. oneDNN, which multiplies, can be told to use less of a CPU than it
     has (`ONEDNN_MAX_CPU_ISA`); without these instructions it emulates too.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-    if limit not in ("ALL", "DEFAULT") and not any(name in limit for name in ("BF16", "FP16", "AMX")):
+    if not within_onednn_limit():
         return False
     # What the processor says, never a measurement: a key must not depend on how busy the machine is.
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

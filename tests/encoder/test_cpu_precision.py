@@ -190,3 +190,13 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     assert first["equal"] == [True, True, True]
     assert first["cosine"] >= 0.9995
     assert rows(threads=2)["sum"] == first["sum"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_doctor_says_the_same_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lgclip.cli.doctor import machine
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for limit in ("DEFAULT", "AVX512_CORE_VNNI"):
+        monkeypatch.setenv(LIMIT, limit)
+        assert f"precision=auto is {decided('auto')}" in machine() or "no GPU" not in machine()
