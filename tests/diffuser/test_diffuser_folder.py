@@ -176,7 +176,9 @@ def test_folder_run_needs_no_llm(fresh_sandbox: Sandbox, tmp_path: Path) -> None
     assert not (fresh_sandbox.store / "prompts").exists()
     export_features(tmp_path / "run", tmp_path / "features.npz")
     assert read_arrays(tmp_path / "features.npz")["synthetic"].shape[:2] == (11, 1)
-    again = evaluate_folder(fresh_sandbox, root, tmp_path / "again", "prompts_per_class=2", "images_per_prompt=2")
+    again = evaluate_folder(
+        fresh_sandbox, root, tmp_path / "again", "prompts_per_class=2", "images_per_prompt=2", "rerun=true"
+    )
     assert computed_counts(again) == {"images": 0, "features": 0}
     assert again["metrics"] == result["metrics"]
 
