@@ -28,9 +28,9 @@ from lgclip.batches import ImageBatch
 from lgclip.datasets.folder import Folder
 from lgclip.encoder.base import Towers
 from lgclip.encoder.open_clip import OpenClip
-from lgclip.encoder.precision import has_bf16_units
 from lgclip.encoder.scales import SquareCrops
 from lgclip.encoder.views import SharedViews
+from lgclip.runtime.cpu_features import has_bf16_units
 from lgclip.stages.extract import real_stream
 from lgclip.stages.features import FeatureExtractionStage
 from lgclip.stages.streams import CPU_ROWS, Stream, Streams

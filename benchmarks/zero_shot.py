@@ -13,7 +13,7 @@ from commands import EQUAL, Commands, check
 from pictures import TEMPLATE, picture_folder, vit_s_32
 from side_by_side import Row, in_turns, keep
 
-from lgclip.encoder.precision import has_bf16_units
+from lgclip.runtime.cpu_features import has_bf16_units
 
 EACH, ROUNDS = 24, 3
 

@@ -20,7 +20,7 @@ from lgclip.datasets.image_files import IncompleteDatasetError
 from lgclip.datasets.public import PublicDataset
 from lgclip.encoder.packaged_weights import packaged_weights
 from lgclip.encoder.presets import OPEN_CLIP_REPOSITORIES
-from lgclip.runtime.cpu_limit import within_onednn_limit
+from lgclip.runtime.cpu_features import has_bf16_units
 from lgclip.runtime.hub import cached
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.store.keys import hub_repositories
@@ -130,21 +130,12 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _has_bf16_units() -> bool:
-    """Returns what `lgclip.encoder.precision.has_bf16_units` does, on Linux, without torch, which takes seconds."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return within_onednn_limit() and not {"amx_tile", "avx512_bf16"}.isdisjoint(flags)
-
-
 def machine() -> str:
     """Reports cores and GPUs, and what precision `auto` resolves to."""
     cores = f"{os.cpu_count()} CPU cores"
     gpus = _gpus()
     if not gpus:
-        precision = "bf16" if _has_bf16_units() else "fp32"
+        precision = "bf16" if has_bf16_units() else "fp32"
         return f"{cores}, no GPU: precision=auto is {precision}; large diffusion models need a GPU"
     return f"{cores}; {'; '.join(gpus)}: precision=auto is bf16"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lgclip.encoder.backbone import OPEN_CLIP, Plan, Tower
 from lgclip.encoder.base import Encoder, LearningTowers, Towers, Transform
 from lgclip.encoder.open_clip_catalogue import LAYOUT, Named
-from lgclip.encoder.precision import as_input, cast_weights, check_precision, decided, decided_for_training, inference
+from lgclip.encoder.precision import cast_weights, check_precision, decided, decided_for_training, forward
 from lgclip.encoder.weight_checks import check_pass, sample_pixels
 from lgclip.encoder.weight_comparison import mismatch, model_shapes, stored_shapes
 from lgclip.encoder.weight_files import HUB, checkpoint_content, hub_tokenizer
@@ -332,8 +332,7 @@ class _OpenClipTowers:
 
     def _unit(self, encode: Any, batch: Tensor) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
-            with inference(self._precision, self._device):
-                features = encode(as_input(batch, self._precision, self._device))
+            features = forward(encode, batch, self._precision, self._device)
             # Outside of the arithmetic: the length of a vector in bf16 is right to two or three digits only, and the
             # store refuses features that are not of unit length.
             return F.normalize(features.float(), dim=-1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lgclip.encoder.backbone import OPEN_CLIP, TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform, exact_encoder
-from lgclip.encoder.precision import as_input, cast_weights, check_precision, decided, inference
+from lgclip.encoder.precision import cast_weights, check_precision, decided, forward
 from lgclip.encoder.weight_files import read_config
 from lgclip.store.keys import NOT_AN_INPUT, TINY, local_folder
 
@@ -174,8 +174,7 @@ class _PackedTower:
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
-            with inference(self._precision, self._device):
-                features = self._body(as_input(pixels, self._precision, self._device))
+            features = forward(self._body, pixels, self._precision, self._device)
             # The vision towers of CoCa give the features of the patches as well.
             if isinstance(features, tuple):
                 features = features[0]

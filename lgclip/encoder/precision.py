@@ -1,12 +1,14 @@
 """Sets the floating-point precision of a tower; its features are normalized in fp32 in any case."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from lgclip.runtime.cpu_limit import within_onednn_limit
+from lgclip.runtime.cpu_features import has_bf16_units
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,19 +21,6 @@ def check_precision(precision: str) -> None:
     """
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"encoder.precision={precision}: choose auto, {', '.join(PRECISIONS)}")
-
-
-def has_bf16_units() -> bool:
-    """Returns whether this CPU multiplies matrices in bf16, several times as fast as in fp32: AMX or AVX512-BF16.
-
-    Others emulate it, many times slower than fp32. oneDNN, which multiplies, can be told to use less of a CPU than it
-    has (`ONEDNN_MAX_CPU_ISA`); without these instructions it emulates too.
-    """
-    if not within_onednn_limit():
-        return False
-    # What the processor says, never a measurement: a key must not depend on how busy the machine is.
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def decided(precision: str, device: torch.device | None = None) -> str:
@@ -84,13 +73,6 @@ def cast_weights(model: Module, precision: str, device: torch.device) -> Module:
     return model.to(PRECISIONS[precision])
 
 
-def as_input(pixels: Tensor, precision: str, device: torch.device) -> Tensor:
-    """Returns pixels on a device, of the type of the weights after `cast_weights`; integers keep theirs."""
-    if device.type == "cuda" or not pixels.is_floating_point():
-        return pixels.to(device)
-    return pixels.to(device, PRECISIONS[precision])
-
-
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Runs the block in `precision`, with weights in fp32.
 
@@ -106,11 +88,19 @@ def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[o
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
-def inference(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Runs the block in `precision`, with weights as `cast_weights` leaves them.
+def forward(call: Callable[[Tensor], Any], batch: Tensor, precision: str, device: torch.device) -> Any:
+    """Calls a model whose weights are as `cast_weights` leaves them.
 
     Args:
+        call: The model, or a method of it.
+        batch: Pixels, or the integers of a tokenizer, which keep their type.
         precision: One of `PRECISIONS`.
-        device: Device of the towers.
+        device: Device of the model.
     """
-    return arithmetic(precision, device) if device.type == "cuda" else nullcontext()
+    batch = batch.to(device)
+    if device.type == "cuda":
+        with arithmetic(precision, device):
+            return call(batch)
+    if batch.is_floating_point():
+        batch = batch.to(PRECISIONS[precision])
+    return call(batch)

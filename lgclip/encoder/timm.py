@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lgclip.encoder.backbone import TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.encoder.precision import as_input, cast_weights, check_precision, decided, inference
+from lgclip.encoder.precision import cast_weights, check_precision, decided, forward
 from lgclip.encoder.timm_catalogue import LAYOUT, Named
 from lgclip.encoder.weight_checks import check_pass, sample_pixels
 from lgclip.encoder.weight_comparison import Shapes, mismatch, model_shapes, stored_shapes
@@ -303,11 +303,12 @@ class _TimmTower:
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
-            with inference(self._precision, self._device):
-                # Up to the classifier, which stays on the model because timm loads strictly only with it.
-                patches = self._model.forward_features(as_input(pixels, self._precision, self._device))
-                features = self._model.forward_head(patches, pre_logits=True)
+            features = forward(self._features, pixels, self._precision, self._device)
             return F.normalize(features.float(), dim=-1)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        # Up to the classifier, which stays on the model because timm loads strictly only with it.
+        return self._model.forward_head(self._model.forward_features(pixels), pre_logits=True)
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
         raise ValueError("this encoder has no text tower")

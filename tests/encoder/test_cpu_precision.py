@@ -16,46 +16,42 @@ from timm.models import save_for_hf
 from torch.nn.functional import cosine_similarity
 
 from lgclip.encoder.open_clip import OpenClip
-from lgclip.encoder.precision import (
-    arithmetic,
-    as_input,
-    cast_weights,
-    decided,
-    decided_for_training,
-    has_bf16_units,
-    inference,
-)
+from lgclip.encoder.precision import arithmetic, cast_weights, decided, decided_for_training, forward
 from lgclip.encoder.timm import Timm
+from lgclip.runtime import cpu_features
+from lgclip.runtime.cpu_features import has_bf16_units
 
 CPU = torch.device("cpu")
 LIMIT = "ONEDNN_MAX_CPU_ISA"
 
 
-def processor(monkeypatch: pytest.MonkeyPatch, *, amx: bool = False, avx512_bf16: bool = False) -> None:
+def processor(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> None:
+    """Lets the system tell these flags of the processor."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    (folder / "cpuinfo").write_text(f"processor : 0\nflags : fpu {' '.join(flags)}\n", encoding="utf-8")
+    monkeypatch.setattr(cpu_features, "_CPU_INFO", folder / "cpuinfo")
 
 
 @pytest.mark.parametrize(
-    ("limit", "amx", "avx512_bf16", "expected"),
+    ("limit", "flags", "expected"),
     [
-        (None, False, False, False),
-        (None, True, False, True),
-        (None, False, True, True),
-        ("DEFAULT", False, True, True),
-        ("all", True, True, True),
-        ("AVX512_CORE_BF16", True, True, True),
-        ("avx512_core_amx", True, False, True),
-        ("AVX512_CORE_VNNI", True, True, False),
-        ("AVX2", True, True, False),
-        ("AVX512_CORE_BF16", False, False, False),
+        (None, [], False),
+        (None, ["avx512f", "avx512_vnni"], False),
+        (None, ["amx_tile", "amx_bf16"], True),
+        (None, ["avx512_bf16"], True),
+        ("DEFAULT", ["avx512_bf16"], True),
+        ("all", ["amx_bf16"], True),
+        ("AVX512_CORE_BF16", ["amx_bf16"], True),
+        ("avx512_core_amx", ["amx_bf16"], True),
+        ("AVX512_CORE_VNNI", ["amx_bf16", "avx512_bf16"], False),
+        ("AVX2", ["avx512_bf16"], False),
+        ("AVX512_CORE_BF16", [], False),
     ],
 )
 def test_units_are_what_the_processor_says(
-    limit: str | None, amx: bool, avx512_bf16: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    limit: str | None, flags: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    processor(monkeypatch, amx=amx, avx512_bf16=avx512_bf16)
+    processor(monkeypatch, tmp_path, *flags)
     if limit is None:
         monkeypatch.delenv(LIMIT)
     else:
@@ -66,19 +62,24 @@ def test_units_are_what_the_processor_says(
     assert decided("bf16") == "bf16"
 
 
-def test_trainings_stay_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor(monkeypatch, amx=True)
+def test_trainings_stay_in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    processor(monkeypatch, tmp_path, "amx_bf16")
     monkeypatch.delenv(LIMIT)
     assert decided("auto") == "bf16"
     assert decided_for_training("auto") == decided_for_training("auto", CPU) == "fp32"
     assert decided_for_training("bf16", CPU) == "bf16"
 
 
-def test_older_torch_has_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_system_has_no_units(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(LIMIT)
-    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.delattr(torch.cpu, probe, raising=False)
+    monkeypatch.setattr(cpu_features, "_CPU_INFO", tmp_path / "none")
     assert not has_bf16_units()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_system_and_torch_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIMIT)
+    assert has_bf16_units() == (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +129,10 @@ def test_weights_are_cast_once() -> None:
     assert tower is model
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
     assert not tower.training
-    pixels = as_input(torch.ones(2, 4), "bf16", CPU)
-    with inference("bf16", CPU):
-        assert not torch.is_autocast_enabled("cpu")
-        assert tower(pixels).dtype == torch.bfloat16
-    assert as_input(torch.ones(2, dtype=torch.long), "bf16", CPU).dtype == torch.long
+    assert forward(tower, torch.ones(2, 4), "bf16", CPU).dtype == torch.bfloat16
+    # Neither autocast, nor another type of a tokenizer's integers.
+    assert not forward(lambda batch: torch.is_autocast_enabled("cpu"), torch.ones(1), "bf16", CPU)
+    assert forward(lambda batch: batch.dtype, torch.ones(2, dtype=torch.long), "bf16", CPU) == torch.long
 
 
 def test_a_gpu_keeps_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,17 +143,16 @@ def test_a_gpu_keeps_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
         return nullcontext()
 
     monkeypatch.setattr(torch, "autocast", autocast)
-    for context in (arithmetic, inference):
-        context("bf16", torch.device("cuda", 0))
-        context("fp32", torch.device("cuda", 0))
-    assert opened == [("cuda", torch.bfloat16)] * 2
+    arithmetic("bf16", torch.device("cuda", 0))
+    arithmetic("fp32", torch.device("cuda", 0))
+    assert opened == [("cuda", torch.bfloat16)]
 
 
 ROWS = """
 import json, torch
 from lgclip.encoder.open_clip import OpenClip
 from lgclip.diffuser.pipeline import Diffuser
-from lgclip.encoder.precision import has_bf16_units
+from lgclip.runtime.cpu_features import has_bf16_units
 
 towers = OpenClip("tiny:encoder").load(torch.device("cpu"))
 generator = torch.Generator().manual_seed(0)
@@ -190,13 +189,3 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     assert first["equal"] == [True, True, True]
     assert first["cosine"] >= 0.9995
     assert rows(threads=2)["sum"] == first["sum"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
-def test_doctor_says_the_same_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lgclip.cli.doctor import machine
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for limit in ("DEFAULT", "AVX512_CORE_VNNI"):
-        monkeypatch.setenv(LIMIT, limit)
-        assert f"precision=auto is {decided('auto')}" in machine() or "no GPU" not in machine()

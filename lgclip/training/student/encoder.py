@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lgclip.encoder.backbone import Network, Plan
 from lgclip.encoder.base import Encoder, Towers, Transform
-from lgclip.encoder.precision import as_input, cast_weights, check_precision, decided_for_training, inference
+from lgclip.encoder.precision import cast_weights, check_precision, decided_for_training, forward
 from lgclip.encoder.weight_files import checkpoint_content, is_intact, read_trained
 from lgclip.methods.logits import as_unit
 from lgclip.runtime.versions import STORE_SCHEMA
@@ -153,8 +153,7 @@ class _StudentTower:
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
-            with inference(self._precision, self._device):
-                logits = self._network(as_input(pixels, self._precision, self._device))
+            logits = forward(self._network, pixels, self._precision, self._device)
             return as_unit(logits.float())
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
