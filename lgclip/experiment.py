@@ -33,6 +33,7 @@ from lgclip.runtime.unused_settings import (
     unused_overrides,
 )
 from lgclip.stages.counts import ImageCounts
+from lgclip.store.image_formats import check_image_format, check_stored
 from lgclip.store.root import check_writable, open_root
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from lgclip.methods.base import Classifier
     from lgclip.reporting.result_schema import RunResult
     from lgclip.stages.context import RunContext
+    from lgclip.stages.direct_encoding import DirectEncoding
     from lgclip.stages.parts import GenerationParts, RunParts
     from lgclip.stages.plan import Plan
     from lgclip.stages.text import RunTexts
@@ -88,6 +90,8 @@ class Experiment:
         refuse_secrets(cfg)  # here too, because a config can remove the callback that looks for keys before the run
         ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
         OnBadImage.of(cfg.on_bad_image)
+        if "images" in cfg.paths:  # a small model's training has no images
+            check_image_format(cfg.paths.images)
         for key in _PATHS:
             path = OmegaConf.select(cfg, key, throw_on_missing=False)
             # Weights of a package have no path; the encoder checks them.
@@ -121,6 +125,7 @@ class Experiment:
         Raises:
             ValueError: If a part cannot be built, or a class has no image at all.
         """
+        check_stored(self._cfg.paths.images, "generate.py only generates")
         if self._cfg.plan:
             self._print_plan(evaluates=False)
             return None
@@ -153,6 +158,7 @@ class Experiment:
         data = self._data
 
         from lgclip.methods.zero_shot import ZeroShot
+        from lgclip.stages.direct_encoding import direct_encoding
         from lgclip.stages.parts import GenerationParts, RunParts
         from lgclip.stages.plan import plan_generation, plan_run
 
@@ -162,7 +168,8 @@ class Experiment:
         parts = self._with_views(RunParts.from_config(self._cfg, data))
         method = self._method(parts)
         compares = isinstance(method, ZeroShot) and method.compares_text
-        return plan_run(parts, store, needs_images=bool(method.needs_images), compares_text=compares)
+        encoding = direct_encoding(self._cfg.paths.images, parts.encoder, parts.scales)
+        return plan_run(parts, store, needs_images=bool(method.needs_images), compares_text=compares, encoding=encoding)
 
     def fit(self) -> Path:
         """Trains what the method needs, unless it is in the store: a student, prompts, LoRA weights or a small model.
@@ -184,6 +191,7 @@ class Experiment:
         from lgclip.stages.parts import RunParts
         from lgclip.training.loop import run_training
 
+        check_stored(self._cfg.paths.images, f"method={self._cfg.name} trains on them")
         context = self._context()
         recipe = self._training_config()
         parts = RunParts.from_config(self._cfg, self._data)
@@ -212,7 +220,7 @@ class Experiment:
         from lgclip.evaluation.evaluator import Evaluation, Evaluator
 
         context = replace(setup.context, logger=logger)
-        synthetic_images = _generate(context, parts) if method.needs_images else None
+        synthetic_images = self._generate(context, parts) if method.needs_images else None
         texts = self._texts(setup, context)
         predictor = self._predictor(setup, context, synthetic_images)
         evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor, setup.pool, texts)
@@ -305,10 +313,11 @@ class Experiment:
         if method.needs_images:
             _check_before(context, parts)
         context.stages.check_before(parts.encoder.check_weights)
-        synthetic_images = _generate(context, parts) if method.needs_images else None
-        dataset = parts.data.evaluated
         # The view of the full image, where the selection needs it, is one of the synthetic images alone.
         views = self._with_views(parts).scales
+        generation = replace(parts, scales=views)
+        synthetic_images = self._generate(context, generation) if method.needs_images else None
+        dataset = parts.data.evaluated
         align = method.align
         unlabeled = pool_features(context, align, data, parts.encoder, parts.scales)
         texts = complete_texts(context, parts, has_prompts=False, compares=False) if needs_text(configured) else None
@@ -369,6 +378,12 @@ class Experiment:
             workers=cfg.workers,
             image_format=cfg.paths.images,
         )
+
+    def _generate(self, context: RunContext, parts: RunParts) -> SyntheticImages:
+        """Generates the images of an evaluation, which are encoded at once where `paths.images` stores none."""
+        from lgclip.stages.direct_encoding import direct_encoding
+
+        return _generate(context, parts, direct_encoding(context.image_format, parts.encoder, parts.scales))
 
     @cached_property
     def _setup(self) -> _Setup:
@@ -444,6 +459,8 @@ class Experiment:
 
         cfg = self._cfg
         recipe = method.trained
+        if recipe is not None:
+            check_stored(cfg.paths.images, f"method={cfg.method.name} trains on them")
         if cfg.membership and not (isinstance(recipe, TrainingConfig) and recipe.knows_members):
             raise ValueError("membership=True is asked of a student: use method=student")
         if cfg.membership and cfg.transduction:
@@ -552,10 +569,10 @@ def _check_before(context: RunContext, parts: GenerationParts) -> None:
     context.stages.check_before(parts.diffuser.check_weights)
 
 
-def _generate(context: RunContext, parts: GenerationParts) -> SyntheticImages:
+def _generate(context: RunContext, parts: GenerationParts, encoding: DirectEncoding | None = None) -> SyntheticImages:
     from lgclip.stages.generate import generate_images
 
-    return generate_images(context, parts.data, parts.llm, parts.diffuser, parts.counts)
+    return generate_images(context, parts.data, parts.llm, parts.diffuser, parts.counts, encoding)
 
 
 def _has_prompts(parts: GenerationParts, method: Classifier) -> bool:

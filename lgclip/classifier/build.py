@@ -122,8 +122,15 @@ def _infos(dataset: Dataset, synthetic_images: SyntheticImages | None) -> tuple[
 def _strips(synthetic_images: SyntheticImages | None, classes: int) -> Sequence[Any]:
     """Returns the first images of the first classes in a row each."""
     places: list[list[int]] = [[] for _ in range(classes)]
+    incomplete = set[int]()
     for place, prompt in enumerate(synthetic_images.prompts if synthetic_images else ()):
-        if prompt.class_index < MAX_CLASSES and len(places[prompt.class_index]) < MAX_IMAGES:
+        if prompt.class_index >= MAX_CLASSES or len(places[prompt.class_index]) >= MAX_IMAGES:
+            continue
+        assert synthetic_images is not None
+        if synthetic_images.paths[place] is None:
+            incomplete.add(prompt.class_index)
+        # A tile's place is that of its image: after one that was not stored, no other is shown.
+        if prompt.class_index not in incomplete:
             places[prompt.class_index].append(place)
     strips = []
     for shown in places:

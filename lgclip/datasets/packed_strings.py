@@ -15,13 +15,17 @@ class _Packed(Sequence[str]):
     def _text(self, place: int) -> str:
         """Returns the string at a nonnegative index."""
 
+    def _texts(self, places: range) -> list[str]:
+        """Returns the strings at some nonnegative indices."""
+        return [self._text(place) for place in places]
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> "list[str]": ...
     def __getitem__(self, index: int | slice) -> "str | list[str]":
         if isinstance(index, slice):
-            return [self._text(place) for place in range(*index.indices(len(self)))]
+            return self._texts(range(*index.indices(len(self))))
         return self._text(range(len(self))[index])  # from the end, and an IndexError, as in a list
 
     def __eq__(self, other: object) -> bool:
@@ -76,3 +80,10 @@ class PackedHashes(_Packed):
 
     def _text(self, place: int) -> str:
         return self._bytes[16 * place : 16 * (place + 1)].hex()
+
+    def _texts(self, places: range) -> list[str]:
+        if places.step != 1:
+            return super()._texts(places)
+        # Converted at once: a run looks up the keys of all images in blocks.
+        digits = self._bytes[16 * places.start : 16 * places.stop].hex()
+        return [digits[start : start + 32] for start in range(0, len(digits), 32)]

@@ -86,12 +86,14 @@ class SyntheticImages:
         target_classes: The classes.
         prompts: Prompt of each image; its text is empty if unknown.
         ids: Content key of each image.
-        paths: File of each image, or its location in a shard.
+        paths: File of each image, its location in a shard, or that of its thumbnail; None if neither is stored.
         missing: Requested images that are missing.
         templated: Number of each class's prompts that are template sentences in place of a language model's.
         is_generated: Whether they are in the store: damaged ones are generated again.
         sources: For each image, the id of the real image whose caption was its prompt; empty if there is none.
         origins: Describes those real images; None without captions.
+        thumbnail_key: Store key of their thumbnails, where `paths` leads to thumbnails; else empty.
+        are_stored: Whether the images themselves are stored, and not only their features.
 
     Raises:
         ValueError: If a class has no image at all.
@@ -101,12 +103,14 @@ class SyntheticImages:
     target_classes: Sequence[TargetClass] = field(repr=False)
     prompts: Sequence[Prompt] = field(repr=False)
     ids: Sequence[str] = field(repr=False)
-    paths: Sequence[Path | Member] = field(repr=False)
+    paths: Sequence[Path | Member | None] = field(repr=False)
     missing: Sequence[Missing] = ()
     templated: Sequence[int] = ()
     is_generated: bool = False
     sources: Sequence[str] = field(default=(), repr=False)
     origins: Origins | None = field(default=None, repr=False)
+    thumbnail_key: str = ""
+    are_stored: bool = True
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -168,13 +172,19 @@ class SyntheticImages:
         )
 
     def image(self, index: int) -> Image.Image:
-        """Returns the image at an index, decoded to RGB.
+        """Returns the image at an index, or its thumbnail, decoded to RGB.
 
         Raises:
             BadImageError: If it cannot be decoded.
-            ValueError: If it cannot be accessed.
+            ValueError: If it cannot be accessed, or was not stored.
         """
         place = self.paths[index]
+        if place is None:
+            prompt = self.prompts[index]
+            raise ValueError(
+                f"class {prompt.class_index} ({prompt.target_class.name!r}): the image generated from {prompt.text!r} "
+                "was encoded and not stored; paths.images=files or tar stores images"
+            )
         # The user's own folder: the advice below is about the store, which does not hold these files.
         if not self.is_generated and isinstance(place, Path):
             return read_image(place)

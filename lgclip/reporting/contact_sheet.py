@@ -103,9 +103,11 @@ def sheet_of(
     synthetic: list[list[Image.Image]] = [[] for _ in classes]
     for place, prompt in enumerate(synthetic_images.prompts if synthetic_images else ()):
         row = row_of.get(prompt.class_index)
-        # Only what is shown is decoded: images are read from the disk.
-        if row is not None and len(synthetic[row]) < MAX_IMAGES:
-            assert synthetic_images is not None
+        if row is None or len(synthetic[row]) >= MAX_IMAGES:
+            continue
+        assert synthetic_images is not None
+        # Only what is shown is decoded: images are read from the disk. Of those that were not stored there is none.
+        if synthetic_images.paths[place] is not None:
             synthetic[row].append(synthetic_images.image(place))
     real = [dataset.image(int(predictions.index[predictions.label == c][0])) for c in classes]
     notes = [f"{int(correct[c])} of {int(total[c])} correct" for c in classes]

@@ -39,8 +39,8 @@ def audit(run: Run) -> dict[str, Any]:
         run: The run.
 
     Returns:
-        `run`, `method`, `duplicates` (None if no synthetic image was used), `exposure` (one row per
-        stage) and `verdicts`; plain values, for JSON.
+        `run`, `method`, `duplicates` (None if no synthetic image was used, or they were not stored), `images_stored`,
+        `exposure` (one row per stage) and `verdicts`; plain values, for JSON.
 
     Raises:
         ValueError: If the run's images or features do not exist any more.
@@ -48,10 +48,14 @@ def audit(run: Run) -> dict[str, Any]:
     rows = exposure(run.result)
     method = run.result.method
     restored = restore_run(run)
+    images = restored.synthetic_images
+    # Thumbnails are no substitute: they have other pixels, and only a few images have one.
+    duplicates = _duplicates(restored) if images is not None and images.are_stored else None
     return {
         "run": str(run.folder),
         "method": method,
-        "duplicates": _duplicates(restored) if restored.synthetic_images else None,
+        "duplicates": duplicates,
+        "images_stored": images.are_stored if images is not None else None,
         "exposure": [asdict(row) for row in rows],
         "verdicts": conclusions(rows, method),
     }
@@ -226,7 +230,12 @@ def _pair(restored: RestoredRun, index: int, test_index: int) -> dict[str, Any]:
 def audit_text(report: dict[str, Any]) -> str:
     """Formats the output of `audit` as text."""
     lines = [f"{report['run']}, method {report['method']}", ""]
-    if report["duplicates"] is None:
+    if report["images_stored"] is False:
+        lines.append(
+            "the synthetic images were not stored (paths.images=sheet or none), so that none is compared with the test "
+            "images; run it again with paths.images=files"
+        )
+    elif report["duplicates"] is None:
         lines.append("no synthetic image was used")
     else:
         lines += _duplicates_text(report["duplicates"])

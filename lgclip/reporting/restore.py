@@ -22,9 +22,10 @@ from lgclip.runtime.config_aliases import SECOND_ENCODER
 from lgclip.runtime.instantiate import TargetError, build
 from lgclip.runtime.secrets import guard_environment
 from lgclip.stages.caption_set import Captions
+from lgclip.stages.direct_encoding import direct_encoding
 from lgclip.stages.extract import pool_stream, real_stream, student_stream, synthetic_stream, text_streams
 from lgclip.stages.generate import prompt_script, wanted_images, with_sources
-from lgclip.stages.images import image_stage
+from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import RunParts
 from lgclip.stages.pool import unlabeled_pool
 from lgclip.stages.streams import Stream
@@ -99,9 +100,9 @@ def restore_run(run: Run) -> RestoredRun:
         captions = script if isinstance(script, Captions) else None
         # The keys of the images follow from the config; the images are only looked up in the store, never generated.
         wanted = wanted_images(parts.diffuser, script, parts.counts)
-        synthetic_images = image_stage(
-            parts.diffuser, root, dataset.target_classes, wanted, cfg.seed
-        ).synthetic_images()
+        encoding = direct_encoding(cfg.paths.get("images", "files"), encoder, scales)
+        stage = image_stage(parts.diffuser, root, dataset.target_classes, wanted, cfg.seed, encoding)
+        synthetic_images = stage.synthetic_images()
         synthetic_images = with_sources(synthetic_images, script, cfg.images_per_prompt)
         streams.append(synthetic_stream(synthetic_images, encoder, scales, root))
     streams.append(real_stream(dataset, encoder, scales, root))

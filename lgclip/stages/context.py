@@ -22,7 +22,7 @@ class RunContext:
         make_trainer: Builds a Lightning trainer on the run's devices; its arguments override those of the config.
         on_bad_image: Policy for unreadable images.
         workers: Number of processes that decode images; with 0, threads of the main process do.
-        image_format: Storage of new synthetic images: `files`, or `tar` for shards.
+        image_format: Storage of new synthetic images: `files`, `tar` for shards, `sheet` for a few thumbnails, `none`.
         logger: Lightning logger for trainings; False for none.
     """
 

@@ -1,7 +1,7 @@
 """Implements the feature extraction stage: every device encodes its shard of what has no features yet."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -12,9 +12,9 @@ from lgclip.batches import ImageBatch
 from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.profiling import measure
 from lgclip.runtime.devices import device_name
-from lgclip.stages.streams import Stream, Streams
+from lgclip.stages.streams import Streams
 from lgclip.store.cost_log import StoreUsage
-from lgclip.store.features import BadFeatureError
+from lgclip.store.features import BadFeatureError, FeatureStore
 from lgclip.types import Unread
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class FeatureExtractionStage(LightningModule):
         self.encoder = encoder
         self._data = data
         self.towers: Towers | None = None
-        self._queues: dict[int, _Queue] = {}
+        self._queues: dict[int, FeatureQueue] = {}
 
     def missing(self) -> list[int]:
         """Returns the indices of everything without features, stream after stream."""
@@ -71,7 +71,7 @@ class FeatureExtractionStage(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         for place in list(self._queues):
-            self._finish(place)
+            self._queues.pop(place).finish()
 
     def on_predict_end(self) -> None:
         self.towers = None
@@ -81,8 +81,18 @@ class FeatureExtractionStage(LightningModule):
         # Loaders come one after another, so the others are done. What waits of them is written now: kept until the
         # end, an interruption would lose it.
         for place in set(self._queues) - {dataloader_idx}:
-            self._finish(place)
-        queue = self._queues.setdefault(dataloader_idx, _Queue())
+            self._queues.pop(place).finish()
+        if dataloader_idx not in self._queues:
+            stream = self._data.streams[dataloader_idx]
+            self._queues[dataloader_idx] = FeatureQueue(
+                self.towers,
+                stream.store,
+                stream.views,
+                stream.name_of,
+                rows_per_pass=self._data.rows_per_pass,
+                batch_size=self.encoder.batch_size,
+            )
+        queue = self._queues[dataloader_idx]
         if isinstance(batch, ImageBatch):
             if batch.unread:
                 self._note(dataloader_idx, batch.unread)
@@ -93,36 +103,6 @@ class FeatureExtractionStage(LightningModule):
                 queue.put(batch.ids, batch.views.flatten(0, 1))
         else:
             queue.put([name for name, _ in batch], [text for _, text in batch])
-        self._encode(dataloader_idx)
-        if len(queue.complete(len(self._data.streams[dataloader_idx].views))) >= self.encoder.batch_size:
-            self._store(dataloader_idx)
-
-    def _encode(self, place: int, *, last: bool = False) -> None:
-        """Encodes the queue of one stream in passes of one size; a remainder waits for more items.
-
-        The pass size may change the rounding of the last bit. With a fixed size a feature does not depend on the number
-        of devices, workers or images. The last pass is padded with copies of its last row.
-        """
-        assert self.towers is not None
-        queue = self._queues[place]
-        size = self._data.rows_per_pass
-        # The last pass may be short; until then only full ones are made.
-        n = len(queue.rows)
-        if not last:
-            n = n // size * size
-        for start in range(0, n, size):
-            rows = queue.rows[start : start + size]
-            fill = size - len(rows)
-            if isinstance(rows, Tensor):
-                # Without the test, every full pass would be copied.
-                full = rows
-                if fill:
-                    full = torch.cat([rows, rows[-1:].expand(fill, *rows.shape[1:])])
-                features = self.towers.images(full)
-            else:
-                features = self.towers.texts([*rows, *rows[-1:] * fill])
-            queue.done.append(features[: len(rows)].cpu())
-        queue.rows = queue.rows[n:]
 
     def _note(self, place: int, unread: Sequence[Unread]) -> None:
         """Records unreadable images; the policy is applied when all are known.
@@ -141,60 +121,110 @@ class FeatureExtractionStage(LightningModule):
         log.warning("%s cannot be read as an image (%s)%s", first.where, first.reason, suffix)
         unreadable.add({image.id: image.reason for image in unread})
 
-    def _finish(self, place: int) -> None:
-        """Encodes and writes the remainder of one stream."""
-        self._encode(place, last=True)
-        if self._queues[place].ids:
-            self._store(place)
-        del self._queues[place]
 
-    def _store(self, place: int) -> None:
-        """Writes the encoded features of one stream as one file: a file per batch of few images would be too small."""
-        stream = self._data.streams[place]
-        queue = self._queues[place]
-        s = len(stream.views)
-        ids = queue.complete(s)
-        # A pass may end within an image, whose views are then not complete: only complete ones are written.
-        features = torch.cat(queue.done)
-        try:
-            stream.store.add(ids, stream.views, features[: len(ids) * s].unflatten(0, (len(ids), s)))
-        except BadFeatureError as error:
-            raise ValueError(_refused(stream, error)) from error
-        # Of the next image some views may be encoded already: they wait for the rest.
-        queue.ids = queue.ids[len(ids) :]
-        queue.done = [features[len(ids) * s :]]
-
-
-def _refused(stream: Stream, error: BadFeatureError) -> str:
+def _refused(name_of: Callable[[str], str], error: BadFeatureError) -> str:
     """Builds the error for features that are not unit vectors: the items they belong to, and possible fixes."""
-    places = [list(stream.ids).index(thing) for thing in error.things]
-    name_of = stream.where or stream.ids.__getitem__
-    named = "; ".join(name_of(place) for place in places[:5])
-    if len(places) > 5:
-        named += f"; and {len(places) - 5} more"
+    named = "; ".join(name_of(thing) for thing in error.things[:5])
+    if len(error.things) > 5:
+        named += f"; and {len(error.things) - 5} more"
     return (
         f"the encoder gives no direction (NaN, infinite or zero features) for {named}. Nothing of this batch is "
         "stored; try encoder.precision=fp32, or look at the weights"
     )
 
 
-class _Queue:
-    """Queues items of one stream: rows to encode, one per view, and features to store."""
+class FeatureQueue:
+    """Encodes the items of one stream in passes of one size, and stores their features in files of about a batch.
 
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.rows: Tensor | list[str] = []
-        self.done: list[Tensor] = []
+    Args:
+        towers: Encodes the rows: one per view, or per sentence.
+        store: Store of the features.
+        views: Names of the views of each item.
+        name_of: Returns the name of an item for errors, by its id.
+        rows_per_pass: Rows of a forward pass.
+        batch_size: Number of items whose features are written as one file: a file of a few would be too small.
+        images_discarded: Whether the images of the stream are not stored.
+    """
+
+    def __init__(
+        self,
+        towers: Towers,
+        store: FeatureStore,
+        views: Sequence[str],
+        name_of: Callable[[str], str],
+        *,
+        rows_per_pass: int,
+        batch_size: int,
+        images_discarded: bool = False,
+    ) -> None:
+        self._towers = towers
+        self._store = store
+        self._views = views
+        self._name_of = name_of
+        self._size = rows_per_pass
+        self._batch_size = batch_size
+        self._images_discarded = images_discarded
+        self._ids: list[str] = []
+        self._rows: Tensor | list[str] = []
+        self._done: list[Tensor] = []
 
     def put(self, ids: Sequence[str], rows: Tensor | list[str]) -> None:
-        """Adds items and their rows."""
-        self.ids += ids
-        if isinstance(rows, Tensor) and isinstance(self.rows, Tensor) and len(self.rows):
-            rows = torch.cat([self.rows, rows])
-        elif isinstance(rows, list) and isinstance(self.rows, list):
-            rows = self.rows + rows
-        self.rows = rows
+        """Adds items with their rows, encodes full passes, and writes what is enough for a file."""
+        self._ids += ids
+        if isinstance(rows, Tensor) and isinstance(self._rows, Tensor) and len(self._rows):
+            rows = torch.cat([self._rows, rows])
+        elif isinstance(rows, list) and isinstance(self._rows, list):
+            rows = self._rows + rows
+        self._rows = rows
+        self._encode()
+        if len(self._complete()) >= self._batch_size:
+            self._write()
 
-    def complete(self, views: int) -> list[str]:
+    def finish(self) -> None:
+        """Encodes and writes the remainder."""
+        self._encode(last=True)
+        if self._ids:
+            self._write()
+
+    def _encode(self, *, last: bool = False) -> None:
+        """Encodes in passes of one size; a remainder waits for more items.
+
+        The pass size may change the rounding of the last bit. With a fixed size a feature does not depend on the number
+        of devices, workers or images. The last pass is padded with copies of its last row.
+        """
+        size = self._size
+        # The last pass may be short; until then only full ones are made.
+        n = len(self._rows)
+        if not last:
+            n = n // size * size
+        for start in range(0, n, size):
+            rows = self._rows[start : start + size]
+            fill = size - len(rows)
+            if isinstance(rows, Tensor):
+                # Without the test, every full pass would be copied.
+                full = rows
+                if fill:
+                    full = torch.cat([rows, rows[-1:].expand(fill, *rows.shape[1:])])
+                features = self._towers.images(full)
+            else:
+                features = self._towers.texts([*rows, *rows[-1:] * fill])
+            self._done.append(features[: len(rows)].cpu())
+        self._rows = self._rows[n:]
+
+    def _complete(self) -> list[str]:
         """Returns the items of which every view is encoded."""
-        return self.ids[: sum(map(len, self.done)) // views]
+        return self._ids[: sum(map(len, self._done)) // len(self._views)]
+
+    def _write(self) -> None:
+        s = len(self._views)
+        ids = self._complete()
+        # A pass may end within an image, whose views are then not complete: only complete ones are written.
+        features = torch.cat(self._done)
+        rows = features[: len(ids) * s].unflatten(0, (len(ids), s))
+        try:
+            self._store.add(ids, self._views, rows, images_discarded=self._images_discarded)
+        except BadFeatureError as error:
+            raise ValueError(_refused(self._name_of, error)) from error
+        # Of the next image some views may be encoded already: they wait for the rest.
+        self._ids = self._ids[len(ids) :]
+        self._done = [features[len(ids) * s :]]

@@ -16,10 +16,11 @@ from lgclip.stages.caption_set import Captions
 from lgclip.stages.captions import caption
 from lgclip.stages.context import RunContext
 from lgclip.stages.counts import ImageCounts
-from lgclip.stages.images import ImageGenerationStage, image_stage
+from lgclip.stages.direct_encoding import DirectEncoding
+from lgclip.stages.image_stage import image_stage
+from lgclip.stages.images import ImageGenerationStage
 from lgclip.stages.prompts import PromptGenerationStage
 from lgclip.store.atomic import atomic_write
-from lgclip.store.images import KEPT
 from lgclip.store.prompts import PromptStore
 from lgclip.types import Prompt, TargetClass
 
@@ -52,6 +53,7 @@ def generate_images(
     prompt_generator: PromptGenerator,
     diffuser: ImageSource,
     counts: ImageCounts,
+    encoding: DirectEncoding | None = None,
 ) -> SyntheticImages:
     """Generates prompts and images, each stage only if something is missing.
 
@@ -64,13 +66,11 @@ def generate_images(
         prompt_generator: Generates the prompts.
         diffuser: Source of the images.
         counts: Numbers of prompts and images.
+        encoding: Encoder and views of images that are not stored; None if they are stored.
 
     Raises:
-        ValueError: If a class has no image at all, the image format is unknown, or the prompt generator needs training
-            images and there are none.
+        ValueError: If a class has no image at all, or the prompt generator needs training images and there are none.
     """
-    if context.image_format not in KEPT:
-        raise ValueError(f"paths.images={context.image_format}: choose {' or '.join(KEPT)}")
     diffuser.inputs()  # a model that cannot be loaded is an error before anything is written
     script = prompt_script(context.store, data, prompt_generator, diffuser, counts)
     if isinstance(script, Captions):
@@ -78,7 +78,7 @@ def generate_images(
     elif diffuser.needs_prompts:
         context.stages.complete("prompts", script, len(data.evaluated.target_classes))
     wanted = wanted_images(diffuser, script, counts)
-    stage = image_stage(diffuser, context.store, data.evaluated.target_classes, wanted, counts.seed)
+    stage = image_stage(diffuser, context.store, data.evaluated.target_classes, wanted, counts.seed, encoding)
     if isinstance(stage, ImageGenerationStage):  # the images of a folder stay where they are
         stage.store.in_shards = context.image_format == "tar"
     context.stages.complete("images", stage, len(wanted))
@@ -208,7 +208,7 @@ def write_list(path: Path, synthetic_images: SyntheticImages, class_names: Seque
                 "name": class_names[prompt.class_index],
                 "prompt": prompt.text,
                 "repeat": prompt.repeat,
-                "file": str(file),
+                "file": None if file is None else str(file),
                 **_origin(synthetic_images.origins, source),
             },
             ensure_ascii=False,

@@ -13,10 +13,7 @@ from torch.utils.data import DataLoader
 
 from lgclip.diffuser.base import (
     GeneratedBatch,
-    ImageCollection,
     ImageGenerator,
-    ImageSource,
-    ImageStage,
     LoadedPipeline,
     Missing,
     SyntheticImages,
@@ -85,7 +82,7 @@ class ImageGenerationStage(LightningModule):
         faults: list[Fault] = []
         while len(faults) <= self.diffuser.retries:
             name = self._id(index, len(faults))
-            fault = None if self.store.has(name) else self.store.fault(name)
+            fault = None if self._is_done([name])[0] else self.store.fault(name)
             # Generated well, not generated yet, or an unreadable marker. The last counts as none: the attempt is made
             # again.
             if fault not in tuple(Fault):
@@ -97,8 +94,12 @@ class ImageGenerationStage(LightningModule):
         """Returns the indices of images that are still to be generated, without those that failed permanently."""
         self.store.refresh()
         # One question for all first attempts. Only the few without an image are checked one by one.
-        first = self.store.places(self._first)
-        return [index for index, place in enumerate(first) if place is None and self._todo(index) is not None]
+        is_done = self._is_done(self._first)
+        return [index for index, done in enumerate(is_done) if not done and self._todo(index) is not None]
+
+    def _is_done(self, names: Sequence[str]) -> list[bool]:
+        """Checks of which attempts nothing is left to do, since they gave an image."""
+        return [place is not None for place in self.store.places(names)]
 
     def parts(self) -> list[StoreUsage]:
         """Returns the stage's costs: images, each including its failed attempts."""
@@ -111,32 +112,34 @@ class ImageGenerationStage(LightningModule):
     def _todo(self, index: int) -> int | None:
         """Returns the next attempt; None if there is none."""
         attempt = len(self._failed(index))
-        done = attempt > self.diffuser.retries or self.store.has(self._id(index, attempt))
+        done = attempt > self.diffuser.retries or self._is_done([self._id(index, attempt)])[0]
         if done:
             return None
         return attempt
 
     def synthetic_images(self) -> SyntheticImages:
-        first = self.store.places(self._first)
+        is_done = self._is_done(self._first)
         prompts: list[Prompt] = []
         ids: list[str] = []
-        paths: list[Path | Member] = []
+        attempts: list[tuple[int, int]] = []
         gone: list[Missing] = []
-        for index, (wanted, place) in enumerate(zip(self.wanted, first, strict=True)):
-            faults = [] if place else self._failed(index)
+        for index, (wanted, done) in enumerate(zip(self.wanted, is_done, strict=True)):
+            faults = [] if done else self._failed(index)
             # Every attempt failed. It is reported with its faults, so that the image does not go missing in silence.
             if len(faults) > self.diffuser.retries:
                 gone.append(Missing(wanted, tuple(faults)))
                 continue
             # The number of faults is the attempt that came out well.
-            name = self._id(index, len(faults))
             prompts.append(wanted)
-            ids.append(name)
-            paths.append(place or self._place(name))
+            ids.append(self._id(index, len(faults)))
+            attempts.append((index, len(faults)))
+        paths = self._locations(ids, attempts)
         return SyntheticImages(self.store.key, self.target_classes, prompts, ids, paths, gone, is_generated=True)
 
-    def _place(self, name: str) -> Path | Member:
-        return self.store.places([name])[0] or self.store.path(name)
+    def _locations(self, ids: Sequence[str], attempts: Sequence[tuple[int, int]]) -> Sequence[Path | Member | None]:
+        """Returns the location of each image, by its id, or by its index and attempt; None if it is not stored."""
+        places = self.store.places(ids)
+        return [place or self.store.path(name) for place, name in zip(places, ids, strict=True)]
 
     def on_predict_start(self) -> None:
         self.pipeline = self.diffuser.load(self.device)
@@ -157,7 +160,7 @@ class ImageGenerationStage(LightningModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         self._lists = self.trainer.is_global_zero
         todo = set(self.missing())
-        places: Any = [place for place in shard_indices(self.trainer, len(self.wanted), self._pass) if place in todo]
+        places: Any = [place for place in shard_indices(self.trainer, len(self.wanted), self._group) if place in todo]
         # Whole passes: a pass is what it costs, however few of its images are wanted.
         batch_size = -(-self.diffuser.batch_size // self._pass) * self._pass
         return DataLoader(places, batch_size=batch_size, collate_fn=list)
@@ -202,6 +205,11 @@ class ImageGenerationStage(LightningModule):
         return GeneratedBatch(pixels, list(chain.from_iterable(part.faults for part in parts)))
 
     @property
+    def _group(self) -> int:
+        """Returns the number of neighboring images that one device generates."""
+        return self._pass
+
+    @property
     def _pass(self) -> int:
         if self.device.type != "cpu":
             return self.diffuser.batch_size
@@ -215,31 +223,3 @@ class ImageGenerationStage(LightningModule):
             self.store.put(self._id(index, attempt), pixels, about)
         else:
             self.store.put_fault(self._id(index, attempt), fault, about)
-
-
-def image_stage(
-    source: ImageSource, root: Path, target_classes: Sequence[TargetClass], prompts: Sequence[Prompt], seed: int
-) -> ImageStage:
-    """Returns the stage that provides the images of a run.
-
-    Args:
-        source: Source of the images.
-        root: The store's folder.
-        target_classes: The classes.
-        prompts: The requested images.
-        seed: The run's seed.
-
-    Returns:
-        An `ImageGenerationStage` for a generator; for a collection, a stage with nothing to compute.
-
-    Raises:
-        TypeError: If the source is neither.
-    """
-    match source:
-        case ImageGenerator():
-            return ImageGenerationStage(source, root, target_classes, prompts, seed)
-        case ImageCollection():
-            return source.stage(root, target_classes, prompts, seed)
-        case _:
-            kind = type(source).__name__
-            raise TypeError(f"{kind} must derive from ImageGenerator, which generates images, or from ImageCollection")

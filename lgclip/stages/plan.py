@@ -8,9 +8,10 @@ from lgclip.diffuser.base import SyntheticImages
 from lgclip.prompts.text_side import LlmSentences
 from lgclip.runtime.hub import HubError, cached, size_of
 from lgclip.stages.caption_set import Captions
+from lgclip.stages.direct_encoding import DirectEncoding
 from lgclip.stages.extract import real_stream, synthetic_stream, text_streams
 from lgclip.stages.generate import prompt_script, wanted_images
-from lgclip.stages.images import image_stage
+from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import GenerationParts, RunParts
 from lgclip.stages.prompts import PromptGenerationStage
 from lgclip.stages.streams import Stream
@@ -80,7 +81,14 @@ def plan_generation(parts: GenerationParts, store: Path) -> Plan:
     return Plan(stages, _models(parts, "llm", "diffuser"), notes)
 
 
-def plan_run(parts: RunParts, store: Path, *, needs_images: bool, compares_text: bool = False) -> Plan:
+def plan_run(
+    parts: RunParts,
+    store: Path,
+    *,
+    needs_images: bool,
+    compares_text: bool = False,
+    encoding: DirectEncoding | None = None,
+) -> Plan:
     """Returns the plan of evaluate.py: prompts, images and features.
 
     Args:
@@ -88,6 +96,7 @@ def plan_run(parts: RunParts, store: Path, *, needs_images: bool, compares_text:
         store: Folder of the store.
         needs_images: Whether the method uses synthetic images.
         compares_text: Whether further text baselines are evaluated.
+        encoding: Encoder and views of images that are not stored; None if they are stored.
 
     Raises:
         ValueError: If the parts do not fit together, as a run itself would report.
@@ -96,7 +105,7 @@ def plan_run(parts: RunParts, store: Path, *, needs_images: bool, compares_text:
     images = None
     notes: list[str] = []
     if needs_images:
-        stages, images, notes = _generation(parts, store)
+        stages, images, notes = _generation(parts, store, encoding)
     groups = ["llm", "diffuser", "encoder"] if needs_images else ["encoder"]
     has_prompts = needs_images and parts.diffuser.needs_prompts
     if parts.encoder.has_text:
@@ -111,7 +120,9 @@ def plan_run(parts: RunParts, store: Path, *, needs_images: bool, compares_text:
     return Plan([*stages, *features], _models(parts, *groups), [*notes, *feature_notes])
 
 
-def _generation(parts: GenerationParts, store: Path) -> tuple[list[PlannedStage], SyntheticImages | None, list[str]]:
+def _generation(
+    parts: GenerationParts, store: Path, encoding: DirectEncoding | None = None
+) -> tuple[list[PlannedStage], SyntheticImages | None, list[str]]:
     """Returns the stages of the generation, the synthetic images if all are stored, and notes."""
     counts = parts.counts
     classes = parts.data.evaluated.target_classes
@@ -132,7 +143,7 @@ def _generation(parts: GenerationParts, store: Path) -> tuple[list[PlannedStage]
             # An image is stored by its prompt: without the prompts nobody knows which images are there.
             return [*stages, PlannedStage("images", "image", total, None)], None, []
         wanted = wanted_images(parts.diffuser, script, counts)
-        stage = image_stage(parts.diffuser, store, classes, wanted, counts.seed)
+        stage = image_stage(parts.diffuser, store, classes, wanted, counts.seed, encoding)
         missing = stage.missing()
         stages.append(PlannedStage("images", "image", len(wanted), len(wanted) - len(missing)))
         return stages, None if missing else stage.synthetic_images(), []

@@ -211,7 +211,9 @@ class Stages:
     def _parts_of(self, accounted: Accounted, lacked: Sequence[int], seconds: float) -> list[StoreUsage]:
         """Returns a stage's use of each store, with what it has computed and the seconds of that."""
         computed = [before - after for before, after in zip(lacked, accounted.lacking(), strict=True)]
-        return _split_seconds(accounted.parts(), computed, seconds, self._bar.spent)
+        # A stage that computes several things in one loop measures them itself.
+        spent = getattr(accounted, "part_seconds", None) or self._bar.spent
+        return _split_seconds(accounted.parts(), computed, seconds, spent)
 
     def _enter_interrupted(self, accounted: Accounted, lacked: Sequence[int], start: float) -> None:
         """Writes the cost of what a failed or interrupted stage has computed."""

@@ -70,6 +70,12 @@ class Stream:
         """Returns whether its items are sentences."""
         return self.role in (Role.TEXT, Role.OTHER_TEXT)
 
+    def name_of(self, item: str) -> str:
+        """Returns the name of an item for errors, by its id."""
+        if self.where is None:
+            return item
+        return self.where(list(self.ids).index(item))
+
     def missing(self) -> list[int]:
         """Returns the indices of readable items without features; of items of equal content only the first."""
         known = self.unreadable.reasons() if self.unreadable else {}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 NAME = np.dtype("S16")
 """Type of an id in memory: a million images take 24 MB, as strings they would take 200."""
 
+IMAGES_DISCARDED = "images_discarded"
+"""Entry of a chunk's metadata: its images were never stored."""
 
 BLOCK = 16384
 """Items that are looked up at once, which bounds the temporary memory."""
@@ -116,8 +118,22 @@ class FeatureStore:
                 places[new, s] = np.column_stack([index.chunks[entry], index.rows[entry], entry * 0 + column])
         return places
 
-    def add(self, ids: Sequence[str], views: Sequence[str], features: Float[torch.Tensor, "n s d"]) -> None:
+    def add(
+        self,
+        ids: Sequence[str],
+        views: Sequence[str],
+        features: Float[torch.Tensor, "n s d"],
+        *,
+        images_discarded: bool = False,
+    ) -> None:
         """Stores one batch.
+
+        Args:
+            ids: Ids of the items.
+            views: Names of their views.
+            features: Their features.
+            images_discarded: Whether the images were never stored. The chunk says so: otherwise features without
+                images are those of deleted ones, which `lgclip store gc` deletes.
 
         Raises:
             BadFeatureError: If a feature is not finite or not of unit length: a NaN prototype would
@@ -135,6 +151,8 @@ class FeatureStore:
             tensor = features.detach().to("cpu", torch.float32).contiguous()
             # The checksum is no part of the name: features that are computed again replace a damaged file.
             about = {**header, CHECKSUM: checksum_of({"features": tensor})}
+            if images_discarded:
+                about[IMAGES_DISCARDED] = True
             # One text, since safetensors writes several in any order, and equal features are to be equal files.
             save_file({"features": tensor}, temporary, metadata={"lgclip": json.dumps(about)})
 
@@ -209,8 +227,31 @@ class _Index(NamedTuple):
         return np.where(self.names[positions] == names, positions, -1)
 
 
-def _names(ids: Iterable[str]) -> np.ndarray:
-    return np.fromiter((hashlib.blake2b(name.encode(), digest_size=NAME.itemsize).digest() for name in ids), NAME)
+def _names(ids: Sequence[str]) -> np.ndarray:
+    """Returns ids as they are compared: content keys as their 16 bytes, others as a hash of that size."""
+    # Nearly always all are content keys, which are converted at once: a loop would take most of a run's start.
+    if set(map(len, ids)) == {2 * NAME.itemsize}:
+        content = _content_of("".join(ids))
+        if content is not None:
+            return np.frombuffer(content, NAME)
+    return np.fromiter(map(_name, ids), NAME)
+
+
+def _name(item: str) -> bytes:
+    content = _content_of(item)
+    if content is not None and len(content) == NAME.itemsize:
+        return content
+    return hashlib.blake2b(item.encode(), digest_size=NAME.itemsize).digest()
+
+
+def _content_of(digits: str) -> bytes | None:
+    """Returns the bytes of lower-case hexadecimal digits; None for any other text."""
+    try:
+        content = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    # `fromhex` also takes capitals and spaces, and so would mix up ids that differ.
+    return content if content.hex() == digits else None
 
 
 def _unit(features: Float[torch.Tensor, "n s d"]) -> torch.Tensor:
@@ -243,6 +284,7 @@ def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
             shape = file.get_slice("features").get_shape()
             # Once per process and file: a flipped bit of a feature would change a prediction without any other sign.
             is_intact = checksum_of({"features": file.get_tensor("features")}) == header.pop(CHECKSUM)
+        header.pop(IMAGES_DISCARDED, None)
         chunk = _Chunk(_names(header["ids"]), tuple(header["views"]), shape[2])
         if header["schema"] != STORE_SCHEMA:
             log.warning(

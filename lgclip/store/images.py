@@ -21,9 +21,6 @@ from lgclip.store.tar_shards import ShardWriter, shards_in
 
 log = logging.getLogger(__name__)
 
-KEPT = ("files", "tar")
-"""Storage formats of new images: one PNG file each, or tar shards. Existing ones are found in both."""
-
 _COMPRESSION = 1
 """Level of PNG's lossless compression: twice as fast as Pillow's default of 6, an eighth larger."""
 

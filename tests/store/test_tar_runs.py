@@ -108,7 +108,7 @@ def test_invalid_format_is_rejected_early(
 ) -> None:
     with pytest.raises(SystemExit):
         generate(fresh_sandbox, tmp_path / "run", "++paths.images=zip")
-    assert "paths.images=zip: choose files or tar" in capsys.readouterr().err
+    assert "paths.images=zip: choose files, tar, sheet, none" in capsys.readouterr().err
     assert not (fresh_sandbox.store / "prompts").exists()
 
 

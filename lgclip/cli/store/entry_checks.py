@@ -24,6 +24,7 @@ from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.captions import captions_in
 from lgclip.store.checksums import CHECKSUM, checksum_of, is_intact
 from lgclip.store.cost_log import parse_row
+from lgclip.store.features import IMAGES_DISCARDED
 from lgclip.store.keys import content_key, digest_of
 from lgclip.store.shard_index import look
 from lgclip.types import Fault
@@ -167,6 +168,15 @@ def chunk_names(path: Path) -> tuple[list[str], list[str]] | None:
     return header["ids"], header["views"]
 
 
+def outlives_images(path: Path) -> bool:
+    """Checks whether a chunk says that its images were never stored."""
+    try:
+        header, _ = _header(path)
+    except FaultyError:
+        return False
+    return bool(header.get(IMAGES_DISCARDED))
+
+
 def shard_names(path: Path) -> set[str]:
     """Returns the ids of the images and markers of a shard."""
     return {name.decode() for name in look(path).ids.tolist()}
@@ -194,6 +204,7 @@ def width_of(path: Path) -> int:
 def _features(item: Item) -> None:
     header, _ = _header(item.path)
     checksum = header.pop(CHECKSUM, None)
+    header.pop(IMAGES_DISCARDED, None)
     must(content_key(header) == item.path.stem, "its name is not the key of its header")
     features = load(item.path.read_bytes())["features"]
     must(checksum_of({"features": features}) == checksum, _NO_CHECKSUM)

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lgclip.cli.store.entry_checks import caption_names, chunk_names, read_inputs, shard_names
+from lgclip.cli.store.entry_checks import caption_names, chunk_names, outlives_images, read_inputs, shard_names
 from lgclip.cli.store.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
 from lgclip.diffuser.base import SyntheticImages, image_id
 from lgclip.diffuser.image_folder import ImageFolder
@@ -136,21 +136,31 @@ def _add(used: Used, run: Run, root: Path, full: bool) -> None:
         used.places |= {f"prompts/{key}.json" for key in keys}
     used.places |= {f"prompts/{key}.json" for key in restored.text_keys}
     if restored.synthetic_images is not None:
-        _add_images(used, restored.synthetic_images, cfg.seed, cfg.diffuser.get("retries", 0) + 1)
-        if full:
-            missing += sum(isinstance(place, Path) and not place.is_file() for place in restored.synthetic_images.paths)
+        missing += _add_images(used, restored.synthetic_images, cfg, full)
     if missing:
         raise RunError(f"{run.folder}: {missing} entries that it needs are not in {root}; run it again first")
 
 
-def _add_images(used: Used, synthetic_images: SyntheticImages, seed: int, tries: int) -> None:
-    used.images.add(synthetic_images.key)
+def _add_images(used: Used, images: SyntheticImages, cfg: Any, full: bool) -> int:
+    """Adds the images of a run and their thumbnails; returns how many are missing, with `full`."""
+    tries = cfg.diffuser.get("retries", 0) + 1
+    for key in (images.key, images.thumbnail_key):
+        if key:
+            _add_attempts(used, key, images, cfg.seed, tries)
+    if not full or not images.are_stored:
+        return 0
+    return sum(isinstance(place, Path) and not place.is_file() for place in images.paths)
+
+
+def _add_attempts(used: Used, key: str, synthetic_images: SyntheticImages, seed: int, tries: int) -> None:
+    """Adds all attempts at some images, as they are stored under a key: that of the images, or of their thumbnails."""
+    used.images.add(key)
     # Failed attempts are kept too: their markers spare the next run from generating the same faulty images again.
     for prompt in (*synthetic_images.prompts, *(absent.prompt for absent in synthetic_images.missing)):
         for attempt in range(tries):
-            name = image_id(synthetic_images.key, prompt, seed, attempt)
+            name = image_id(key, prompt, seed, attempt)
             used.generated.add(name)
-            stem = f"images/{synthetic_images.key}/{name[:2]}/{name}"
+            stem = f"images/{key}/{name[:2]}/{name}"
             used.places |= {f"{stem}.png", f"{stem}.fault.json"}
 
 
@@ -165,6 +175,7 @@ def with_companions(entries: Iterable[Item], companions: Iterable[Item]) -> tupl
         Those of `companions` that belong to `entries`, and the others.
     """
     target_classes = set[str]()  # what a companion may belong to: a file, a folder, or a prompt generator
+    sources = set[Path]()  # folders of features whose images are known
     for item in entries:
         target_classes.add(item.place)
         if item.kind == Kind.PROMPTS:
@@ -174,6 +185,12 @@ def with_companions(entries: Iterable[Item], companions: Iterable[Item]) -> tupl
         else:
             target_classes.add("/".join(item.parts[:2]))
             target_classes.add("/".join(item.parts[:3]))
+        # Images that were encoded and not stored have a cost log of their own: it belongs to their features.
+        if item.kind == Kind.FEATURES and item.path.parent not in sources:
+            sources.add(item.path.parent)
+            source = read_inputs(item.path.parent / "inputs.json").get("source")
+            if isinstance(source, dict) and source.get("source") == "synthetic":
+                target_classes.add(f"images/{source.get('images')}")
     near: list[Item] = []
     apart: list[Item] = []
     for item in companions:
@@ -297,7 +314,7 @@ def _is_orphan(item: Item, generated: set[str]) -> bool:
         return False
     # A chunk that cannot be read is no orphan but damaged, which `verify` reports.
     names = chunk_names(item.path)
-    return names is not None and generated.isdisjoint(names[0])
+    return names is not None and generated.isdisjoint(names[0]) and not outlives_images(item.path)
 
 
 def _delete(items: Sequence[Item]) -> list[Item]:

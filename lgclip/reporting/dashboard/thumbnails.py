@@ -272,6 +272,8 @@ class _Album:
     def _generated_image(self, index: int, thumbs: Thumbnails) -> list[str]:
         synthetic_images = self._synthetic_images
         assert synthetic_images is not None
+        if synthetic_images.paths[index] is None:
+            return []  # it was not stored, which is no loss
         return self._add(
             thumbs, synthetic_images.key, synthetic_images.ids[index], lambda: synthetic_images.image(index)
         )

@@ -90,9 +90,11 @@ def _contents(run: Run, synthetic_images: SyntheticImages | None, folder: Path, 
             for key, p in zip(synthetic_images.ids, synthetic_images.prompts, strict=True)
         ]
         inside: dict[str, Path] = {}
-        if keep == "files":
+        if keep == "files" and synthetic_images.are_stored:
             stored = [
-                _reference(key, place) for key, place in zip(synthetic_images.ids, synthetic_images.paths, strict=True)
+                _reference(key, place)
+                for key, place in zip(synthetic_images.ids, synthetic_images.paths, strict=True)
+                if place is not None
             ]
             # A mapping, because many images lie in one shard, which is added once.
             inside = {place: file for place, file, _ in stored}

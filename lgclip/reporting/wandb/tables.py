@@ -96,6 +96,8 @@ def _prototypes(names: Sequence[str], synthetic_images: SyntheticImages) -> "wan
     counts = [0] * len(names)
     rows: list[list[Any]] = []
     for place, prompt in enumerate(synthetic_images.prompts):
+        if synthetic_images.paths[place] is None:
+            continue  # it was not stored
         index = prompt.class_index
         counts[index] += 1
         if counts[index] <= per_class and len(rows) < MAX_IMAGES:
