@@ -85,6 +85,18 @@ def vit_s_32(folder: Path, synthetic_images: Path) -> Path:
     return _fitted(folder, config, synthetic_images)
 
 
+def random_vit_s_32(folder: Path) -> Path:
+    """ViT-S-32 with random weights alone, in a folder of open_clip's layout.
+
+    Args:
+        folder: Where to make it.
+    """
+    config = get_model_config("ViT-S-32")
+    assert config is not None
+    torch.manual_seed(0)
+    return _saved(folder, CLIP(**config).eval(), config)
+
+
 def smallest(folder: Path, synthetic_images: Path) -> Path:
     """A model with features of usual width that takes next to no time: two tokens, one layer.
 
