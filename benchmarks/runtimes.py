@@ -63,7 +63,8 @@ def main() -> None:
     """Measures and keeps."""
     torch.manual_seed(0)
     pixels = [torch.randn(BATCH, 3, 224, 224) for _ in range(PASSES)]
-    exact: Any = open_clip.create_model(MODEL, pretrained=None).visual.eval()
+    model: Any = open_clip.create_model(MODEL, pretrained=None)
+    exact = model.visual.eval()
     with tempfile.TemporaryDirectory() as name, torch.inference_mode(False):
         path = Path(name) / "tower.onnx"
         torch.onnx.export(exact, (pixels[0],), str(path), input_names=["pixels"], dynamo=True, verbose=False)
