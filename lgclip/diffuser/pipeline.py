@@ -25,6 +25,10 @@ from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositorie
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NOISES = {"image": noise_seed, "repeat": shared_noise_seed}
 OFFLOADS = ("none", "model", "sequential")
+DECODING_BYTES = 4 * 2**30
+"""Memory that decoding one image of 512 pixels takes in half precision: about ten tensors of 256 channels at full
+resolution in SD's decoder, rounded up generously, since a batch that does not fit ends the run."""
+
 BEYOND_AUTO = ("SanaSprintPipeline",)
 """Text-to-image pipelines that AutoPipeline's table lacks, and whose call takes a prompt."""
 
@@ -60,9 +64,11 @@ class Diffuser(ImageGenerator):
         retries: How often to generate again what came out black, flat or not finite.
         tiling: Whether to decode in overlapping tiles, for images that do not fit into memory; blends their edges.
         batch_size: Number of images per batch.
-        slicing: Whether to decode images one by one, leaves pixels unchanged; None does so on a GPU.
+        slicing: Whether to decode images one by one, leaves pixels unchanged; None does so on a GPU whose free memory
+            does not hold a batch, see `DECODING_BYTES`.
         channels_last: Memory layout of convolutions, leaves pixels unchanged up to a gray level; None uses it on a GPU.
-        compile: Whether to compile the repeated blocks, leaves pixels unchanged; takes minutes once, then is faster.
+        compile: Whether to compile the repeated blocks and the decoder, leaves pixels unchanged; takes minutes once,
+            then is faster.
         offload: Offload idle `model`s or layers (`sequential`) from the GPU, leaves pixels unchanged; ignored on a CPU.
 
     Raises:
@@ -277,9 +283,6 @@ class Diffuser(ImageGenerator):
         channels_last = self.channels_last
         if channels_last is None:
             channels_last = on_gpu
-        slicing = self.slicing
-        if slicing is None:
-            slicing = on_gpu
         parts = pipeline.components
         # Offloading moves each part itself, when its turn comes; `to` would first load all of it.
         if on_gpu and self.offload == "model":
@@ -292,19 +295,47 @@ class Diffuser(ImageGenerator):
         if channels_last:
             for name in {"unet", "vae"} & parts.keys():
                 parts[name].to(memory_format=torch.channels_last)
-        # Decoding a whole batch takes more memory than all denoising steps before it.
-        if slicing and "vae" in parts:
-            parts["vae"].enable_slicing()
-        if self.tiling and "vae" in parts:
-            parts["vae"].enable_tiling()
-        # The repeated blocks alone: compiling the whole network takes many times as long for little more speed.
+        if "vae" in parts:
+            self._prepare_decoder(parts["vae"], device)
         if self.compile:
-            for name in {"unet", "transformer"} & parts.keys():
-                try:
-                    parts[name].compile_repeated_blocks()
-                except ValueError as error:
-                    kind = type(parts[name]).__name__
-                    raise ValueError(f"diffuser.compile=true: {kind} names no blocks to compile") from error
+            _compile(parts)
+
+    def _prepare_decoder(self, vae: Any, device: torch.device) -> None:
+        """Sets how images are decoded; asked when the weights are on the device."""
+        slicing = self.slicing
+        if slicing is None and device.type != "cpu":
+            # Decoding a whole batch takes more memory than all denoising steps before it; decoding the images one by
+            # one leaves a large GPU idle.
+            free, _ = torch.cuda.mem_get_info(device)
+            slicing = free < self._decoding_bytes(vae.dtype)
+        if slicing:
+            vae.enable_slicing()
+        if self.tiling:
+            vae.enable_tiling()
+
+    def _decoding_bytes(self, dtype: torch.dtype) -> float:
+        """Returns the memory that decoding a batch takes."""
+        pixels = (self.size or 1024) ** 2  # the largest of the pipelines' own sizes
+        return self.batch_size * DECODING_BYTES * pixels / 512**2 * dtype.itemsize / 2
+
+
+def _compile(parts: Mapping[str, Any]) -> None:
+    """Compiles the denoiser's blocks and the decoder.
+
+    Raises:
+        ValueError: If the denoiser names no blocks.
+    """
+    # The repeated blocks alone: compiling the whole network takes many times as long for little more speed.
+    for name in {"unet", "transformer"} & parts.keys():
+        try:
+            parts[name].compile_repeated_blocks()
+        except ValueError as error:
+            kind = type(parts[name]).__name__
+            raise ValueError(f"diffuser.compile=true: {kind} names no blocks to compile") from error
+    # Three quarters of the operations of a pipeline with one step.
+    decoder = getattr(parts.get("vae"), "decoder", None)
+    if decoder is not None:
+        decoder.compile()
 
 
 @contextmanager

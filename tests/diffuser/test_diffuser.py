@@ -202,6 +202,20 @@ def test_compiled_blocks_give_the_same_image(folder: Path, sampling_pipeline: Sa
     blocks = [m for m in compiled.pipeline.unet.modules() if type(m).__name__ == "BasicTransformerBlock"]
     assert blocks
     assert all(block._compiled_call_impl is not None for block in blocks)
+    assert compiled.pipeline.vae.decoder._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize(("free", "slicing"), [(2**30, True), (141 * 2**30, False)])
+def test_batches_are_decoded_at_once_where_memory_allows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, slicing: bool
+) -> None:
+    """Checks the choice on a GPU, of which only the free memory is simulated."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    diffuser = Diffuser(str(folder), size=512, batch_size=16, channels_last=False)
+    pipeline = diffuser.pipeline()
+    monkeypatch.setattr(pipeline, "to", lambda device: pipeline)
+    diffuser._place(pipeline, torch.device("cuda"))
+    assert pipeline.vae.use_slicing == slicing
 
 
 def test_tiling_changes_pixels_and_key(folder: Path, sampling_pipeline: SamplingPipeline) -> None:
