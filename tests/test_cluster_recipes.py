@@ -1,0 +1,79 @@
+"""Tests the recipes of examples/cluster as far as that is possible without a cluster."""
+
+import re
+import shlex
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "examples" / "cluster"
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Returns the arguments of every call of an entry script in a file; variables of the shell get a value."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    if path.name == "kuberay.yaml":
+        text = yaml.safe_load(text)["spec"]["entrypoint"]
+    found = []
+    for line in text.splitlines():
+        match = re.search(r"(generate|evaluate)\.py( .*)?$", line.split("#")[0] if path.suffix != ".md" else line)
+        if match and match.group(2) and "..." not in line:
+            arguments = re.sub(r"\$\{?(\w+)\}?", r"\1_value", match.group(2)).rstrip("'`| ")
+            found.append([match.group(1), *shlex.split(arguments)])
+    return found
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "kuberay.yaml", "skypilot.yaml", "README.md"])
+def test_overrides_compose(name: str) -> None:
+    """A value that is misspelled, or that is gone, is an error of Hydra's."""
+    calls = commands(RECIPES / name)
+    assert calls
+    for script, *overrides in calls:
+        # The model is a variable in some of them.
+        known = [override.replace("DIFFUSER_value", "sd_turbo") for override in overrides]
+        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+            cfg = compose(script, known)
+        if script == "generate":
+            assert cfg.executor._target_.endswith("RayExecutor")
+            assert cfg.precision == "bf16", "the driver may have no GPU"
+
+
+def test_ray_accepts_the_configuration_of_ray_up() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((RECIPES / "ray_up.yaml").read_text(encoding="utf-8"))
+    validate_config(prepare_config(config))
+    config["available_nodes"] = config.pop("available_node_types")
+    with pytest.raises(Exception, match="available_node"):
+        validate_config(prepare_config(config))
+
+
+def test_slurm_script_is_shell() -> None:
+    subprocess.run(["bash", "-n", str(RECIPES / "slurm.sh")], check=True)
+
+
+def test_versions_are_those_that_are_tested() -> None:
+    """A cluster with another version of Ray than the driver is refused."""
+    job: Any = yaml.safe_load((RECIPES / "kuberay.yaml").read_text(encoding="utf-8"))
+    image = (RECIPES / "Dockerfile").read_text(encoding="utf-8")
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == pinned["ray"]
+    assert f"rayproject/ray:{pinned['ray']}-py311" in image
+    assert version("ray")
+
+
+def test_kuberay_job_has_a_driver_without_a_gpu_and_workers_with_one() -> None:
+    cluster = yaml.safe_load((RECIPES / "kuberay.yaml").read_text(encoding="utf-8"))["spec"]["rayClusterSpec"]
+    head = cluster["headGroupSpec"]
+    assert head["rayStartParams"]["num-gpus"] == "0"
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
