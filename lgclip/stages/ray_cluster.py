@@ -17,6 +17,8 @@ from omegaconf import DictConfig
 from lgclip.runtime import versions
 from lgclip.runtime.signals import heed
 
+log = logging.getLogger(__name__)
+
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the cluster's address, as Ray reads it."""
 
@@ -102,6 +104,7 @@ class RayCluster:
             raise _refused(address, error) from error
         except (RuntimeError, ValueError, OSError) as error:
             raise _refused(address, error) from error
+        _keep_stdout_clean()
         self._connected = True
 
     def close(self) -> None:
@@ -248,16 +251,20 @@ def probe(expected: Mapping[str, str], marker: str) -> str:
 
 def _check_probe(reference: Any, address: str, store: Path) -> None:
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         problem = ray.get(reference)
-    except RayError as error:
+    except RayTaskError as error:
         # Such as no lgclip there: the task cannot even be read.
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
             f"executor=ray: {address} cannot run lgclip ({reason}); install the same version there"
         ) from error
+    except RayError as error:
+        # A machine that is lost is no reason to stop: the others do its work.
+        log.debug("%s: %s", address, error)
+        return
     if problem:
         raise ValueError(f"executor=ray, store {store}: {problem}")
 
@@ -285,6 +292,14 @@ def _refused(address: str, error: Exception) -> ValueError:
         f"executor=ray: no cluster at {ADDRESS}={address} ({type(error).__name__}: {reason[:300]}); start one by `ray "
         f"start --head`, correct the address, or set {ADDRESS}=local to use this machine alone"
     )
+
+
+def _keep_stdout_clean() -> None:
+    """Keeps Ray from printing the death of a worker to stdout, where a run prints its result; the run logs it."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *arguments, **settings: log.debug("%s", arguments)
 
 
 @contextmanager
