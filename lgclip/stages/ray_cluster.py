@@ -288,6 +288,8 @@ def _refused(address: str, error: Exception) -> ValueError:
             f"{ADDRESS}={address}: the cluster has another version of Ray or Python ({reason[:300]}); install the same "
             "versions on both sides"
         )
+    if address == "local":
+        return ValueError(f"executor=ray: Ray does not start on this machine ({reason[:300]}); use executor=local")
     return ValueError(
         f"executor=ray: no cluster at {ADDRESS}={address} ({type(error).__name__}: {reason[:300]}); start one by `ray "
         f"start --head`, correct the address, or set {ADDRESS}=local to use this machine alone"

@@ -26,6 +26,9 @@ from lgclip.store.cost_log import Tokens
 
 log = logging.getLogger(__name__)
 
+_VARIABLES = ("LGCLIP_DATA", "LGCLIP_MAX_IMAGE_PIXELS", "LGCLIP_MAX_ASPECT_RATIO")
+"""Environment variables that can change a result; workers have the environment of their machine."""
+
 _IN_FLIGHT = 2
 """Shards per worker: it computes one, and the next is there when it has finished."""
 
@@ -131,7 +134,7 @@ class RayExecutor(Executor):
             max(1, int(self._cpus)),
             run.stage.content_keys(),
             software_versions(),
-            {name: value for name, value in os.environ.items() if name.startswith("LGCLIP_")},
+            {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         )
 
     def _uses_gpus(self) -> bool:

@@ -99,9 +99,7 @@ def test_killed_actor_loses_its_shard_alone(
     assert len({call.process for call in read_calls(log)} - set(killed)) >= 2
 
 
-def test_lost_node_loses_its_shard_alone(
-    at_cluster: LocalCluster, reference: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_lost_node_loses_its_shard_alone(at_cluster: LocalCluster, reference: dict[str, bytes], tmp_path: Path) -> None:
     store = tmp_path / "store"
     log = tmp_path / "log"
     lost: list[str] = []
@@ -125,7 +123,7 @@ def test_late_node_gets_work(at_cluster: LocalCluster, reference: dict[str, byte
     log = tmp_path / "log"
     joined: list[str] = []
     # Long enough for another process to import torch.
-    stage = image_stage(store, log, EACH, seconds=0.4)
+    stage = image_stage(store, log, EACH, seconds=0.3)
     with once_logged(log, 8, lambda calls: joined.append(at_cluster.add_node())):
         generate(stage, store, RayExecutor(shard=8))
     assert read_store(store) == reference
@@ -141,9 +139,8 @@ def test_poisoned_prompt_is_tried_three_times_and_named(
     stage = image_stage(store, log, EACH, poison=(("green ring", 5),), batch_size=1, size=512)
     with pytest.raises(ValueError, match="images: 1 image failed 3 times: class 1") as caught:
         generate(stage, store, RayExecutor(shard=1))
-    assert "('green ring'), the prompt 'a photo of a green ring', repeat 5: RuntimeError: boom; all others are stored" in (
-        str(caught.value)
-    )
+    named = "('green ring'), the prompt 'a photo of a green ring', repeat 5: RuntimeError: boom; all others are stored"
+    assert named in str(caught.value)
     assert repeated(read_calls(log)) == {(1, 5): 3}
     lacking = reference.keys() - read_store(store).keys()
     assert len(lacking) == 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -162,8 +163,10 @@ class LocalCluster:
         return self._cluster.address
 
     def add_node(self) -> str:
-        """Starts a node; returns its id."""
-        node = self._cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", wait=False)
+        """Starts a node, in any thread; returns its id."""
+        # Only the main thread may set a handler of signals.
+        with patch("ray._private.utils.set_sigterm_handler"):
+            node = self._cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", wait=False)
         self.nodes.append(node)
         return node.node_id
 
