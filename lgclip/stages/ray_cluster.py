@@ -300,8 +300,7 @@ def _keep_stdout_clean() -> None:
     """Keeps Ray from printing the death of a worker to stdout, where a run prints its result; the run logs it."""
     from ray._private import worker
 
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = lambda *arguments, **settings: log.debug("%s", arguments)
+    worker.print_to_stdstream = lambda *arguments, **settings: log.debug("%s", arguments)
 
 
 @contextmanager

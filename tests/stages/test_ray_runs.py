@@ -246,6 +246,15 @@ def read_command(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_ray_is_imported_where_it_starts() -> None:
+    modules = "lgclip.experiment, lgclip.stages.ray_executor, lgclip.stages.ray_worker"
+    code = f"import sys, {modules}; assert 'lightning' in sys.modules; assert 'ray' not in sys.modules"
+    environment = {**os.environ, **QUIET_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
 def error_of(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     with pytest.raises(SystemExit):
         run_command("generate", *overrides)
