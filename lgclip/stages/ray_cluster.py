@@ -40,13 +40,18 @@ _QUIET = {
 class RayCluster:
     """Holds the connection to a cluster.
 
-    Attributes:
-        started: Whether `connect` has started Ray on this machine.
+    A connection that the process had before stays when this one is closed.
     """
 
     def __init__(self) -> None:
-        self.started = False
         self._connected = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Returns whether there is a connection."""
+        import ray
+
+        return ray.is_initialized()
 
     def connect(self) -> None:
         """Connects to the cluster at `RAY_ADDRESS`, or else to one on this machine, or else starts Ray here.
@@ -89,7 +94,6 @@ class RayCluster:
     def _start(self) -> None:
         with _environment(_ON_LOOPBACK, "0"), _loopback():
             self._init("local", include_dashboard=False)
-        self.started = True
 
     def _init(self, address: str, **arguments: Any) -> None:
         import ray
@@ -114,7 +118,6 @@ class RayCluster:
         import ray
 
         self._connected = False
-        self.started = False
         ray.shutdown()
         heed()
 

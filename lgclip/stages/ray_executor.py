@@ -48,7 +48,8 @@ class RayExecutor(Executor):
     Prompts of a server and of templates, and the evaluation, stay in the run's own process.
 
     Args:
-        accelerator: That of the trainer: `cpu` uses no GPU of the cluster.
+        accelerator: `auto` uses the cluster's GPUs if it has any, `cpu` none; `gpu` waits for one, which an autoscaler
+            provides.
         shard: Maximum number of items per shard; a forward pass may be larger.
         cpus: CPUs of a worker; at least as many as it has processes that decode images.
         gpus: GPUs of a worker, where the cluster has any.
@@ -76,6 +77,7 @@ class RayExecutor(Executor):
         self._gpus = gpus
         self._actors = actors
         self._cluster = RayCluster()
+        self._on_gpus = False
 
     def prepare(self, store: Path) -> None:
         """Connects to the cluster, or starts Ray here, and checks every machine.
@@ -86,12 +88,12 @@ class RayExecutor(Executor):
         Raises:
             ValueError: If there is no cluster, or it does not fit.
         """
-        self._cluster.connect()
+        self._connect()
         self._cluster.check_machines(store)
         if self._actors is None and not slots(*self._resources()):
             raise ValueError(
                 f"executor=ray: no machine of the cluster has {self._cpus:g} CPUs"
-                + (f" and {self._gpus:g} GPUs" if self._uses_gpus() else "")
+                + (f" and {self._gpus:g} GPUs" if self._on_gpus else "")
                 + "; ask for fewer by executor.cpus and executor.gpus"
             )
 
@@ -113,7 +115,10 @@ class RayExecutor(Executor):
         if not isinstance(stage, ShardedStage) or not stage.is_sharded:
             LocalExecutor().compute(run, work)
             return
-        device = "cuda" if self._uses_gpus() else "cpu"
+        # A second run of the same process: the first has disconnected.
+        if not self._cluster.is_connected:
+            self._connect()
+        device = "cuda" if self._on_gpus else "cpu"
         missing = stage.missing_by_loader()
         groups = [stage.group_size(loader, device) for loader in range(len(missing))]
         queue = ShardQueue(missing, groups, self._shard)
@@ -137,12 +142,15 @@ class RayExecutor(Executor):
             {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         )
 
-    def _uses_gpus(self) -> bool:
-        return self._accelerator != "cpu" and self._gpus > 0 and has_gpus()
+    def _connect(self) -> None:
+        self._cluster.connect()
+        # Decided once: a pass has another size on a GPU, so workers of one stage are all of one kind.
+        wants = self._accelerator in ("gpu", "cuda") or (self._accelerator == "auto" and has_gpus())
+        self._on_gpus = wants and self._gpus > 0
 
     def _resources(self) -> tuple[float, float]:
         """Returns the CPUs and GPUs of a worker."""
-        return self._cpus, self._gpus if self._uses_gpus() else 0
+        return self._cpus, self._gpus if self._on_gpus else 0
 
     def wanted_workers(self) -> int:
         """Returns the number of workers that the cluster should have now."""
@@ -262,10 +270,12 @@ class _Dealer:
 
     def _deal(self) -> None:
         """Gives each worker its shards; a second one only where all others have one."""
-        numbers = [worker.number for worker in self._workers]
+        # One that waits for a machine may wait for ever, so no shard waits for it.
+        ready = [worker for worker in self._workers if worker.loading is None]
+        numbers = [worker.number for worker in ready]
         for most in range(1, _IN_FLIGHT + 1):
-            for worker in self._workers:
-                if worker.loading is not None or len(worker.jobs) >= most:
+            for worker in ready:
+                if len(worker.jobs) >= most:
                     continue
                 job = self._queue.take(worker.number, numbers)
                 if job is not None:
@@ -347,7 +357,10 @@ class _Dealer:
         else:
             self._load_failures += 1
             if self._load_failures >= MAX_TRIES:
-                raise RuntimeError(f"{self._run.title}: {MAX_TRIES} workers were lost before they had a model: {error}")
+                raise ValueError(
+                    f"{self._run.title}: {MAX_TRIES} workers were lost while they loaded the model ({reason}); it may "
+                    "need more memory, see Ray's logs in /tmp/ray/session_latest/logs of the machine"
+                ) from error
         self._remove(worker)
 
     def _remove(self, worker: _Worker) -> None:

@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from factories import Sandbox, evaluate_run, make_encoder, read_store, run_command
-from multiprocess_runs import QUIET_ENVIRONMENT, RUN_FIELDS
+from multiprocess_runs import QUIET_ENVIRONMENT, RUN_FIELDS, read_features
 from ray_clusters import SETTINGS, LocalCluster, ray_environment
 
 from lgclip.datasets.embedded import Shapes
@@ -152,13 +153,22 @@ def test_captions_and_shards_are_those_of_one_process(
 def test_unreadable_image_is_an_error_after_all_others(on_ray: list[str], shapes_folder: Path, tmp_path: Path) -> None:
     run = [
         "dataset=folder", f"dataset.root={shapes_folder}", "method=clip_text", "logger=none", "trainer.accelerator=cpu",
-        f"encoder.model={make_encoder(tmp_path / 'encoder')}", f"paths.store={tmp_path / 'store'}",
+        f"encoder.model={make_encoder(tmp_path / 'encoder')}", "scales=multi",
     ]  # fmt: skip
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
     with pytest.raises(SystemExit):
-        evaluate_run(run, tmp_path / "run", *on_ray)
-    result = evaluate_run(run, tmp_path / "again", *on_ray, "on_bad_image=skip")
-    assert [entry["reason"] for entry in result["skipped"]] != []
+        evaluate_run(run, tmp_path / "run", *on_ray, f"paths.store={shared}")
+    result = evaluate_run(run, tmp_path / "again", *on_ray, "on_bad_image=skip", f"paths.store={shared}")
+    assert len(result["skipped"]) == 1
     assert [computed for _, computed, _ in counts_of(result)[:-1]] == [0]
+    # With several views an image, files end elsewhere, but each feature has the same bytes.
+    evaluate_run(run, tmp_path / "local", "on_bad_image=skip", f"paths.store={alone}")
+    features = read_features(alone)
+    stored = read_features(shared)
+    assert stored.keys() == features.keys()
+    for key, vectors in features.items():
+        assert stored[key].keys() == vectors.keys()
+        assert all(torch.equal(stored[key][name], vector) for name, vector in vectors.items())
 
 
 @RAY
