@@ -45,6 +45,7 @@ GROUPS = {
     "paradigm": "The known labels. See [Paradigms](../concepts/paradigms.md).",
     "ood": "Out-of-distribution sets. See [Students](../guides/students.md#out-of-distribution-sets).",
     "trainer": "Devices and processes. See [Several devices and clusters](../guides/clusters.md).",
+    "executor": "What computes the stages. See [Ray](../guides/clusters.md#ray).",
     "logger": "Where metrics are logged. See [Loggers](../guides/loggers.md).",
     "protocol": "Values that are set together. See [Protocols](../reproduce/lgclip.md#protocols).",
     "experiment": "Experiments of the papers. See [Reproduce the papers](../reproduce/index.md).",

@@ -22,7 +22,7 @@ from lgclip.datasets.unreadable import OnBadImage
 from lgclip.encoder.packaged_weights import PACKAGE
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
-from lgclip.runtime.sweep_job import choices, output_folder, sweep_job
+from lgclip.runtime.sweep_job import choices, output_folder, sweep_job, uses_ray
 from lgclip.runtime.terminal import say_loading, single_line
 from lgclip.runtime.unused_settings import (
     IMAGE_SETTINGS,
@@ -33,6 +33,7 @@ from lgclip.runtime.unused_settings import (
     unused_overrides,
 )
 from lgclip.stages.counts import ImageCounts
+from lgclip.stages.ray_cluster import check_config
 from lgclip.store.image_formats import check_image_format, check_stored
 from lgclip.store.root import check_writable, open_root
 
@@ -92,6 +93,8 @@ class Experiment:
         OnBadImage.of(cfg.on_bad_image)
         if "images" in cfg.paths:  # a small model's training has no images
             check_image_format(cfg.paths.images)
+        if uses_ray(cfg):
+            check_config(cfg)
         for key in _PATHS:
             path = OmegaConf.select(cfg, key, throw_on_missing=False)
             # Weights of a package have no path; the encoder checks them.
@@ -137,7 +140,8 @@ class Experiment:
         context = self._context()
         parts = GenerationParts.from_config(self._cfg, data)
         _check_before(context, parts)
-        synthetic_images = _generate(context, parts)
+        with context.stages:
+            synthetic_images = _generate(context, parts)
         if context.trainer.is_global_zero:
             class_names = parts.data.evaluated.class_names
             listed = output_folder() / "images.jsonl"
@@ -200,8 +204,9 @@ class Experiment:
         _check_before(context, parts)
         inputs = _training_inputs(parts, context)
         recipe.check(inputs)
-        task = recipe.prepare(inputs, context)
-        folder = run_training(task, context)
+        with context.stages:
+            task = recipe.prepare(inputs, context)
+            folder = run_training(task, context)
         context.trainer.print(task.summary(folder))
         return folder
 
@@ -215,11 +220,14 @@ class Experiment:
             ValueError: If the parts are incompatible, or images are unreadable and the policy does not allow it.
         """
         setup = self._setup
-        parts, method = setup.parts, setup.method
+        context = replace(setup.context, logger=logger)
+        with context.stages:
+            return self._evaluate(setup, context)
 
+    def _evaluate(self, setup: _Setup, context: RunContext) -> Evaluation:
         from lgclip.evaluation.evaluator import Evaluation, Evaluator
 
-        context = replace(setup.context, logger=logger)
+        parts, method = setup.parts, setup.method
         synthetic_images = self._generate(context, parts) if method.needs_images else None
         texts = self._texts(setup, context)
         predictor = self._predictor(setup, context, synthetic_images)
@@ -313,17 +321,20 @@ class Experiment:
         if method.needs_images:
             _check_before(context, parts)
         context.stages.check_before(parts.encoder.check_weights)
+        dataset = parts.data.evaluated
         # The view of the full image, where the selection needs it, is one of the synthetic images alone.
         views = self._with_views(parts).scales
         generation = replace(parts, scales=views)
-        synthetic_images = self._generate(context, generation) if method.needs_images else None
-        dataset = parts.data.evaluated
         align = method.align
-        unlabeled = pool_features(context, align, data, parts.encoder, parts.scales)
-        texts = complete_texts(context, parts, has_prompts=False, compares=False) if needs_text(configured) else None
-        streams = encode_references(
-            context, dataset, parts.encoder, views, synthetic_images=synthetic_images, texts=texts
-        )
+        with context.stages:
+            synthetic_images = self._generate(context, generation) if method.needs_images else None
+            unlabeled = pool_features(context, align, data, parts.encoder, parts.scales)
+            texts: RunTexts | None = None
+            if needs_text(configured):
+                texts = complete_texts(context, parts, has_prompts=False, compares=False)
+            streams = encode_references(
+                context, dataset, parts.encoder, views, synthetic_images=synthetic_images, texts=texts
+            )
         classifier = classifier_from_features(
             dataset,
             parts.encoder,
@@ -369,11 +380,18 @@ class Experiment:
         cfg = self._cfg
         store = open_root(cfg.paths.store)
         bars = [StageBar(), *callbacks]
-        trainer = build(cfg.trainer, logger=False, enable_checkpointing=False, callbacks=bars)
+        # With Ray the run has one process, whatever GPUs this machine has: its workers have the others.
+        devices = {"devices": 1} if uses_ray(cfg) else {}
+        make_trainer = partial(build, cfg.trainer, **devices)
+        trainer = make_trainer(logger=False, enable_checkpointing=False, callbacks=bars)
+        executor = build(cfg.get("executor"))
+        checks = [partial(check_writable, store)]
+        if executor is not None:
+            checks.append(partial(executor.prepare, store))
         return RunContext(
             store=store,
-            stages=Stages(trainer, [partial(check_writable, store)]),
-            make_trainer=partial(build, cfg.trainer),
+            stages=Stages(trainer, checks, executor),
+            make_trainer=make_trainer,
             on_bad_image=OnBadImage.of(cfg.on_bad_image),
             workers=cfg.workers,
             image_format=cfg.paths.images,

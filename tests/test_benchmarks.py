@@ -25,6 +25,7 @@ MINE = (
     "export",
     "first_run",
     "multi_scale",
+    "ray_overhead",
     "scaling",
     "sweep_grid",
     "gpu",

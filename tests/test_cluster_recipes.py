@@ -18,15 +18,18 @@ RECIPES = ROOT / "examples" / "cluster"
 def commands(path: Path) -> list[list[str]]:
     """Returns the arguments of every call of an entry script in a file; variables of the shell get a value."""
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    if path.suffix == ".md":
+        # Tables and sentences have commands without arguments.
+        text = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
     if path.name == "kuberay.yaml":
         text = yaml.safe_load(text)["spec"]["entrypoint"]
-    found = []
+    calls = []
     for line in text.splitlines():
-        match = re.search(r"(generate|evaluate)\.py( .*)?$", line.split("#")[0] if path.suffix != ".md" else line)
-        if match and match.group(2) and "..." not in line:
-            arguments = re.sub(r"\$\{?(\w+)\}?", r"\1_value", match.group(2)).rstrip("'`| ")
-            found.append([match.group(1), *shlex.split(arguments)])
-    return found
+        match = re.search(r"(generate|evaluate)\.py (.*)$", line)
+        if match and not line.startswith("#"):
+            arguments = re.sub(r"\$\{?(\w+)\}?", r"\1_value", match.group(2)).rstrip("' ")
+            calls.append([match.group(1), *shlex.split(arguments)])
+    return calls
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "kuberay.yaml", "skypilot.yaml", "README.md"])

@@ -39,7 +39,7 @@ PARTS = frozenset({
     "lgclip.encoder.base.Encoder", "lgclip.encoder.scales.Scales", "lgclip.methods.base.Classifier",
     "lgclip.prompts.text_side.TextSide", "lgclip.methods.scoring.ScoringRule", "lgclip.methods.rejection.Rejection",
     "lgclip.methods.alignment.Alignment", "lgclip.methods.transduction.base.Transduction",
-    "lgclip.evaluation.pools.PoolComparison",
+    "lgclip.evaluation.pools.PoolComparison", "lgclip.stages.executor.Executor",
     "lgclip.methods.selection.Selection", "lgclip.methods.calibration.LeaveOneOut", "lgclip.tiny.recipe.Recipe",
     "lgclip.tiny.corpus.Corpus", "lgclip.training.student.config.Student", "lgclip.training.lora.config.LoraTuning",
     "lgclip.training.task.TrainingConfig", "lgclip.training.prompt_tuning.config.PromptTuningConfig",

@@ -145,10 +145,19 @@ def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
         return
 
 
+def uses_ray(cfg: DictConfig) -> bool:
+    """Checks whether a Ray cluster computes the stages of a run of this config."""
+    executor = cfg.get("executor") or {}
+    return str(executor.get("_target_", "")).endswith(".RayExecutor")
+
+
 def on_several_devices(cfg: DictConfig) -> bool:
     """Checks whether Lightning would start more processes for a run of this config."""
     trainer = cfg.trainer
     devices = trainer.get("devices", "auto")
+    # The run itself has one process then, and the cluster's workers have the devices.
+    if uses_ray(cfg) and devices == "auto":
+        return False
     if trainer.get("num_nodes", 1) > 1:
         return True
     if devices in ("auto", -1, "-1"):

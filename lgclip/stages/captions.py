@@ -1,25 +1,28 @@
 """Implements the captioning stage: every device captions its shard of the training images without a caption."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import lcm
 from typing import Any, NamedTuple
 
 import torch
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from lgclip.datasets.base import BadImageError, Dataset
 from lgclip.prompts.caption_file import single_line
-from lgclip.prompts.captioning_models import CaptioningModel, Sight
+from lgclip.prompts.captioning_models import CPU_IMAGES, CaptioningModel, Sight
 from lgclip.runtime.loader_workers import worker_settings
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.context import RunContext
+from lgclip.stages.sharding import ReusableLoader, ShardedStage
 from lgclip.stages.streams import DECODERS
 from lgclip.store.cost_log import StoreUsage
+from lgclip.store.keys import content_key
 from lgclip.types import Unread
 
 log = logging.getLogger(__name__)
@@ -95,6 +98,7 @@ class TrainingImages(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # another device may have all missing items
         self._captions = captions
         self._workers = workers
+        self._reusable: ReusableLoader | None = None
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Returns batches of `Sights`; a killed process loses at most one batch."""
@@ -114,12 +118,24 @@ class TrainingImages(LightningDataModule):
             **worker_settings(workers),
         )
 
+    def shard_loader(self, loader: int, places: Sequence[int]) -> Iterable[Any]:
+        """Returns batches of `Sights` of some images."""
+        images = self._captions.images
+        generator = self._captions.prompt_generator
+        if not self._workers:
+            items = _CaptionImages(images, places, generator.sight())
+            return DataLoader(items, batch_size=generator.at_once, collate_fn=_collate)
+        if self._reusable is None:
+            everything = _CaptionImages(images, range(len(images)), generator.sight())
+            self._reusable = ReusableLoader(everything, generator.at_once, self._workers, collate_fn=_collate)
+        return self._reusable.load(places)
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves the pixels in place: a captioner moves a complete pass at once."""
         return batch
 
 
-class CaptioningStage(LightningModule):
+class CaptioningStage(ShardedStage):
     """Captions real training images and stores the captions.
 
     Args:
@@ -138,6 +154,24 @@ class CaptioningStage(LightningModule):
     def missing(self) -> list[int]:
         """Returns the indices of the images without a caption."""
         return self.captions.missing()
+
+    def missing_by_loader(self) -> list[list[int]]:
+        return [self.missing()]
+
+    def group_size(self, loader: int, device: str) -> int:
+        size = self.captions.prompt_generator.at_once
+        if device == "cpu":
+            return lcm(size, CPU_IMAGES)
+        return size
+
+    def item_name(self, loader: int, place: int) -> str:
+        return self.captions.images.where(place)
+
+    def content_keys(self) -> list[str]:
+        return [content_key(self.captions.prompt_generator.captioned_by())]
+
+    def drop_queue(self) -> None:
+        self._waiting = []
 
     def parts(self) -> list[StoreUsage]:
         """Returns the stage's costs: captions, under the name that all kinds of prompt generation share."""

@@ -27,6 +27,7 @@ from lgclip.store.cost_log import StoreUsage
 from lgclip.store.features import FeatureStore
 from lgclip.store.image_formats import DISCARDED
 from lgclip.store.images import ImageStore
+from lgclip.store.keys import content_key
 from lgclip.store.shard_index import Member
 from lgclip.types import Fault, Prompt, TargetClass
 
@@ -142,16 +143,35 @@ class DirectEncodingStage(ImageGenerationStage):
         assert self._thumbnails is not None
         return image_id(self._thumbnails.key, self.wanted[index], self.run_seed, attempt)
 
-    @property
-    def _rows_per_pass(self) -> int:
-        return CPU_ROWS if self.device.type == "cpu" else self._encoder.batch_size
+    def _rows_per_pass(self, device: str) -> int:
+        return CPU_ROWS if device == "cpu" else self._encoder.batch_size
+
+    def _images_per_pass(self, device: str) -> int:
+        """Returns the number of images after which a pass of the pipeline and one of the encoder end."""
+        views = len(self._view_names)
+        return lcm(self._pass_size(device), lcm(self._rows_per_pass(device), views) // views)
 
     @property
     def _group(self) -> int:
-        # Cut where a pass of the pipeline and one of the encoder end, so that passes are the same on any number of
-        # devices, and are those of stored images.
-        views = len(self._view_names)
-        return lcm(self._pass, lcm(self._rows_per_pass, views) // views)
+        # Cut there, so that passes are the same on any number of devices, and are those of stored images.
+        return self._images_per_pass(self.device.type)
+
+    def group_size(self, loader: int, device: str) -> int:
+        # A file of features ends there too.
+        return lcm(self._images_per_pass(device), self._encoder.batch_size)
+
+    def content_keys(self) -> list[str]:
+        return [*super().content_keys(), content_key(self._encoder.inputs())]
+
+    def reread_store(self) -> None:
+        super().reread_store()
+        self._features.refresh()
+
+    def drop_queue(self) -> None:
+        self._pixels.clear()
+        self._waiting.clear()
+        if self._queue is not None:
+            self._queue.clear()
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
@@ -166,7 +186,7 @@ class DirectEncodingStage(ImageGenerationStage):
             self._features,
             self._view_names,
             self._name_of,
-            rows_per_pass=self._rows_per_pass,
+            rows_per_pass=self._rows_per_pass(self.device.type),
             batch_size=self._encoder.batch_size,
             images_discarded=True,
         )
@@ -175,11 +195,10 @@ class DirectEncodingStage(ImageGenerationStage):
 
     def _name_of(self, name: str) -> str:
         """Returns the name of an image for errors."""
-        for index, prompt in enumerate(self.wanted):
+        for index in range(len(self.wanted)):
             attempts = [self._id(index, attempt) for attempt in range(self.diffuser.retries + 1)]
             if name in attempts:
-                class_name = prompt.target_class.name
-                return f"class {prompt.class_index} ({class_name!r}), the image generated from {prompt.text!r}"
+                return self.item_name(0, index)
         return name
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:

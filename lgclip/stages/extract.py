@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,12 +99,6 @@ def text_prototypes(stream: Stream, classes: int) -> Float[Tensor, "c d"]:
 
 def synthetic_stream(synthetic_images: SyntheticImages, encoder: Encoder, scales: Scales, root: Path) -> Stream:
     """Returns the stream of synthetic images."""
-
-    def where(place: int) -> str:
-        prompt = synthetic_images.prompts[place]
-        name = prompt.target_class.name
-        return f"class {prompt.class_index} ({name!r}), the image generated from {prompt.text!r}"
-
     return Stream(
         name="synthetic",
         role=Role.SYNTHETIC,
@@ -112,8 +107,14 @@ def synthetic_stream(synthetic_images: SyntheticImages, encoder: Encoder, scales
         views=scales.views,
         store=FeatureStore(root, encoder.inputs(), {"source": "synthetic", "images": synthetic_images.key}),
         load=synthetic_images.image,
-        where=where,
+        where=partial(_where_synthetic, synthetic_images),
     )
+
+
+def _where_synthetic(synthetic_images: SyntheticImages, place: int) -> str:
+    prompt = synthetic_images.prompts[place]
+    name = prompt.target_class.name
+    return f"class {prompt.class_index} ({name!r}), the image generated from {prompt.text!r}"
 
 
 def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: Path) -> Stream:

@@ -3,24 +3,26 @@
 import logging
 from collections.abc import Callable, Sequence
 from itertools import chain
+from math import lcm
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
 
 from lgclip.batches import ImageBatch
 from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.profiling import measure
 from lgclip.runtime.devices import device_name
+from lgclip.stages.sharding import ShardedStage
 from lgclip.stages.streams import Streams
 from lgclip.store.cost_log import StoreUsage
 from lgclip.store.features import BadFeatureError, FeatureStore
+from lgclip.store.keys import content_key
 from lgclip.types import Unread
 
 log = logging.getLogger(__name__)
 
 
-class FeatureExtractionStage(LightningModule):
+class FeatureExtractionStage(ShardedStage):
     """Encodes images and sentences, and stores their unit features.
 
     Args:
@@ -41,6 +43,25 @@ class FeatureExtractionStage(LightningModule):
     def missing(self) -> list[int]:
         """Returns the indices of everything without features, stream after stream."""
         return list(chain.from_iterable(stream.missing() for stream in self._data.streams))
+
+    def missing_by_loader(self) -> list[list[int]]:
+        return [stream.missing() for stream in self._data.streams]
+
+    def group_size(self, loader: int, device: str) -> int:
+        # A pass ends there, and with one view a file too.
+        views = len(self._data.streams[loader].views)
+        return lcm(self._data.items_per_pass(views, device), self.encoder.batch_size)
+
+    def item_name(self, loader: int, place: int) -> str:
+        stream = self._data.streams[loader]
+        name_of = stream.where or stream.ids.__getitem__
+        return name_of(place)
+
+    def content_keys(self) -> list[str]:
+        return [content_key(self.encoder.inputs())]
+
+    def drop_queue(self) -> None:
+        self._queues.clear()
 
     def parts(self) -> list[StoreUsage]:
         """Returns the stage's costs: each stream, in views or in sentences."""
@@ -185,6 +206,12 @@ class FeatureQueue:
         self._encode(last=True)
         if self._ids:
             self._write()
+
+    def clear(self) -> None:
+        """Drops what is not written."""
+        self._ids = []
+        self._rows = []
+        self._done = []
 
     def _encode(self, *, last: bool = False) -> None:
         """Encodes in passes of one size; a remainder waits for more items.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from lightning import LightningModule
+from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from lgclip.diffuser.base import (
@@ -20,8 +20,10 @@ from lgclip.diffuser.base import (
     image_id,
 )
 from lgclip.runtime.devices import shard_indices
+from lgclip.stages.sharding import ShardedStage
 from lgclip.store.cost_log import StoreUsage
 from lgclip.store.images import ImageStore
+from lgclip.store.keys import content_key
 from lgclip.store.shard_index import Member
 from lgclip.types import Fault, Prompt, TargetClass
 
@@ -34,7 +36,7 @@ WRITERS = 4
 """Threads that encode and write a batch's images."""
 
 
-class ImageGenerationStage(LightningModule):
+class ImageGenerationStage(ShardedStage):
     """Generates images from prompts.
 
     A faulty image is generated up to `retries` times more, each time with the next derived seed. Every attempt has its
@@ -160,10 +162,39 @@ class ImageGenerationStage(LightningModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         self._lists = self.trainer.is_global_zero
         todo = set(self.missing())
-        places: Any = [place for place in shard_indices(self.trainer, len(self.wanted), self._group) if place in todo]
+        return self.shard_loader(
+            0, [place for place in shard_indices(self.trainer, len(self.wanted), self._group) if place in todo]
+        )
+
+    def shard_loader(self, loader: int, places: Sequence[int]) -> DataLoader[Any]:
+        """Returns batches of indices in `wanted`."""
+        items: Any = list(places)
+        return DataLoader(items, batch_size=self._batch_size(self.device.type), collate_fn=list)
+
+    def missing_by_loader(self) -> list[list[int]]:
+        return [self.missing()]
+
+    def group_size(self, loader: int, device: str) -> int:
+        return self._batch_size(device)
+
+    def _batch_size(self, device: str) -> int:
         # Whole passes: a pass is what it costs, however few of its images are wanted.
-        batch_size = -(-self.diffuser.batch_size // self._pass) * self._pass
-        return DataLoader(places, batch_size=batch_size, collate_fn=list)
+        size = self._pass_size(device)
+        return -(-self.diffuser.batch_size // size) * size
+
+    def item_name(self, loader: int, place: int) -> str:
+        prompt = self.wanted[place]
+        repeat = f", repeat {prompt.repeat}" if prompt.repeat else ""
+        return f"class {prompt.class_index} ({prompt.target_class.name!r}), the prompt {prompt.text!r}{repeat}"
+
+    def content_keys(self) -> list[str]:
+        return [content_key(self.diffuser.inputs())]
+
+    def reread_store(self) -> None:
+        self.store.refresh()
+
+    def finish_shards(self, trainer: Trainer) -> None:
+        self._lists = True
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:
         assert self.pipeline is not None
@@ -211,7 +242,10 @@ class ImageGenerationStage(LightningModule):
 
     @property
     def _pass(self) -> int:
-        if self.device.type != "cpu":
+        return self._pass_size(self.device.type)
+
+    def _pass_size(self, device: str) -> int:
+        if device != "cpu":
             return self.diffuser.batch_size
         # From the config alone and not from the memory that is free: the size of a pass may change an image's last
         # bits.

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from lightning import LightningModule
+from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
+from lgclip.prompts.chat import ChatPromptGenerator
 from lgclip.prompts.filtering import CLIP_TOKENS, cut_tokens
 from lgclip.prompts.template import sentences
+from lgclip.stages.sharding import ShardedStage
 from lgclip.store.cost_log import StoreUsage, Tokens, both
 from lgclip.store.keys import content_key, key_inputs
 from lgclip.store.prompts import PromptEntry, PromptStore
@@ -25,7 +27,7 @@ _SPELT_OUT = 20
 """Maximum number of classes with reasons in an error message; the others are only named."""
 
 
-class PromptGenerationStage(LightningModule):
+class PromptGenerationStage(ShardedStage):
     """Generates prompts from class names.
 
     A class is stored as soon as it is done. A failing class affects no other: its prompts so far are stored with
@@ -133,8 +135,33 @@ class PromptGenerationStage(LightningModule):
         # lists of what is missing could overlap.
         shard = range(self.trainer.global_rank, len(self.target_classes), self.trainer.world_size)
         todo = set(self.missing())
-        places: Any = [c for c in shard if c in todo]
-        return DataLoader(places, batch_size=self.prompt_generator.at_once, collate_fn=list)
+        return self.shard_loader(0, [c for c in shard if c in todo])
+
+    def shard_loader(self, loader: int, places: Sequence[int]) -> DataLoader[Any]:
+        """Returns batches of class indices."""
+        items: Any = list(places)
+        return DataLoader(items, batch_size=self.prompt_generator.at_once, collate_fn=list)
+
+    @property
+    def is_sharded(self) -> bool:
+        # What a server generates costs no device here, and what needs no model takes microseconds.
+        return isinstance(self.prompt_generator, ChatPromptGenerator) and not self.prompt_generator.elsewhere
+
+    def missing_by_loader(self) -> list[list[int]]:
+        return [self.missing()]
+
+    def group_size(self, loader: int, device: str) -> int:
+        return self.prompt_generator.at_once
+
+    def item_name(self, loader: int, place: int) -> str:
+        return f"class {place} ({self.target_classes[place].name!r})"
+
+    def content_keys(self) -> list[str]:
+        return [content_key(key_inputs(self.prompt_generator))]
+
+    def finish_shards(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.teardown("predict")
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:
         assert self.pen is not None

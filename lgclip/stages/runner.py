@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,8 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lgclip.runtime.devices import Peak, device_name
 from lgclip.runtime.progress import Progress
 from lgclip.runtime.signals import heed
-from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, Tokens, append, append_start
+from lgclip.stages.executor import Executor, LocalExecutor, StageRun, Work
+from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, append, append_start
 
 _NOISE = (
     ".*LeafSpec.*is deprecated",  # Lightning's own call of a deprecated name
@@ -116,7 +118,11 @@ class CostStart(Callback):
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After the model is loaded: one that cannot be loaded leaves nothing in the store.
         if trainer.is_global_zero:
-            self.starts = {path: append_start(path) for path in self.cost_logs}
+            self.mark()
+
+    def mark(self) -> None:
+        """Writes the start to the cost logs."""
+        self.starts = {path: append_start(path) for path in self.cost_logs}
 
 
 class Stages:
@@ -126,6 +132,7 @@ class Stages:
         trainer: Runs them; its progress bar must be a `StageBar`.
         checks: Called once before the first stage that computes something; each raises a `ValueError` for what would
             stop a later stage, such as a read-only store. A run that lacks nothing calls none.
+        executor: Computes what is missing; None does so in this process. It is closed at the end of a `with` block.
 
     Attributes:
         trainer: The trainer.
@@ -133,13 +140,24 @@ class Stages:
         parts: Each stage's use of each store, by stage name; only of stages that are `Accounted`.
     """
 
-    def __init__(self, trainer: Trainer, checks: Sequence[Callable[[], object]] = ()) -> None:
+    def __init__(
+        self, trainer: Trainer, checks: Sequence[Callable[[], object]] = (), executor: Executor | None = None
+    ) -> None:
         self.trainer = trainer
+        self._executor: Executor = executor or LocalExecutor()
         self._checks = list(checks)
         self._cost_start = CostStart()
         cast(list[Callback], trainer.callbacks).append(self._cost_start)  # pyright: ignore[reportAttributeAccessIssue]
         self.stage_stats: list[StageStats] = []
         self.parts: dict[str, list[StoreUsage]] = {}
+
+    def __enter__(self) -> "Stages":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.close()
 
     def check_before(self, *checks: Callable[[], object]) -> None:
         """Adds checks to those that are called before the first stage that computes something."""
@@ -177,13 +195,13 @@ class Stages:
         # Counted before and after, because another run may fill the same store in between: the difference is what there
         # is more, whoever made it.
         lacked = accounted.lacking() if missing and accounted else []
-        peak = Peak(self._device)
+        work = Work(device_name(self._device), self.trainer.world_size)
         if missing:
             self.prepare()
             self._cost_start.starts = {}
             self._cost_start.cost_logs = _cost_logs(accounted, lacked)
             try:
-                self._make(title, stage, datamodule, peak)
+                self._executor.compute(StageRun(title, stage, datamodule, self.trainer, self._cost_start.mark), work)
                 if left := len(stage.missing()):
                     # Not a mistake of the user's, but a stage that does not keep its promise; what follows would fail
                     # in a way that is hard to understand.
@@ -191,51 +209,43 @@ class Stages:
             # Also for a signal, which is no `Exception`.
             except BaseException:
                 if accounted and self._cost_start.starts:
-                    self._enter_interrupted(accounted, lacked, start)
+                    self._enter_interrupted(accounted, lacked, start, work)
                 raise
         seconds = round(time.perf_counter() - start, 3)
         parts = accounted.parts() if accounted else []
         # A single device that has not started found nothing to do: another run was faster, and enters the cost.
         if lacked and accounted and (self._cost_start.starts or self.trainer.world_size > 1):
-            parts = self._parts_of(accounted, lacked, seconds)
+            parts = _parts_of(accounted, lacked, seconds, work)
         # A prompt that a server writes costs time on that server, whatever this machine has.
-        device = next((part.elsewhere for part in parts if part.elsewhere), device_name(self._device))
-        tokens = self._summed(accounted.tokens) if missing and accounted else None
+        device = next((part.elsewhere for part in parts if part.elsewhere), work.device)
         unit = getattr(stage, "unit", "thing")
-        self._keep(StageStats(title, missing, total - missing, seconds, unit, device, tokens=tokens), peak)
+        self._keep(StageStats(title, missing, total - missing, seconds, unit, device), work)
         self.parts[title] = parts
         if self.trainer.is_global_zero:
             # One line for all devices: the cost log has the costs of a run, not of a process.
             _enter(parts, self.stage_stats[-1], self._cost_start.starts if missing else {})
 
-    def _parts_of(self, accounted: Accounted, lacked: Sequence[int], seconds: float) -> list[StoreUsage]:
-        """Returns a stage's use of each store, with what it has computed and the seconds of that."""
-        computed = [before - after for before, after in zip(lacked, accounted.lacking(), strict=True)]
-        # A stage that computes several things in one loop measures them itself.
-        spent = getattr(accounted, "part_seconds", None) or self._bar.spent
-        return _split_seconds(accounted.parts(), computed, seconds, spent)
-
-    def _enter_interrupted(self, accounted: Accounted, lacked: Sequence[int], start: float) -> None:
+    def _enter_interrupted(self, accounted: Accounted, lacked: Sequence[int], start: float, work: Work) -> None:
         """Writes the cost of what a failed or interrupted stage has computed."""
         # The error of the stage is the one to report. Without this line its cost counts as unknown.
         with suppress(Exception):
             seconds = round(time.perf_counter() - start, 3)
-            parts = self._parts_of(accounted, lacked, seconds)
-            device = next((part.elsewhere for part in parts if part.elsewhere), device_name(self._device))
+            parts = _parts_of(accounted, lacked, seconds, work)
+            device = next((part.elsewhere for part in parts if part.elsewhere), work.device)
             # The tokens of the other devices are unknown.
-            stats = StageStats("", 0, 0, seconds, device=device, devices=self.trainer.world_size)
+            stats = StageStats("", 0, 0, seconds, device=device, devices=work.devices)
             _enter(parts, stats, self._cost_start.starts)
 
-    def _make(self, title: str, stage: Any, datamodule: LightningDataModule | None, peak: Peak) -> None:
-        self._bar.title = title
-        with peak:
-            self.trainer.predict(stage, datamodule=datamodule, return_predictions=False)
-        # What is missing is asked for next, and the other devices may still be writing.
-        self.trainer.strategy.barrier()
-
-    def _keep(self, stats: StageStats, peak: Peak) -> None:
-        devices = self.trainer.world_size
-        self.stage_stats.append(replace(stats, devices=devices, peak_memory=peak.bytes, peak_from=peak.source))
+    def _keep(self, stats: StageStats, work: Work) -> None:
+        self.stage_stats.append(
+            replace(
+                stats,
+                devices=work.devices,
+                peak_memory=work.peak_memory,
+                peak_from=work.peak_from,
+                tokens=work.tokens,
+            )
+        )
 
     @contextmanager
     def timed(self, title: str, *, unit: str, total: int) -> Iterator[None]:
@@ -250,27 +260,12 @@ class Stages:
         with Peak(self._device) as peak:
             yield
         seconds = round(time.perf_counter() - start, 3)
-        self._keep(StageStats(title, total, 0, seconds, unit, device_name(self._device)), peak)
-
-    @property
-    def _bar(self) -> StageBar:
-        bar = self.trainer.progress_bar_callback
-        assert isinstance(bar, StageBar)
-        return bar
+        work = Work(device_name(self._device), self.trainer.world_size, None, peak.bytes, peak.source)
+        self._keep(StageStats(title, total, 0, seconds, unit, work.device), work)
 
     @property
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device
-
-    def _summed(self, tokens: Tokens | None) -> Tokens | None:
-        """Returns the tokens of all devices; None if one does not know its own."""
-        # A reduction takes numbers alone, so `not known` travels as a third one.
-        known = tokens or Tokens()
-        mine = torch.tensor([known.prompt, known.completion, int(tokens is None)], device=self._device)
-        prompt, completion, unknown = self.trainer.strategy.reduce(mine, reduce_op="sum").tolist()
-        if unknown:
-            return None
-        return Tokens(prompt, completion)
 
 
 def _cost_logs(accounted: Accounted | None, lacked: Sequence[int]) -> list[Path]:
@@ -278,6 +273,12 @@ def _cost_logs(accounted: Accounted | None, lacked: Sequence[int]) -> list[Path]
     if accounted is None:
         return []
     return [part.cost_log for part, count in zip(accounted.parts(), lacked, strict=True) if count]
+
+
+def _parts_of(accounted: Accounted, lacked: Sequence[int], seconds: float, work: Work) -> list[StoreUsage]:
+    """Returns a stage's use of each store, with what it has computed and the seconds of that."""
+    computed = [before - after for before, after in zip(lacked, accounted.lacking(), strict=True)]
+    return _split_seconds(accounted.parts(), computed, seconds, work.spent)
 
 
 def _enter(parts: Sequence[StoreUsage], stats: StageStats, starts: Mapping[Path, str]) -> None:

@@ -36,7 +36,8 @@ def similar_names(make_context: Callable[[], RunContext], parts: GenerationParts
     stage = PromptGenerationStage(generator, PromptStore(context.store), target_classes, 2 * count, parts.counts.seed)
     context.stages.check_before(generator.check_weights)
     try:
-        context.stages.complete("similar names", stage, len(target_classes))
+        with context.stages:
+            context.stages.complete("similar names", stage, len(target_classes))
     except PromptError as error:
         # A class with fewer names is no reason to stop: the other classes have some.
         log.warning("fewer similar names than asked: %s", single_line(str(error)))

@@ -1,6 +1,6 @@
 """Streams real images, synthetic images and sentences, first as pixels, then as features."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import lcm
@@ -19,6 +19,7 @@ from lgclip.datasets.image_decoding import image_note
 from lgclip.datasets.unreadable import UnreadableImages
 from lgclip.runtime.devices import shard_indices
 from lgclip.runtime.loader_workers import worker_settings
+from lgclip.stages.sharding import ReusableLoader
 from lgclip.store.features import FeatureStore
 from lgclip.types import Role, Unread
 
@@ -219,6 +220,7 @@ class Streams(LightningDataModule):
         self._views = views
         self._batch_size = batch_size
         self._workers = workers
+        self._reusable: dict[int, ReusableLoader] = {}
 
     @property
     def width(self) -> int:
@@ -230,9 +232,21 @@ class Streams(LightningDataModule):
     def rows_per_pass(self) -> int:
         """Returns the number of views, or sentences, per forward pass."""
         assert self.trainer is not None
-        if self.trainer.strategy.root_device.type == "cpu":
+        return self._rows_per_pass(self.trainer.strategy.root_device.type)
+
+    def _rows_per_pass(self, device: str) -> int:
+        if device == "cpu":
             return CPU_ROWS
         return self._batch_size
+
+    def items_per_pass(self, views: int, device: str) -> int:
+        """Returns the number of items after which a pass ends: items of one pass, or of several.
+
+        Args:
+            views: Number of views of an item.
+            device: Type of the device.
+        """
+        return lcm(self._rows_per_pass(device), views) // views
 
     def _shard(self, stream: Stream, size: int) -> list[int]:
         assert self.trainer is not None
@@ -243,33 +257,59 @@ class Streams(LightningDataModule):
         loaders: list[DataLoader[Any]] = []
         for stream in self.streams:
             todo = set(stream.missing())
-            views = len(stream.views)
-            # So many things end where a pass does. Shares are cut there, so that the passes, and with them the last
-            # bits of a feature, are the same on any number of devices.
-            items_per_shard = lcm(self.rows_per_pass, views) // views
-            places = [place for place in self._shard(stream, items_per_shard) if place in todo]
+            assert self.trainer is not None
+            # Shards are cut where a pass ends, so that the passes, and with them the last bits of a feature, are the
+            # same on any number of devices.
+            size = self.items_per_pass(len(stream.views), self.trainer.strategy.root_device.type)
+            places = [place for place in self._shard(stream, size) if place in todo]
             if stream.is_text:
-                sentences: Any = [(stream.ids[place], stream.load(place)) for place in places]
-                loaders.append(DataLoader(sentences, batch_size=self._batch_size, collate_fn=list))
+                loaders.append(self._text_loader(stream, places))
             else:
-                loaders.append(self._image_loader(stream, places))
+                loaders.append(self._image_loader(stream, places, self._workers))
         return loaders
 
-    def _image_loader(self, stream: Stream, places: Sequence[int]) -> DataLoader[Any]:
+    def shard_loader(self, loader: int, places: Sequence[int]) -> Iterable[Any]:
+        """Returns the batches of some items of one stream; worker processes are kept for its next shard."""
+        stream = self.streams[loader]
+        if stream.is_text:
+            return self._text_loader(stream, places)
+        if not self._workers:
+            return self._image_loader(stream, places, 0)
+        if loader not in self._reusable:
+            # Streams come one after another: the processes of the one before are not needed any more.
+            self._reusable.clear()
+            self._reusable[loader] = ReusableLoader(
+                _StreamImages(stream, range(len(stream.ids)), self._views),
+                self._images_per_batch(stream),
+                self._workers,
+                **self._loader_settings(),
+            )
+        return self._reusable[loader].load(places)
+
+    def _text_loader(self, stream: Stream, places: Sequence[int]) -> DataLoader[Any]:
+        sentences: Any = [(stream.ids[place], stream.load(place)) for place in places]
+        return DataLoader(sentences, batch_size=self._batch_size, collate_fn=list)
+
+    def _images_per_batch(self, stream: Stream) -> int:
+        return max(1, self._batch_size // len(stream.views))
+
+    def _loader_settings(self) -> dict[str, Any]:
+        assert self.trainer is not None
+        return {"collate_fn": _stack, "pin_memory": self.trainer.strategy.root_device.type == "cuda"}
+
+    def _image_loader(self, stream: Stream, places: Sequence[int], most_workers: int) -> DataLoader[Any]:
         """Returns a loader of images with all their views, about `batch_size` views a batch.
 
         A batch is passed through shared memory, and every worker prefetches two, so its size must
         not grow with the number of views. A loader is iterated once: its workers end with it
         (none are persistent), so that workers of two streams never exist at the same time.
         """
-        assert self.trainer is not None
-        images = max(1, self._batch_size // len(stream.views))
-        workers = min(self._workers, -(-len(places) // images))  # none without work
+        images = self._images_per_batch(stream)
+        workers = min(most_workers, -(-len(places) // images))  # none without work
         return DataLoader(
             _StreamImages(stream, places, self._views),
             batch_size=images,
-            collate_fn=_stack,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **self._loader_settings(),
             **worker_settings(workers),
         )
 

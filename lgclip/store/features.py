@@ -67,6 +67,10 @@ class FeatureStore:
         # One index for each set of views: chunks of a data set that gained views later hold only the new ones.
         self._indices: dict[tuple[str, ...], _Index] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        # Another process reads the folder itself, if it has to: the index of a million items takes 24 MB.
+        return {**vars(self), "_chunks": [], "_seen": set(), "_indices": {}}
+
     def refresh(self) -> None:
         """Reads what other processes have added."""
         fresh: dict[tuple[str, ...], list[tuple[int, np.ndarray]]] = {}

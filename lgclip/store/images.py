@@ -3,9 +3,10 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -38,6 +39,7 @@ class ImageStore:
     """
 
     def __init__(self, root: Path, inputs: Mapping[str, object], *, in_shards: bool = False) -> None:
+        self._root = root
         self._inputs = dict(inputs)
         self.key = content_key(inputs)
         self._folder = root / "images" / self.key
@@ -46,6 +48,10 @@ class ImageStore:
         self._shards = shards_in(self._folder / "shards")
         self._writer = ShardWriter(self._folder / "shards")
         self.refresh()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process looks at the folder itself, and writes shards of its own.
+        return partial(ImageStore, in_shards=self.in_shards), (self._root, self._inputs)
 
     def refresh(self) -> None:
         """Reads new entries of shards that other processes have written."""

@@ -192,7 +192,7 @@ def test_all_config_files_are_covered() -> None:
 DOCUMENTED = (
     "dataset", "llm", "diffuser", "encoder", "scales", "protocol", "method", "prototype", "selection", "calibration",
     "student", "ood", "paradigm", "prompt_tuning", "logger", "trainer", "rejection", "align", "transduction", "text",
-    "encoder2", "pools",
+    "encoder2", "pools", "executor",
 )  # fmt: skip
 """Groups whose choices a page of the docs names, besides the generated reference."""
 
