@@ -1,5 +1,6 @@
 """Reads images and turns them into features, scores and rejections, batch by batch."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -12,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from lgclip.batches import CPU_ROWS
-from lgclip.classifier.sources import ImageSource, expand_sources
+from lgclip.classifier.image_shards import ShardImage
+from lgclip.classifier.sources import ImageSource, ListedImage, expand_sources
 from lgclip.datasets.content_ids import content_id
 from lgclip.datasets.image_decoding import read_image, to_rgb
 from lgclip.encoder.base import Towers
@@ -29,8 +31,8 @@ _DECODERS = 8
 
 
 def decoded_batches(
-    items: Iterator[tuple[str, Path | Image.Image]],
-    load: Callable[[tuple[str, Path | Image.Image]], Tensor | str],
+    items: Iterator[tuple[str, ListedImage]],
+    load: Callable[[tuple[str, ListedImage]], Tensor | str],
     batch_size: int,
 ) -> Iterator[tuple[list[str], list[Tensor | str]]]:
     """Yields the paths and the loaded images of each batch, while the next batch is loaded."""
@@ -46,10 +48,13 @@ def decoded_batches(
             batch = following
 
 
-def image_of(source: Path | Image.Image) -> tuple[Image.Image, str]:
+def image_of(source: ListedImage) -> tuple[Image.Image, str]:
     """Returns the pixels of an image and its content key, on which random crops depend."""
     if isinstance(source, Path):
         return read_image(source), content_id(digest_of(source))
+    if isinstance(source, ShardImage):
+        # As of a file of its own, so that its crops and its prediction are the same.
+        return source.decode(), content_id(hashlib.sha256(source.content).hexdigest())
     image = to_rgb(source)
     return image, content_key({"pixels": content_key({"size": image.size, "bytes": image.tobytes().hex()})})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lgclip.classifier.inference import decoded_batches, encode_views, image_of, rejecter
 from lgclip.classifier.parts import Builder, ClassInfo, ImagePrediction, Negatives
-from lgclip.classifier.sources import ImageSource, expand_sources
+from lgclip.classifier.sources import ImageSource, ListedImage, expand_sources
 from lgclip.datasets.base import BadImageError, checked_names
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
@@ -157,8 +157,8 @@ class ImageClassifier:
         Images are read when their turn comes, so that memory does not grow with their number.
 
         Args:
-            sources: Files, folders (searched with their sub-folders), glob patterns, PIL images or arrays
-                (h, w, 3) of bytes; one or several.
+            sources: Files, shards (tar or parquet files of images), folders (searched with their sub-folders), glob
+                patterns, PIL images or arrays (h, w, 3) of bytes; one or several.
             top: Number of classes in `ImagePrediction.top`.
             batch_size: Number of images that are decoded and encoded at once.
 
@@ -208,7 +208,7 @@ class ImageClassifier:
 
     @torch.inference_mode()
     def _predictions(
-        self, items: Iterator[tuple[str, Path | Image.Image]], top: int, batch_size: int
+        self, items: Iterator[tuple[str, ListedImage]], top: int, batch_size: int
     ) -> Iterator[ImagePrediction]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         encoder = self.encoder.on(device)
@@ -217,7 +217,7 @@ class ImageClassifier:
         scorer = self.scorer()
         reject = rejecter(self)
 
-        def load(item: tuple[str, Path | Image.Image]) -> Tensor | str:
+        def load(item: tuple[str, ListedImage]) -> Tensor | str:
             try:
                 image, image_id = image_of(item[1])
             except (BadImageError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Lists the images to classify: files, folders, patterns, and images in memory."""
+"""Lists the images to classify: files, folders, patterns, shards, and images in memory."""
 
 import glob
 from collections.abc import Iterable, Iterator
@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lgclip.classifier.image_shards import ShardImage, is_shard, shard_images
 from lgclip.datasets.image_tree import drop_repeated, list_images
 
 ImageSource = str | Path | Image.Image | np.ndarray
-"""A file, a folder, a glob pattern, a PIL image or an array (h, w, 3) of bytes."""
+"""A file, a shard of images, a folder, a glob pattern, a PIL image or an array (h, w, 3) of bytes."""
+
+ListedImage = Path | Image.Image | ShardImage
+"""An image that is to be classified: its file, its pixels, or its bytes."""
 
 
-def expand_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[tuple[str, Path | Image.Image]]:
+def expand_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[tuple[str, ListedImage]]:
     """Returns an iterator over name and file, or image, of each image.
 
     Args:
@@ -51,7 +55,7 @@ def _matching(pattern: str) -> list[Path]:
     return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
 
 
-def _expanded(sources: list[ImageSource]) -> Iterator[tuple[str, Path | Image.Image]]:
+def _expanded(sources: list[ImageSource]) -> Iterator[tuple[str, ListedImage]]:
     number = 0
     for source in sources:
         if isinstance(source, np.ndarray | Image.Image):
@@ -64,7 +68,7 @@ def _expanded(sources: list[ImageSource]) -> Iterator[tuple[str, Path | Image.Im
         matches = [path] if path.exists() else _matching(str(source))
         for match in matches:
             if not match.is_dir():
-                yield str(match), match
+                yield from _file(match)
                 continue
             tree = list_images(match, "", recursive=True)
             dropped = drop_repeated(match, tree.files, tree)
@@ -72,3 +76,31 @@ def _expanded(sources: list[ImageSource]) -> Iterator[tuple[str, Path | Image.Im
             for file in tree.files:
                 if file not in dropped:
                     yield str(match / file), match / file
+
+
+def _file(path: Path) -> Iterator[tuple[str, ListedImage]]:
+    """Yields a file, or the images of a shard."""
+    if not is_shard(path):
+        yield str(path), path
+        return
+    for image in shard_images(path):
+        yield image.where, image
+
+
+def shards_of(sources: Iterable[ImageSource]) -> list[Path]:
+    """Returns the shards that some sources name.
+
+    Raises:
+        ValueError: If a source does not exist, or is anything else than shards.
+    """
+    shards: list[Path] = []
+    for source in sources:
+        _check(source)
+        if not isinstance(source, str | Path):
+            raise ValueError(f"{type(source).__name__}: a table per shard needs shards: tar or parquet files")
+        path = Path(source).expanduser()
+        for match in [path] if path.exists() else _matching(str(source)):
+            if match.is_dir() or not is_shard(match):
+                raise ValueError(f"{match}: no shard; give tar or parquet files, or a pattern such as '{match}/*.tar'")
+            shards.append(match)
+    return shards

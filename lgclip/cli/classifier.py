@@ -83,6 +83,8 @@ class ClassifyOptions:
         format: `csv`, `jsonl` or `parquet`; None takes that of the file's name.
         top: Number of most probable classes; above 1 there are two columns for each.
         move_to: Folder to move the images to, into a folder per class; None moves nothing.
+        shards_to: Folder of one table per shard; None writes one table.
+        part: `I/N` for the I-th of N processes that share the shards.
     """
 
     classifier: str
@@ -91,6 +93,8 @@ class ClassifyOptions:
     format: str | None = None
     top: int = 1
     move_to: Path | None = None
+    shards_to: Path | None = None
+    part: str | None = None
 
 
 def classify_command(options: ClassifyOptions) -> Iterator[str]:
@@ -102,6 +106,13 @@ def classify_command(options: ClassifyOptions) -> Iterator[str]:
     from lgclip.api import load
     from lgclip.classifier.tables import format_of, prediction_rows, write_table
 
+    if options.shards_to is not None:
+        yield from _classify_shards(options, options.shards_to)
+        return
+    if options.part is not None:
+        raise ValueError(f"--part {options.part}: it divides shards, and needs --shards-to DIR")
+    if options.move_to is not None:
+        _check_movable(options.images)
     table_format = format_of(options.out, options.format)
     predictions = load(options.classifier).classify(options.images, top=options.top)
     moves: dict[str, str] = {}
@@ -138,6 +149,44 @@ def classify_command(options: ClassifyOptions) -> Iterator[str]:
         yield f"{options.out}: {counts['classified']} images classified{rejected}{unreadable}"
     if options.move_to is not None:
         yield f"{options.move_to}: {len(moves)} images moved into folders of their classes"
+
+
+def _check_movable(images: Sequence[str]) -> None:
+    """Rejects shards, whose images are no files.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    from lgclip.classifier.image_shards import is_shard
+
+    for image in images:
+        if is_shard(Path(image)):
+            raise ValueError(f"--move-to: the images of {image} lie in a shard and cannot be moved")
+
+
+def _classify_shards(options: ClassifyOptions, folder: Path) -> Iterator[str]:
+    """Writes one table per shard."""
+    from lgclip.api import load
+    from lgclip.classifier.shard_tables import ShardTables
+    from lgclip.classifier.sources import shards_of
+    from lgclip.classifier.tables import format_of
+
+    if options.out is not None or options.move_to is not None:
+        raise ValueError("--shards-to DIR writes a table per shard: leave out --out and --move-to")
+    table_format = format_of(None, options.format or "parquet")
+    part = _part_of(options.part)
+    shards = shards_of(options.images)
+    yield from ShardTables(folder, table_format, options.top, part).classify(load(options.classifier), shards)
+
+
+def _part_of(text: str | None) -> tuple[int, int]:
+    """Returns index, from 0, and number of the processes that share the shards."""
+    if text is None:
+        return 0, 1
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise ValueError(f"--part {text}: give I/N, such as 1/4 for the first of four processes")
+    return int(first) - 1, int(second)
 
 
 def _target(folder: Path, row: Mapping[str, object], taken: set[Path]) -> Path:

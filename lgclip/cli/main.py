@@ -219,7 +219,16 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
             yield from classifier.save_command(args.run, args.out, with_encoder=args.with_encoder)
         case "classify":
             yield from classifier.classify_command(
-                classifier.ClassifyOptions(args.classifier, args.images, args.out, args.format, args.top, args.move_to)
+                classifier.ClassifyOptions(
+                    args.classifier,
+                    args.images,
+                    args.out,
+                    args.format,
+                    args.top,
+                    args.move_to,
+                    args.shards_to,
+                    args.shard_part,
+                )
             )
         case "add":
             yield from classifier.add_command(args.classifier, args.names, args.out, args.override)

@@ -16,6 +16,9 @@ from lgclip.datasets.base import BadImageError
 from lgclip.datasets.image_decoding import read_image
 from lgclip.store.keys import FileStamp, file_stamp
 
+_ROWS_PER_BLOCK = 64
+"""Rows of a parquet file that are read at once where images follow each other."""
+
 
 class _Group(NamedTuple):
     """Describes a row group, the smallest unit that can be read of a parquet file."""
@@ -123,6 +126,30 @@ class Rows:
         # Of groups without rows, which begin at the same row, the last: it is the one that holds the row.
         index = bisect_right(self._starts, row) - 1
         return self._groups[index], row - self._starts[index]
+
+
+def iterate_images(file: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yields row and bytes of each image of a file, in blocks of rows: a row group may not fit into memory.
+
+    Args:
+        file: A parquet file; a column of the Hub's type for images counts before plain bytes.
+
+    Raises:
+        ValueError: If it cannot be read, or has no column of images, or several.
+    """
+    rows = Rows([file])
+    images = [column for column in rows.columns if rows.holds_images(column)]
+    typed = [column for column in images if str(rows.columns[column]).startswith("struct<")]
+    columns = typed or images
+    if len(columns) != 1:
+        listed = ", ".join(columns) or "none"
+        raise ValueError(f"{file}: one column must hold images, as bytes or as on the Hub; it has {listed}")
+    row = 0
+    with _opened(file) as parquet:
+        for batch in parquet.iter_batches(_ROWS_PER_BLOCK, columns=columns, use_threads=False):
+            for value in batch.column(0).to_pylist():
+                yield row, value.get("bytes") if isinstance(value, dict) else value
+                row += 1
 
 
 _LOADING = Lock()  # threads that decode side by side load a group once
