@@ -33,7 +33,7 @@ from lgclip.runtime.unused_settings import (
     unused_overrides,
 )
 from lgclip.stages.counts import ImageCounts
-from lgclip.store.root import check_writable, open_root
+from lgclip.store.root import check_writable, open_root, root_of
 
 if TYPE_CHECKING:
     from lgclip.classifier.model import ImageClassifier
@@ -242,7 +242,7 @@ class Experiment:
 
         from lgclip.reporting.finished_runs import FinishedRuns, repeat_run
 
-        finished = FinishedRuns(cfg, self._data, open_root(cfg.paths.store), folder)
+        finished = FinishedRuns(cfg, self._data, root_of(cfg.paths.store), folder)
         if earlier := finished.earlier():
             return repeat_run(earlier, folder, sweep_job())
         setup = self._setup  # whatever is wrong with the config is an error before a logger opens
@@ -353,7 +353,7 @@ class Experiment:
 
     def _context(self, *callbacks: Any) -> RunContext:
         """Returns the run context, with a trainer on the run's devices."""
-        from lgclip.stages.context import RunContext
+        from lgclip.stages.context import RunContext, image_format
         from lgclip.stages.runner import StageBar, Stages, quiet
 
         quiet()
@@ -367,7 +367,7 @@ class Experiment:
             make_trainer=partial(build, cfg.trainer),
             on_bad_image=OnBadImage.of(cfg.on_bad_image),
             workers=cfg.workers,
-            image_format=cfg.paths.images,
+            image_format=image_format(cfg.paths.images, store),
         )
 
     @cached_property

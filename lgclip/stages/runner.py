@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lgclip.runtime.devices import Peak, device_name
 from lgclip.runtime.progress import Progress
 from lgclip.runtime.signals import heed
+from lgclip.store import remote
 from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, Tokens, append, append_start
 
 _NOISE = (
@@ -192,6 +193,9 @@ class Stages:
             except BaseException:
                 if accounted and self._cost_start.starts:
                     self._enter_interrupted(accounted, lacked, start)
+                # A machine that is taken away gives a minute's notice: what is done goes to a store with a URL.
+                with suppress(Exception):
+                    remote.push_pending()
                 raise
         seconds = round(time.perf_counter() - start, 3)
         parts = accounted.parts() if accounted else []
@@ -207,6 +211,7 @@ class Stages:
         if self.trainer.is_global_zero:
             # One line for all devices: the cost log has the costs of a run, not of a process.
             _enter(parts, self.stage_stats[-1], self._cost_start.starts if missing else {})
+        remote.push_pending()
 
     def _parts_of(self, accounted: Accounted, lacked: Sequence[int], seconds: float) -> list[StoreUsage]:
         """Returns a stage's use of each store, with what it has computed and the seconds of that."""
@@ -228,8 +233,11 @@ class Stages:
         self._bar.title = title
         with peak:
             self.trainer.predict(stage, datamodule=datamodule, return_predictions=False)
+        # What other machines need of a store with a URL is there before they ask for it.
+        remote.push_pending()
         # What is missing is asked for next, and the other devices may still be writing.
         self.trainer.strategy.barrier()
+        remote.expire()
 
     def _keep(self, stats: StageStats, peak: Peak) -> None:
         devices = self.trainer.world_size

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -13,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lgclip.runtime.regular_files import regular_stat
+from lgclip.store import remote
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import FileStamp, content_key, file_stamp
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 KEPT = ("files", "tar")
 """Storage formats of new images: one PNG file each, or tar shards. Existing ones are found in both."""
+
+OPEN_SECONDS = 300.0
+"""Time after which a shard of a store with a URL is closed, and then uploaded, however few images it has."""
 
 _COMPRESSION = 1
 """Level of PNG's lossless compression: twice as fast as Pillow's default of 6, an eighth larger."""
@@ -47,11 +52,14 @@ class ImageStore:
         self.cost_log = self._folder / COST_LOG
         self.in_shards = in_shards
         self._shards = shards_in(self._folder / "shards")
-        self._writer = ShardWriter(self._folder / "shards")
+        # A machine may be lost at any moment, and a shard is uploaded once it is closed.
+        seconds = OPEN_SECONDS if remote.is_remote(root) else math.inf
+        self._writer = ShardWriter(self._folder / "shards", seconds=seconds)
         self.refresh()
 
     def refresh(self) -> None:
         """Reads new entries of shards that other processes have written."""
+        remote.fetch(self._folder)
         self._shards.refresh()
 
     def path(self, image_id: str) -> Path:

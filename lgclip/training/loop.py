@@ -15,6 +15,7 @@ from lgclip.runtime.devices import device_name
 from lgclip.runtime.progress import Progress
 from lgclip.runtime.signals import heed
 from lgclip.stages.context import RunContext
+from lgclip.store import remote
 from lgclip.store.cost_log import StageStats
 from lgclip.store.root import check_writable
 from lgclip.training.task import TrainingTask
@@ -38,7 +39,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
     Raises:
         ValueError: If an image cannot be read, a model cannot be built, or the store is not writable.
     """
-    folder = task.folder(context.store)
+    folder = remote.fetch(task.folder(context.store))
     if task.is_complete(folder):
         # Nothing was made, all of it reused: the run's costs name the training all the same.
         context.stages.stage_stats.append(StageStats(task.stage, 0, task.amount, 0.0, task.unit))
@@ -58,6 +59,8 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
             # After the result is written. An interruption in between leaves them, and the folder is complete all the
             # same.
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            remote.push_pending()
+            remote.discard_checkpoints(folder)
         # The other devices must not read the folder before it is written.
         trainer.strategy.barrier()
     return folder
