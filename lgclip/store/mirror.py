@@ -34,7 +34,16 @@ from lgclip.store.errors import StoreError
 from lgclip.store.keys import content_key, digest_of
 from lgclip.store.location import location_in
 from lgclip.store.object_store import ObjectError, ObjectInfo, at_once, digest_of_bytes, object_store
-from lgclip.store.places import CHECKPOINTS, OTHER, cost_log_of, entry_of, is_immutable, is_marker, segments_of
+from lgclip.store.places import (
+    CHECKPOINTS,
+    OTHER,
+    cost_log_of,
+    entry_of,
+    is_immutable,
+    is_index,
+    is_marker,
+    segments_of,
+)
 from lgclip.store.shard_index import read_index_sum
 
 log = logging.getLogger(__name__)
@@ -92,12 +101,13 @@ class Mirror:
         with self._lock:
             self._listed.clear()
 
-    def fetch(self, place: str, *, shards: bool = False) -> None:
+    def fetch(self, place: str, *, shards: bool = False, lists: bool = False) -> None:
         """Downloads what an entry holds and this machine lacks: all but the shards of images.
 
         Args:
             place: Place of a file or a folder of the entry, in a store's layout.
             shards: Whether to download the shards as well.
+            lists: Whether to download only what tells what is there.
 
         Raises:
             ObjectError: If the object store cannot be read.
@@ -108,29 +118,36 @@ class Mirror:
             is_fresh = now - self._listed.get(entry, -_LISTED_SECONDS) < _LISTED_SECONDS
             if is_fresh and not shards:
                 return
+            if entry == place and place.endswith(".json"):
+                self._fetch_alone(self.root / place)
+                return
             known = self.objects.ls(entry)
             self._known[entry] = known
-            self._download(entry, known, shards=shards)
+            self._download(entry, known, shards=shards, lists=lists)
             self._merge_segments(entry)
             if entry not in self._searched:
                 self._find_unsent(entry)
                 self._searched.add(entry)
-            self._listed[entry] = now
+            if not lists:
+                self._listed[entry] = now
 
-    def _download(self, entry: str, known: Mapping[str, ObjectInfo], *, shards: bool) -> None:
+    def _download(self, entry: str, known: Mapping[str, ObjectInfo], *, shards: bool, lists: bool) -> None:
         wanted: dict[str, tuple[str, Path]] = {}
         for place in known:
             if f"/{CHECKPOINTS}/" in place:
                 continue
             if segments_of(entry, place):
                 target = self._segments / place
+            elif lists and not is_index(place):
+                continue
             elif is_immutable(place) and (shards or not place.endswith(".tar")):
                 target = self.root / place
             else:
                 continue
             if not target.exists():
                 wanted[place] = (place, target)
-        wanted |= self._checkpoints(entry, known)
+        if not lists:
+            wanted |= self._checkpoints(entry, known)
         # Weights before the file that marks them complete; shards last, since their indexes have their hashes.
         shard_files = [place for place in wanted if place.endswith(".tar")]
         first = [place for place in wanted if not is_marker(place) and not place.endswith(".tar")]
@@ -211,6 +228,29 @@ class Mirror:
         finally:
             self._arriving.discard(place)
 
+    def entry_of_file(self, place: str, path: Path) -> str:
+        """Returns the entry of a file that lies in some store.
+
+        Args:
+            place: Its place in the store.
+            path: The file, whose content says to which generator prompts belong.
+        """
+        return entry_of(_generator_place(place, path))
+
+    def has(self, place: str, path: Path) -> bool:
+        """Checks whether the object store has a file of another store; its entry must have been fetched.
+
+        Args:
+            place: Its place in the store.
+            path: The file.
+        """
+        entry = self.entry_of_file(place, path)
+        if is_immutable(place):
+            return place in self._known.get(entry, {})
+        if place.endswith(COST_LOG):
+            return self._cost_lines(entry).keys() >= set(_lines(path))
+        return _text(path) in self._prompt_records(entry).get(path.name, ())
+
     def shards(self, folder: Path) -> dict[str, int]:
         """Returns the sizes of the shards of images that are in the object store and need not be here, by name.
 
@@ -237,16 +277,7 @@ class Mirror:
         if not lines:
             return
         path = self.root / cost_log_of(entry)
-        present = set(_lines(path))
-        lacking = [line for line in lines if line not in present]
-        if lacking:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # One call on a file opened with O_APPEND, as `cost_log.append`: a stage may write to it as well.
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, b"".join(line + b"\n" for line in lacking))
-            finally:
-                os.close(handle)
+        add_lines(path, lines)
 
     def _cost_lines(self, entry: str) -> dict[bytes, None]:
         """Returns the lines of an entry's cost log that are in the object store, in the order of their segments."""
@@ -366,7 +397,7 @@ class Mirror:
             return count
 
     def _push(self, places: Sequence[str]) -> int:
-        entries = {entry_of(self._generator_place(place)) for place in places}
+        entries = {self.entry_of_file(place, self.root / place) for place in places}
         for entry in entries:
             if entry not in self._known:
                 self._known[entry] = self.objects.ls(entry)
@@ -410,7 +441,7 @@ class Mirror:
                 segments[f"{entry}/costs/{digest_of_bytes(data)}.jsonl"] = data
         by_entry: defaultdict[str, list[str]] = defaultdict(list)
         for place in places:
-            generator = self._generator_place(place)
+            generator = _generator_place(place, self.root / place)
             if generator != place:
                 by_entry[entry_of(generator)].append(place)
         for entry, files in by_entry.items():
@@ -437,13 +468,6 @@ class Mirror:
             target.parent.mkdir(parents=True, exist_ok=True)
             files_of[place].replace(target)
         return len(put)
-
-    def _generator_place(self, place: str) -> str:
-        """Returns the folder of a prompt generator's objects for one of its files; any other place as it is."""
-        parts = place.split("/")
-        if parts[0] != "prompts" or len(parts) != 2 or place.endswith(COST_LOG):
-            return place
-        return f"prompts/{generator_of(_text(self.root / place))}"
 
     def _find_unsent(self, entry: str) -> None:
         """Notes what an interrupted process has left here and not uploaded."""
@@ -479,6 +503,34 @@ class Mirror:
                 self.objects.delete(found)
             except ObjectError as error:
                 log.warning("%s; %d checkpoints of %s stay there", error, len(found), entry)
+
+
+def add_lines(path: Path, lines: Iterable[bytes]) -> int:
+    """Appends the lines that a cost log lacks, and returns their number."""
+    present = set(_lines(path))
+    lacking = [line for line in lines if line not in present]
+    if lacking:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One call on a file opened with O_APPEND, as `cost_log.append`: a stage may write to it as well.
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, b"".join(line + b"\n" for line in lacking))
+        finally:
+            os.close(handle)
+    return len(lacking)
+
+
+def is_further(path: Path, other: Path) -> bool:
+    """Checks whether the prompts of a class in one file are more than those in another."""
+    return _progress_of(_text(path) or "") > _progress_of(_text(other) or "")
+
+
+def _generator_place(place: str, path: Path) -> str:
+    """Returns the folder of a prompt generator's objects for one of its files; any other place as it is."""
+    parts = place.split("/")
+    if parts[0] != "prompts" or len(parts) != 2 or place.endswith(COST_LOG):
+        return place
+    return f"prompts/{generator_of(_text(path))}"
 
 
 class _Progress(NamedTuple):

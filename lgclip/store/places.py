@@ -56,8 +56,11 @@ def is_immutable(place: str) -> bool:
     return _IMMUTABLE.fullmatch(place) is not None
 
 
+def is_index(place: str) -> bool:
+    """Checks whether a file is the index of a shard of images."""
+    return "/shards/" in place and place.endswith(".safetensors")
+
+
 def is_marker(place: str) -> bool:
     """Checks whether a file describes others, which have to be there before it."""
-    if "/shards/" in place:
-        return place.endswith(".safetensors")
-    return place.endswith(".json")
+    return is_index(place) or place.endswith(".json")

@@ -76,7 +76,11 @@ class S3Server:
             if self.is_down:
                 return lose_connection(environ, start)
             for fault in self.faults:
-                answer = fault(environ, start)
+                try:
+                    answer = fault(environ, start)
+                except ConnectionError:
+                    self.faults.remove(fault)
+                    raise
                 if answer is not None:
                     self.faults.remove(fault)
                     return answer
@@ -185,7 +189,7 @@ def lose_connection(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
     """Closes a connection without an answer."""
     connection: socket.socket = environ["werkzeug.socket"]
     connection.shutdown(socket.SHUT_RDWR)
-    return []
+    raise ConnectionResetError("lost on purpose")
 
 
 def _read_all(environ: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def export(root: Path, out: Path, runs: Sequence[Path] = ()) -> Iterator[str]:
     if out.suffix.lower() != ".tar":
         raise StoreError(f"{out}: name an archive to write that ends in .tar; PNG and features hardly compress")
     # All checks and sums before the first byte: a faulty file should not cost the writing of a large archive.
-    items = _chosen(existing(root), runs)
+    items = chosen(existing(root), runs)
     sums = dict[str, str]()
     for item in items:
         fault = fault_in(item)
@@ -81,8 +81,16 @@ def export(root: Path, out: Path, runs: Sequence[Path] = ()) -> Iterator[str]:
     yield f"{out}: {amount(len(items), size)}, sha256 {digest_of(out)}"
 
 
-def _chosen(root: Path, runs: Sequence[Path]) -> list[Item]:
-    """Returns the sorted files of an archive."""
+def chosen(root: Path, runs: Sequence[Path]) -> list[Item]:
+    """Returns the sorted files that are moved to another machine.
+
+    Args:
+        root: The store's folder.
+        runs: Folders of finished runs, or of sweeps, whose entries are moved; none for all.
+
+    Raises:
+        ValueError: If a run cannot be read or lacks something, or the store holds what is no entry.
+    """
     entries: list[Item] = []
     companions: list[Item] = []
     used = used_by(runs, root, full=True) if runs else None
