@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +119,7 @@ class Mirror:
             if is_fresh and not shards:
                 return
             if entry == place and place.endswith(".json"):
-                self._fetch_alone(self.root / place)
+                self._fetch_alone(self.root / place, again=lists)
                 return
             known = self.objects.ls(entry)
             self._known[entry] = known
@@ -213,20 +213,26 @@ class Mirror:
         self._get(place, path, info.size)
         return path.exists()
 
-    def _fetch_alone(self, path: Path) -> None:
-        """Downloads, once, a file that is an entry by itself, if there is one."""
+    def _fetch_alone(self, path: Path, *, again: bool = False) -> None:
+        """Downloads, once, a file that is an entry by itself, if there is one; one that is here stays."""
         place = path.relative_to(self.root).as_posix()
         with self._lock:
-            if place in self._searched or path.exists():
+            if place in self._searched or (path.exists() and not again):
                 return
             self._searched.add(place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._arriving.add(place)
+        # Of each process its own: until it is complete it must not be found under the name of another.
+        aside = self._segments / f".{place.replace('/', '-')}.{os.getpid()}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with suppress(FileNotFoundError), atomic_write(path) as temporary:
-                self.objects.get(place, temporary, None)
+            self.objects.get(place, aside, None)
+            self._known[place] = {place: ObjectInfo(aside.stat().st_size, "")}
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                aside.replace(path)
+        except FileNotFoundError:
+            pass  # there is none
         finally:
-            self._arriving.discard(place)
+            aside.unlink(missing_ok=True)
 
     def entry_of_file(self, place: str, path: Path) -> str:
         """Returns the entry of a file that lies in some store.
