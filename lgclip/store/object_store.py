@@ -260,10 +260,11 @@ class BucketStore(ObjectStore):
                 f"no rights to {doing}: the credentials of the environment or of the machine's role do not allow it; "
                 "grant them to read, write and list objects, or name another store by paths.store"
             )
-        if not any(isinstance(link, OSError | TimeoutError) or _is_client_error(link) for link in chain):
+        causes = [type(link).__name__ for link in chain if isinstance(link, OSError) or _is_client_error(link)]
+        if not causes:
             return ""
         return (
-            f"it cannot be reached ({', '.join(dict.fromkeys(type(link).__name__ for link in chain))}), after "
+            f"it cannot be reached ({', '.join(dict.fromkeys(causes))}), after "
             f"{_ATTEMPTS} tries to {doing}; what was made is kept on this machine, and the same command goes on"
         )
 

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import boto3
-import pytest
+import requests
 from botocore.config import Config
+from moto.core import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from moto.server import ThreadedMotoServer  # noqa: F401  (its import shows that moto's server extra is there)
+from moto.s3.models import s3_backends
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 BUCKET = "prototypes"
@@ -59,6 +60,11 @@ class S3Server:
                 found[entry["Key"]] = self.client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
         return found
 
+    def fill(self, keys: Iterable[str]) -> None:
+        """Puts objects of one byte into the bucket, without a request each."""
+        for key in keys:
+            s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(BUCKET, key, b"x")
+
     def counts(self) -> Counter[str]:
         """Returns the number of requests so far: LIST, GET, PUT, and others by their method."""
         kinds: list[str] = []
@@ -98,6 +104,8 @@ def serve_s3() -> Iterator[S3Server]:
     Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
     server.url = f"http://127.0.0.1:{http.server_port}"
     try:
+        # moto keeps its buckets in this process, from one server to the next.
+        requests.post(f"{server.url}/moto-api/reset", timeout=10).raise_for_status()
         server.client.create_bucket(Bucket=BUCKET)
         server.requests.clear()
         yield server
@@ -106,24 +114,10 @@ def serve_s3() -> Iterator[S3Server]:
         http.server_close()
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """Serves S3 for a test, with credentials in the environment."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret-0123456789")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    # No request to the address from which a machine in the cloud gets its role.
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with serve_s3() as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        yield server
-        server.client.list_buckets()
-        boto3.client("s3").close()
-
-
 def is_for(environ: dict[str, Any], method: str, part: str = "") -> bool:
-    """Checks whether a request has a method, and a part in its path."""
-    return environ["REQUEST_METHOD"] == method and part in environ["PATH_INFO"] and not _is_listing(environ)
+    """Checks whether a request has a method, or is a LIST, and has a part in its path."""
+    actual = "LIST" if _is_listing(environ) else environ["REQUEST_METHOD"]
+    return actual == method and part in environ["PATH_INFO"]
 
 
 def _is_listing(environ: dict[str, Any]) -> bool:
@@ -137,7 +131,7 @@ def unavailable(method: str, part: str = "", *, code: str = "SlowDown", status: 
         if not is_for(environ, method, part):
             return None
         _read_all(environ)
-        text = f"<Error><Code>{code}</Code><Message>Please reduce your request rate.</Message></Error>".encode()
+        text = f"<Error><Code>{code}</Code><Message>Refused on purpose.</Message></Error>".encode()
         start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
         return [text]
 
