@@ -96,7 +96,11 @@ class ImageStore:
         try:
             if isinstance(marker, Path):
                 regular_stat(marker)
-            return str(json.loads(marker.read_bytes())["fault"])
+                content = marker.read_bytes()
+            else:
+                # Of a shard that is not here only the marker is read: its images may not be needed.
+                content = remote.read_part(marker.shard, marker.offset, marker.size) or marker.read_bytes()
+            return str(json.loads(content)["fault"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, RecursionError):

@@ -81,6 +81,10 @@ class ObjectStore(ABC):
         """Downloads one object to a file."""
 
     @abstractmethod
+    def _read_part(self, place: str, start: int, size: int) -> bytes:
+        """Returns some bytes of an object."""
+
+    @abstractmethod
     def _put(self, place: str, path: Path, *, replace: bool) -> None:
         """Uploads one file; with `replace` false an existing object may stay."""
 
@@ -144,6 +148,16 @@ class ObjectStore(ABC):
             f"{self.url}/{place}: {target.stat().st_size:,} of {size:,} bytes arrive; try again, or delete the object: "
             "a run computes it again"
         )
+
+    def read_part(self, place: str, start: int, size: int) -> bytes:
+        """Returns some bytes of an object.
+
+        Raises:
+            FileNotFoundError: If there is no such object.
+            ObjectError: If it cannot be read.
+        """
+        with self._errors("read it"):
+            return self._read_part(place, start, size)
 
     def put(self, files: Mapping[str, Path], replaced: frozenset[str] = frozenset()) -> list[str]:
         """Uploads files at once, each completely or not at all.
@@ -237,6 +251,9 @@ class BucketStore(ObjectStore):
 
     def _get(self, place: str, target: Path) -> None:
         self._fs.get_file(self._full(place), str(target))
+
+    def _read_part(self, place: str, start: int, size: int) -> bytes:
+        return self._fs.cat_file(self._full(place), start=start, end=start + size)
 
     def _put(self, place: str, path: Path, *, replace: bool) -> None:
         # One request, or parts that become visible together: nobody ever sees a part of an object.
@@ -356,6 +373,11 @@ class FolderStore(ObjectStore):
     def _get(self, place: str, target: Path) -> None:
         shutil.copyfile(self._root / place, target)
 
+    def _read_part(self, place: str, start: int, size: int) -> bytes:
+        with (self._root / place).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
     def _put(self, place: str, path: Path, *, replace: bool) -> None:
         target = self._root / place
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -431,11 +453,20 @@ class HubStore(ObjectStore):
                 objects[place] = ObjectInfo(int(size), "")
         return objects
 
-    def _get(self, place: str, target: Path) -> None:
+    def _files(self) -> Any:
         from huggingface_hub import HfFileSystem
 
+        return HfFileSystem(skip_instance_cache=True, use_listings_cache=False)
+
+    def _address(self, place: str) -> str:
         kind = "datasets/" if self._type == "dataset" else ""
-        HfFileSystem(skip_instance_cache=True).get_file(f"{kind}{self._repo}/{self._full(place)}", str(target))
+        return f"{kind}{self._repo}/{self._full(place)}"
+
+    def _get(self, place: str, target: Path) -> None:
+        self._files().get_file(self._address(place), str(target))
+
+    def _read_part(self, place: str, start: int, size: int) -> bytes:
+        return self._files().cat_file(self._address(place), start=start, end=start + size)
 
     def put(self, files: Mapping[str, Path], replaced: frozenset[str] = frozenset()) -> list[str]:
         from huggingface_hub import CommitOperationAdd

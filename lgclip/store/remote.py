@@ -84,6 +84,18 @@ def fetch_file(path: Path) -> bool:
     return mirror is not None and mirror.fetch_file(path)
 
 
+def read_part(path: Path, start: int, size: int) -> bytes | None:
+    """Reads a part of a file that is in the object store and not here; None for any other file.
+
+    Raises:
+        ObjectError: If the object store cannot be read.
+    """
+    mirror = mirror_of(path)
+    if mirror is None or path.exists():
+        return None
+    return mirror.objects.read_part(path.relative_to(mirror.root).as_posix(), start, size)
+
+
 def remote_shards(folder: Path) -> dict[str, int]:
     """Returns the sizes of the shards of images that are in the object store, by name; they need not be here."""
     mirror = mirror_of(folder)

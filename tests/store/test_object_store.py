@@ -66,14 +66,12 @@ def test_failed_download_is_repeated(s3: S3Server, file: Path, tmp_path: Path, f
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
-def test_upload_that_fails_for_good_leaves_no_object(
-    s3: S3Server, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_upload_that_fails_for_good_leaves_no_object(s3: S3Server, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects_module, "_ATTEMPTS", 2)
     store = opened()
     store._fs.retries = 1
     s3.is_down = True
-    with pytest.raises(ObjectError, match="s3://prototypes/team: it cannot be reached .*the same command goes on"):
+    with pytest.raises(ObjectError, match=r"s3://prototypes/team: it cannot be reached .*the same command goes on"):
         store.put({"entry/a": file})
     s3.is_down = False
     assert s3.objects() == {}
@@ -130,13 +128,13 @@ def test_object_of_another_size_is_an_error(s3: S3Server, file: Path, tmp_path: 
 
 
 def test_missing_bucket_is_named(s3: S3Server) -> None:
-    with pytest.raises(ObjectError, match="there is no bucket 'absent'; make it, or name another by paths.store"):
+    with pytest.raises(ObjectError, match=r"there is no bucket 'absent'; make it, or name another by paths.store"):
         open_root("s3://absent/team")
 
 
 def test_missing_rights_are_found_before_work(s3: S3Server) -> None:
     s3.faults = [unavailable("LIST", code="AccessDenied", status="403 Forbidden")]
-    with pytest.raises(ObjectError, match="no rights to read it: .*grant them to read, write and list"):
+    with pytest.raises(ObjectError, match=r"no rights to read it: .*grant them to read, write and list"):
         open_root("s3://prototypes/team")
     root = open_root("s3://prototypes/team")
     s3.faults = [unavailable("PUT", code="AccessDenied", status="403 Forbidden")]
