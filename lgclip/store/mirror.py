@@ -440,6 +440,8 @@ class Mirror:
         """Uploads the lines of cost logs and the prompts of classes that the object store lacks."""
         segments: dict[str, bytes] = {}
         for entry in entries:
+            if is_immutable(entry):
+                continue  # a file by itself, which has no cost log
             known = self._cost_lines(entry)
             new = [line for line in _lines(self.root / cost_log_of(entry)) if line not in known]
             if new:

@@ -12,8 +12,8 @@ import torch
 from factories import read_store
 from object_stores import S3Server, unavailable
 
-from lgclip.store import mirror as mirror_module
 from lgclip.store import remote, tar_shards
+from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.captions import CaptionStore
 from lgclip.store.cost_log import Line, append, append_start, read_cost_log
 from lgclip.store.features import FeatureStore
@@ -75,6 +75,7 @@ def fill(root: Path, first: int = 0, count: int = 3) -> None:
     images.close()
     encoded = FeatureStore(root, {"encoder": 1}, {"source": 1})
     encoded.add([f"item {number}" for number in numbers], VIEWS, features(first, count))
+    write_json(encoded.towers, {"width": 8})
     start = append_start(encoded.cost_log)
     append(encoded.cost_log, Line(count, "view", 1.5, "cpu", 1, start=start))
 
@@ -136,10 +137,10 @@ def test_requests_do_not_grow_with_images(s3: S3Server, monkeypatch: pytest.Monk
     assert counts[0] == counts[1]
     # One to connect and one for each entry: prompts, captions, images, features; on each machine.
     assert counts[0]["LIST"] == 2 * 5
-    # Prompts; captions and inputs; shard, index and inputs; features, inputs and costs.
-    assert counts[0]["PUT"] == 1 + 2 + 3 + 3
-    # The same, of the shard the marker alone; and the widths of the encoder, which are not there.
-    assert counts[0]["GET"] == 9 + 1
+    # Prompts; captions and inputs; shard, index and inputs; features, inputs, costs and widths.
+    assert counts[0]["PUT"] == 1 + 2 + 3 + 4
+    # The same, of the shard the marker alone.
+    assert counts[0]["GET"] == 10
 
 
 def test_two_machines_fill_one_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ def test_checkpoints_are_of_one_writer(s3: S3Server, monkeypatch: pytest.MonkeyP
         with machine(name, monkeypatch, tmp_path) as root:
             path = root / folder / "checkpoints" / "last.safetensors"
             path.parent.mkdir(parents=True)
-            with mirror_module.atomic_write(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(f"step {step}")
             remote.push_pending()
             time.sleep(1.1)  # moto's times are of whole seconds
