@@ -406,7 +406,8 @@ class Mirror:
         entries = {self.entry_of_file(place, self.root / place) for place in places}
         for entry in entries:
             if entry not in self._known:
-                self._known[entry] = self.objects.ls(entry)
+                # A file by itself is put unless it is there, which takes no listing.
+                self._known[entry] = {} if is_immutable(entry) else self.objects.ls(entry)
         plain: dict[str, str] = {}
         for place in places:
             if CHECKPOINTS in place.split("/"):
