@@ -147,4 +147,4 @@ def test_commands_name_their_way_out(
     assert "name an object store" in error_of("push", str(tmp_path), "--store", store)
     assert "there is no bucket 'absent'" in error_of("pull", "s3://absent/x", "--store", str(tmp_path / "target"))
     assert "holds nothing of that" in error_of("pull", f"{URL}/none", "--store", str(tmp_path / "target"))
-    assert "there is no store" in error_of("push", URL, "--store", str(tmp_path / "none"))
+    assert "holds no store" in error_of("push", URL, "--store", str(tmp_path / "none"))
