@@ -15,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from lgclip.store.errors import StoreError
-from lgclip.store.location import Location
+from lgclip.store.location import Location, cache_of
 
 CONNECTIONS = 16
 """Objects that are moved at once."""
@@ -463,7 +464,10 @@ class HubStore(ObjectStore):
         return f"{kind}{self._repo}/{self._full(place)}"
 
     def _get(self, place: str, target: Path) -> None:
-        self._files().get_file(self._address(place), str(target))
+        # Not by the file system, which asks the hub four times for a file. On the disk of the cache, where it is moved.
+        with TemporaryDirectory(dir=cache_of(self._location).parent) as folder:
+            path = self._api.hf_hub_download(self._repo, self._full(place), repo_type=self._type, local_dir=folder)
+            shutil.move(path, target)
 
     def _read_part(self, place: str, start: int, size: int) -> bytes:
         return self._files().cat_file(self._address(place), start=start, end=start + size)
@@ -501,11 +505,15 @@ class HubStore(ObjectStore):
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
+        from huggingface_hub.errors import EntryNotFoundError
+
         from lgclip.runtime.hub import HubError, hub_errors
 
         try:
             with hub_errors(self._repo, "store", upload=doing != "read it"):
                 yield
+        except EntryNotFoundError as error:
+            raise FileNotFoundError(self.url) from error
         except HubError as error:
             raise ObjectError(f"{self.url}: {error}") from None
 

@@ -10,7 +10,7 @@ from object_stores import BUCKET, Fault, S3Server, cut_download, cut_upload, slo
 
 from lgclip.store import object_store as objects_module
 from lgclip.store.location import Location, cache_of, parse_location
-from lgclip.store.object_store import ObjectError, S3Store, object_store
+from lgclip.store.object_store import BucketStore, ObjectError, S3Store, object_store
 from lgclip.store.root import StoreError, check_writable, location_of, open_root, root_of
 
 pytest_plugins = ("object_store_fixtures",)
@@ -197,3 +197,22 @@ def test_cache_is_of_one_url_and_endpoint() -> None:
     others = [Location("s3", "prototypes/other"), Location("s3", "prototypes/team", "http://127.0.0.1:1")]
     assert len({first, *map(cache_of, others)}) == 3
     assert first.is_relative_to(os.environ["XDG_CACHE_HOME"])
+
+
+def test_any_file_system_of_fsspec_keeps_objects(file: Path, tmp_path: Path) -> None:
+    # What gcsfs is reached by; no server of Google's protocol runs here.
+    store = object_store(Location("memory", "prototypes/team"))
+    assert type(store) is BucketStore
+    store.check()
+    assert store.ls() == {}
+    assert store.put({"entry/a": file, "entry/b": file}) == ["entry/a", "entry/b"]
+    assert {name: info.size for name, info in store.ls("entry").items()} == dict.fromkeys(
+        ("entry/a", "entry/b"), len(CONTENT)
+    )
+    store.get("entry/a", tmp_path / "copy", len(CONTENT))
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+    assert store.read_part("entry/a", 5, 3) == CONTENT[5:8]
+    with pytest.raises(FileNotFoundError):
+        store.get("entry/absent", tmp_path / "copy", None)
+    store.delete(["entry/a", "entry/b"])
+    assert store.ls() == {}
