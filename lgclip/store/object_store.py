@@ -283,7 +283,7 @@ class BucketStore(ObjectStore):
             return ""
         return (
             f"it cannot be reached ({', '.join(dict.fromkeys(causes))}), after "
-            f"{_ATTEMPTS} tries to {doing}; what was made is kept on this machine, and the same command goes on"
+            f"repeated tries to {doing}; what was made is kept on this machine, and the same command goes on"
         )
 
 
