@@ -12,10 +12,8 @@ in shards; a run that has their features reads the indexes alone, and never the 
 """
 
 import hashlib
-import json
 import logging
 import os
-import re
 import threading
 import time
 from collections import defaultdict
@@ -23,7 +21,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -31,19 +28,18 @@ from lgclip.runtime.progress import Progress
 from lgclip.store.atomic import atomic_write
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.errors import StoreError
-from lgclip.store.keys import content_key, digest_of
+from lgclip.store.keys import digest_of
 from lgclip.store.location import location_in
-from lgclip.store.object_store import ObjectError, ObjectInfo, at_once, digest_of_bytes, object_store
+from lgclip.store.object_store import ObjectError, ObjectInfo, at_once, object_store
 from lgclip.store.places import (
     CHECKPOINTS,
-    OTHER,
-    cost_log_of,
     entry_of,
     is_immutable,
     is_index,
     is_marker,
     segments_of,
 )
+from lgclip.store.segments import Segments, generator_place
 from lgclip.store.shard_index import read_index_sum
 
 log = logging.getLogger(__name__)
@@ -66,11 +62,12 @@ class Mirror:
         location, self._writer = location_in(root)
         self.root = root
         self.objects = object_store(location)
-        self._segments = root.parent / "segments"
+        self._segments = Segments(root, root.parent / "segments")
         self._lock = threading.RLock()
         self._pushing = threading.Lock()
         self._listed: dict[str, float] = {}
         self._known: dict[str, dict[str, ObjectInfo]] = {}
+        self._merged: dict[str, set[str]] = {}
         self._searched: set[str] = set()
         # Places to upload, in the order of writing, each with the number of its writing: 0 for what an earlier process
         # has left here.
@@ -124,7 +121,7 @@ class Mirror:
             known = self.objects.ls(entry)
             self._known[entry] = known
             self._download(entry, known, shards=shards, lists=lists)
-            self._merge_segments(entry)
+            self._merge_segments(entry, known)
             if entry not in self._searched:
                 self._find_unsent(entry)
                 self._searched.add(entry)
@@ -137,7 +134,7 @@ class Mirror:
             if f"/{CHECKPOINTS}/" in place:
                 continue
             if segments_of(entry, place):
-                target = self._segments / place
+                target = self._segments.folder / place
             elif lists and not is_index(place):
                 continue
             elif is_immutable(place) and (shards or not place.endswith(".tar")):
@@ -221,7 +218,7 @@ class Mirror:
                 return
             self._searched.add(place)
         # Of each process its own: until it is complete it must not be found under the name of another.
-        aside = self._segments / f".{place.replace('/', '-')}.{os.getpid()}"
+        aside = self._segments.folder / f".{place.replace('/', '-')}.{os.getpid()}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.objects.get(place, aside, None)
@@ -241,7 +238,7 @@ class Mirror:
             place: Its place in the store.
             path: The file, whose content says to which generator prompts belong.
         """
-        return entry_of(_generator_place(place, path))
+        return entry_of(generator_place(place, path))
 
     def has(self, place: str, path: Path) -> bool:
         """Checks whether the object store has a file of another store; its entry must have been fetched.
@@ -253,9 +250,7 @@ class Mirror:
         entry = self.entry_of_file(place, path)
         if is_immutable(place):
             return place in self._known.get(entry, {})
-        if place.endswith(COST_LOG):
-            return self._cost_lines(entry).keys() >= set(_lines(path))
-        return _text(path) in self._prompt_records(entry).get(path.name, ())
+        return self._segments.has(place, path)
 
     def shards(self, folder: Path) -> dict[str, int]:
         """Returns the sizes of the shards of images that are in the object store and need not be here, by name.
@@ -274,54 +269,22 @@ class Mirror:
                 sizes[name.rpartition("/")[2]] = info.size
         return sizes
 
-    # --------------------------------------------------------------------------- what several machines add to
-
-    def _merge_segments(self, entry: str) -> None:
-        if entry.startswith("prompts/"):
-            self._merge_prompts(entry)
-        lines = self._cost_lines(entry)
-        if not lines:
+    def _merge_segments(self, entry: str, known: Mapping[str, ObjectInfo]) -> None:
+        """Adds the lines of other machines to the cost log and the prompts of an entry, if there are new ones."""
+        names = {place for place in known if segments_of(entry, place)}
+        if names <= self._merged.get(entry, set()):
             return
-        path = self.root / cost_log_of(entry)
-        add_lines(path, lines)
-
-    def _cost_lines(self, entry: str) -> dict[bytes, None]:
-        """Returns the lines of an entry's cost log that are in the object store, in the order of their segments."""
-        lines: dict[bytes, None] = {}
-        for path in sorted((self._segments / entry / "costs").glob("*.jsonl")):
-            lines |= dict.fromkeys(_lines(path))
-        return lines
-
-    def _prompt_records(self, entry: str) -> dict[str, list[str]]:
-        """Returns the stored texts of each class of a prompt generator, by the name of its file."""
-        records: defaultdict[str, list[str]] = defaultdict(list)
-        for path in sorted((self._segments / entry).glob("*.jsonl")):
-            for line in _lines(path):
-                try:
-                    record = json.loads(line)
-                    name, text = str(record["name"]), str(record["text"])
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    log.warning("%s: a damaged line is left out; its prompts are written again", path)
-                    continue
-                if re.fullmatch(r"[0-9a-f]{32}\.json", name):
-                    records[name].append(text)
-        return records
-
-    def _merge_prompts(self, entry: str) -> None:
-        for name, texts in self._prompt_records(entry).items():
-            path = self.root / "prompts" / name
-            # The most prompts count: entries grow. Of equal ones those that are here stay, since this machine may
-            # have images of them; elsewhere the order of the texts decides, so that every machine takes the same.
-            best = max(texts, key=lambda text: (_progress_of(text), text))
-            present = _text(path)
-            if present is not None and _progress_of(present) >= _progress_of(best):
-                continue
+        self._merged[entry] = names
+        self._segments.merge_costs(entry)
+        if not entry.startswith("prompts/"):
+            return
+        for path, text in self._segments.further_prompts(entry):
             path.parent.mkdir(parents=True, exist_ok=True)
             local = self._local(path)
             self._arriving.add(local)
             try:
                 with atomic_write(path) as temporary:
-                    temporary.write_text(best, encoding="utf-8")
+                    temporary.write_text(text, encoding="utf-8")
             finally:
                 self._arriving.discard(local)
 
@@ -439,67 +402,33 @@ class Mirror:
 
     def _put_segments(self, entries: Iterable[str], places: Sequence[str]) -> int:
         """Uploads the lines of cost logs and the prompts of classes that the object store lacks."""
-        segments: dict[str, bytes] = {}
-        for entry in entries:
-            if is_immutable(entry):
-                continue  # a file by itself, which has no cost log
-            known = self._cost_lines(entry)
-            new = [line for line in _lines(self.root / cost_log_of(entry)) if line not in known]
-            if new:
-                data = b"".join(line + b"\n" for line in new)
-                segments[f"{entry}/costs/{digest_of_bytes(data)}.jsonl"] = data
-        by_entry: defaultdict[str, list[str]] = defaultdict(list)
-        for place in places:
-            generator = _generator_place(place, self.root / place)
-            if generator != place:
-                by_entry[entry_of(generator)].append(place)
-        for entry, files in by_entry.items():
-            known_texts = self._prompt_records(entry)
-            records: list[str] = []
-            for place in sorted(files):
-                text = _text(self.root / place)
-                name = place.rpartition("/")[2]
-                if text is not None and text not in known_texts.get(name, ()):
-                    records.append(json.dumps({"name": name, "text": text}, ensure_ascii=False))
-            if records:
-                data = "".join(f"{record}\n" for record in records).encode()
-                segments[f"{entry}/{digest_of_bytes(data)}.jsonl"] = data
-        # Kept here under the same name: so it is known what the object store has.
-        files_of: dict[str, Path] = {}
-        for place, data in segments.items():
-            aside = self._segments / f".{place.rpartition('/')[2]}"
+        files: dict[str, Path] = {}
+        for place, data in self._segments.new_objects(entries, places).items():
+            aside = self._segments.folder / f".{place.rpartition('/')[2]}.{os.getpid()}"
             aside.parent.mkdir(parents=True, exist_ok=True)
             aside.write_bytes(data)
-            files_of[place] = aside
-        put = self.objects.put(files_of)
+            files[place] = aside
+        put = self.objects.put(files)
+        # They stay here under the same name: so it is known what the object store has.
         for place in put:
-            target = self._segments / place
+            target = self._segments.folder / place
             target.parent.mkdir(parents=True, exist_ok=True)
-            files_of[place].replace(target)
+            files[place].replace(target)
         return len(put)
 
     def _find_unsent(self, entry: str) -> None:
         """Notes what an interrupted process has left here and not uploaded."""
         known = self._known[entry]
         with self._lock:
-            if entry.startswith("prompts/"):
-                records = self._prompt_records(entry)
-                for path in (self.root / "prompts").glob("*.json"):
-                    text = _text(path)
-                    is_sent = text is None or text in records.get(path.name, ())
-                    if not is_sent and f"prompts/{generator_of(text)}" == entry:
-                        self._waiting.setdefault(self._local(path), 0)
-            elif (self.root / entry).is_dir():
+            if (self.root / entry).is_dir():
                 for path in (self.root / entry).rglob("*"):
                     place = self._local(path)
                     # A shard goes with its index, and a checkpoint when it is written again.
                     is_plain = is_immutable(place) and not place.endswith(".tar") and CHECKPOINTS not in path.parts
                     if is_plain and place not in known and path.is_file():
                         self._waiting.setdefault(place, 0)
-            log_place = cost_log_of(entry)
-            sent = self._cost_lines(entry)
-            if any(line not in sent for line in _lines(self.root / log_place)):
-                self._waiting.setdefault(log_place, 0)
+            for place in self._segments.unsent(entry):
+                self._waiting.setdefault(place, 0)
 
     def discard_checkpoints(self, place: str) -> None:
         """Deletes the checkpoints of a finished training from the object store; one that may not be deleted stays."""
@@ -512,74 +441,6 @@ class Mirror:
                 self.objects.delete(found)
             except ObjectError as error:
                 log.warning("%s; %d checkpoints of %s stay there", error, len(found), entry)
-
-
-def add_lines(path: Path, lines: Iterable[bytes]) -> int:
-    """Appends the lines that a cost log lacks, and returns their number."""
-    present = set(_lines(path))
-    lacking = [line for line in lines if line not in present]
-    if lacking:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # One call on a file opened with O_APPEND, as `cost_log.append`: a stage may write to it as well.
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, b"".join(line + b"\n" for line in lacking))
-        finally:
-            os.close(handle)
-    return len(lacking)
-
-
-def is_further(path: Path, other: Path) -> bool:
-    """Checks whether the prompts of a class in one file are more than those in another."""
-    return _progress_of(_text(path) or "") > _progress_of(_text(other) or "")
-
-
-def _generator_place(place: str, path: Path) -> str:
-    """Returns the folder of a prompt generator's objects for one of its files; any other place as it is."""
-    parts = place.split("/")
-    if parts[0] != "prompts" or len(parts) != 2 or place.endswith(COST_LOG):
-        return place
-    return f"prompts/{generator_of(_text(path))}"
-
-
-class _Progress(NamedTuple):
-    """Orders the states of a class's prompts: more prompts, then more rounds, are later."""
-
-    prompts: int
-    turn: int
-
-
-def _progress_of(text: str) -> _Progress:
-    """Returns how far the prompts of a class were; that of a damaged file is below all."""
-    try:
-        entry = json.loads(text)
-        return _Progress(len(entry["prompts"]), int(entry.get("turn", 0)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return _Progress(-1, -1)
-
-
-def generator_of(text: str | None) -> str:
-    """Returns the key of the prompt generator of a class's prompts, as its cost log has it."""
-    try:
-        generator = json.loads(text or "")["inputs"]["prompt_generator"]
-        return content_key(generator) if isinstance(generator, dict) else OTHER
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return OTHER
-
-
-def _lines(path: Path) -> list[bytes]:
-    """Returns the complete lines of a file; none if there is no such file."""
-    try:
-        return [line.rstrip(b"\n") for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    except FileNotFoundError:
-        return []
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
 
 
 def _is_uploaded(place: str) -> bool:

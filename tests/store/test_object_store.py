@@ -8,9 +8,10 @@ import fsspec  # noqa: F401  (its registry)
 import pytest
 from object_stores import BUCKET, Fault, S3Server, cut_download, cut_upload, slow, unavailable
 
-from lgclip.store import object_store as objects_module
+from lgclip.store import bucket_store
+from lgclip.store.bucket_store import BucketStore, S3Store
 from lgclip.store.location import Location, cache_of, parse_location
-from lgclip.store.object_store import BucketStore, ObjectError, S3Store, object_store
+from lgclip.store.object_store import ObjectError, object_store
 from lgclip.store.root import StoreError, check_writable, location_of, open_root, root_of
 
 pytest_plugins = ("object_store_fixtures",)
@@ -67,7 +68,7 @@ def test_failed_download_is_repeated(s3: S3Server, file: Path, tmp_path: Path, f
 
 
 def test_upload_that_fails_for_good_leaves_no_object(s3: S3Server, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects_module, "_ATTEMPTS", 2)
+    monkeypatch.setattr(bucket_store, "_ATTEMPTS", 2)
     store = opened()
     store._fs.retries = 1
     s3.is_down = True

@@ -13,10 +13,11 @@ from lgclip.cli.store.inventory import COMPANIONS, ENTRIES, Item, Kind, amount, 
 from lgclip.cli.store.pack import write_images
 from lgclip.store.atomic import atomic_write
 from lgclip.store.location import parse_location
-from lgclip.store.mirror import Mirror, add_lines, is_further
+from lgclip.store.mirror import Mirror
 from lgclip.store.places import entry_of
 from lgclip.store.remote import mirror_of
 from lgclip.store.root import StoreError, check_writable, open_root
+from lgclip.store.segments import add_lines, is_further
 from lgclip.store.shard_index import index_of
 from lgclip.store.tar_shards import Shards, ShardWriter
 
