@@ -28,6 +28,7 @@ _NOISE = (
     ".*resuming from a checkpoint that ended before",  # for the same reason
     ".*Checkpoint directory .* exists and is not empty",  # that is what resuming is
     ".*Experiment logs directory .* exists and is not empty",  # and running a job again
+    ".*The dirpath has changed from",  # the store was moved, or another machine has trained so far
     ".*Found .* in eval mode",  # loaded models are
 )
 

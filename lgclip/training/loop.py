@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
     if folder.is_dir() and any(path.suffix == ".json" for path in folder.iterdir()):
         log.warning("%s is damaged or incomplete; the training is done again", folder)
     check_writable(context.store)
-    with context.stages.timed(task.stage, unit=task.unit, total=task.amount):
+    with _uploaded(), context.stages.timed(task.stage, unit=task.unit, total=task.amount):
         start = time.perf_counter()
         trainer, outcome = task.fit(context, folder)
         if trainer.is_global_zero:
@@ -64,6 +65,18 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
         # The other devices must not read the folder before it is written.
         trainer.strategy.barrier()
     return folder
+
+
+@contextmanager
+def _uploaded() -> Iterator[None]:
+    """Uploads the checkpoints of a training that fails or is interrupted to a store with a URL."""
+    try:
+        yield
+    except BaseException:
+        # The error of the training is the one to report.
+        with suppress(Exception):
+            remote.push_pending()
+        raise
 
 
 class StepBar(ProgressBar):

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import FirstRun, Sandbox, computed_counts, evaluate_run, read_arrays, read_store
+from factories import NAMES, FirstRun, Sandbox, computed_counts, evaluate_run, read_arrays, read_store
 from object_stores import S3Server, cut_upload, slow, unavailable
 from store_maintenance import files_of_kind
 
 from lgclip.cli.store.inventory import Kind
 from lgclip.reporting.restore import restore_run
+from lgclip.reporting.run_classifier import classifier_of
 from lgclip.reporting.run_folder import Run
 from lgclip.store import remote, tar_shards
 from lgclip.store.root import root_of
 from lgclip.store.shard_index import look
+from lgclip.training.student.train import StudentTraining
 
 pytest_plugins = ("object_store_fixtures", "run_fixtures")
 
@@ -183,6 +185,40 @@ def test_repeated_run_connects_to_nothing(s3: S3Server, first_run: FirstRun, tmp
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip().splitlines()[-1] == "[]"
     assert s3.requests == []
+
+
+@pytest.mark.slow
+def test_training_goes_on_elsewhere(
+    s3: S3Server, first_run: FirstRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    overrides = [
+        *remote_sandbox(first_run.sandbox), "method=student", "student.backbone=test_resnet", "student.image_size=32",
+        "student.epochs=2", "student.batch_size=4", "student.select_on=last", "student.checkpoint_every=1",
+    ]  # fmt: skip
+
+    def lost(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentTraining, "save", lost)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            evaluate_run(overrides, tmp_path / "lost")
+    assert [name for name in s3.objects("team/students") if name.endswith("/last.safetensors")]
+    on_machine("second", monkeypatch, tmp_path)
+    s3.requests.clear()
+    result = evaluate_run(overrides, tmp_path / "run 1")
+    assert [request for request in s3.requests if request.startswith("GET") and "/checkpoints/" in request]
+    # The checkpoint has served, and the result is in its place.
+    key = result["student"]["key"]
+    assert sorted(s3.objects("team/students")) == [
+        f"team/students/{key}/{n}" for n in ("model.safetensors", "student.json")
+    ]
+    on_machine("third", monkeypatch, tmp_path)
+    again = evaluate_run(overrides, tmp_path / "run 2")
+    assert set(computed_counts(again).values()) == {0}
+    assert again["metrics"] == result["metrics"]
+    on_machine("fourth", monkeypatch, tmp_path)
+    assert classifier_of(tmp_path / "run 2").class_names == NAMES
 
 
 @pytest.mark.slow
