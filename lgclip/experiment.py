@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lgclip.stages.context import RunContext
     from lgclip.stages.parts import GenerationParts, RunParts
     from lgclip.stages.plan import Plan
+    from lgclip.stages.references import References
     from lgclip.stages.text import RunTexts
     from lgclip.training.predictor import TrainedPredictor
     from lgclip.training.task import TrainingConfig, TrainingInputs
@@ -329,6 +330,30 @@ class Experiment:
         )
         classifier.scales = parts.scales
         return classifier
+
+    def references(self) -> References:
+        """Returns what `build_classifier` uses of the store; computes nothing.
+
+        Raises:
+            ValueError: If the parts cannot be built, or a class has no image in the store.
+        """
+        from lgclip.classifier.build import needs_text
+        from lgclip.methods.zero_shot import ZeroShot
+        from lgclip.stages.parts import RunParts
+        from lgclip.stages.references import stored_references
+
+        store = open_root(self._cfg.paths.store)
+        parts = self._with_views(RunParts.from_config(self._cfg, self._data))
+        method = self._method(parts)
+        if not isinstance(method, ZeroShot) or method.trained is not None:
+            raise ValueError(
+                f"method={self._cfg.method.name}: this classifier was trained and not built from prototypes; name the "
+                "folder of its run instead"
+            )
+        configured = next(iter(method.configured.values()))
+        return stored_references(
+            parts, store, needs_images=bool(method.needs_images), needs_text=needs_text(configured)
+        )
 
     def similar_names(self, count: int) -> list[str]:
         """Names things that look similar to the classes and are none of them, for images that a classifier rejects.

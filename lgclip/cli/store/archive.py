@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 from typing import IO
 
 from lgclip.cli.store.entry_checks import fault_in
-from lgclip.cli.store.gc import used_by, with_companions
+from lgclip.cli.store.gc import needed_by, with_companions
 from lgclip.cli.store.inventory import (
     COMPANIONS,
     ENTRIES,
@@ -86,14 +86,14 @@ def chosen(root: Path, runs: Sequence[Path]) -> list[Item]:
 
     Args:
         root: The store's folder.
-        runs: Folders of finished runs, or of sweeps, whose entries are moved; none for all.
+        runs: Folders of finished runs or of sweeps, and saved classifiers, whose entries are moved; none for all.
 
     Raises:
         ValueError: If a run cannot be read or lacks something, or the store holds what is no entry.
     """
     entries: list[Item] = []
     companions: list[Item] = []
-    used = used_by(runs, root, full=True) if runs else None
+    used = needed_by(runs, root) if runs else None
     for item in walk(root):
         if item.kind in COMPANIONS:
             companions.append(item)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lgclip.cli.store.archive import chosen
 from lgclip.cli.store.entry_checks import fault_in, shard_names
-from lgclip.cli.store.gc import Used, used_by, with_companions
+from lgclip.cli.store.gc import Used, needed_by, with_companions
 from lgclip.cli.store.inventory import COMPANIONS, ENTRIES, Item, Kind, amount, existing, walk
 from lgclip.cli.store.pack import write_images
 from lgclip.store.atomic import atomic_write
@@ -48,7 +48,7 @@ def push(root: Path, url: str, runs: Sequence[Path] = (), only: Sequence[str] = 
     Args:
         root: The store's folder.
         url: The object store.
-        runs: Folders of finished runs, or of sweeps; none for the complete store.
+        runs: Folders of finished runs or of sweeps, and saved classifiers; none for the complete store.
         only: Beginnings of places, such as `features/KEY`; none for all.
 
     Yields:
@@ -90,7 +90,7 @@ def pull(root: Path, url: str, runs: Sequence[Path] = (), only: Sequence[str] = 
     Args:
         root: The store's folder, created if needed.
         url: The object store.
-        runs: Folders of finished runs, or of sweeps; none for the complete store.
+        runs: Folders of finished runs or of sweeps, and saved classifiers; none for the complete store.
         only: Beginnings of places, such as `images/KEY`; none for all.
 
     Yields:
@@ -102,7 +102,7 @@ def pull(root: Path, url: str, runs: Sequence[Path] = (), only: Sequence[str] = 
     cache, mirror = _opened(url)
     check_writable(root)
     if runs:
-        used = used_by(runs, cache, full=True)
+        used = needed_by(runs, cache)
         needed = _needed(cache, mirror, used)
     else:
         for entry in _entries(mirror, only):

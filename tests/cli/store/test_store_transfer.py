@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from factories import FirstRun, Sandbox, computed_counts, evaluate_run, read_store
+from factories import NAMES, FirstRun, Sandbox, build_in, computed_counts, evaluate_run, read_store
 from object_stores import S3Server, unavailable
 from store_maintenance import files_of_kind
 
+import lgclip
 from lgclip.cli.main import main
 from lgclip.cli.store.inventory import Kind
 from lgclip.cli.store.pack import unpack
@@ -86,6 +87,36 @@ def test_only_what_a_run_needs_is_moved(
     third = replace(sandbox, store=tmp_path / "third store")
     assert in_files(third.store).keys() < in_files(sandbox.store).keys()
     assert set(computed_counts(evaluate_run(third, tmp_path / "again 2", "seed=1")).values()) == {0}
+
+
+@pytest.mark.slow
+def test_what_a_classifier_was_built_from_is_moved(
+    s3: S3Server, empty_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sandbox = replace(empty_sandbox, store=tmp_path / "store")
+    build_in(sandbox, NAMES).save(tmp_path / "three.lgclip")
+    build_in(sandbox, [*NAMES, "black square"])
+    list(push(sandbox.store, URL, [tmp_path / "three.lgclip"]))
+    prompts = b"".join(data for name, data in s3.objects("team/prompts").items() if "/costs/" not in name)
+    assert b"green ring" in prompts
+    assert b"black square" not in prompts
+    list(push(sandbox.store, URL))
+    on_machine("second", monkeypatch, tmp_path)
+    target = replace(sandbox, store=tmp_path / "target")
+    list(pull(target.store, URL, [tmp_path / "three.lgclip"]))
+    count = len(files_of_kind(target.store, Kind.PROMPTS))
+    assert len(NAMES) < count < len(files_of_kind(sandbox.store, Kind.PROMPTS))
+    # Nothing can be generated: what the classifier is built from is all there.
+    monkeypatch.setattr("lgclip.stages.runner.Stages.prepare", lambda self: pytest.fail("something is missing"))
+    again = build_in(target, NAMES)
+    assert again.image_ids == lgclip.load(tmp_path / "three.lgclip").image_ids
+    with pytest.raises(ValueError, match="none of its images is there"):
+        list(push(target.store, URL, [saved_of_four(sandbox, tmp_path)]))
+
+
+def saved_of_four(sandbox: Sandbox, tmp_path: Path) -> Path:
+    """Saves a classifier of which one class is not in the other stores."""
+    return build_in(sandbox, [*NAMES, "black square"]).save(tmp_path / "four.lgclip")
 
 
 @pytest.mark.slow
