@@ -96,6 +96,24 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> "ImageClassifier
     return classifier
 
 
+def experiments_of(classifier: "ImageClassifier", overrides: Sequence[str] = ()) -> list[Experiment]:
+    """Returns the experiments that build a classifier anew: of its classes, and of similar things that it rejects.
+
+    Args:
+        classifier: The classifier.
+        overrides: Overrides of the values that belong to the machine, such as `paths.store=DIR`.
+    """
+    builder = _Builder(overrides)
+    names = {info.prompted_as or info.name: info.description for info in classifier.classes}
+    experiments = [builder.experiment(names, classifier.settings)]
+    rejection = classifier.rejection
+    # Things from a file have descriptions, which a classifier does not keep.
+    if classifier.negatives is not None and rejection is not None and rejection.names is None:
+        settings = {**classifier.settings, "prompts_per_class": rejection.images_per_name, "images_per_prompt": 1}
+        experiments.append(builder.experiment(dict.fromkeys(classifier.negatives.names, ""), settings))
+    return experiments
+
+
 def evaluate(
     classifier: "ImageClassifier", root: str | Path, *, names: str | None = None, skip_unreadable: bool = False
 ) -> "ClassifierEvaluation":
@@ -128,12 +146,12 @@ class _Builder:
         self._cfg = cfg
 
     def build(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
-        return self._experiment(names, settings).build_classifier()
+        return self.experiment(names, settings).build_classifier()
 
     def similar_names(self, names: Mapping[str, str], settings: Mapping[str, Any], count: int) -> list[str]:
-        return self._experiment(names, settings).similar_names(count)
+        return self.experiment(names, settings).similar_names(count)
 
-    def _experiment(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> Experiment:
+    def experiment(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> Experiment:
         from lgclip.classifier.settings import config_from
 
         composed = self._cfg or _composed(self._overrides)

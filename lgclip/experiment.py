@@ -35,7 +35,7 @@ from lgclip.runtime.unused_settings import (
 from lgclip.stages.counts import ImageCounts
 from lgclip.stages.ray_cluster import check_config
 from lgclip.store.image_formats import check_image_format, check_stored
-from lgclip.store.root import check_writable, open_root
+from lgclip.store.root import check_writable, open_root, root_of
 
 if TYPE_CHECKING:
     from lgclip.classifier.model import ImageClassifier
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lgclip.stages.direct_encoding import DirectEncoding
     from lgclip.stages.parts import GenerationParts, RunParts
     from lgclip.stages.plan import Plan
+    from lgclip.stages.references import References
     from lgclip.stages.text import RunTexts
     from lgclip.training.predictor import TrainedPredictor
     from lgclip.training.task import TrainingConfig, TrainingInputs
@@ -91,8 +92,7 @@ class Experiment:
         refuse_secrets(cfg)  # here too, because a config can remove the callback that looks for keys before the run
         ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
         OnBadImage.of(cfg.on_bad_image)
-        if "images" in cfg.paths:  # a small model's training has no images
-            check_image_format(cfg.paths.images)
+        check_image_format(cfg.paths.get("images"))
         if uses_ray(cfg):
             check_config(cfg)
         for key in _PATHS:
@@ -258,7 +258,7 @@ class Experiment:
 
         from lgclip.reporting.finished_runs import FinishedRuns, repeat_run
 
-        finished = FinishedRuns(cfg, self._data, open_root(cfg.paths.store), folder)
+        finished = FinishedRuns(cfg, self._data, root_of(cfg.paths.store), folder)
         if earlier := finished.earlier():
             return repeat_run(earlier, folder, sweep_job())
         setup = self._setup  # whatever is wrong with the config is an error before a logger opens
@@ -350,6 +350,30 @@ class Experiment:
         classifier.scales = parts.scales
         return classifier
 
+    def references(self) -> References:
+        """Returns what `build_classifier` uses of the store; computes nothing.
+
+        Raises:
+            ValueError: If the parts cannot be built, or a class has no image in the store.
+        """
+        from lgclip.classifier.build import needs_text
+        from lgclip.methods.zero_shot import ZeroShot
+        from lgclip.stages.parts import RunParts
+        from lgclip.stages.references import stored_references
+
+        store = open_root(self._cfg.paths.store)
+        parts = self._with_views(RunParts.from_config(self._cfg, self._data))
+        method = self._method(parts)
+        if not isinstance(method, ZeroShot) or method.trained is not None:
+            raise ValueError(
+                f"method={self._cfg.method.name}: this classifier was trained and not built from prototypes; name the "
+                "folder of its run instead"
+            )
+        configured = next(iter(method.configured.values()))
+        return stored_references(
+            parts, store, needs_images=bool(method.needs_images), needs_text=needs_text(configured)
+        )
+
     def similar_names(self, count: int) -> list[str]:
         """Names things that look similar to the classes and are none of them, for images that a classifier rejects.
 
@@ -373,7 +397,7 @@ class Experiment:
 
     def _context(self, *callbacks: Any) -> RunContext:
         """Returns the run context, with a trainer on the run's devices."""
-        from lgclip.stages.context import RunContext
+        from lgclip.stages.context import RunContext, image_format
         from lgclip.stages.runner import StageBar, Stages, quiet
 
         quiet()
@@ -394,7 +418,7 @@ class Experiment:
             make_trainer=make_trainer,
             on_bad_image=OnBadImage.of(cfg.on_bad_image),
             workers=cfg.workers,
-            image_format=cfg.paths.images,
+            image_format=image_format(cfg.paths.images, store),
         )
 
     def _generate(self, context: RunContext, parts: RunParts) -> SyntheticImages:

@@ -17,6 +17,7 @@ from lgclip.runtime.instantiate import build
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.generate import training_images
 from lgclip.store.atomic import atomic_write
+from lgclip.store.remote import push_pending
 from lgclip.store.root import StoreError, check_writable, open_root, root_of
 
 
@@ -118,4 +119,5 @@ def captions_command(action: str, path: Path, overrides: Sequence[str], conf: Pa
         check_writable(store)
         captions = Captions(real, prompt_generator, store, len(real))
         count = import_captions(captions, path)
+        push_pending()
         yield f"captions/{captions.store.key}: {count:,} of {len(real):,} captions are new"

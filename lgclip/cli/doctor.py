@@ -24,7 +24,7 @@ from lgclip.runtime.cpu_features import has_bf16_units
 from lgclip.runtime.hub import cached
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.store.keys import hub_repositories
-from lgclip.store.root import StoreError, check_writable, open_root
+from lgclip.store.root import StoreError, check_writable, location_of, open_root
 
 READY = "ready"
 DOWNLOADABLE = "downloadable"
@@ -164,7 +164,9 @@ def check_store(place: str | None) -> tuple[str, list[str]]:
         return "none", [str(error)]
     sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
     free = shutil.disk_usage(root).free
-    return f"{root}: {len(sizes):,} files, {_size(sum(sizes))}; {_size(free)} free on its disk", []
+    url = location_of(place)
+    where = f"{url}, cached in {root}" if "://" in url else str(root)
+    return f"{where}: {len(sizes):,} files, {_size(sum(sizes))}; {_size(free)} free on its disk", []
 
 
 def parts(conf: Path, group: str) -> Iterator[Finding]:

@@ -167,7 +167,17 @@ def _add_store_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPar
     imported.add_argument("archive", type=Path, metavar="IN.tar", help="archive written by lgclip store export")
     packed = actions.add_parser("pack", help="move images from files into shards of 1,000")
     unpacked = actions.add_parser("unpack", help="move images from shards into files")
-    for action in (verify, gc, export, imported, packed, unpacked):
+    pushed = actions.add_parser("push", help="copy a store, or what some runs need of it, to an object store")
+    pulled = actions.add_parser("pull", help="copy from an object store what the store lacks")
+    for action in (pushed, pulled):
+        action.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://..., hf://datasets/USER/NAME/PREFIX")
+        action.add_argument(
+            "--run", type=Path, nargs="+", default=(), metavar="RUN_OR_SWEEP", help="only what they need"
+        )
+        action.add_argument(
+            "--only", nargs="+", default=(), metavar="PLACE", help="only places that begin so: images/KEY"
+        )
+    for action in (verify, gc, export, imported, packed, unpacked, pushed, pulled):
         action.add_argument(
             "--store", metavar="DIR", help="folder of the store (default: $LGCLIP_HOME or the user's cache)"
         )
@@ -175,10 +185,16 @@ def _add_store_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPar
 
 def _store_output(args: argparse.Namespace) -> Iterator[str]:
     """Yields the lines of a command of `lgclip store`."""
-    from lgclip.store.root import check_writable, open_root, root_of
+    from lgclip.store.root import StoreError, check_writable, location_of, open_root, root_of
 
+    place = location_of(args.store)
+    if "://" in place:
+        raise StoreError(
+            f"lgclip store {args.action} works on a folder, not on {place}: copy it by lgclip store pull {place} "
+            "--store DIR, then name that folder by --store DIR"
+        )
     # Only an import makes a store and has to write to it; the others may read a read-only one.
-    open_store = open_root if args.action == "import" else root_of
+    open_store = open_root if args.action in ("import", "pull") else root_of
     root = open_store(args.store)
     if args.action == "import":
         check_writable(root)
@@ -203,6 +219,14 @@ def _store_output(args: argparse.Namespace) -> Iterator[str]:
             from lgclip.cli.store.archive import import_archive
 
             yield from import_archive(root, args.archive)
+        case "push":
+            from lgclip.cli.store.transfer import push
+
+            yield from push(root, args.url, args.run, args.only)
+        case "pull":
+            from lgclip.cli.store.transfer import pull
+
+            yield from pull(root, args.url, args.run, args.only)
 
 
 def _classifier_output(args: argparse.Namespace) -> Iterator[str]:

@@ -20,6 +20,7 @@ from lgclip.runtime.regular_files import read_text
 from lgclip.store.atomic import write_json
 from lgclip.store.checksums import is_intact, with_checksum
 from lgclip.store.keys import content_key
+from lgclip.store.remote import fetch
 from lgclip.types import Fault
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class UnreadableImages:
 
     def _read(self, field: str) -> dict[str, str]:
         known: dict[str, str] = {}
+        fetch(self._folder)
         for path in sorted(self._folder.glob("*.json")):
             try:
                 content = json.loads(read_text(path))

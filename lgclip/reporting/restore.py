@@ -30,6 +30,7 @@ from lgclip.stages.parts import RunParts
 from lgclip.stages.pool import unlabeled_pool
 from lgclip.stages.streams import Stream
 from lgclip.stages.text import RunTexts, stored_run_texts, writing_stage
+from lgclip.store.remote import fetch
 from lgclip.store.root import open_root
 from lgclip.training.prompt_tuning.encoder import LearnedPrompts
 from lgclip.training.student.encoder import StudentEncoder
@@ -156,7 +157,7 @@ def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:
     if (align := cfg.get("align")) and (pool := unlabeled_pool(build(align), restored.data)) is not None:
         streams.append(pool_stream(pool, restored.encoder, restored.scales, root))
     if student_record := run.result.student:
-        folder = cfg.checkpoint or root / "students" / str(student_record.key)
+        folder = cfg.checkpoint or fetch(root / "students" / str(student_record.key))
         student = StudentEncoder(str(folder), precision=student_record.precision)
         answered = [restored.dataset, *shifted]
         # The attack on membership asks the student about its training images too.
@@ -164,7 +165,7 @@ def additional_streams(run: Run, restored: RestoredRun) -> list[Stream]:
             answered.append(First(restored.data.training, cfg.prompts_per_class))
         streams += [student_stream(dataset, student, root) for dataset in answered]
     if prompt_tuning := run.result.prompt_tuning:
-        learned_prompts = LearnedPrompts(str(cfg.checkpoint or root / "prompts_learned" / prompt_tuning.key))
+        learned_prompts = LearnedPrompts(str(cfg.checkpoint or fetch(root / "prompts_learned" / prompt_tuning.key)))
         # The pool's features belong to the training; with `checkpoint` that was another run.
         if not cfg.checkpoint:
             streams.append(real_stream(restored.data.unlabeled_pool, restored.encoder, restored.scales, root))

@@ -36,7 +36,7 @@ from lgclip.runtime.versions import RESULT_SCHEMA
 from lgclip.stages.runner import Stages
 from lgclip.store.atomic import atomic_write
 from lgclip.store.keys import key_inputs
-from lgclip.store.root import root_of
+from lgclip.store.root import location_of
 
 _ROWS = 8192  # of predictions.csv, written at once
 _PACKAGES = ("lgclip", "torch", "lightning", "transformers", "diffusers", "open_clip_torch", "torchmetrics")
@@ -217,7 +217,7 @@ def _recorded_config(config: DictConfig) -> dict[str, Any]:
     """Returns the config as it took effect, with the store that was used where the config names none."""
     recorded: Any = OmegaConf.to_container(config, resolve=True)
     # null means an environment variable or the user's cache folder, which are others for whoever reads the result.
-    recorded["paths"]["store"] = str(root_of(config.paths.store))
+    recorded["paths"]["store"] = location_of(config.paths.store)
     return recorded
 
 

@@ -24,6 +24,7 @@ from lgclip.reporting.restore import RestoredRun, config_of, restore_run
 from lgclip.reporting.run_folder import Run, RunError
 from lgclip.runtime.instantiate import build
 from lgclip.stages.extract import FULL_IMAGE_VIEW, text_prototypes
+from lgclip.store.remote import fetch
 from lgclip.store.root import open_root
 from lgclip.training.prompt_tuning.encoder import FILES, LearnedPrompts
 from lgclip.training.student.encoder import ABOUT, WEIGHTS, StudentEncoder
@@ -99,7 +100,8 @@ def _of_student(run: Run, restored: RestoredRun, cfg: Any) -> ImageClassifier:
     """Returns the classifier of a student, which computes the logits itself."""
     record = run.result.student
     assert record is not None
-    folder = Path(str(cfg.checkpoint or open_root(cfg.paths.store) / "students" / str(record.key))).expanduser()
+    stored = open_root(cfg.paths.store) / "students" / str(record.key)
+    folder = Path(str(cfg.checkpoint or fetch(stored))).expanduser()
     student = StudentEncoder(str(folder), precision=record.precision)
     encoder = {
         "_target_": "lgclip.training.student.encoder.StudentEncoder",
@@ -114,7 +116,7 @@ def _of_learned_prompts(run: Run, restored: RestoredRun, cfg: Any) -> ImageClass
     """Returns the classifier of tuned prompts: their class features, and the encoder with its visual prompt."""
     record = run.result.prompt_tuning
     assert record is not None
-    folder = cfg.checkpoint or open_root(cfg.paths.store) / "prompts_learned" / record.key
+    folder = cfg.checkpoint or fetch(open_root(cfg.paths.store) / "prompts_learned" / record.key)
     prompts = LearnedPrompts(str(folder))
     names = restored.dataset.class_names
     text = prompts.class_features(restored.encoder, names, torch.device("cpu"))

@@ -16,6 +16,7 @@ OFFLINE = {
     "model": "without a network the embedded models work: encoder=tiny, diffuser=tiny, llm=tiny",
     "dataset": "without a network give a local copy, dataset.root=DIR, or use dataset=shapes",
     "classifier": "without a network use its saved folder or .zip file",
+    "store": "without a network name a folder, paths.store=DIR",
 }
 """Alternatives that work without the hub, by kind of repository."""
 
@@ -211,7 +212,7 @@ def hub_errors(repo: str, kind: str = "model", *, upload: bool = False) -> Itera
 
     Args:
         repo: Model, data set or classifier that the block loads.
-        kind: `model`, `dataset` or `classifier`.
+        kind: `model`, `dataset`, `classifier` or `store`.
         upload: Whether the block uploads it instead, which needs a token and knows no cache.
 
     Raises:

@@ -10,6 +10,27 @@ from lightning import Trainer
 
 from lgclip.datasets.unreadable import OnBadImage
 from lgclip.stages.runner import Stages
+from lgclip.store.remote import is_remote
+
+
+def image_format(requested: str | None, store: Path) -> str:
+    """Returns how new synthetic images are stored.
+
+    Args:
+        requested: `files`, `tar`, or None for what suits the store.
+        store: The store's folder.
+
+    Raises:
+        ValueError: If they are to be files of an object store.
+    """
+    if not is_remote(store):
+        return requested or "files"
+    if requested == "files":
+        # A request for each of a million images would take hours, and cost more than the images.
+        raise ValueError(
+            "paths.images=files: an object store holds images in shards of 1,000; leave it out, or set paths.images=tar"
+        )
+    return requested or "tar"
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ class DirectEncoding:
     stores_thumbnails: bool
 
 
-def direct_encoding(image_format: str, encoder: Encoder, scales: Scales) -> DirectEncoding | None:
+def direct_encoding(image_format: str | None, encoder: Encoder, scales: Scales) -> DirectEncoding | None:
     """Returns how images are encoded that are not stored; None if `paths.images` stores them.
 
     Args:
-        image_format: Value of `paths.images`.
+        image_format: Value of `paths.images`; None stores images.
         encoder: The encoder.
         scales: Views of an image.
     """

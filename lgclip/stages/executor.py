@@ -10,6 +10,7 @@ from typing import Any
 from lightning import LightningDataModule, Trainer
 
 from lgclip.runtime.devices import Peak
+from lgclip.store import remote
 from lgclip.store.cost_log import Tokens
 
 
@@ -104,8 +105,11 @@ class LocalExecutor(Executor):
             work.peak_from = peak.source
             # A stage that computes several things in one loop measures them itself.
             work.spent = getattr(run.stage, "part_seconds", None) or bar.spent
+        # What other machines need of a store with a URL is there before they ask for it.
+        remote.push_pending()
         # What is missing is asked for next, and the other devices may still be writing.
         trainer.strategy.barrier()
+        remote.expire()
         work.tokens = summed_tokens(trainer, getattr(run.stage, "tokens", None))
 
 

@@ -10,17 +10,23 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig
 
 from lgclip.runtime import versions
 from lgclip.runtime.signals import heed
+from lgclip.store.remote import url_of
+from lgclip.store.root import check_writable, open_root
 
 log = logging.getLogger(__name__)
 
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the cluster's address, as Ray reads it."""
+
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+"""Environment variables that name a server of S3's protocol."""
 
 _CONNECT_SECONDS = 10.0
 """Time in which the port of a cluster must answer."""
@@ -133,14 +139,16 @@ class RayCluster:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        task = ray.remote(probe)
+        task: Any = ray.remote(probe)
+        url = url_of(store)
         with NamedTemporaryFile(dir=store, prefix=".ray-") as marker:
+            seen = str(store) if url else marker.name
+            endpoints = {name: os.environ[name] for name in ENDPOINTS if name in os.environ}
             probes: dict[Any, str] = {}
             for node in alive_nodes():
                 where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                reference = task.options(num_cpus=0, scheduling_strategy=where, max_retries=0).remote(
-                    software_versions(), marker.name
-                )
+                options = task.options(num_cpus=0, scheduling_strategy=where, max_retries=0)
+                reference = options.remote(software_versions(), seen, url, endpoints)
                 probes[reference] = node["NodeManagerAddress"]
             done, open_probes = ray.wait(list(probes), num_returns=len(probes), timeout=_PROBE_SECONDS)
             for reference in done:
@@ -233,12 +241,16 @@ def check_versions(expected: Mapping[str, str]) -> None:
         )
 
 
-def probe(expected: Mapping[str, str], marker: str) -> str:
+def probe(
+    expected: Mapping[str, str], marker: str, url: str = "", environment: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Checks a machine of the cluster; runs there.
 
     Args:
         expected: Versions of the run's own process.
-        marker: A file in the store.
+        marker: A file in the store, or the folder in which the run's own process caches the object store.
+        url: URL of the store; empty for a folder.
+        environment: Environment variables that name the server of an object store.
 
     Returns:
         What is wrong; empty if nothing is.
@@ -247,8 +259,27 @@ def probe(expected: Mapping[str, str], marker: str) -> str:
         check_versions(expected)
     except ValueError as error:
         return str(error)
+    if url:
+        os.environ.update(environment)
+        return _problem_of_object_store(url, Path(marker))
     if not Path(marker).exists():
         return f"{os.uname().nodename} does not see the store; name a folder that all machines share by paths.store=DIR"
+    return ""
+
+
+def _problem_of_object_store(url: str, cache: Path) -> str:
+    """Returns why a machine cannot use an object store; empty if it can."""
+    try:
+        store = open_root(url)
+        check_writable(store)
+    except ValueError as error:
+        return f"{os.uname().nodename}: {error}"
+    # The stages are sent with the paths of the run's own process.
+    if store != cache:
+        return (
+            f"{os.uname().nodename} caches {url} in {store}, and the run's own process in {cache}; set XDG_CACHE_HOME "
+            "to the same folder on all machines"
+        )
     return ""
 
 

@@ -19,14 +19,15 @@ from typing import Any
 
 from lgclip.runtime.progress import Progress
 from lgclip.stages.executor import Executor, LocalExecutor, StageRun, Work, sum_of
-from lgclip.stages.ray_cluster import RayCluster, has_gpus, slots, software_versions
+from lgclip.stages.ray_cluster import ENDPOINTS, RayCluster, has_gpus, slots, software_versions
 from lgclip.stages.ray_worker import Loaded, ShardResult, StageOrder, StageWorker
 from lgclip.stages.sharding import MAX_TRIES, Failure, Job, ShardedStage, ShardQueue, poisoned_error
 from lgclip.store.cost_log import Tokens
+from lgclip.store.remote import url_of
 
 log = logging.getLogger(__name__)
 
-_VARIABLES = ("LGCLIP_DATA", "LGCLIP_MAX_IMAGE_PIXELS", "LGCLIP_MAX_ASPECT_RATIO")
+_VARIABLES = ("LGCLIP_DATA", "LGCLIP_MAX_IMAGE_PIXELS", "LGCLIP_MAX_ASPECT_RATIO", *ENDPOINTS)
 """Environment variables that can change a result; workers have the environment of their machine."""
 
 _IN_FLIGHT = 2
@@ -78,6 +79,7 @@ class RayExecutor(Executor):
         self._actors = actors
         self._cluster = RayCluster()
         self._on_gpus = False
+        self._store_url = ""
 
     def prepare(self, store: Path) -> None:
         """Connects to the cluster, or starts Ray here, and checks every machine.
@@ -89,6 +91,7 @@ class RayExecutor(Executor):
             ValueError: If there is no cluster, or it does not fit.
         """
         self._connect()
+        self._store_url = url_of(store)
         self._cluster.check_machines(store)
         if self._actors is None and not slots(*self._resources()):
             raise ValueError(
@@ -140,6 +143,7 @@ class RayExecutor(Executor):
             run.stage.content_keys(),
             software_versions(),
             {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+            self._store_url,
         )
 
     def _connect(self) -> None:

@@ -14,7 +14,9 @@ import torch
 from lgclip.runtime.devices import Peak, device_name
 from lgclip.stages.ray_cluster import check_versions
 from lgclip.stages.sharding import Failure, Shard, ShardedStage, ShardSource
+from lgclip.store import remote
 from lgclip.store.cost_log import Tokens
+from lgclip.store.root import open_root
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class StageOrder:
         keys: Keys of the stage's models in the run's own process.
         versions: Versions of the software there.
         environment: Environment variables that can change a result.
+        store_url: URL of the store; empty for a folder that all machines share.
     """
 
     stage: ShardedStage
@@ -38,6 +41,7 @@ class StageOrder:
     keys: list[str]
     versions: Mapping[str, str]
     environment: Mapping[str, str]
+    store_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,10 @@ class StageWorker:
             order.datamodule.trainer = trainer
         stage.to(self._device)
         stage.eval()
+        if order.store_url:
+            # A machine that has joined later than the others has no cache of the object store yet.
+            open_root(order.store_url)
+            self._stage.reread_store()
         with torch.inference_mode():
             stage.on_predict_start()
         self._counts_tokens = stage.tokens is not None
@@ -171,6 +179,8 @@ class StageWorker:
                     self._stage.reread_store()
                 with torch.inference_mode():
                     self._compute(shard)
+                # A machine that is lost later has lost nothing of this shard.
+                remote.push_pending()
             except Exception as error:
                 failure = failure_of(error)
                 # What waits for a complete pass belongs to a shard that is computed again.
@@ -193,6 +203,7 @@ class StageWorker:
     def finish(self) -> None:
         """Releases the model, and closes what is open in the store."""
         self._stage.on_predict_end()
+        remote.push_pending()
 
 
 def failure_of(error: BaseException) -> Failure:

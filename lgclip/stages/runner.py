@@ -18,6 +18,7 @@ from lgclip.runtime.devices import Peak, device_name
 from lgclip.runtime.progress import Progress
 from lgclip.runtime.signals import heed
 from lgclip.stages.executor import Executor, LocalExecutor, StageRun, Work
+from lgclip.store import remote
 from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, append, append_start
 
 _NOISE = (
@@ -29,6 +30,7 @@ _NOISE = (
     ".*resuming from a checkpoint that ended before",  # for the same reason
     ".*Checkpoint directory .* exists and is not empty",  # that is what resuming is
     ".*Experiment logs directory .* exists and is not empty",  # and running a job again
+    ".*The dirpath has changed from",  # the store was moved, or another machine has trained so far
     ".*Found .* in eval mode",  # loaded models are
 )
 
@@ -210,6 +212,9 @@ class Stages:
             except BaseException:
                 if accounted and self._cost_start.starts:
                     self._enter_interrupted(accounted, lacked, start, work)
+                # A machine that is taken away gives a minute's notice: what is done goes to a store with a URL.
+                with suppress(Exception):
+                    remote.push_pending()
                 raise
         seconds = round(time.perf_counter() - start, 3)
         parts = accounted.parts() if accounted else []
@@ -224,6 +229,7 @@ class Stages:
         if self.trainer.is_global_zero:
             # One line for all devices: the cost log has the costs of a run, not of a process.
             _enter(parts, self.stage_stats[-1], self._cost_start.starts if missing else {})
+        remote.push_pending()
 
     def _enter_interrupted(self, accounted: Accounted, lacked: Sequence[int], start: float, work: Work) -> None:
         """Writes the cost of what a failed or interrupted stage has computed."""

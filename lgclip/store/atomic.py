@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkstemp
 
+from lgclip.store.location import CACHES
+
 WAY_OUT = (
     "make room, allow it, or name another folder (paths.store=DIR or LGCLIP_HOME=DIR for what is stored, "
     "hydra.run.dir=DIR for a run); what is stored stays, and the same command goes on from there"
@@ -57,6 +59,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         # Not forced to the disk: a sync of every file would cost more than what a power cut loses.
         temporary.replace(path)
+        _note(path)
     except Exception as error:
         if isinstance(error, IsADirectoryError) and path.is_dir():
             raise WriteError(f"{path}: it is a folder where a file is written; move it away") from error
@@ -67,6 +70,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _note(path: Path) -> None:
+    """Has a file of a store with a URL uploaded."""
+    # The import is for those alone: it would make this module depend on what uses it.
+    if CACHES in path.parts:
+        from lgclip.store.remote import note_written
+
+        note_written(path)
 
 
 def _of_another(error: Exception, path: Path) -> bool:

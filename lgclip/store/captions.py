@@ -8,6 +8,7 @@ from typing import Any
 
 from lgclip.runtime.regular_files import read_text
 from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store import remote
 from lgclip.store.atomic import write_json
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import content_key
@@ -36,6 +37,7 @@ class CaptionStore:
 
     def refresh(self) -> None:
         """Reads what other processes have added."""
+        remote.fetch(self._folder)
         for path in sorted(self._folder.glob("*.json")):
             if path.name in self._seen or path.name == "inputs.json":
                 continue

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from lgclip.runtime.regular_files import read_text, regular_stat
 from lgclip.store.atomic import WAY_OUT, WriteError, refusal
 from lgclip.store.checksums import CHECKSUM, is_intact, with_checksum
+from lgclip.store.remote import note_written
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +204,7 @@ def _append(path: Path, record: Mapping[str, object]) -> None:
     except OSError as error:
         # The system names no file where a descriptor is written to.
         raise WriteError(f"{path}: {refusal(error) or error.strerror}; {WAY_OUT}") from error
+    note_written(path)
 
 
 def read_cost_log(path: Path) -> CostLog:

@@ -16,6 +16,7 @@ from safetensors.torch import load, save_file
 
 from lgclip.runtime.regular_files import read_bytes, read_text
 from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store import remote
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.checksums import CHECKSUM, checksum_of
 from lgclip.store.cost_log import COST_LOG
@@ -73,6 +74,8 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Reads what other processes have added."""
+        remote.fetch(self._folder)
+        remote.fetch_file(self.towers)
         fresh: dict[tuple[str, ...], list[tuple[int, np.ndarray]]] = {}
         width = _width_in(self.towers)
         for path in sorted(self._folder.glob("*.safetensors")):

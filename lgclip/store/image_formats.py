@@ -10,11 +10,14 @@ DISCARDED = ("sheet", "none")
 def check_image_format(value: object) -> None:
     """Rejects an unknown value.
 
+    Args:
+        value: Value of `paths.images`; None takes what suits the store.
+
     Raises:
         ValueError: If it is none of `STORED` and `DISCARDED`.
     """
     formats = (*STORED, *DISCARDED)
-    if value not in formats:
+    if value is not None and value not in formats:
         raise ValueError(f"paths.images={value}: choose {', '.join(formats)}")
 
 

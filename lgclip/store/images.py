@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from io import BytesIO
@@ -14,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lgclip.runtime.regular_files import regular_stat
+from lgclip.store import remote
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import FileStamp, content_key, file_stamp
@@ -21,6 +23,9 @@ from lgclip.store.shard_index import Member, list_shards
 from lgclip.store.tar_shards import ShardWriter, shards_in
 
 log = logging.getLogger(__name__)
+
+OPEN_SECONDS = 300.0
+"""Time after which a shard of a store with a URL is closed, and then uploaded, however few images it has."""
 
 _COMPRESSION = 1
 """Level of PNG's lossless compression: twice as fast as Pillow's default of 6, an eighth larger."""
@@ -46,7 +51,9 @@ class ImageStore:
         self.cost_log = self._folder / COST_LOG
         self.in_shards = in_shards
         self._shards = shards_in(self._folder / "shards")
-        self._writer = ShardWriter(self._folder / "shards")
+        # A machine may be lost at any moment, and a shard is uploaded once it is closed.
+        seconds = OPEN_SECONDS if remote.is_remote(root) else math.inf
+        self._writer = ShardWriter(self._folder / "shards", seconds=seconds)
         self.refresh()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,6 +62,7 @@ class ImageStore:
 
     def refresh(self) -> None:
         """Reads new entries of shards that other processes have written."""
+        remote.fetch(self._folder)
         self._shards.refresh()
 
     def path(self, image_id: str) -> Path:
@@ -91,7 +99,11 @@ class ImageStore:
         try:
             if isinstance(marker, Path):
                 regular_stat(marker)
-            return str(json.loads(marker.read_bytes())["fault"])
+                content = marker.read_bytes()
+            else:
+                # Of a shard that is not here only the marker is read: its images may not be needed.
+                content = remote.read_part(marker.shard, marker.offset, marker.size) or marker.read_bytes()
+            return str(json.loads(content)["fault"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, RecursionError):

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lgclip.runtime.regular_files import read_text
+from lgclip.store import remote
 from lgclip.store.atomic import write_json
 from lgclip.store.checksums import is_intact, with_checksum
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import content_key
+from lgclip.store.places import OTHER
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,10 @@ class PromptStore:
 
     def read(self, inputs: Mapping[str, object]) -> PromptEntry:
         """Returns the entry for `inputs`; a damaged entry counts as missing."""
+        generator = inputs.get("prompt_generator")
+        # The objects of a store with a URL hold the prompts of many classes of one generator.
+        if remote.is_remote(self._folder):
+            remote.fetch(self._folder / (content_key(generator) if isinstance(generator, Mapping) else OTHER))
         path = self._folder / f"{content_key(inputs)}.json"
         if not path.exists():
             return PromptEntry([])

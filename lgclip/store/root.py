@@ -13,25 +13,44 @@ import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from lgclip.store import remote
+from lgclip.store.errors import StoreError
+from lgclip.store.location import cache_folder, cache_of, parse_location, root_within
 
-class StoreError(ValueError):
-    """Reports that the store cannot be used in its present state; the message says how to fix it."""
+__all__ = ["StoreError", "cache_folder", "check_writable", "location_of", "open_root", "root_of"]
 
 
-def cache_folder() -> Path:
-    """Returns the user's cache folder: `$XDG_CACHE_HOME`, or else `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def location_of(root: str | os.PathLike[str] | None) -> str:
+    """Returns where a store lies, as another machine can be given it: a URL, or the path of its folder.
+
+    Args:
+        root: As in `root_of`.
+    """
+    location = _configured(root)
+    url = parse_location(location)
+    return str(root_of(location)) if url is None else url.url
+
+
+def _configured(root: str | os.PathLike[str] | None) -> str:
+    if root is None:
+        root = os.environ.get("LGCLIP_HOME") or cache_folder() / "lgclip"
+    return os.fspath(root)
 
 
 def root_of(root: str | os.PathLike[str] | None) -> Path:
-    """Returns the store's folder, whether or not it exists.
+    """Returns the store's folder, whether or not it exists; of a URL, the folder that it is cached in.
 
     Args:
-        root: The folder; None uses `$LGCLIP_HOME`, or else the user's cache folder.
+        root: A folder or a URL (see `location`); None uses `$LGCLIP_HOME`, or else the user's cache folder.
+
+    Raises:
+        StoreError: If it is a URL of no known kind, or one with a key in it.
     """
-    if root is None:
-        root = os.environ.get("LGCLIP_HOME") or cache_folder() / "lgclip"
-    folder = Path(root).expanduser().absolute()
+    place = _configured(root)
+    location = parse_location(place)
+    if location is not None:
+        return cache_of(location)
+    folder = Path(place).expanduser().absolute()
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
@@ -53,24 +72,27 @@ def open_root(root: str | os.PathLike[str] | None) -> Path:
         root: As in `root_of`.
 
     Raises:
-        StoreError: If there is no such folder and it cannot be created, or it is empty and not writable.
+        StoreError: If there is no such folder and it cannot be created, it is empty and not writable, or the object
+            store of a URL cannot be read.
     """
     folder = root_of(root)
+    remote.connect(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_empty = next(folder.iterdir(), None) is None
     except OSError as error:
         raise _unusable(folder, error) from error
-    if is_empty:
+    # A new cache of an object store is empty too, and a run that lacks nothing there writes nothing to it.
+    if is_empty and root_within(folder) is None:
         check_writable(folder)
     return folder
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that files can be written to the store's folder, which is created if needed.
+    """Checks that files can be written to the store's folder, which is created if needed, and to its object store.
 
     Raises:
-        StoreError: If the system refuses it.
+        StoreError: If the system or the object store refuses it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +102,7 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise _unusable(folder, error) from error
+    remote.check_writable(folder)
 
 
 def _unusable(folder: Path, error: OSError) -> StoreError:

@@ -25,6 +25,7 @@ from safetensors.numpy import load, save_file
 
 from lgclip.runtime.regular_files import read_bytes, read_text, regular_stat
 from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.remote import fetch_file
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ class Member(NamedTuple):
 
     def read_bytes(self) -> bytes:
         """Returns its bytes; fewer than `size` if the shard was truncated."""
+        # A shard of an object store is downloaded when its first image is read.
+        if not self.shard.exists():
+            fetch_file(self.shard)
         with self.shard.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -187,13 +191,18 @@ def index_of(shard: Path) -> Path:
     return shard.with_suffix(".safetensors")
 
 
-def read_index(shard: Path) -> Listing | None:
-    """Reads a shard's index; None if it is missing, unreadable or does not match the current state of the shard."""
+def read_index(shard: Path, size: int | None = None) -> Listing | None:
+    """Reads a shard's index; None if it is missing, unreadable or does not match the current state of the shard.
+
+    Args:
+        shard: The shard.
+        size: Its size, if it lies in an object store; None for that of the file.
+    """
     listing: Listing | None = None
     is_valid = False
     try:
         arrays = load(read_bytes(index_of(shard)))
-        end, size = arrays["shard"].tolist()
+        end, listed_size = arrays["shard"].tolist()
         # safetensors has no strings: an id is stored as a row of bytes.
         ids = np.ascontiguousarray(arrays["ids"]).view(f"S{DIGITS}")[:, 0]
         spans = arrays["spans"]
@@ -201,7 +210,7 @@ def read_index(shard: Path) -> Listing | None:
         # A reader seeks to these offsets without looking at a header, so none may point outside the shard.
         is_valid = ids.shape == faults.shape and spans.shape == (len(ids), 2) and spans.dtype == np.int64
         is_valid &= bool((spans >= 0).all() and (spans.sum(axis=1) <= end).all())
-        listing = Listing(ids, spans, faults, end, size, arrays["sha256"].tobytes().hex())
+        listing = Listing(ids, spans, faults, end, listed_size, arrays["sha256"].tobytes().hex())
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError, ValueError, IndexError, TypeError):
@@ -209,7 +218,8 @@ def read_index(shard: Path) -> Listing | None:
     if listing is None or not is_valid:
         log.warning("%s is damaged; its shard is scanned instead", index_of(shard))
         return None
-    size = shard.stat().st_size
+    if size is None:
+        size = shard.stat().st_size
     if size < listing.size:
         log.warning("%s is cut; missing images are generated again", shard)
     # A longer shard was appended to after the index was written: the headers know what is new.
@@ -231,9 +241,22 @@ def write_index(shard: Path, listing: Listing) -> None:
         save_file(arrays, temporary)
 
 
-def look(shard: Path) -> Listing:
-    """Lists a shard by its index, or by its headers if the index is missing or outdated."""
-    return read_index(shard) or listing_of(*scan(shard))
+def look(shard: Path, size: int | None = None) -> Listing:
+    """Lists a shard by its index, or by its headers if the index is missing or outdated.
+
+    Args:
+        shard: The shard.
+        size: As in `read_index`.
+    """
+    return read_index(shard, size) or listing_of(*scan(shard))
+
+
+def read_index_sum(shard: Path) -> str:
+    """Returns the sha256 of a closed shard's bytes as its index has it; empty if that is missing or unreadable."""
+    try:
+        return load(read_bytes(index_of(shard)))["sha256"].tobytes().hex()
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return ""
 
 
 def list_shards(folder: Path, now: float | None = None) -> None:

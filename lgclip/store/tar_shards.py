@@ -6,15 +6,18 @@ their headers, and the rest is ignored.
 """
 
 import hashlib
+import math
 import os
 import secrets
 import tarfile
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from lgclip.store import remote
 from lgclip.store.atomic import WAY_OUT, WriteError, refusal
 from lgclip.store.shard_index import (
     BLOCK,
@@ -26,6 +29,7 @@ from lgclip.store.shard_index import (
     listing_of,
     look,
     name_of,
+    read_index,
     scan,
     write_index,
 )
@@ -57,13 +61,15 @@ class Shards:
                 sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(".tar")}
         except FileNotFoundError:
             sizes = {}
+        # Of images in an object store the index is enough; their shard is downloaded when one is read.
+        sizes = {**remote.remote_shards(self._folder), **sizes}
         changed = self._known.keys() != sizes.keys()
         now: dict[str, Listing] = {}
         # By name, so that for an image in two shards every process takes the same copy.
         for name in sorted(sizes):
             known = self._known.get(name)
             if known is None or known.size != sizes[name]:
-                known = self._read(self._folder / name, known)
+                known = self._read(self._folder / name, known, sizes[name])
                 changed = True
             if known is not None:
                 now[name] = known
@@ -71,13 +77,16 @@ class Shards:
         if changed:
             self._merge()
 
-    def _read(self, shard: Path, known: Listing | None) -> Listing | None:
+    def _read(self, shard: Path, known: Listing | None, size: int) -> Listing | None:
         try:
             # A shard only grows at its end, so its old members need not be read again. A shorter one was cut, and
             # what is known of it does not hold any more.
             if known is not None and known.end < shard.stat().st_size:
                 return joined(known, listing_of(*scan(shard, known.end)))
-            return look(shard)
+            # Without a usable index the shard itself is needed, which may lie in an object store.
+            if shard.exists() or (read_index(shard, size) is None and remote.fetch_file(shard)):
+                return look(shard)
+            return look(shard, size)
         except FileNotFoundError:  # another process has taken it away
             return None
 
@@ -146,12 +155,16 @@ class ShardWriter:
         folder: `images/KEY/shards`, created with the first batch.
         images: See `SHARD_IMAGES`.
         size: See `SHARD_BYTES`.
+        seconds: Time after which a shard is closed, whatever it holds.
     """
 
-    def __init__(self, folder: Path, images: int = SHARD_IMAGES, size: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, images: int = SHARD_IMAGES, size: int = SHARD_BYTES, seconds: float = math.inf
+    ) -> None:
         self._folder = folder
         self._most = images
         self._room = size
+        self._seconds = seconds
         self._waiting: list[tuple[str, bool, bytes, bytes]] = []
         self._begin()
 
@@ -161,6 +174,7 @@ class ShardWriter:
         self._held = listing_of([], 0, 0)
         # The sum is updated with each batch: a closed shard of 512 MB need not be read again for it.
         self._digest = hashlib.sha256()
+        self._begun = time.monotonic()
 
     def add(self, image_id: str, png: bytes, about: bytes) -> None:
         """Buffers an image and the JSON of its inputs. Thread-safe."""
@@ -190,13 +204,16 @@ class ShardWriter:
             members.append(Member(self._shard, name, self._held.end + len(data) + BLOCK, len(content)))
             data += _packed(name, content)
         self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._held.end:
+            self._begun = time.monotonic()
         _append(self._shard, self._held.end, bytes(data))
         self._digest.update(data)
         end = self._held.end + len(data)
         self._held = joined(self._held, listing_of(members, end, end + len(TRAILER)))
         new = [(image_id, fault, member) for (image_id, fault, *_), member in zip(batch, members, strict=True)]
         shards_in(self._folder).note(self._shard, self._held, new)
-        if len(self._held.ids) >= self._most or end >= self._room:
+        is_old = time.monotonic() - self._begun >= self._seconds
+        if len(self._held.ids) >= self._most or end >= self._room or is_old:
             self.close()
 
     def close(self) -> None:

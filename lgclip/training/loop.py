@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lgclip.runtime.devices import device_name
 from lgclip.runtime.progress import Progress
 from lgclip.runtime.signals import heed
 from lgclip.stages.context import RunContext
+from lgclip.store import remote
 from lgclip.store.cost_log import StageStats
 from lgclip.store.root import check_writable
 from lgclip.training.task import TrainingTask
@@ -38,7 +40,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
     Raises:
         ValueError: If an image cannot be read, a model cannot be built, or the store is not writable.
     """
-    folder = task.folder(context.store)
+    folder = remote.fetch(task.folder(context.store))
     if task.is_complete(folder):
         # Nothing was made, all of it reused: the run's costs name the training all the same.
         context.stages.stage_stats.append(StageStats(task.stage, 0, task.amount, 0.0, task.unit))
@@ -46,7 +48,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
     if folder.is_dir() and any(path.suffix == ".json" for path in folder.iterdir()):
         log.warning("%s is damaged or incomplete; the training is done again", folder)
     check_writable(context.store)
-    with context.stages.timed(task.stage, unit=task.unit, total=task.amount):
+    with _uploaded(), context.stages.timed(task.stage, unit=task.unit, total=task.amount):
         start = time.perf_counter()
         trainer, outcome = task.fit(context, folder)
         if trainer.is_global_zero:
@@ -58,9 +60,23 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
             # After the result is written. An interruption in between leaves them, and the folder is complete all the
             # same.
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            remote.push_pending()
+            remote.discard_checkpoints(folder)
         # The other devices must not read the folder before it is written.
         trainer.strategy.barrier()
     return folder
+
+
+@contextmanager
+def _uploaded() -> Iterator[None]:
+    """Uploads the checkpoints of a training that fails or is interrupted to a store with a URL."""
+    try:
+        yield
+    except BaseException:
+        # The error of the training is the one to report.
+        with suppress(Exception):
+            remote.push_pending()
+        raise
 
 
 class StepBar(ProgressBar):

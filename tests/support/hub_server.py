@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,9 +30,9 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, changes: dict[str, bytes]) -> str:
-        """Adds files to the main branch; returns the new commit."""
-        files = {**self.files("main"), **changes}
+    def commit(self, changes: dict[str, bytes], deleted: Collection[str] = ()) -> str:
+        """Adds files to the main branch, and takes others away; returns the new commit."""
+        files = {name: data for name, data in {**self.files("main"), **changes}.items() if name not in deleted}
         content = json.dumps([len(self.commits), {name: _digest(data) for name, data in sorted(files.items())}])
         commit = hashlib.sha1(content.encode()).hexdigest()
         self.commits[commit] = files
@@ -160,11 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refuse():
             return
         changes: dict[str, bytes] = {}
+        deleted: set[str] = set()
         for line in body.splitlines():
             entry = json.loads(line)
             if entry["key"] == "file":
                 changes[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-        commit = self.server.repositories[repo].commit(changes)
+            elif entry["key"] == "deletedFile":
+                deleted.add(entry["value"]["path"])
+        commit = self.server.repositories[repo].commit(changes, deleted)
         self._send(
             200, {"success": True, "commitOid": commit, "commitUrl": f"{self.server.url}/{repo}/commit/{commit}"}
         )
@@ -189,14 +192,22 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": name} for name in repository.files(commit)]
             self._send(200, {"id": repo, "sha": commit, "private": repository.private, "siblings": files})
 
-    def tree(self, body: bytes, repo: str, revision: str) -> None:
+    def check_write(self, body: bytes, repo: str) -> None:
+        if not self._refuse():
+            self._send(200, {})
+
+    def tree(self, body: bytes, repo: str, revision: str, folder: str | None = None) -> None:
         resolved = self._resolved(repo, revision)
         if resolved:
             repository, commit = resolved
             files = [
                 {"type": "file", "path": name, "size": len(content), "oid": _digest(content)}
                 for name, content in repository.files(commit).items()
+                if folder is None or name.startswith(f"{folder}/")
             ]
+            if folder is not None and not files:
+                self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+                return
             self._send(200, files)
 
     def file(self, body: bytes, repo: str, revision: str, name: str) -> None:
@@ -208,21 +219,30 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
             return
-        self._send(200, content, {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit})
+        headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit}
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range") or "")
+        if span:
+            start, end = int(span[1]), int(span[2]) + 1
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+            self._send(206, content[start:end], headers)
+            return
+        self._send(200, content, headers)
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+_API = r"/api/(?:models|datasets)"
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES = (
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate),
-    (rf"POST /api/models/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
-    (rf"POST /api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
-    (rf"GET /api/models/{_REPO}/revision/(?P<revision>.+)", _Handler.info),
-    (rf"GET /api/models/{_REPO}/tree/(?P<revision>.+)", _Handler.tree),
-    (rf"GET /api/models/{_REPO}", _Handler.info),
-    (rf"(?:GET|HEAD) /{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.file),
+    (rf"POST {_API}/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
+    (rf"POST {_API}/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
+    (rf"GET {_API}/{_REPO}/revision/(?P<revision>.+)", _Handler.info),
+    (rf"GET {_API}/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
+    (rf"GET {_API}/{_REPO}/auth-check/write", _Handler.check_write),
+    (rf"GET {_API}/{_REPO}", _Handler.info),
+    (rf"(?:GET|HEAD) (?:/datasets)?/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.file),
 )

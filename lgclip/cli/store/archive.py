@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 from typing import IO
 
 from lgclip.cli.store.entry_checks import fault_in
-from lgclip.cli.store.gc import used_by, with_companions
+from lgclip.cli.store.gc import needed_by, with_companions
 from lgclip.cli.store.inventory import (
     COMPANIONS,
     ENTRIES,
@@ -60,7 +60,7 @@ def export(root: Path, out: Path, runs: Sequence[Path] = ()) -> Iterator[str]:
     if out.suffix.lower() != ".tar":
         raise StoreError(f"{out}: name an archive to write that ends in .tar; PNG and features hardly compress")
     # All checks and sums before the first byte: a faulty file should not cost the writing of a large archive.
-    items = _chosen(existing(root), runs)
+    items = chosen(existing(root), runs)
     sums = dict[str, str]()
     for item in items:
         fault = fault_in(item)
@@ -81,11 +81,19 @@ def export(root: Path, out: Path, runs: Sequence[Path] = ()) -> Iterator[str]:
     yield f"{out}: {amount(len(items), size)}, sha256 {digest_of(out)}"
 
 
-def _chosen(root: Path, runs: Sequence[Path]) -> list[Item]:
-    """Returns the sorted files of an archive."""
+def chosen(root: Path, runs: Sequence[Path]) -> list[Item]:
+    """Returns the sorted files that are moved to another machine.
+
+    Args:
+        root: The store's folder.
+        runs: Folders of finished runs or of sweeps, and saved classifiers, whose entries are moved; none for all.
+
+    Raises:
+        ValueError: If a run cannot be read or lacks something, or the store holds what is no entry.
+    """
     entries: list[Item] = []
     companions: list[Item] = []
-    used = used_by(runs, root, full=True) if runs else None
+    used = needed_by(runs, root) if runs else None
     for item in walk(root):
         if item.kind in COMPANIONS:
             companions.append(item)

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lgclip.classifier.places import RECORD
 from lgclip.cli.store.entry_checks import caption_names, chunk_names, outlives_images, read_inputs, shard_names
 from lgclip.cli.store.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
 from lgclip.diffuser.base import SyntheticImages, image_id
@@ -18,6 +19,7 @@ from lgclip.reporting.run_folder import Run, RunError, find_runs
 from lgclip.runtime.instantiate import build
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import content_key
+from lgclip.store.root import StoreError
 from lgclip.store.shard_index import list_shards
 
 DAY = 24 * HOUR
@@ -45,6 +47,17 @@ class Used:
     generated: set[str] = field(default_factory=set)
     captions: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     features: defaultdict[str, list[tuple[set[str], set[str]]]] = field(default_factory=lambda: defaultdict(list))
+
+    def joined(self, other: "Used") -> "Used":
+        """Returns what either needs."""
+        captions = defaultdict(set, {key: set(ids) for key, ids in self.captions.items()})
+        for key, ids in other.captions.items():
+            captions[key] |= ids
+        features = defaultdict(list, {key: list(pairs) for key, pairs in self.features.items()})
+        for key, pairs in other.features.items():
+            features[key] += pairs
+        places = self.places | other.places
+        return Used(places, self.images | other.images, self.generated | other.generated, captions, features)
 
     def needs(self, item: Item) -> bool:
         """Checks whether an entry is needed: whether one of its items is. Unreadable features count as needed."""
@@ -93,6 +106,54 @@ def used_by(places: Sequence[Path], root: Path, *, full: bool = False) -> Used:
     return used
 
 
+def needed_by(places: Sequence[Path], root: Path) -> Used:
+    """Returns what finished runs and saved classifiers need of a store, all of which must be there.
+
+    Args:
+        places: Folders of runs or of sweeps, and folders or `.zip` files of classifiers.
+        root: The store's folder.
+
+    Raises:
+        ValueError: If one is neither, or a required entry is missing.
+    """
+    classifiers = [place for place in places if place.suffix == ".zip" or (place / RECORD).is_file()]
+    used = used_by_classifiers(classifiers, root)
+    runs = [place for place in places if place not in classifiers]
+    if not runs:
+        return used
+    of_runs = used_by(runs, root, full=True)
+    return used.joined(of_runs)
+
+
+def used_by_classifiers(places: Sequence[Path], root: Path) -> Used:
+    """Returns what saved classifiers were built from: prompts, synthetic images and features.
+
+    Args:
+        places: Folders or `.zip` files of classifiers.
+        root: The store's folder.
+
+    Raises:
+        ValueError: If one is no classifier, or an entry that it was built from is missing.
+    """
+    from lgclip.api import experiments_of, load
+
+    used = Used()
+    for place in places:
+        missing = 0
+        # Quoted, since a path may hold what Hydra takes for syntax.
+        for experiment in experiments_of(load(place), [f"paths.store='{root}'"]):
+            references = experiment.references()
+            for stream in references.streams:
+                used.features[stream.store.key].append((set(stream.ids), set(stream.views)))
+                missing += len(stream.missing())
+            used.places |= {f"prompts/{key}.json" for key in references.prompt_keys}
+            if references.synthetic_images is not None:
+                _add_images(used, references.synthetic_images, references.seed, references.attempts)
+        if missing:
+            raise StoreError(f"{place}: {missing} entries that it was built from are not in {root}")
+    return used
+
+
 def _add(used: Used, run: Run, root: Path, full: bool) -> None:
     # The store may have been moved or copied since the run, so its config's path is replaced.
     config = run.result.config
@@ -136,24 +197,29 @@ def _add(used: Used, run: Run, root: Path, full: bool) -> None:
         used.places |= {f"prompts/{key}.json" for key in keys}
     used.places |= {f"prompts/{key}.json" for key in restored.text_keys}
     if restored.synthetic_images is not None:
-        missing += _add_images(used, restored.synthetic_images, cfg, full)
+        _add_images(used, restored.synthetic_images, cfg.seed, cfg.diffuser.get("retries", 0) + 1)
+        if full:
+            missing += _missing_images(restored.synthetic_images)
     if missing:
         raise RunError(f"{run.folder}: {missing} entries that it needs are not in {root}; run it again first")
 
 
-def _add_images(used: Used, images: SyntheticImages, cfg: Any, full: bool) -> int:
-    """Adds the images of a run and their thumbnails; returns how many are missing, with `full`."""
-    tries = cfg.diffuser.get("retries", 0) + 1
-    for key in (images.key, images.thumbnail_key):
-        if key:
-            _add_attempts(used, key, images, cfg.seed, tries)
-    if not full or not images.are_stored:
+def _missing_images(images: SyntheticImages) -> int:
+    """Returns the number of images that are not there, though they were stored."""
+    if not images.are_stored:
         return 0
     return sum(isinstance(place, Path) and not place.is_file() for place in images.paths)
 
 
+def _add_images(used: Used, images: SyntheticImages, seed: int, tries: int) -> None:
+    """Adds all attempts at some images, and their thumbnails."""
+    for key in (images.key, images.thumbnail_key):
+        if key:
+            _add_attempts(used, key, images, seed, tries)
+
+
 def _add_attempts(used: Used, key: str, synthetic_images: SyntheticImages, seed: int, tries: int) -> None:
-    """Adds all attempts at some images, as they are stored under a key: that of the images, or of their thumbnails."""
+    """Adds all attempts at some images under a key: that of the images, or of their thumbnails."""
     used.images.add(key)
     # Failed attempts are kept too: their markers spare the next run from generating the same faulty images again.
     for prompt in (*synthetic_images.prompts, *(absent.prompt for absent in synthetic_images.missing)):

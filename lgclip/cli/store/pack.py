@@ -52,7 +52,7 @@ def pack(root: Path) -> Iterator[str]:
         for item in members:
             if item not in small:
                 known |= shard_names(item.path)
-        count += _write(ShardWriter(folder), small, known)
+        count += write_images(ShardWriter(folder), small, known)
         shards += len(set(folder.glob("*.tar")) - before)
         # Only now, when the writer has closed its shards: until then the old files are the only sure copy.
         _delete(root, small)
@@ -112,8 +112,17 @@ def _is_small(item: Item) -> bool:
     return item.size < SHARD_BYTES / 2 and len(look(item.path).ids) < SHARD_IMAGES / 2
 
 
-def _write(writer: ShardWriter, items: Sequence[Item], known: set[str]) -> int:
-    """Writes each new image and marker; returns their number."""
+def write_images(writer: ShardWriter, items: Sequence[Item], known: set[str]) -> int:
+    """Writes images and markers to shards, and closes the last one.
+
+    Args:
+        writer: Writes the shards.
+        items: Files of images, markers and shards.
+        known: Names of images that are left out; those that are written are added.
+
+    Returns:
+        The number of images and markers.
+    """
     waiting = 0
     count = 0
     for name, is_marker, data in _contents(items):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.reporting.run_folder import DIAGNOSTICS, PER_CLASS, PREDICTIONS, RESULT, Run
+from lgclip.store.remote import fetch_file
 from lgclip.store.root import open_root
 from lgclip.store.shard_index import Member
 
@@ -124,6 +125,8 @@ def _contents(run: Run, synthetic_images: SyntheticImages | None, folder: Path, 
 def _reference(key: str, place: Path | Member) -> tuple[str, Path, str]:
     """Returns an image's path in the artifact, its file, and where to find it there; shards are added complete."""
     if isinstance(place, Member):
+        if not place.shard.exists():
+            fetch_file(place.shard)
         inside = f"shards/{place.shard.name}"
         return inside, place.shard, f"{inside}!{place.name}"
     # As in the store: 256 folders, because some file systems are slow with all images in one.

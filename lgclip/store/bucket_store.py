@@ -1,0 +1,188 @@
+"""Keeps objects in a bucket, by the fsspec file system of its scheme."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lgclip.store.location import Location
+from lgclip.store.object_store import CONNECTIONS, ObjectError, ObjectInfo, ObjectStore
+
+_ATTEMPTS = 5
+"""Tries of one request, with growing pauses, before it counts as failed."""
+
+_SECONDS = 60
+"""Wait for an answer, after which a request is tried again."""
+
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "NoAuthTokenError", "DefaultCredentialsError")
+_EXTRAS = {"s3": "s3", "gs": "gcs"}
+"""Extra of the package for each scheme whose library is optional."""
+
+
+class BucketStore(ObjectStore):
+    """Keeps objects in a bucket, by the fsspec file system of its scheme."""
+
+    def __init__(self, location: Location) -> None:
+        super().__init__(location)
+        self._fs = _file_system(location)
+
+    def _full(self, place: str) -> str:
+        return f"{self._location.path}/{place}".rstrip("/")
+
+    def ls(self, folder: str = "") -> dict[str, ObjectInfo]:
+        top = self._full(folder)
+        with self._errors("read it"):
+            try:
+                found: dict[str, dict[str, Any]] = self._fs.find(top, detail=True)
+            except FileNotFoundError:
+                return {}
+        objects: dict[str, ObjectInfo] = {}
+        for name, info in found.items():
+            place = str(name).removeprefix("/").removeprefix(self._location.path.removeprefix("/") + "/")
+            # A console marks a folder by an empty object whose name ends in a slash.
+            if info["type"] == "file" and not place.endswith("/"):
+                changed = info.get("LastModified") or info.get("mtime") or info.get("updated") or info.get("created")
+                objects[place] = ObjectInfo(int(info["size"]), str(changed))
+        return objects
+
+    def _get(self, place: str, target: Path) -> None:
+        self._fs.get_file(self._full(place), str(target))
+
+    def _read_part(self, place: str, start: int, size: int) -> bytes:
+        return self._fs.cat_file(self._full(place), start=start, end=start + size)
+
+    def _put(self, place: str, path: Path, *, replace: bool) -> None:
+        # One request, or parts that become visible together: nobody ever sees a part of an object.
+        self._fs.put_file(str(path), self._full(place))
+
+    def _delete(self, places: Sequence[str]) -> None:
+        self._fs.rm([self._full(place) for place in places])
+
+    def _check(self) -> None:
+        # An empty prefix is no folder.
+        with suppress(FileNotFoundError):
+            self._fs.ls(self._location.path, detail=False)
+
+    def _translate(self, error: Exception, doing: str) -> str:
+        chain = list(_chain(error))
+        names = {type(link).__name__ for link in chain}
+        if names & set(_NO_CREDENTIALS):
+            return _credentials(self._location.scheme)
+        if any(isinstance(link, PermissionError) for link in chain):
+            return (
+                f"no rights to {doing}: the credentials of the environment or of the machine's role do not allow it; "
+                "grant them to read, write and list objects, or name another store by paths.store"
+            )
+        causes = [type(link).__name__ for link in chain if isinstance(link, OSError) or _is_client_error(link)]
+        if not causes:
+            return ""
+        return (
+            f"it cannot be reached ({', '.join(dict.fromkeys(causes))}), after "
+            f"repeated tries to {doing}; what was made is kept on this machine, and the same command goes on"
+        )
+
+
+class S3Store(BucketStore):
+    """Keeps objects in a bucket of S3, or of a server that speaks its protocol."""
+
+    def _check(self) -> None:
+        bucket, _, prefix = self._location.path.partition("/")
+        try:
+            # One request; `ls` would list all that lies directly below the prefix.
+            self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+
+    def ls(self, folder: str = "") -> dict[str, ObjectInfo]:
+        # As `find`, without its further requests where nothing is found.
+        bucket, _, prefix = self._full(folder).partition("/")
+        top = self._location.path.partition("/")[2]
+        objects: dict[str, ObjectInfo] = {}
+        token: dict[str, str] = {}
+        while True:
+            with self._errors("read it"):
+                try:
+                    page = self._fs.call_s3(
+                        "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **token
+                    )
+                except FileNotFoundError:
+                    raise self._no_bucket() from None
+            for entry in page.get("Contents", ()):
+                place = entry["Key"].removeprefix(f"{top}/" if top else "")
+                if not place.endswith("/"):
+                    objects[place] = ObjectInfo(int(entry["Size"]), entry["LastModified"].isoformat())
+            if not page.get("IsTruncated"):
+                return objects
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _put(self, place: str, path: Path, *, replace: bool) -> None:
+        if not path.exists():
+            raise FileNotFoundError(path)
+        try:
+            if replace:
+                self._fs.put_file(str(path), self._full(place))
+            else:
+                self._create(place, path)
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+
+    def _create(self, place: str, path: Path) -> None:
+        """Writes an object unless there is one: what another machine has put under the same key stays."""
+        try:
+            self._fs.put_file(str(path), self._full(place), mode="create")
+        except FileExistsError:
+            pass
+        except NotImplementedError:
+            self._fs.put_file(str(path), self._full(place))
+        except OSError as error:
+            # Servers without conditional writes answer 501; equal keys mean equal content, so plain writes do.
+            if "not implemented" not in str(error).lower():
+                raise
+            self._fs.put_file(str(path), self._full(place))
+
+    def _no_bucket(self) -> ObjectError:
+        bucket = self._location.path.partition("/")[0]
+        return ObjectError(f"{self.url}: there is no bucket {bucket!r}; make it, or name another by paths.store")
+
+
+def _file_system(location: Location) -> Any:
+    """Returns the fsspec file system of a scheme, with bounded retries and without caches of listings."""
+    extra = _EXTRAS.get(location.scheme)
+    options: dict[str, Any] = {}
+    if location.scheme == "s3":
+        # botocore tries again after 500, 503, a slow answer or a lost connection, with growing pauses.
+        options["config_kwargs"] = {
+            "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
+            "connect_timeout": _SECONDS,
+            "read_timeout": _SECONDS,
+            "max_pool_connections": 2 * CONNECTIONS,
+        }
+        if location.endpoint:
+            options["endpoint_url"] = location.endpoint
+    try:
+        fsspec = import_module("fsspec")
+        # Not from fsspec's cache of instances: one that was made with other credentials, or before a fork.
+        return fsspec.filesystem(location.scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+    except ImportError as error:
+        raise ObjectError(
+            f"{location.url}: {location.scheme}:// needs {error.name or 'a library'}: pip install 'lgclip[{extra}]'"
+        ) from None
+
+
+def _credentials(scheme: str) -> str:
+    if scheme == "s3":
+        way = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+    else:
+        way = "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
+    return f"there are no credentials; {way}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_client_error(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")

@@ -1,0 +1,476 @@
+"""Keeps a folder of this machine and an object store alike, entry by entry.
+
+No object is ever replaced by other content of the same entry, so that two machines may fill one store at once:
+
+    features/..., captions/..., images/KEY/shards/..., students/...    as in a store in a folder: written once
+    prompts/GENERATOR/DIGEST.jsonl       prompts of several classes, a line each; a class that gets more has a new line
+    ENTRY/costs/DIGEST.jsonl             lines of a cost log, each in one object
+    ENTRY/checkpoints/WRITER/...         checkpoints, which this machine alone replaces
+
+An entry is what has one key: it is listed by one request (more from 1,000 objects on), whatever it holds. Images lie
+in shards; a run that has their features reads the indexes alone, and never the shards.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+from filelock import FileLock
+
+from lgclip.runtime.progress import Progress
+from lgclip.store.atomic import atomic_write
+from lgclip.store.cost_log import COST_LOG
+from lgclip.store.errors import StoreError
+from lgclip.store.keys import digest_of
+from lgclip.store.location import location_in
+from lgclip.store.object_store import ObjectError, ObjectInfo, at_once, object_store
+from lgclip.store.places import (
+    CHECKPOINTS,
+    entry_of,
+    is_immutable,
+    is_index,
+    is_marker,
+    segments_of,
+)
+from lgclip.store.segments import Segments, generator_place
+from lgclip.store.shard_index import read_index_sum
+
+log = logging.getLogger(__name__)
+
+_LISTED_SECONDS = 30.0
+"""Time for which a listing of an entry holds; what a stage lacks is asked many times."""
+
+_SHOWN = 100
+"""Number of files from which on a download shows its progress."""
+
+
+class Mirror:
+    """Copies what a run needs from an object store to a folder, and what it makes back.
+
+    Args:
+        root: Folder that is laid out as a store, see `location.cache_of`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        location, self._writer = location_in(root)
+        self.root = root
+        self.objects = object_store(location)
+        self._segments = Segments(root, root.parent / "segments")
+        self._lock = threading.RLock()
+        self._pushing = threading.Lock()
+        self._listed: dict[str, float] = {}
+        self._known: dict[str, dict[str, ObjectInfo]] = {}
+        self._merged: dict[str, set[str]] = {}
+        self._searched: set[str] = set()
+        # Places to upload, in the order of writing, each with the number of its writing: 0 for what an earlier process
+        # has left here.
+        self._waiting: dict[str, int] = {}
+        self._writes = 0
+        self._arriving: set[str] = set()
+        self._arrived: set[str] = set()
+        self._replaced: set[str] = set()
+        self._upload: Future[None] | None = None
+        self._uploader: ThreadPoolExecutor | None = None
+        self._last_push = time.monotonic()
+        self._is_checked = False
+
+    # ---------------------------------------------------------------------------------------------------- reading
+
+    def check(self) -> None:
+        """Checks, once, that the object store can be read.
+
+        Raises:
+            ObjectError: If it cannot.
+        """
+        if not self._is_checked:
+            self.objects.check()
+            self._is_checked = True
+
+    def expire(self) -> None:
+        """Has every entry listed again when it is asked for next: another machine may have written to it."""
+        with self._lock:
+            self._listed.clear()
+
+    def fetch(self, place: str, *, shards: bool = False, lists: bool = False) -> None:
+        """Downloads what an entry holds and this machine lacks: all but the shards of images.
+
+        Args:
+            place: Place of a file or a folder of the entry, in a store's layout.
+            shards: Whether to download the shards as well.
+            lists: Whether to download only what tells what is there.
+
+        Raises:
+            ObjectError: If the object store cannot be read.
+        """
+        entry = entry_of(place)
+        with self._lock:
+            now = time.monotonic()
+            is_fresh = now - self._listed.get(entry, -_LISTED_SECONDS) < _LISTED_SECONDS
+            if is_fresh and not shards:
+                return
+            if entry == place and place.endswith(".json"):
+                self._fetch_alone(self.root / place, again=lists)
+                return
+            known = self.objects.ls(entry)
+            self._known[entry] = known
+            self._download(entry, known, shards=shards, lists=lists)
+            self._merge_segments(entry, known)
+            if entry not in self._searched:
+                self._find_unsent(entry)
+                self._searched.add(entry)
+            if not lists:
+                self._listed[entry] = now
+
+    def _download(self, entry: str, known: Mapping[str, ObjectInfo], *, shards: bool, lists: bool) -> None:
+        wanted: dict[str, tuple[str, Path]] = {}
+        for place in known:
+            if f"/{CHECKPOINTS}/" in place:
+                continue
+            if segments_of(entry, place):
+                target = self._segments.folder / place
+            elif lists and not is_index(place):
+                continue
+            elif is_immutable(place) and (shards or not place.endswith(".tar")):
+                target = self.root / place
+            else:
+                continue
+            if not target.exists():
+                wanted[place] = (place, target)
+        if not lists:
+            wanted |= self._checkpoints(entry, known)
+        # Weights before the file that marks them complete; shards last, since their indexes have their hashes.
+        shard_files = [place for place in wanted if place.endswith(".tar")]
+        first = [place for place in wanted if not is_marker(place) and not place.endswith(".tar")]
+        last = [place for place in wanted if is_marker(place)]
+        progress = None
+        if len(wanted) >= _SHOWN or any(known[place].size > 10**8 for place in wanted):
+            progress = Progress(f"download {self.objects.url}", len(wanted), "file")
+
+        def download(place: str) -> None:
+            source, target = wanted[place]
+            self._get(source, target, known[source].size)
+            if progress is not None:
+                progress.update(1)
+
+        for places in (first, last, shard_files):
+            at_once(download, places)
+        if progress is not None:
+            progress.close()
+
+    def _get(self, place: str, target: Path, size: int | None) -> None:
+        local = self._local(target)
+        # Of the processes of one machine one downloads a shard; a small file may well be downloaded twice.
+        with self._lock_of(local) if place.endswith(".tar") else nullcontext():
+            if target.exists():
+                return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._arriving.add(local)
+            try:
+                with atomic_write(target) as temporary:
+                    self.objects.get(place, temporary, size)
+                    _check_shard(self.objects.url, place, target, temporary)
+                self._arrived.add(local)
+            except FileNotFoundError:
+                log.warning("%s/%s has been deleted since it was listed", self.objects.url, place)
+            finally:
+                self._arriving.discard(local)
+
+    def _lock_of(self, local: str) -> FileLock:
+        folder = self.root.parent / "locks"
+        folder.mkdir(exist_ok=True)
+        return FileLock(folder / hashlib.sha256(local.encode()).hexdigest()[:2])
+
+    def _local(self, target: Path) -> str:
+        base = self.root if target.is_relative_to(self.root) else self.root.parent
+        return target.relative_to(base).as_posix()
+
+    def fetch_file(self, path: Path) -> bool:
+        """Downloads one file, such as a shard; returns whether it is there now.
+
+        Raises:
+            ObjectError: If the object store cannot be read, or the file is not what its index describes.
+        """
+        place = path.relative_to(self.root).as_posix()
+        entry = entry_of(place)
+        if entry == place:
+            self._fetch_alone(path)
+            return path.exists()
+        if place not in self._known.get(entry, {}):
+            self.fetch(place)
+        info = self._known.get(entry, {}).get(place)
+        if info is None:
+            return path.exists()
+        self._get(place, path, info.size)
+        return path.exists()
+
+    def _fetch_alone(self, path: Path, *, again: bool = False) -> None:
+        """Downloads, once, a file that is an entry by itself, if there is one; one that is here stays."""
+        place = path.relative_to(self.root).as_posix()
+        with self._lock:
+            if place in self._searched or (path.exists() and not again):
+                return
+            self._searched.add(place)
+        # Of each process its own: until it is complete it must not be found under the name of another.
+        aside = self._segments.folder / f".{place.replace('/', '-')}.{os.getpid()}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.objects.get(place, aside, None)
+            self._known[place] = {place: ObjectInfo(aside.stat().st_size, "")}
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                aside.replace(path)
+        except FileNotFoundError:
+            pass  # there is none
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def entry_of_file(self, place: str, path: Path) -> str:
+        """Returns the entry of a file that lies in some store.
+
+        Args:
+            place: Its place in the store.
+            path: The file, whose content says to which generator prompts belong.
+        """
+        return entry_of(generator_place(place, path))
+
+    def has(self, place: str, path: Path) -> bool:
+        """Checks whether the object store has a file of another store; its entry must have been fetched.
+
+        Args:
+            place: Its place in the store.
+            path: The file.
+        """
+        entry = self.entry_of_file(place, path)
+        if is_immutable(place):
+            return place in self._known.get(entry, {})
+        return self._segments.has(place, path)
+
+    def shards(self, folder: Path) -> dict[str, int]:
+        """Returns the sizes of the shards of images that are in the object store and need not be here, by name.
+
+        Args:
+            folder: `images/KEY/shards`.
+        """
+        place = folder.relative_to(self.root).as_posix()
+        self.fetch(place)
+        known = self._known.get(entry_of(place), {})
+        sizes: dict[str, int] = {}
+        for name, info in known.items():
+            # Without an index a shard is still being uploaded, or its upload was interrupted.
+            has_index = name.removesuffix(".tar") + ".safetensors" in known
+            if name.startswith(f"{place}/") and name.endswith(".tar") and has_index:
+                sizes[name.rpartition("/")[2]] = info.size
+        return sizes
+
+    def _merge_segments(self, entry: str, known: Mapping[str, ObjectInfo]) -> None:
+        """Adds the lines of other machines to the cost log and the prompts of an entry, if there are new ones."""
+        names = {place for place in known if segments_of(entry, place)}
+        if names <= self._merged.get(entry, set()):
+            return
+        self._merged[entry] = names
+        self._segments.merge_costs(entry)
+        if not entry.startswith("prompts/"):
+            return
+        for path, text in self._segments.further_prompts(entry):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            local = self._local(path)
+            self._arriving.add(local)
+            try:
+                with atomic_write(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            finally:
+                self._arriving.discard(local)
+
+    def _checkpoints(self, entry: str, known: Mapping[str, ObjectInfo]) -> dict[str, tuple[str, Path]]:
+        """Returns the checkpoints of the machine that has written last, where this one has none of its own."""
+        folder = self.root / entry / CHECKPOINTS
+        top = f"{entry}/{CHECKPOINTS}/"
+        by_writer: defaultdict[str, dict[str, ObjectInfo]] = defaultdict(dict)
+        for place, info in known.items():
+            if place.startswith(top):
+                by_writer[place.removeprefix(top).partition("/")[0]][place] = info
+        if not by_writer or (folder.is_dir() and any(folder.rglob("*.safetensors"))):
+            return {}
+        latest = max(by_writer.values(), key=lambda files: max(info.changed for info in files.values()))
+        return {place: (place, folder / place.removeprefix(top).partition("/")[2]) for place in latest}
+
+    # ---------------------------------------------------------------------------------------------------- writing
+
+    def check_writable(self) -> None:
+        """Checks that the object store can be written.
+
+        Raises:
+            ObjectError: If it cannot.
+        """
+        self.check()
+        self.objects.check_writable(self.root.parent)
+
+    def written(self, path: Path) -> None:
+        """Notes that a file of the store was written here; uploads what waits, in the background, now and then."""
+        place = path.relative_to(self.root).as_posix()
+        if place in self._arriving or not _is_uploaded(place):
+            return
+        with self._lock:
+            # Written again although it came from there: what came was damaged.
+            if place in self._arrived:
+                self._replaced.add(place)
+            self._writes += 1
+            self._waiting[place] = self._writes
+            is_due = time.monotonic() - self._last_push >= self.objects.push_seconds
+            if not is_due or (self._upload is not None and not self._upload.done()):
+                return
+            self._last_push = time.monotonic()
+            if self._uploader is None:
+                self._uploader = ThreadPoolExecutor(1, "upload")
+            self._upload = self._uploader.submit(self._push_quietly)
+
+    def _push_quietly(self) -> None:
+        try:
+            self.push()
+        except StoreError as error:
+            # A store that is away for minutes should not end hours of work; the end of the stage insists.
+            log.warning("%s; %d files wait here and are uploaded later", error, len(self._waiting))
+
+    def push(self) -> int:
+        """Uploads what waits, and returns the number of objects.
+
+        Raises:
+            ObjectError: If something that this process has made cannot be uploaded; it stays here.
+        """
+        with self._pushing:
+            with self._lock:
+                waiting = dict(self._waiting)
+                self._last_push = time.monotonic()
+            if not waiting:
+                return 0
+            try:
+                count = self._push(list(waiting))
+            except ObjectError as error:
+                # What an earlier, interrupted process has left here is no reason to refuse a run that lacks nothing.
+                if any(waiting.values()):
+                    raise
+                log.warning("%s; %d files of an earlier run stay here", error, len(waiting))
+                return 0
+            with self._lock:
+                for place, number in waiting.items():
+                    # A file that was written again in the meantime waits on.
+                    if self._waiting.get(place) == number:
+                        del self._waiting[place]
+            return count
+
+    def _push(self, places: Sequence[str]) -> int:
+        entries = {self.entry_of_file(place, self.root / place) for place in places}
+        for entry in entries:
+            if entry not in self._known:
+                # A file by itself is put unless it is there, which takes no listing.
+                self._known[entry] = {} if is_immutable(entry) else self.objects.ls(entry)
+        plain: dict[str, str] = {}
+        for place in places:
+            if CHECKPOINTS in place.split("/"):
+                head, _, rest = place.partition(f"/{CHECKPOINTS}/")
+                plain[f"{head}/{CHECKPOINTS}/{self._writer}/{rest}"] = place
+            elif is_immutable(place):
+                plain |= {target: target for target in _with_shard(place)}
+        count = self._put_plain(plain)
+        return count + self._put_segments(entries, places)
+
+    def _put_plain(self, plain: Mapping[str, str]) -> int:
+        """Uploads files under names of their own: data first, then what describes it."""
+        count = 0
+        for phase in (False, True):
+            files: dict[str, Path] = {}
+            for target, place in plain.items():
+                is_new = target not in self._known.get(entry_of(place), {})
+                is_replaced = place in self._replaced or target != place
+                if is_marker(place) == phase and (is_new or is_replaced):
+                    files[target] = self.root / place
+            replaced = frozenset(
+                target for target in files if plain[target] in self._replaced or plain[target] != target
+            )
+            for target in self.objects.put(files, replaced):
+                size = files[target].stat().st_size if files[target].exists() else 0
+                self._known.setdefault(entry_of(target), {})[target] = ObjectInfo(size, "")
+                count += 1
+        return count
+
+    def _put_segments(self, entries: Iterable[str], places: Sequence[str]) -> int:
+        """Uploads the lines of cost logs and the prompts of classes that the object store lacks."""
+        files: dict[str, Path] = {}
+        for place, data in self._segments.new_objects(entries, places).items():
+            aside = self._segments.folder / f".{place.rpartition('/')[2]}.{os.getpid()}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(data)
+            files[place] = aside
+        put = self.objects.put(files)
+        # They stay here under the same name: so it is known what the object store has.
+        for place in put:
+            target = self._segments.folder / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files[place].replace(target)
+        return len(put)
+
+    def _find_unsent(self, entry: str) -> None:
+        """Notes what an interrupted process has left here and not uploaded."""
+        known = self._known[entry]
+        with self._lock:
+            if (self.root / entry).is_dir():
+                for path in (self.root / entry).rglob("*"):
+                    place = self._local(path)
+                    # A shard goes with its index, and a checkpoint when it is written again.
+                    is_plain = is_immutable(place) and not place.endswith(".tar") and CHECKPOINTS not in path.parts
+                    if is_plain and place not in known and path.is_file():
+                        self._waiting.setdefault(place, 0)
+            for place in self._segments.unsent(entry):
+                self._waiting.setdefault(place, 0)
+
+    def discard_checkpoints(self, place: str) -> None:
+        """Deletes the checkpoints of a finished training from the object store; one that may not be deleted stays."""
+        entry = entry_of(place)
+        with self._pushing, self._lock:
+            for waiting in [name for name in self._waiting if name.startswith(f"{entry}/{CHECKPOINTS}/")]:
+                del self._waiting[waiting]
+            found = [name for name in self.objects.ls(entry) if name.startswith(f"{entry}/{CHECKPOINTS}/")]
+            try:
+                self.objects.delete(found)
+            except ObjectError as error:
+                log.warning("%s; %d checkpoints of %s stay there", error, len(found), entry)
+
+
+def _is_uploaded(place: str) -> bool:
+    """Checks whether a file of a store goes to the object store: no temporary one, and no list of what is here."""
+    return (
+        is_immutable(place)
+        or CHECKPOINTS in place.split("/")
+        or place.startswith("prompts/")
+        or (place.rpartition("/")[2] == COST_LOG)
+    )
+
+
+def _with_shard(place: str) -> list[str]:
+    """Returns an object with what has to be there before it: the shard of an index."""
+    if "/shards/" in place and place.endswith(".safetensors"):
+        return [place.removesuffix(".safetensors") + ".tar", place]
+    return [place]
+
+
+def _check_shard(url: str, place: str, target: Path, temporary: Path) -> None:
+    """Compares a downloaded shard with the hash in its index.
+
+    Raises:
+        ObjectError: If they differ.
+    """
+    if not place.endswith(".tar"):
+        return
+    expected = read_index_sum(target)
+    if expected and digest_of(temporary) != expected:
+        raise ObjectError(
+            f"{url}/{place}: its bytes are not those that its index describes; delete both objects, and a run "
+            "generates the images again"
+        )

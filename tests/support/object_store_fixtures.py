@@ -1,0 +1,26 @@
+"""Provides an S3 server to tests, and to each test the caches of a machine of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from object_stores import S3Server, serve_s3
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives a test the caches of a machine of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Serves S3 for a test, with credentials in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret-0123456789")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # No request to the address from which a machine in the cloud gets its role.
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with serve_s3() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
