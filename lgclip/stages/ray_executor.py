@@ -351,7 +351,9 @@ class _Dealer:
 
     def _lose(self, worker: _Worker, error: Exception) -> None:
         """Deals the shards of a worker that is gone again."""
-        reason = str(error).strip().partition("\n")[0]
+        lines = str(error).strip().splitlines()
+        # The last line of a traceback says what is wrong, such as a module that is not installed there.
+        reason = lines[-1] if "creation task" in lines[0] else lines[0]
         log.warning("%s: a worker was lost; its shard is computed again (%s)", self._run.title, reason)
         # What it had generated of its shard is stored, and its tokens are not known.
         if worker.jobs:

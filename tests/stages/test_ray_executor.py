@@ -122,13 +122,13 @@ def test_late_node_gets_work(at_cluster: LocalCluster, reference: dict[str, byte
     store = tmp_path / "store"
     log = tmp_path / "log"
     joined: list[str] = []
-    # Long enough for another process to import torch.
-    stage = image_stage(store, log, EACH, seconds=0.3)
+    stage = image_stage(store, log, EACH, seconds=SECONDS, until_nodes=2)
     with once_logged(log, 8, lambda calls: joined.append(at_cluster.add_node())):
         generate(stage, store, RayExecutor(shard=8))
     assert read_store(store) == reference
     assert not repeated(read_calls(log))
     assert set(joined) < {call.node for call in read_calls(log)}
+    at_cluster.kill_node(joined[0])  # it ends with the thread that has started it
 
 
 def test_poisoned_prompt_is_tried_three_times_and_named(

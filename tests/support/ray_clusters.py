@@ -23,6 +23,9 @@ from lgclip.store.keys import NOT_AN_INPUT
 from lgclip.types import Prompt, TargetClass
 
 CLASSES = [TargetClass(index, name) for index, name in enumerate(("blue moon", "green ring", "red star"))]
+NODE_SECONDS = 90.0
+"""Time in which a machine must join, and a process there import torch."""
+
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listens on 127.0.0.1 alone
     "RAY_AUTH_MODE": "disabled",
@@ -42,7 +45,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class LoggedDiffuser(ImageGenerator):
-    """Generates noise, one image at a time, and logs each image to a file."""
+    """Generates noise, one image at a time, and logs each image to a file; may wait there for another machine."""
 
     key_name: ClassVar[str] = "LoggedDiffuser"
     needs_prompts: ClassVar[bool] = True
@@ -50,6 +53,7 @@ class LoggedDiffuser(ImageGenerator):
     log: str = field(metadata=NOT_AN_INPUT)
     seconds: float = field(default=0.0, metadata=NOT_AN_INPUT)
     poison: tuple[tuple[str, int], ...] = field(default=(), metadata=NOT_AN_INPUT)
+    until_nodes: int = field(default=1, metadata=NOT_AN_INPUT)
     batch_size: int = field(default=4, metadata=NOT_AN_INPUT)
     size: int | None = 256
     retries: int = 0
@@ -74,8 +78,18 @@ class _LoggedPipeline:
             if (prompt.target_class.name, prompt.repeat) in self._diffuser.poison:
                 raise RuntimeError("boom")
             time.sleep(self._diffuser.seconds)
+            self._wait()
         pixels = [np.random.default_rng(noise_seed(prompt, seed)).integers(256, size=(8, 8, 3)) for prompt in prompts]
         return GeneratedBatch(np.stack(pixels).astype(np.uint8), [None] * len(prompts))
+
+    def _wait(self) -> None:
+        """Waits with the twentieth image for as many machines as the test has."""
+        deadline = time.monotonic() + NODE_SECONDS
+        while time.monotonic() < deadline:
+            calls = read_calls(Path(self._diffuser.log))
+            if len(calls) < 20 or len({call.node for call in calls}) >= self._diffuser.until_nodes:
+                return
+            time.sleep(0.1)
 
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> Any:
         return self.generate(prompts, seed, [0] * len(prompts)).pixels
@@ -195,6 +209,8 @@ def once_logged(log: Path, count: int, action: Callable[[list[Call]], None]) -> 
             action(read_calls(log))
         except BaseException as error:
             errors.append(error)
+        # A node that this thread has started ends with it (PR_SET_PDEATHSIG).
+        over.wait()
 
     thread = threading.Thread(target=watch)
     thread.start()
