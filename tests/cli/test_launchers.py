@@ -21,23 +21,22 @@ LAUNCHERS = {
     "slots": ("hydra.launcher.slots=2",),
     "joblib": ("hydra.launcher.n_jobs=2", "hydra.launcher.batch_size=2"),  # a worker for both saves its imports
     "submitit_local": ("hydra.launcher.timeout_min=5",),
-    "ray": ("+hydra.launcher.ray.init.num_cpus=2",),
 }
 
 
-def run(*arguments: str, status: int = 0) -> str:
+def run(*arguments: str, status: int = 0, **variables: str) -> str:
     """Runs `evaluate.py` from the command line and returns its output."""
     command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == status, done.stdout
     return done.stdout
 
 
-def sweep(sandbox: Sandbox, folder: Path, *arguments: str, status: int = 0) -> str:
-    return run("-m", *sandbox.evaluate_overrides(), f"hydra.sweep.dir={folder}", *arguments, status=status)
+def sweep(sandbox: Sandbox, folder: Path, *arguments: str, status: int = 0, **variables: str) -> str:
+    return run("-m", *sandbox.evaluate_overrides(), f"hydra.sweep.dir={folder}", *arguments, status=status, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +69,22 @@ def predictions(folder: Path) -> list[dict[str, object]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_launchers_agree_with_hydras_basic_launcher(name: str, basic: Path, small: Sandbox, tmp_path: Path) -> None:
-    if name == "ray":
-        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="it wants an environment of its own")
     sweep(small, tmp_path / "sweep", *GRID, f"hydra/launcher={name}", *LAUNCHERS[name])
     assert predictions(tmp_path / "sweep") == predictions(basic)
     with (tmp_path / "sweep" / "summary.csv").open(newline="", encoding="utf-8") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_jobs_of_a_sweep_run_on_ray(basic: Path, small: Sandbox, tmp_path: Path) -> None:
+    """Jobs follow each other, and the stages of each are dealt out to all workers."""
+    sandbox = replace(small, store=tmp_path / "store")
+    # A cluster of its own, wherever another one runs.
+    sweep(sandbox, tmp_path / "sweep", *GRID, "executor=ray", "executor.shard=4", RAY_ADDRESS="local")
+    expected = predictions(basic)
+    for job, reference in zip(predictions(tmp_path / "sweep"), expected, strict=True):
+        assert (job["metrics"], job["predictions"]) == (reference["metrics"], reference["predictions"])
 
 
 @pytest.mark.slow

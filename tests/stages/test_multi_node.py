@@ -3,7 +3,6 @@
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 from factories import FirstRun, Sandbox
@@ -11,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from multiprocess_runs import ROOT, assert_same_outcome, collect_outcome, free_port, start_process, wait_for_processes
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lgclip.runtime.sweep_job import on_several_devices
 
@@ -102,24 +101,3 @@ def test_shards_are_even_and_complete(n: int, world: int) -> None:
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
     assert sorted(index for index in chain.from_iterable(shares)) == list(range(n))
-
-
-KNOWN_OF_A_TASK = {"num_cpus", "num_gpus", "resources", "accelerator_type", "memory", "max_calls", "max_retries"}
-"""What `ray.remote` takes for a function, as far as it is of use here."""
-
-
-def test_ray_preset_has_the_plugins_keys() -> None:
-    """Checks the keys of `RayLauncher(ray)`: `init` for `ray.init` and `remote` for `ray.remote`."""
-    written: Any = OmegaConf.to_container(OmegaConf.load(CONF / "hydra" / "launcher" / "ray_cluster.yaml"))
-    assert written.pop("defaults") == ["ray", "_self_"]
-    assert written.keys() == {"ray"}
-    assert written["ray"].keys() == {"init", "remote"}
-    assert written["ray"]["init"] == {"address": "auto"}
-    assert written["ray"]["remote"].keys() <= KNOWN_OF_A_TASK
-
-
-def test_ray_preset_composes_with_the_plugin() -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="it wants an environment of its own")
-    launcher = composed("hydra/launcher=ray_cluster").hydra.launcher
-    assert launcher._target_ == "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
-    assert (launcher.ray.init.address, launcher.ray.remote.num_gpus) == ("auto", 1)
