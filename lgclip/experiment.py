@@ -414,7 +414,7 @@ class Experiment:
             checks.append(partial(executor.prepare, store))
         return RunContext(
             store=store,
-            stages=Stages(trainer, checks, executor),
+            stages=Stages(trainer, checks, executor, store),
             make_trainer=make_trainer,
             on_bad_image=OnBadImage.of(cfg.on_bad_image),
             workers=cfg.workers,

@@ -119,5 +119,5 @@ def captions_command(action: str, path: Path, overrides: Sequence[str], conf: Pa
         check_writable(store)
         captions = Captions(real, prompt_generator, store, len(real))
         count = import_captions(captions, path)
-        push_pending()
+        push_pending(store)
         yield f"captions/{captions.store.key}: {count:,} of {len(real):,} captions are new"

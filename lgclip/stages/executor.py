@@ -24,6 +24,7 @@ class StageRun:
         datamodule: Provides its data, if it does not do so itself.
         trainer: Trainer of the run's own process.
         mark_start: Marks the start in the cost logs; to be called once a model is loaded.
+        store: The store's folder; None if it is not known.
     """
 
     title: str
@@ -31,6 +32,7 @@ class StageRun:
     datamodule: LightningDataModule | None
     trainer: Trainer
     mark_start: Callable[[], None]
+    store: Path | None = None
 
 
 @dataclass
@@ -106,10 +108,10 @@ class LocalExecutor(Executor):
             # A stage that computes several things in one loop measures them itself.
             work.spent = getattr(run.stage, "part_seconds", None) or bar.spent
         # What other machines need of a store with a URL is there before they ask for it.
-        remote.push_pending()
+        remote.push_pending(run.store)
         # What is missing is asked for next, and the other devices may still be writing.
         trainer.strategy.barrier()
-        remote.expire()
+        remote.expire(run.store)
         work.tokens = summed_tokens(trainer, getattr(run.stage, "tokens", None))
 
 

@@ -22,6 +22,7 @@ from lgclip.stages.executor import Executor, LocalExecutor, StageRun, Work, sum_
 from lgclip.stages.ray_cluster import ENDPOINTS, RayCluster, has_gpus, slots, software_versions
 from lgclip.stages.ray_worker import Loaded, ShardResult, StageOrder, StageWorker
 from lgclip.stages.sharding import MAX_TRIES, Failure, Job, ShardedStage, ShardQueue, poisoned_error
+from lgclip.store import remote
 from lgclip.store.cost_log import Tokens
 from lgclip.store.remote import url_of
 
@@ -130,6 +131,8 @@ class RayExecutor(Executor):
             _Dealer(run, work, queue, self._order(run, device), self, progress).run()
         finally:
             progress.close()
+        # What the workers have uploaded was not there when the object store was listed last.
+        remote.expire(run.store)
         if queue.poisoned:
             raise ValueError(poisoned_error(run.title, stage, queue.poisoned, queue.waiting))
         stage.finish_shards(run.trainer)

@@ -135,6 +135,7 @@ class Stages:
         checks: Called once before the first stage that computes something; each raises a `ValueError` for what would
             stop a later stage, such as a read-only store. A run that lacks nothing calls none.
         executor: Computes what is missing; None does so in this process. It is closed at the end of a `with` block.
+        store: The store's folder, which is uploaded at the end of each stage if it has a URL.
 
     Attributes:
         trainer: The trainer.
@@ -143,9 +144,14 @@ class Stages:
     """
 
     def __init__(
-        self, trainer: Trainer, checks: Sequence[Callable[[], object]] = (), executor: Executor | None = None
+        self,
+        trainer: Trainer,
+        checks: Sequence[Callable[[], object]] = (),
+        executor: Executor | None = None,
+        store: Path | None = None,
     ) -> None:
         self.trainer = trainer
+        self._store = store
         self._executor: Executor = executor or LocalExecutor()
         self._checks = list(checks)
         self._cost_start = CostStart()
@@ -203,7 +209,8 @@ class Stages:
             self._cost_start.starts = {}
             self._cost_start.cost_logs = _cost_logs(accounted, lacked)
             try:
-                self._executor.compute(StageRun(title, stage, datamodule, self.trainer, self._cost_start.mark), work)
+                run = StageRun(title, stage, datamodule, self.trainer, self._cost_start.mark, self._store)
+                self._executor.compute(run, work)
                 if left := len(stage.missing()):
                     # Not a mistake of the user's, but a stage that does not keep its promise; what follows would fail
                     # in a way that is hard to understand.
@@ -214,7 +221,7 @@ class Stages:
                     self._enter_interrupted(accounted, lacked, start, work)
                 # A machine that is taken away gives a minute's notice: what is done goes to a store with a URL.
                 with suppress(Exception):
-                    remote.push_pending()
+                    remote.push_pending(self._store)
                 raise
         seconds = round(time.perf_counter() - start, 3)
         parts = accounted.parts() if accounted else []
@@ -229,7 +236,7 @@ class Stages:
         if self.trainer.is_global_zero:
             # One line for all devices: the cost log has the costs of a run, not of a process.
             _enter(parts, self.stage_stats[-1], self._cost_start.starts if missing else {})
-        remote.push_pending()
+        remote.push_pending(self._store)
 
     def _enter_interrupted(self, accounted: Accounted, lacked: Sequence[int], start: float, work: Work) -> None:
         """Writes the cost of what a failed or interrupted stage has computed."""

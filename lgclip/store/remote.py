@@ -114,24 +114,36 @@ def discard_checkpoints(folder: Path) -> None:
         mirror.discard_checkpoints(folder.relative_to(mirror.root).as_posix())
 
 
-def push_pending() -> None:
-    """Uploads what this process has written to stores with a URL and not yet uploaded.
+def push_pending(root: Path | None = None) -> None:
+    """Uploads what this process has written to a store with a URL and not yet uploaded.
+
+    Args:
+        root: The store; None stands for all that this process has used.
 
     Raises:
         ObjectError: If it cannot be uploaded; it stays here, and the next run uploads it.
     """
-    for mirror in _mirrors():
+    for mirror in _mirrors(root):
         mirror.push()
 
 
-def expire() -> None:
-    """Has the object stores listed again when they are asked next."""
-    for mirror in _mirrors():
+def expire(root: Path | None = None) -> None:
+    """Has the object store of a store listed again when it is asked next.
+
+    Args:
+        root: The store; None stands for all that this process has used.
+    """
+    for mirror in _mirrors(root):
         mirror.expire()
 
 
-def _mirrors() -> "list[Mirror]":
-    return [mirror for (process, _), mirror in list(_used.items()) if process == os.getpid()]
+def _mirrors(root: Path | None) -> "list[Mirror]":
+    cache = None if root is None else root_within(root)
+    return [
+        mirror
+        for (process, used), mirror in list(_used.items())
+        if process == os.getpid() and (root is None or used == cache)
+    ]
 
 
 def url_of(root: Path) -> str:

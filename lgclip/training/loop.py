@@ -48,7 +48,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
     if folder.is_dir() and any(path.suffix == ".json" for path in folder.iterdir()):
         log.warning("%s is damaged or incomplete; the training is done again", folder)
     check_writable(context.store)
-    with _uploaded(), context.stages.timed(task.stage, unit=task.unit, total=task.amount):
+    with _uploaded(context.store), context.stages.timed(task.stage, unit=task.unit, total=task.amount):
         start = time.perf_counter()
         trainer, outcome = task.fit(context, folder)
         if trainer.is_global_zero:
@@ -60,7 +60,7 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
             # After the result is written. An interruption in between leaves them, and the folder is complete all the
             # same.
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            remote.push_pending()
+            remote.push_pending(context.store)
             remote.discard_checkpoints(folder)
         # The other devices must not read the folder before it is written.
         trainer.strategy.barrier()
@@ -68,14 +68,14 @@ def run_training(task: TrainingTask, context: RunContext) -> Path:
 
 
 @contextmanager
-def _uploaded() -> Iterator[None]:
+def _uploaded(store: Path) -> Iterator[None]:
     """Uploads the checkpoints of a training that fails or is interrupted to a store with a URL."""
     try:
         yield
     except BaseException:
         # The error of the training is the one to report.
         with suppress(Exception):
-            remote.push_pending()
+            remote.push_pending(store)
         raise
 
 

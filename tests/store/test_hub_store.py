@@ -13,6 +13,7 @@ from lgclip.store.object_store import ObjectError
 from lgclip.store.root import check_writable, open_root
 
 pytest_plugins = ("object_store_fixtures",)
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from lgclip.store.prompts import PromptStore
 from lgclip.store.root import check_writable, open_root
 
 pytest_plugins = ("object_store_fixtures",)
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 URL = "s3://prototypes/team"
 GENERATOR = {"part": "Template"}
@@ -352,3 +353,14 @@ def test_damaged_segment_is_left_out(s3: S3Server, monkeypatch: pytest.MonkeyPat
     with machine("second", monkeypatch, tmp_path) as root:
         assert PromptStore(root).get(inputs("x")) == ["one"]
         assert not list(tmp_path.rglob("escape.json"))
+
+
+def test_stages_upload_their_own_store_alone(s3: S3Server, tmp_path: Path) -> None:
+    """A run with a store in a folder asks nothing of an earlier run's object store, which may be away."""
+    store = open_root(URL)
+    write_json(store / "captions" / ("0" * 32) / "inputs.json", {"a": 1})
+    s3.requests.clear()
+    remote.push_pending(tmp_path / "folder")
+    assert s3.requests == []
+    remote.push_pending(store)
+    assert f"team/captions/{'0' * 32}/inputs.json" in s3.objects()

@@ -15,6 +15,7 @@ from lgclip.store.object_store import ObjectError, object_store
 from lgclip.store.root import StoreError, check_writable, location_of, open_root, root_of
 
 pytest_plugins = ("object_store_fixtures",)
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 CONTENT = bytes(range(256)) * 40
 

@@ -22,6 +22,7 @@ from lgclip.store.shard_index import look
 from lgclip.training.student.train import StudentTraining
 
 pytest_plugins = ("object_store_fixtures", "run_fixtures")
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 URL = "s3://prototypes/team"
 NOTHING = {"prompts": 0, "images": 0, "features": 0}

@@ -6,15 +6,21 @@ from pathlib import Path
 import pytest
 from object_stores import S3Server, serve_s3
 
-
-@pytest.fixture(autouse=True)
-def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives a test the caches of a machine of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
+from lgclip.store import remote
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gives a test the caches of a machine of its own, and forgets them after it."""
+    # Not for every test: a plugin's fixtures are those of the session.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
+    yield
+    remote._mirror.cache_clear()
+    remote._used.clear()
+
+
+@pytest.fixture
+def s3(own_caches: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """Serves S3 for a test, with credentials in the environment."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret-0123456789")

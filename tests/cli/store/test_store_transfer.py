@@ -19,6 +19,7 @@ from lgclip.store.object_store import ObjectError
 from lgclip.store.root import StoreError, root_of
 
 pytest_plugins = ("object_store_fixtures", "run_fixtures")
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 URL = "s3://prototypes/team"
 
