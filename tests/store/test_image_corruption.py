@@ -78,8 +78,9 @@ def pixels(synthetic_images: SyntheticImages) -> list[bytes]:
     return [synthetic_images.image(index).tobytes() for index in range(len(synthetic_images.ids))]
 
 
-def flip_in_shard(member: Path | Member) -> None:
+def flip_in_shard(member: Path | Member | None) -> None:
     """Flips a bit of an image's pixels and keeps the time of its file."""
+    assert member is not None
     file, start = (member.shard, member.offset) if isinstance(member, Member) else (member, 0)
     times = file.stat()
     flip_bit(file, 8 * (start + member.size // 2) if isinstance(member, Member) else 4 * times.st_size)
