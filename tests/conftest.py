@@ -33,7 +33,7 @@ def checked(function: Any) -> Any:
 
 jaxtyping.install_import_hook(["lgclip"], f"{__name__}.checked")
 
-from lgclip.runtime import garbage_collection  # noqa: E402 - after the hook, which checks what is imported from here on
+from lgclip.runtime import garbage_collection, hub  # noqa: E402 - after the hook, which checks what is imported after it
 
 # A command sets up the garbage collection of its process. In this one it would let garbage of one test show in another.
 garbage_collection.collect_less = lambda: None
@@ -48,7 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Isolates store and working folder, and seeds the random numbers."""
+    """Isolates store, working folder and answers of the hub, and seeds the random numbers."""
     monkeypatch.setenv("LGCLIP_HOME", str(tmp_path / "home"))
+    # A finished run records what its process has asked of the hub, and a server of another test answers no more.
+    monkeypatch.setattr(hub, "_ANSWERS", {})
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
