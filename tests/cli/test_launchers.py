@@ -29,7 +29,7 @@ def run(*arguments: str, status: int = 0, **variables: str) -> str:
     command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
+        stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == status, done.stdout
     return done.stdout
