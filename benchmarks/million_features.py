@@ -2,7 +2,7 @@
 
 B17a: peak memory of evaluating 1,000,000 simulated features (width 512) among 1,000 classes, read from the store,
 beyond that of the interpreter with its imports. B17b: how long a run takes to know that nothing is missing, by image:
-it reads and checks every file of features once. Beside it stands reading the same files, which are in the system's
+it reads and checks every file of features once. Its reference is reading the same files, which are in the system's
 cache, and their checksum alone. Predictions are compared with those of plain products first.
 """
 

@@ -91,13 +91,14 @@ def test_killed_actor_loses_its_shard_alone(
         os.kill(calls[-1].process, signal.SIGKILL)
 
     with once_logged(log, 20, kill):
-        generate(image_stage(store, log, EACH, seconds=SECONDS), store, RayExecutor(shard=8))
+        # Waits for the third worker, which may be late on a busy machine.
+        stage = image_stage(store, log, EACH, seconds=SECONDS, until_nodes=3)
+        generate(stage, store, RayExecutor(shard=8))
     assert read_store(store) == reference
     # A batch of four is what is generated again; what the actor had stored is not.
     assert len(repeated(read_calls(log))) <= GROUP
     assert "a worker was lost; its shard is computed again" in caplog.text
-    # Of three workers, the third may have been late on a busy machine.
-    assert {call.process for call in read_calls(log)} - set(killed)
+    assert len({call.process for call in read_calls(log)} - set(killed)) >= 2
 
 
 def test_lost_node_loses_its_shard_alone(at_cluster: LocalCluster, reference: dict[str, bytes], tmp_path: Path) -> None:
