@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from lgclip.batches import CPU_ROWS
-from lgclip.classifier.image_shards import ShardImage
 from lgclip.classifier.sources import ImageSource, ListedImage, expand_sources
 from lgclip.datasets.content_ids import content_id
 from lgclip.datasets.image_decoding import read_image, to_rgb
+from lgclip.datasets.image_shards import ShardImage
 from lgclip.encoder.base import Towers
 from lgclip.encoder.views import SharedViews
 from lgclip.methods.rejection import SCORES, ScoreInputs

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lgclip.classifier.files import save_classifier
-from lgclip.classifier.image_shards import SHARD_SUFFIXES
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.places import RECORD
 from lgclip.classifier.tables import prediction_rows, write_table
+from lgclip.datasets.image_shards import SHARD_SUFFIXES
 from lgclip.store.atomic import write_json
 from lgclip.store.keys import digest_of, file_stamp
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lgclip.classifier.image_shards import ShardImage, is_shard, shard_images
+from lgclip.datasets.image_shards import ShardImage, is_shard, shard_images
 from lgclip.datasets.image_tree import drop_repeated, list_images
 
 ImageSource = str | Path | Image.Image | np.ndarray

@@ -157,7 +157,7 @@ def _check_movable(images: Sequence[str]) -> None:
     Raises:
         ValueError: If there is one.
     """
-    from lgclip.classifier.image_shards import is_shard
+    from lgclip.datasets.image_shards import is_shard
 
     for image in images:
         if is_shard(Path(image)):

@@ -75,6 +75,13 @@ class PackedHashes(_Packed):
             held += bytes.fromhex(key)
         self._bytes = bytes(held)
 
+    @classmethod
+    def from_bytes(cls, keys: bytes) -> "PackedHashes":
+        """Returns keys that are bytes already, 16 of each."""
+        packed = cls(())
+        packed._bytes = keys
+        return packed
+
     def __len__(self) -> int:
         return len(self._bytes) // 16
 

@@ -43,7 +43,8 @@ class BucketStore(ObjectStore):
             # A console marks a folder by an empty object whose name ends in a slash.
             if info["type"] == "file" and not place.endswith("/"):
                 changed = info.get("LastModified") or info.get("mtime") or info.get("updated") or info.get("created")
-                objects[place] = ObjectInfo(int(info["size"]), str(changed))
+                tag = info.get("ETag") or info.get("etag") or ""
+                objects[place] = ObjectInfo(int(info["size"]), str(changed), str(tag))
         return objects
 
     def _get(self, place: str, target: Path) -> None:
@@ -111,7 +112,8 @@ class S3Store(BucketStore):
             for entry in page.get("Contents", ()):
                 place = entry["Key"].removeprefix(f"{top}/" if top else "")
                 if not place.endswith("/"):
-                    objects[place] = ObjectInfo(int(entry["Size"]), entry["LastModified"].isoformat())
+                    changed = entry["LastModified"].isoformat()
+                    objects[place] = ObjectInfo(int(entry["Size"]), changed, entry.get("ETag", ""))
             if not page.get("IsTruncated"):
                 return objects
             token = {"ContinuationToken": page["NextContinuationToken"]}

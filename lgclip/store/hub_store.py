@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lgclip.store.location import Location, cache_of
+from lgclip.store.location import Location
 from lgclip.store.object_store import ObjectError, ObjectInfo, ObjectStore
 
 
@@ -50,7 +50,7 @@ class HubStore(ObjectStore):
             size = getattr(entry, "size", None)
             if size is not None:
                 place = entry.path.removeprefix(f"{self._prefix}/" if self._prefix else "")
-                objects[place] = ObjectInfo(int(size), "")
+                objects[place] = ObjectInfo(int(size), "", entry.blob_id)
         return objects
 
     def _files(self) -> Any:
@@ -63,8 +63,8 @@ class HubStore(ObjectStore):
         return f"{kind}{self._repo}/{self._full(place)}"
 
     def _get(self, place: str, target: Path) -> None:
-        # Not by the file system, which asks the hub four times for a file. On the disk of the cache, where it is moved.
-        with TemporaryDirectory(dir=cache_of(self._location).parent) as folder:
+        # Not by the file system, which asks the hub four times for a file. On the target's disk, where it is moved.
+        with TemporaryDirectory(dir=target.parent) as folder:
             path = self._api.hf_hub_download(self._repo, self._full(place), repo_type=self._type, local_dir=folder)
             shutil.move(path, target)
 

@@ -60,11 +60,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def parse_location(text: str) -> Location | None:
-    """Returns the location that a URL names; None for the path of a folder.
+def parse_location(text: str, option: str = "paths.store") -> Location | None:
+    """Returns the location that a URL names; None for a path.
 
     Args:
         text: A URL, or a path.
+        option: Setting that names it, for errors.
 
     Raises:
         StoreError: If the URL is of another kind, names no bucket, or holds a key, which the message does not repeat.
@@ -77,29 +78,29 @@ def parse_location(text: str) -> Location | None:
     if "@" in path or "?" in path or "#" in path:
         # Without the URL: what stands before the @ may be a key and its secret.
         raise StoreError(
-            f"paths.store: a URL of {scheme}:// names a bucket or repository and a prefix, without @, ? and #; "
+            f"{option}: a URL of {scheme}:// names a bucket or repository and a prefix, without @, ? and #; "
             "credentials come from the environment or the machine's role, never from a URL"
         )
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise StoreError(f"paths.store={scheme}://...: choose {known} or the path of a folder")
+        raise StoreError(f"{option}={scheme}://...: choose {known} or the path of a folder")
     parts = path.split("/")
     if scheme == "file":
         if not path.startswith("/"):
-            raise StoreError(f"paths.store={text}: file:// takes an absolute path, as in file:///shared/store")
+            raise StoreError(f"{option}={text}: file:// takes an absolute path, as in file:///shared/store")
     elif not all(parts) or any(part in (".", "..") for part in parts):
-        raise StoreError(f"paths.store={text}: name a bucket or repository, and a prefix without empty parts")
+        raise StoreError(f"{option}={text}: name a bucket or repository, and a prefix without empty parts")
     if scheme == "hf":
-        _check_repository(text, parts)
+        _check_repository(text, parts, option)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(_ENDPOINT) or "" if scheme == "s3" else ""
     return Location(scheme, path, endpoint)
 
 
-def _check_repository(text: str, parts: list[str]) -> None:
+def _check_repository(text: str, parts: list[str], option: str) -> None:
     """Raises an error unless the path of an hf:// URL begins with a model's or a data set's repository."""
     is_dataset = parts[0] == "datasets"
     if parts[0] in ("spaces", "buckets") or len(parts) < (3 if is_dataset else 2):
-        raise StoreError(f"paths.store={text}: choose hf://datasets/USER/NAME/PREFIX or hf://USER/NAME/PREFIX")
+        raise StoreError(f"{option}={text}: choose hf://datasets/USER/NAME/PREFIX or hf://USER/NAME/PREFIX")
 
 
 def cache_of(location: Location) -> Path:

@@ -34,10 +34,12 @@ class ObjectInfo(NamedTuple):
     Attributes:
         size: In bytes.
         changed: When it was written, as the store says it; texts or numbers of one store are in order.
+        tag: Hash of its content, as the store says it; empty where it says none.
     """
 
     size: int
     changed: str
+    tag: str = ""
 
 
 class ObjectStore(ABC):

@@ -1,7 +1,6 @@
 """Classifies images in tar and parquet shards: as files of their own, shard by shard, resumable, in little memory."""
 
 import csv
-import io
 import json
 import shutil
 import tarfile
@@ -12,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from factories import FirstRun
+from web_shards import write_tar
 
-from lgclip.classifier.image_shards import ShardImage, shard_images
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.sources import expand_sources
 from lgclip.cli.main import main
+from lgclip.datasets.image_shards import ShardImage, shard_images
 from lgclip.reporting.run_classifier import classifier_of
 
 pytest_plugins = ("run_fixtures",)
@@ -32,16 +32,6 @@ def saved(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Path
 def files(first_run: FirstRun) -> list[Path]:
     """Returns the images of the first run's data set."""
     return sorted(first_run.sandbox.synthetic_images.rglob("*.png"))
-
-
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def samples(files: Sequence[Path]) -> list[tuple[str, bytes]]:
@@ -150,7 +140,7 @@ def test_unreadable_images_are_rows(saved: Path, files: list[Path], tmp_path: Pa
 
 
 def test_huge_member_is_not_read(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lgclip.classifier.image_shards.MAX_IMAGE_BYTES", 50)
+    monkeypatch.setattr("lgclip.datasets.image_shards.MAX_IMAGE_BYTES", 50)
     shard = write_tar(tmp_path / "a.tar", [("large.png", files[0].read_bytes()), ("small.png", b"x" * 10)])
     large, small = shard_images(shard)
     assert large == ShardImage(
