@@ -158,12 +158,12 @@ class ImageClassifier:
 
         Args:
             sources: Files, shards (tar or parquet files of images), folders (searched with their sub-folders), glob
-                patterns, PIL images or arrays (h, w, 3) of bytes; one or several.
+                patterns, URLs of shards, PIL images or arrays (h, w, 3) of bytes; one or several.
             top: Number of classes in `ImagePrediction.top`.
             batch_size: Number of images that are decoded and encoded at once.
 
         Raises:
-            ValueError: If a source does not exist or is a URL, a number is below 1, or there are not two classes.
+            ValueError: If a source does not exist, a number is below 1, or there are not two classes.
         """
         if top < 1 or batch_size < 1:
             raise ValueError(f"top={top}, batch_size={batch_size}: both must be at least 1")
@@ -171,7 +171,7 @@ class ImageClassifier:
             raise ValueError(f"a classifier needs two classes to choose from, this one has {len(self.classes)}")
         # Checked at once and not with the first image: a generator would hide a wrong path until it is used.
         items = expand_sources(sources)
-        return self._predictions(items, top, batch_size)
+        return self.classify_listed(items, top=top, batch_size=batch_size)
 
     def classify_frame(self, sources: ImageSource | Iterable[ImageSource], *, top: int = 1) -> "pd.DataFrame":
         """Returns the predictions as a pandas frame, one row per image: the columns of `lgclip classify`.
@@ -207,9 +207,16 @@ class ImageClassifier:
         return np.stack(rows) if rows else np.zeros((0, len(self.class_names)))
 
     @torch.inference_mode()
-    def _predictions(
-        self, items: Iterator[tuple[str, ListedImage]], top: int, batch_size: int
+    def classify_listed(
+        self, items: Iterator[tuple[str, ListedImage]], *, top: int = 5, batch_size: int = 64
     ) -> Iterator[ImagePrediction]:
+        """Yields the prediction for each image in order, as `classify`, of images that are listed already.
+
+        Args:
+            items: Name and file, pixels or bytes of each image; read two batches ahead.
+            top: Number of classes in `ImagePrediction.top`.
+            batch_size: Number of images that are decoded and encoded at once.
+        """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         encoder = self.encoder.on(device)
         towers = encoder.load(device)

@@ -2,19 +2,86 @@
 
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lgclip.classifier.files import save_classifier
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.places import RECORD
+from lgclip.classifier.shard_labels import ClassCounts, ShardLabels, UnknownLabelError
+from lgclip.classifier.sources import ListedImage
 from lgclip.classifier.tables import prediction_rows, write_table
-from lgclip.datasets.image_shards import SHARD_SUFFIXES
+from lgclip.datasets.image_shards import SHARD_SUFFIXES, shard_images
+from lgclip.datasets.shard_files import ShardFile
 from lgclip.store.atomic import write_json
-from lgclip.store.keys import digest_of, file_stamp
+from lgclip.store.keys import digest_of
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """Holds what the content of a table depends on beside classifier and shard.
+
+    Attributes:
+        table_format: `csv`, `jsonl` or `parquet`.
+        top: Number of most probable classes with columns of their own.
+        labels: Where the true class of an image is; None for images without labels.
+    """
+
+    table_format: str = "parquet"
+    top: int = 1
+    labels: ShardLabels | None = None
+
+    def write(self, classifier: ImageClassifier, shard: ShardFile, table: Path) -> dict[str, Any]:
+        """Classifies the images of a shard, and writes its table atomically.
+
+        Args:
+            classifier: The classifier.
+            shard: The shard.
+            table: The table's file.
+
+        Returns:
+            `images`, `unreadable`, `rejected`, the number of each; with labels also `classes`, the number of images and
+            of correct predictions of each class.
+
+        Raises:
+            ValueError: If the shard is damaged, or a label is no class of the classifier.
+        """
+        counts = {"images": 0, "unreadable": 0, "rejected": 0}
+        classes = ClassCounts()
+        # The label of each image that is being classified: predictions come in the order of the images.
+        waiting: deque[str] = deque()
+
+        def images() -> Iterator[tuple[str, ListedImage]]:
+            for image in shard_images(shard, self.labels.fields if self.labels else None):
+                if self.labels:
+                    waiting.append(self.labels.class_of(image, classifier.class_names))
+                yield image.where, image
+
+        def rows() -> Iterator[Mapping[str, Any]]:
+            for row in prediction_rows(classifier.classify_listed(images(), top=self.top), self.top):
+                counts["images"] += 1
+                counts["unreadable"] += row["error"] is not None
+                counts["rejected"] += bool(row["rejected"])
+                if not self.labels:
+                    yield row
+                    continue
+                true_class = waiting.popleft()
+                if row["error"] is None:
+                    classes.add(true_class, is_correct=row["label"] == true_class)
+                yield {**row, "true_label": true_class}
+
+        write_table(table, rows(), self.table_format, self.top, ["true_label"] if self.labels else [])
+        return {**counts, "classes": dict(classes.counts)} if self.labels else counts
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the record of a table says of them."""
+        labels = {"labels": self.labels.inputs()} if self.labels else {}
+        return {"top": self.top, **labels}
 
 
 @dataclass(frozen=True)
@@ -26,17 +93,17 @@ class ShardTables:
 
     Args:
         folder: Folder of the tables.
-        table_format: `csv`, `jsonl` or `parquet`.
-        top: Number of most probable classes with columns of their own.
+        settings: What the tables hold.
         part: Index and number of the processes that share the shards, from 0.
+        uses_ray: Whether the workers of a Ray cluster classify the shards.
     """
 
     folder: Path
-    table_format: str = "parquet"
-    top: int = 1
+    settings: TableSettings = field(default_factory=TableSettings)
     part: tuple[int, int] = (0, 1)
+    uses_ray: bool = False
 
-    def classify(self, classifier: ImageClassifier, shards: Sequence[Path]) -> Iterator[str]:
+    def classify(self, classifier: ImageClassifier, shards: Sequence[ShardFile]) -> Iterator[str]:
         """Classifies the images of each shard, unless its table is there.
 
         Args:
@@ -47,40 +114,68 @@ class ShardTables:
             A line per shard, and the sum.
 
         Raises:
-            ValueError: If two shards have one name, or one is damaged; all others are classified first.
+            ValueError: If two shards have one name, a label is unknown, or a shard is damaged; in the last case all
+                others are classified first.
         """
         tables = self._tables(shards)
         key = _key_of(classifier)
         index, parts = self.part
-        counts: Counter[str] = Counter()
+        total: Counter[str] = Counter()
+        classes = ClassCounts()
+        missing: list[tuple[ShardFile, Path, dict[str, Any]]] = []
+        taken = list(zip(shards, tables, strict=True))[index::parts]
+        for shard, table in taken:
+            about = {"classifier": key, **self.settings.inputs(), "shard": _stamp_of(shard)}
+            counts = _finished(table, about)
+            if counts is None:
+                missing.append((shard, table, about))
+                continue
+            total["reused"] += 1
+            classes.update(counts.pop("classes", {}))
+            total.update(counts)
         damaged: list[str] = []
-        for shard, table in list(zip(shards, tables, strict=True))[index::parts]:
-            about = {"classifier": key, "top": self.top, "shard": _stamp_of(shard)}
-            done = _finished(table, about)
-            if done is not None:
-                counts.update(done)
-                counts["reused"] += 1
+        pairs = [(shard, table) for shard, table, _ in missing]
+        abouts = {table: about for _, table, about in missing}
+        for shard, table, counts in self._computed(classifier, pairs):
+            if isinstance(counts, str):
+                damaged.append(counts)
+                yield f"{shard.where}: not classified"
                 continue
-            try:
-                done = self._write(classifier, shard, table)
-            except ValueError as error:
-                damaged.append(str(error))
-                yield f"{shard}: not classified"
-                continue
-            write_json(_record_of(table), {**about, "counts": done})
-            counts.update(done)
-            yield f"{table}: {done['images']} images, {done['unreadable']} of them could not be read"
-        taken = len(tables[index::parts]) - len(damaged)
+            write_json(_record_of(table), {**abouts[table], "counts": counts})
+            yield f"{table}: {counts['images']} images, {counts['unreadable']} of them could not be read"
+            classes.update(counts.pop("classes", {}))
+            total.update(counts)
         yield (
-            f"{self.folder}: {counts['images']} images of {taken} shards, {counts['reused']} of them before; "
-            f"{counts['rejected']} images rejected, {counts['unreadable']} could not be read"
+            f"{self.folder}: {total['images']} images of {len(taken) - len(damaged)} shards, {total['reused']} of them "
+            f"before; {total['rejected']} images rejected, {total['unreadable']} could not be read"
         )
+        if self.settings.labels and classes.counts:
+            yield str(classes)
         if damaged:
             raise ValueError("; ".join(damaged))
 
-    def _tables(self, shards: Sequence[Path]) -> list[Path]:
+    def _computed(
+        self, classifier: ImageClassifier, pairs: Sequence[tuple[ShardFile, Path]]
+    ) -> Iterator[tuple[ShardFile, Path, dict[str, Any] | str]]:
+        """Yields shard, table and counts of each table that is written, or why it cannot be."""
+        if self.uses_ray and pairs:
+            from lgclip.classifier.ray_tables import classify_by_ray
+
+            yield from classify_by_ray(classifier, self.settings, pairs)
+            return
+        with _fetched_ahead([shard for shard, _ in pairs]) as ahead:
+            for shard, table in pairs:
+                ahead()
+                try:
+                    yield shard, table, self.settings.write(classifier, shard, table)
+                except UnknownLabelError:
+                    raise
+                except ValueError as error:
+                    yield shard, table, str(error)
+
+    def _tables(self, shards: Sequence[ShardFile]) -> list[Path]:
         """Returns the table of each shard."""
-        tables = [self.folder / f"{_stem(shard)}.{self.table_format}" for shard in shards]
+        tables = [self.folder / f"{_stem(shard)}.{self.settings.table_format}" for shard in shards]
         for table, count in Counter(tables).items():
             if count > 1:
                 raise ValueError(
@@ -88,21 +183,24 @@ class ShardTables:
                 )
         return tables
 
-    def _write(self, classifier: ImageClassifier, shard: Path, table: Path) -> dict[str, int]:
-        counts = {"images": 0, "unreadable": 0, "rejected": 0}
 
-        def rows() -> Iterator[Mapping[str, Any]]:
-            for row in prediction_rows(classifier.classify(shard, top=self.top), self.top):
-                counts["images"] += 1
-                counts["unreadable"] += row["error"] is not None
-                counts["rejected"] += bool(row["rejected"])
-                yield row
+@contextmanager
+def _fetched_ahead(shards: Sequence[ShardFile]) -> Iterator[Any]:
+    """Provides a function that is called before each shard, and downloads the next one meanwhile."""
+    following = iter(shards[1:])
 
-        write_table(table, rows(), self.table_format, self.top)
-        return counts
+    with ThreadPoolExecutor(1) as downloader:
+
+        def ahead() -> None:
+            shard = next(following, None)
+            if shard is not None and shard.location is not None:
+                # An error is raised again where the shard is opened.
+                downloader.submit(shard.fetch)
+
+        yield ahead
 
 
-def _stem(shard: Path) -> str:
+def _stem(shard: ShardFile) -> str:
     for suffix in SHARD_SUFFIXES:
         if shard.name.lower().endswith(suffix):
             return shard.name[: -len(suffix)]
@@ -113,7 +211,7 @@ def _record_of(table: Path) -> Path:
     return table.with_name(f"{table.name}.json")
 
 
-def _finished(table: Path, about: Mapping[str, Any]) -> dict[str, int] | None:
+def _finished(table: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the counts of a complete table of the same classifier and shard; None for any other."""
     try:
         record = json.loads(_record_of(table).read_text(encoding="utf-8"))
@@ -125,10 +223,11 @@ def _finished(table: Path, about: Mapping[str, Any]) -> dict[str, int] | None:
     return counts if record == about and isinstance(counts, dict) else None
 
 
-def _stamp_of(shard: Path) -> dict[str, int]:
+def _stamp_of(shard: ShardFile) -> dict[str, Any]:
     """Describes a shard without reading it: one that was replaced is classified again."""
-    stamp = file_stamp(shard)
-    return {"bytes": stamp.size, "modified": shard.stat().st_mtime_ns}
+    if shard.location is not None:
+        return {"bytes": shard.size, "version": shard.version}
+    return {"bytes": shard.size, "modified": shard.path.stat().st_mtime_ns}
 
 
 def _key_of(classifier: ImageClassifier) -> str:

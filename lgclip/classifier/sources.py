@@ -9,9 +9,13 @@ from PIL import Image
 
 from lgclip.datasets.image_shards import ShardImage, is_shard, shard_images
 from lgclip.datasets.image_tree import drop_repeated, list_images
+from lgclip.datasets.shard_files import ShardFile, find_shards, local_shard
 
-ImageSource = str | Path | Image.Image | np.ndarray
-"""A file, a shard of images, a folder, a glob pattern, a PIL image or an array (h, w, 3) of bytes."""
+CACHE_GB = 50.0
+"""Limit of the copies of shards of object stores, in 10**9 bytes; those of data sets are in the same cache."""
+
+ImageSource = str | Path | Image.Image | np.ndarray | ShardFile
+"""A file, a shard of images, a folder, a glob pattern, a URL of shards, a PIL image or an array (h, w, 3) of bytes."""
 
 ListedImage = Path | Image.Image | ShardImage
 """An image that is to be classified: its file, its pixels, or its bytes."""
@@ -24,14 +28,32 @@ def expand_sources(sources: ImageSource | Iterable[ImageSource]) -> Iterator[tup
         sources: One source or several.
 
     Raises:
-        ValueError: If a path does not exist, a pattern matches nothing, a URL is passed, or an array has another shape.
+        ValueError: If a path does not exist, a pattern matches nothing, a URL names no shards, or an array has another
+            shape.
     """
-    if isinstance(sources, str | Path | Image.Image | np.ndarray):
+    if isinstance(sources, str | Path | Image.Image | np.ndarray | ShardFile):
         sources = [sources]
-    listed = list(sources)
-    for source in listed:
-        _check(source)
+    listed: list[ImageSource] = []
+    for source in sources:
+        if _is_url(source):
+            listed += find_shards(_checked_url(str(source)), "images", CACHE_GB)
+        else:
+            _check(source)
+            listed.append(source)
     return _expanded(listed)
+
+
+def _is_url(source: ImageSource) -> bool:
+    return isinstance(source, str) and "://" in source
+
+
+def _checked_url(url: str) -> str:
+    if not is_shard(url):
+        raise ValueError(
+            f"{url}: addresses of images are not fetched; download the image and give the file, or give the URL of "
+            "shards, such as s3://BUCKET/PREFIX/*.tar"
+        )
+    return url
 
 
 def _check(source: ImageSource) -> None:
@@ -41,11 +63,9 @@ def _check(source: ImageSource) -> None:
                 f"an array of {source.dtype} and shape {source.shape} is no image: give (height, width, 3) bytes"
             )
         return
-    if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image | ShardFile):
         return
     text = str(source)
-    if "://" in text:
-        raise ValueError(f"{text}: addresses are not fetched; download the image and give the file")
     if not Path(text).expanduser().exists() and not _matching(text):
         raise ValueError(f"{text}: no such file or folder, and no file matches it as a pattern")
 
@@ -62,6 +82,9 @@ def _expanded(sources: list[ImageSource]) -> Iterator[tuple[str, ListedImage]]:
             image = Image.fromarray(source) if isinstance(source, np.ndarray) else source
             yield f"image {number}", image
             number += 1
+            continue
+        if isinstance(source, ShardFile):
+            yield from _of_shard(source)
             continue
         path = Path(source).expanduser()
         # A name with brackets may be a file, so that a pattern is what does not exist.
@@ -80,27 +103,34 @@ def _expanded(sources: list[ImageSource]) -> Iterator[tuple[str, ListedImage]]:
 
 def _file(path: Path) -> Iterator[tuple[str, ListedImage]]:
     """Yields a file, or the images of a shard."""
-    if not is_shard(path):
+    if is_shard(path.name):
+        yield from _of_shard(local_shard(path))
+    else:
         yield str(path), path
-        return
-    for image in shard_images(path):
+
+
+def _of_shard(shard: ShardFile) -> Iterator[tuple[str, ListedImage]]:
+    for image in shard_images(shard):
         yield image.where, image
 
 
-def shards_of(sources: Iterable[ImageSource]) -> list[Path]:
+def shards_of(sources: Iterable[ImageSource]) -> list[ShardFile]:
     """Returns the shards that some sources name.
 
     Raises:
         ValueError: If a source does not exist, or is anything else than shards.
     """
-    shards: list[Path] = []
+    shards: list[ShardFile] = []
     for source in sources:
+        if _is_url(source):
+            shards += find_shards(_checked_url(str(source)), "images", CACHE_GB)
+            continue
         _check(source)
         if not isinstance(source, str | Path):
             raise ValueError(f"{type(source).__name__}: a table per shard needs shards: tar or parquet files")
         path = Path(source).expanduser()
         for match in [path] if path.exists() else _matching(str(source)):
-            if match.is_dir() or not is_shard(match):
+            if match.is_dir() or not is_shard(match.name):
                 raise ValueError(f"{match}: no shard; give tar or parquet files, or a pattern such as '{match}/*.tar'")
-            shards.append(match)
+            shards.append(local_shard(match))
     return shards

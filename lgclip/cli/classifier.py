@@ -85,6 +85,9 @@ class ClassifyOptions:
         move_to: Folder to move the images to, into a folder per class; None moves nothing.
         shards_to: Folder of one table per shard; None writes one table.
         part: `I/N` for the I-th of N processes that share the shards.
+        labels: Where shards hold the true class of an image, see `SampleFields`; None for images without labels.
+        names: File with one class name per line, where labels are indices.
+        executor: `local`, or `ray` for the workers of a Ray cluster.
     """
 
     classifier: str
@@ -95,6 +98,9 @@ class ClassifyOptions:
     move_to: Path | None = None
     shards_to: Path | None = None
     part: str | None = None
+    labels: str | None = None
+    names: Path | None = None
+    executor: str = "local"
 
 
 def classify_command(options: ClassifyOptions) -> Iterator[str]:
@@ -109,8 +115,9 @@ def classify_command(options: ClassifyOptions) -> Iterator[str]:
     if options.shards_to is not None:
         yield from _classify_shards(options, options.shards_to)
         return
-    if options.part is not None:
-        raise ValueError(f"--part {options.part}: it divides shards, and needs --shards-to DIR")
+    for name, value in (("part", options.part), ("labels", options.labels), ("executor", options.executor)):
+        if value not in (None, "local"):
+            raise ValueError(f"--{name} {value}: it concerns shards, and needs --shards-to DIR")
     if options.move_to is not None:
         _check_movable(options.images)
     table_format = format_of(options.out, options.format)
@@ -160,23 +167,30 @@ def _check_movable(images: Sequence[str]) -> None:
     from lgclip.datasets.image_shards import is_shard
 
     for image in images:
-        if is_shard(Path(image)):
+        if is_shard(image):
             raise ValueError(f"--move-to: the images of {image} lie in a shard and cannot be moved")
 
 
 def _classify_shards(options: ClassifyOptions, folder: Path) -> Iterator[str]:
     """Writes one table per shard."""
     from lgclip.api import load
-    from lgclip.classifier.shard_tables import ShardTables
+    from lgclip.classifier.shard_labels import ShardLabels
+    from lgclip.classifier.shard_tables import ShardTables, TableSettings
     from lgclip.classifier.sources import shards_of
     from lgclip.classifier.tables import format_of
 
     if options.out is not None or options.move_to is not None:
         raise ValueError("--shards-to DIR writes a table per shard: leave out --out and --move-to")
-    table_format = format_of(None, options.format or "parquet")
+    uses_ray = options.executor == "ray"
+    if uses_ray and options.part is not None:
+        raise ValueError(f"--part {options.part}: with --executor ray the cluster divides the shards; leave one out")
+    if options.names is not None and options.labels is None:
+        raise ValueError(f"--names {options.names}: it names the classes of labels, and needs --labels")
+    labels = None if options.labels is None else ShardLabels.from_options(options.labels, options.names)
+    settings = TableSettings(format_of(None, options.format or "parquet"), options.top, labels)
     part = _part_of(options.part)
     shards = shards_of(options.images)
-    yield from ShardTables(folder, table_format, options.top, part).classify(load(options.classifier), shards)
+    yield from ShardTables(folder, settings, part, uses_ray).classify(load(options.classifier), shards)
 
 
 def _part_of(text: str | None) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def _add_with_encoder(command: argparse.ArgumentParser) -> None:
 def _add_use_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     classify = parts.add_parser("classify", help="classify images with a classifier, or with that of a run")
     classify.add_argument("classifier", metavar="CLASSIFIER", help="folder, .zip or hf://USER/NAME, or folder of a run")
-    classify.add_argument("images", nargs="+", metavar="IMAGES", help="files, shards, folders or patterns")
+    classify.add_argument("images", nargs="+", metavar="IMAGES", help="files, shards, folders, patterns, URLs")
     classify.add_argument("-o", "--out", type=Path, metavar="FILE", help="table to write (default: the terminal)")
     classify.add_argument("--top", type=int, default=1, metavar="N", help="columns with the N most probable classes")
     classify.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="of the table (default: by its name)")
@@ -63,6 +63,15 @@ def _add_use_commands(parts: "argparse._SubParsersAction[argparse.ArgumentParser
     )
     classify.add_argument(
         "--part", dest="shard_part", metavar="I/N", help="with --shards-to: classify the I-th of N parts of the shards"
+    )
+    classify.add_argument(
+        "--labels",
+        metavar="FIELD",
+        help="with --shards-to: what holds the true class: an extension such as cls, json.KEY, folder, or a column",
+    )
+    classify.add_argument("--names", type=Path, metavar="FILE", help="with --labels: class names by index")
+    classify.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="with --shards-to: who classifies the shards"
     )
 
     export = parts.add_parser("export", help="export a classifier to one file for other runtimes")

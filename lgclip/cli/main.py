@@ -252,6 +252,9 @@ def _classifier_output(args: argparse.Namespace) -> Iterator[str]:
                     args.move_to,
                     args.shards_to,
                     args.shard_part,
+                    args.labels,
+                    args.names,
+                    args.executor,
                 )
             )
         case "add":

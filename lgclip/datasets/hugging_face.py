@@ -1,6 +1,6 @@
 """Reads image data sets of the Hugging Face Hub that are stored as parquet files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from glob import escape
 from pathlib import Path
@@ -14,10 +14,12 @@ from lgclip.datasets.content_ids import content_ids
 from lgclip.datasets.image_files import named, sentences
 from lgclip.datasets.parquet import Rows
 from lgclip.datasets.parquet_shards import Card, checked_names, shards_of
+from lgclip.datasets.shard_files import ShardFile, files_below, local_shard
 from lgclip.runtime.hub import commit_of, download, hub_errors
 from lgclip.runtime.terminal import single_line
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import content_key
+from lgclip.store.location import Location, parse_location
 
 
 class HubImages(Dataset):
@@ -29,7 +31,8 @@ class HubImages(Dataset):
     Args:
         repo: `owner/name` on the hub, such as `timm/resisc45`; its terms are on its page. Files of this
             split only are downloaded into the hub's cache; without a network the cached ones are used.
-        root: A local folder instead, with files such as `data/test-00000-of-00001.parquet`.
+        root: A folder instead, or a URL such as `s3://BUCKET/PREFIX`, with files such as
+            `data/test-00000-of-00001.parquet`.
         revision: Branch, tag or commit; `refs/convert/parquet` (with `config`) is the hub's own conversion
             of data sets in other formats. The commit that it resolves to is recorded.
         config: The configuration; None for the only one, or the default.
@@ -40,6 +43,9 @@ class HubImages(Dataset):
         context: Type of the classes.
         templates: Templates for the text baseline.
         counts: Whether the number of images must match the one in the data set's card, if stated.
+        stream: Whether a file of the hub is downloaded when its images are needed, and not all of them before, into a
+            cache with a limit; as those of a URL always are.
+        cache_gb: Limit of the copies of all files that are streamed, in 10**9 bytes; None for none.
 
     Raises:
         ValueError: If a file, the split, a column or a name is missing; the message lists the available ones.
@@ -58,21 +64,34 @@ class HubImages(Dataset):
         context: str = "",
         templates: Sequence[str] | None = None,
         counts: bool = True,
+        stream: bool = False,
+        cache_gb: float | None = None,
     ) -> None:
         if (repo is None) == (root is None):
             raise ValueError("dataset=hub: give either dataset.repo=OWNER/NAME or dataset.root=DIR")
         self.commit: str | None = None
+        self._root: Path | None = None
+        """Folder of the files, where they are known by their content."""
         if repo:
             # The commit and not the branch is in the key and in the result: a branch moves on.
             self.commit = commit_of(repo, revision, kind="dataset")
-        if repo and self.commit:
+        location = parse_location(str(root), "dataset.root") if root is not None else None
+        if repo and stream:
+            location = Location("hf", f"datasets/{repo}", revision=str(self.commit))
+        if location is not None:
+            self.name = repo or single_line(location.path.rpartition("/")[2])
+            config, shards, card, files = _from_url(location, config, split, cache_gb)
+        elif repo and self.commit:
             self.name = repo
-            self.root, config, shards, card = _from_hub(repo, self.commit, config, split)
+            snapshot, config, shards, card = _from_hub(repo, self.commit, config, split)
+            files = [local_shard(snapshot / shard) for shard in shards]
         else:
-            self.root = Path(str(root)).expanduser().absolute()
-            self.name = single_line(self.root.name)
-            config, shards, card = _from_folder(self.root, config, split)
-        self.rows = Rows([self.root / shard for shard in shards])
+            self._root = Path(str(root)).expanduser().absolute()
+            self.name = single_line(self._root.name)
+            config, shards, card = _from_folder(self._root, config, split)
+            files = [local_shard(self._root / shard) for shard in shards]
+        self._shards = shards
+        self.rows = Rows(files)
         self.image_column = image_column
         _check_columns(self.rows, image_column, label_column)
         # A local folder that lacks a file looks like a smaller split.
@@ -100,11 +119,14 @@ class HubImages(Dataset):
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        # A commit's files never change, so their names identify them. A local file is identified by its content.
-        places = {file: file.relative_to(self.root).as_posix() for file in self.rows.files}
-        if not self.commit:
-            contents = content_ids(self.root, list(places.values()))
-            places = dict(zip(places, contents, strict=True))
+        # A commit's files never change, so their names identify them. A local file is identified by its content, and
+        # one of a bucket by what the bucket says of it.
+        identities: Iterable[str] = self._shards
+        if self._root is not None:
+            identities = content_ids(self._root, self._shards)
+        elif not self.commit:
+            identities = [file.key for file in self.rows.files]
+        places = dict(zip(self.rows.files, identities, strict=True))
         return tuple(content_key({"file": places[file], "row": row}) for file, row in self.rows.places())
 
     def image(self, index: int) -> Image.Image:
@@ -141,6 +163,20 @@ def _from_hub(repo: str, commit: str, config: str | None, split: str) -> tuple[P
         wanted = [escape(shard) for shard in shards]  # names of files, in which [ and * are no patterns
         folder = download(repo, commit, wanted, kind="dataset")
     return folder, config, shards, card
+
+
+def _from_url(
+    location: Location, config: str | None, split: str, cache_gb: float | None
+) -> tuple[str, list[str], Card, list[ShardFile]]:
+    """Lists the files of a split in an object store; returns configuration, places, the card and the files."""
+    files = files_below(location, cache_gb)
+    card_path = Path()  # a folder, as which a missing card counts
+    if "README.md" in files:
+        files["README.md"].fetch()
+        card_path = files["README.md"].path
+    card = Card.read(card_path, config)
+    config, shards = shards_of(list(files), card, split, location.url)
+    return config, shards, card, [files[shard] for shard in shards]
 
 
 def _from_folder(root: Path, config: str | None, split: str) -> tuple[str, list[str], Card]:

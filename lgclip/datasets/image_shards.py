@@ -8,8 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
@@ -17,6 +16,8 @@ from lgclip.datasets.base import BadImageError
 from lgclip.datasets.image_decoding import read_image
 from lgclip.datasets.image_tree import IMAGE_SUFFIXES
 from lgclip.datasets.parquet import iterate_images
+from lgclip.datasets.samples import SampleFields, read_samples
+from lgclip.datasets.shard_files import ShardFile
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
 """Endings of files that hold many images."""
@@ -35,11 +36,13 @@ class ShardImage(NamedTuple):
         where: Its location, `SHARD!NAME` or `SHARD!ROW`.
         content: Its bytes; empty where it could not be read.
         error: Why it could not be read; empty if it could.
+        label: Its class as the shard states it; empty if it was not asked for.
     """
 
     where: str
     content: bytes
     error: str = ""
+    label: str = ""
 
     def decode(self) -> Image.Image:
         """Returns the image in RGB.
@@ -52,60 +55,78 @@ class ShardImage(NamedTuple):
         return read_image(BytesIO(self.content), self.where)
 
 
-def is_shard(path: Path) -> bool:
-    """Checks by its name whether a file holds many images."""
-    return path.name.lower().endswith(SHARD_SUFFIXES)
+def is_shard(name: str) -> bool:
+    """Checks by its name, path or URL whether a file holds many images."""
+    return name.lower().endswith(SHARD_SUFFIXES)
 
 
-def shard_images(path: Path) -> Iterator[ShardImage]:
+def shard_images(shard: ShardFile, fields: SampleFields | None = None) -> Iterator[ShardImage]:
     """Yields the images of a shard; other members of a tar file, such as labels, are left out.
 
     Args:
-        path: The shard.
+        shard: The shard.
+        fields: What holds the label of an image, of a parquet file the name of the column; None reads no label.
 
     Raises:
-        ValueError: If it is damaged or cut, or a parquet file has no column of images, or several.
+        ValueError: If it is damaged or cut, a parquet file has no column of images, or several, or a label is missing.
     """
-    if path.name.lower().endswith(".parquet"):
-        for row, content in iterate_images(path):
+    if shard.name.lower().endswith(".parquet"):
+        for row, content, label in iterate_images(shard, fields.label if fields else None):
             error = "" if content else "it has no bytes: the image lies elsewhere"
-            yield ShardImage(f"{path}!{row}", content or b"", error)
+            yield ShardImage(f"{shard.where}!{row}", content or b"", error, label)
         return
     number = 0
     try:
-        _check_end(path)
         # As a stream: an index of the members would grow with them.
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                if not _is_image(member):
-                    continue
-                number += 1
-                yield _read(archive, member, path)
+        with shard.open() as file:
+            # A compressed one has a checksum at its end.
+            if shard.name.lower().endswith(".tar"):
+                check_end(file)
+            with tarfile.open(fileobj=file, mode="r|*") as archive:
+                for image in _images(archive, shard, fields):
+                    number += 1
+                    yield image
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ValueError(
-            f"{path}: it is damaged or cut after {number} images ({error}); get the shard again, or leave it out"
+            f"{shard.where}: it is damaged or cut after {number} images ({error}); get the shard again, or leave it out"
         ) from error
 
 
-def _check_end(path: Path) -> None:
-    """Checks that a tar file ends as tar files do: one that was cut between two members would look complete."""
-    if not path.name.lower().endswith(".tar"):
-        return  # a compressed one has a checksum at its end
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - len(_END)))
-        if file.read() != _END:
-            raise tarfile.ReadError("its end is missing")
+def check_end(file: BinaryIO) -> None:
+    """Checks that a tar file ends as tar files do: one that was cut between two members would look complete.
+
+    Args:
+        file: The open file, which is at its start afterwards.
+
+    Raises:
+        tarfile.ReadError: If its end is missing.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - len(_END)))
+    end = file.read()
+    file.seek(0)
+    if end != _END:
+        raise tarfile.ReadError("its end is missing")
+
+
+def _images(archive: tarfile.TarFile, shard: ShardFile, fields: SampleFields | None) -> Iterator[ShardImage]:
+    if fields is not None:
+        for name, content, label in read_samples(archive, shard.where, fields, _content):
+            yield ShardImage(f"{shard.where}!{name}", *content, label)
+        return
+    for member in archive:
+        if _is_image(member):
+            yield ShardImage(f"{shard.where}!{member.name}", *_content(archive, member))
 
 
 def _is_image(member: tarfile.TarInfo) -> bool:
     return member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> ShardImage:
-    where = f"{path}!{member.name}"
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes, str]:
+    """Returns the bytes of an image, and why they are not read."""
     if member.size > MAX_IMAGE_BYTES:
-        return ShardImage(where, b"", f"it has {member.size} bytes, more than any image")
+        return b"", f"it has {member.size} bytes, more than any image"
     file = archive.extractfile(member)
     assert file is not None, "it is a regular file"
-    return ShardImage(where, file.read())
+    return file.read(), ""

@@ -9,12 +9,13 @@ least recently makes room. fsspec's `filecache` was considered: it has no limit,
 """
 
 import glob
+import io
 import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,8 @@ CACHE = "lgclip-shards"
 """Folder of the user's cache folder with copies of files of object stores."""
 
 _MAX_FILES = 1_000_000
+_PART = 2**16
+"""Bytes that are read at least of a file of which only parts are read."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -68,7 +71,44 @@ class ShardFile:
     @property
     def key(self) -> str:
         """Returns a key of its place and version."""
-        return content_key({"where": self.where, "size": self.size, "version": self.version})
+        return content_key(
+            {
+                "where": str(self.path) if self.location is None else self.where,
+                "size": self.size,
+                "version": self.version,
+            }
+        )
+
+    def on_this_machine(self) -> "ShardFile":
+        """Returns it with the path that it has here, where another machine has listed it.
+
+        Raises:
+            ValueError: If it lies in a folder that this machine does not see.
+        """
+        if self.location is not None:
+            return replace(self, path=_cache() / self.path.name)
+        if not self.path.exists():
+            raise ValueError(
+                f"{self.where}: {os.uname().nodename} does not see it; give shards in a folder that all machines "
+                "share, or in an object store"
+            )
+        return self
+
+    @property
+    def stamp(self) -> str:
+        """Returns its version now; another one than `version` if a file of this machine was replaced."""
+        return self.version if self.location is not None else repr(file_stamp(self.path))
+
+    def open_parts(self) -> BinaryIO:
+        """Opens it to read little of it: parts are read from the object store where it is not here.
+
+        Raises:
+            ObjectError: If the object store cannot be read.
+            OSError: If a file of this machine cannot be read.
+        """
+        if self.location is None or self.path.exists():
+            return self.open()
+        return io.BufferedReader(_Parts(self, self.location), _PART)
 
     def open(self) -> BinaryIO:
         """Opens it for reading; downloads it first where it is not here.
@@ -140,6 +180,38 @@ class ShardFile:
             total -= count
 
 
+class _Parts(io.RawIOBase):
+    """Reads a file of an object store part by part, one request each."""
+
+    def __init__(self, shard: ShardFile, location: Location) -> None:
+        self._shard = shard
+        self._objects = _objects(location, os.getpid())
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._shard.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: "bytearray | memoryview") -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        size = min(len(buffer), self._shard.size - self._position)
+        if size <= 0:
+            return 0
+        content = self._objects.read_part(self._shard.place, self._position, size)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
 def find_shards(pattern: str, option: str, cache_gb: float | None = None) -> list[ShardFile]:
     """Returns the files that fit a pattern, sorted by place.
 
@@ -151,17 +223,45 @@ def find_shards(pattern: str, option: str, cache_gb: float | None = None) -> lis
     Raises:
         ValueError: If no file fits, or one of a range is missing.
     """
-    if cache_gb is not None and not cache_gb > 0:
-        raise ValueError(f"dataset.cache_gb={cache_gb}: it must be above 0, or null for no limit")
-    limit = None if cache_gb is None else int(cache_gb * 10**9)
+    limit = _bytes_of(cache_gb)
     location = parse_location(pattern, option)
     if location is None:
-        files = [_local(path) for text in expand_braces(pattern, option) for path in _matching(text, option)]
+        files = [local_shard(path) for text in expand_braces(pattern, option) for path in _matching(text, option)]
     else:
         files = _remote(location, pattern, option, limit)
     if not files:
         raise ValueError(f"{option}={pattern}: no file fits; give a path or a URL such as data/test-*.tar")
     return files
+
+
+def local_shard(path: Path) -> ShardFile:
+    """Returns a file of this machine.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    stamp = file_stamp(path)
+    return ShardFile(str(path), path.absolute(), stamp.size, repr(stamp))
+
+
+def files_below(location: Location, cache_gb: float | None = None) -> dict[str, ShardFile]:
+    """Returns all files below a folder of an object store, by place.
+
+    Args:
+        location: The folder.
+        cache_gb: As in `find_shards`.
+
+    Raises:
+        ObjectError: If the object store cannot be read.
+    """
+    limit = _bytes_of(cache_gb)
+    return {place: _cached(location, place, info, limit) for place, info in _listed(location).items()}
+
+
+def _bytes_of(cache_gb: float | None) -> int | None:
+    if cache_gb is not None and not cache_gb > 0:
+        raise ValueError(f"dataset.cache_gb={cache_gb}: it must be above 0, or null for no limit")
+    return None if cache_gb is None else int(cache_gb * 10**9)
 
 
 def read_small_file(folder: str, name: str, option: str) -> str | None:
@@ -233,12 +333,6 @@ def _matching(text: str, option: str) -> list[Path]:
     return [match for match in matches if match.is_file()]
 
 
-def _local(path: Path) -> ShardFile:
-    path = path.absolute()
-    stamp = file_stamp(path)
-    return ShardFile(str(path), path, stamp.size, repr(stamp))
-
-
 def _remote(location: Location, pattern: str, option: str, limit: int | None) -> list[ShardFile]:
     # Braces are read after the location: in a name of a bucket there are none.
     fixed, patterns = _split(location.path)
@@ -273,8 +367,12 @@ def _cached(folder: Location, place: str, info: ObjectInfo, limit: int | None) -
     version = info.tag or info.changed
     # Equal names of another version, or of another server, are other files.
     key = content_key({"where": where, "endpoint": folder.endpoint, "size": info.size, "version": version})
-    path = cache_folder().expanduser().absolute() / CACHE / f"{key}-{place.rpartition('/')[2][-60:]}"
+    path = _cache() / f"{key}-{place.rpartition('/')[2][-60:]}"
     return ShardFile(where, path, info.size, version, folder, place, limit)
+
+
+def _cache() -> Path:
+    return cache_folder().expanduser().absolute() / CACHE
 
 
 @lru_cache(maxsize=16)

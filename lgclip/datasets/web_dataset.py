@@ -18,10 +18,12 @@ from lgclip.datasets.image_decoding import read_image
 from lgclip.datasets.image_files import named, sentences
 from lgclip.datasets.image_shards import MAX_IMAGE_BYTES
 from lgclip.datasets.packed_strings import PackedHashes, PackedStrings
-from lgclip.datasets.sample_index import FOLDER, SampleFields, index_shards
+from lgclip.datasets.sample_index import index_shards
+from lgclip.datasets.samples import FOLDER, SampleFields
 from lgclip.datasets.shard_files import ShardFile, find_shards, read_small_file
 from lgclip.runtime.terminal import single_line
 from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.location import parse_location
 
 _CLASS_NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
@@ -80,6 +82,8 @@ class WebDataset(Dataset):
     ) -> None:
         fields = SampleFields(image, label)
         folder = root.rstrip("/")
+        if parse_location(folder, "dataset.root") is None:
+            folder = str(Path(folder).expanduser().absolute())
         self.name = single_line(folder.rpartition("/")[2])
         files = find_shards(f"{folder}/{shards.replace(_SPLIT, split)}", "dataset.shards", cache_gb)
         _check_count(files, folder, shards, split)

@@ -167,8 +167,7 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         ValueError: If one of both is not so.
     """
-    if find_spec("ray") is None:
-        raise ValueError("executor=ray: Ray is not installed: pip install 'lgclip[ray]', or use executor=local")
+    check_installed("executor=ray")
     trainer = cfg.trainer
     distributed = {
         "trainer.strategy": (trainer.get("strategy", "auto"), "auto"),
@@ -181,6 +180,19 @@ def check_config(cfg: DictConfig) -> None:
                 f"executor=ray and {name}={value}: Ray distributes the stages, and the run itself has one process; "
                 "leave trainer=auto trainer.devices=auto, or use executor=local"
             )
+
+
+def check_installed(option: str) -> None:
+    """Checks that Ray is installed, without importing it.
+
+    Args:
+        option: What asks for Ray, for the error.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if find_spec("ray") is None:
+        raise ValueError(f"{option}: Ray is not installed: pip install 'lgclip[ray]', or leave it out")
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class HubStore(ObjectStore):
             del parts[0]
         self._repo = "/".join(parts[:2])
         self._prefix = "/".join(parts[2:])
+        self._revision = location.revision or None
 
     def _full(self, place: str) -> str:
         return "/".join(part for part in (self._prefix, place) if part)
@@ -43,7 +44,11 @@ class HubStore(ObjectStore):
         objects: dict[str, ObjectInfo] = {}
         with self._errors("read it"):
             try:
-                found = list(self._api.list_repo_tree(self._repo, top or None, recursive=True, repo_type=self._type))
+                found = list(
+                    self._api.list_repo_tree(
+                        self._repo, top or None, recursive=True, repo_type=self._type, revision=self._revision
+                    )
+                )
             except EntryNotFoundError:
                 return {}
         for entry in found:
@@ -65,11 +70,13 @@ class HubStore(ObjectStore):
     def _get(self, place: str, target: Path) -> None:
         # Not by the file system, which asks the hub four times for a file. On the target's disk, where it is moved.
         with TemporaryDirectory(dir=target.parent) as folder:
-            path = self._api.hf_hub_download(self._repo, self._full(place), repo_type=self._type, local_dir=folder)
+            path = self._api.hf_hub_download(
+                self._repo, self._full(place), repo_type=self._type, revision=self._revision, local_dir=folder
+            )
             shutil.move(path, target)
 
     def _read_part(self, place: str, start: int, size: int) -> bytes:
-        return self._files().cat_file(self._address(place), start=start, end=start + size)
+        return self._files().cat_file(self._address(place), start=start, end=start + size, revision=self._revision)
 
     def put(self, files: Mapping[str, Path], replaced: frozenset[str] = frozenset()) -> list[str]:
         from huggingface_hub import CommitOperationAdd

@@ -38,11 +38,13 @@ class Location:
         scheme: One of `SCHEMES`.
         path: What follows `://`, without a slash at its end: bucket and prefix, repository and folder, or a folder.
         endpoint: Server that speaks S3's protocol; empty for the provider's own.
+        revision: Commit of a repository of the Hub that is read; empty for its main branch.
     """
 
     scheme: str
     path: str
     endpoint: str = ""
+    revision: str = ""
 
     @property
     def url(self) -> str:
@@ -52,7 +54,8 @@ class Location:
     @property
     def key(self) -> str:
         """Returns a short hash of the URL and the endpoint."""
-        return hashlib.sha256(f"{self.url}\n{self.endpoint}".encode()).hexdigest()[:16]
+        parts = [self.url, self.endpoint, *([self.revision] if self.revision else [])]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +15,11 @@ from factories import FirstRun
 from web_shards import write_tar
 
 from lgclip.classifier.model import ImageClassifier
+from lgclip.classifier.shard_tables import TableSettings
 from lgclip.classifier.sources import expand_sources
 from lgclip.cli.main import main
 from lgclip.datasets.image_shards import ShardImage, shard_images
+from lgclip.datasets.shard_files import ShardFile, local_shard
 from lgclip.reporting.run_classifier import classifier_of
 
 pytest_plugins = ("run_fixtures",)
@@ -94,13 +97,13 @@ def test_tables_per_shard_are_resumed(
     assert f"{len(files)} images of 3 shards, 0 of them before" in capsys.readouterr().out
 
     classified: list[Path] = []
-    classify_shard = ImageClassifier.classify
+    write = TableSettings.write
 
-    def counted(self: ImageClassifier, sources: Path, **settings: int) -> object:
-        classified.append(sources)
-        return classify_shard(self, sources, **settings)
+    def counted(self: TableSettings, classifier: ImageClassifier, shard: ShardFile, table: Path) -> dict[str, Any]:
+        classified.append(shard.path)
+        return write(self, classifier, shard, table)
 
-    monkeypatch.setattr(ImageClassifier, "classify", counted)
+    monkeypatch.setattr(TableSettings, "write", counted)
     assert classify(saved, pattern, "--shards-to", out, "--format", "csv") == 0
     assert classified == []
     assert "3 of them before" in capsys.readouterr().out
@@ -142,7 +145,7 @@ def test_unreadable_images_are_rows(saved: Path, files: list[Path], tmp_path: Pa
 def test_huge_member_is_not_read(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lgclip.datasets.image_shards.MAX_IMAGE_BYTES", 50)
     shard = write_tar(tmp_path / "a.tar", [("large.png", files[0].read_bytes()), ("small.png", b"x" * 10)])
-    large, small = shard_images(shard)
+    large, small = shard_images(local_shard(shard))
     assert large == ShardImage(
         f"{shard}!large.png", b"", f"it has {files[0].stat().st_size} bytes, more than any image"
     )

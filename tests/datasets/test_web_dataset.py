@@ -342,8 +342,8 @@ def test_replaced_shard_is_read_again(root: Path, s3: S3Server) -> None:
     [
         ("s3://absent/x", "there is no bucket 'absent'"),
         ("s3://prototypes/absent", "no file fits"),
-        ("s3://key:secret@prototypes/x", "dataset.shards: a URL of s3:// names a bucket"),
-        ("http://example.org/x", r"dataset.shards=http://...: choose s3://"),
+        ("s3://key:secret@prototypes/x", "dataset.root: a URL of s3:// names a bucket"),
+        ("http://example.org/x", r"dataset.root=http://...: choose s3://"),
         ("/absent", "no file fits"),
     ],
 )

@@ -19,6 +19,7 @@ from parquet_trees import CARD, NAMES, generated, pixels, shards, table, write
 from lgclip.datasets.hugging_face import HubImages
 from lgclip.datasets.parquet import Rows
 from lgclip.datasets.parquet_shards import Card, shards_of
+from lgclip.datasets.shard_files import local_shard
 from lgclip.runtime.hub import HubError, commit_of
 
 
@@ -57,7 +58,7 @@ def test_missing_pyarrow_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
     shards(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"python -m pip install 'lgclip\[hub\]'"):
-        Rows([tmp_path / "data/test-00000-of-00002.parquet"])
+        Rows([local_shard(tmp_path / "data/test-00000-of-00002.parquet")])
 
 
 @pytest.mark.parametrize(
