@@ -183,8 +183,11 @@ class ShardFile:
 class _Parts(io.RawIOBase):
     """Reads a file of an object store part by part, one request each."""
 
+    mode = "rb"
+
     def __init__(self, shard: ShardFile, location: Location) -> None:
         self._shard = shard
+        self.name = shard.where
         self._objects = _objects(location, os.getpid())
         self._position = 0
 
