@@ -41,6 +41,7 @@ ASKED = {
     "dataset=names": ["dataset.names=FILE"],
     "ood=imagenet": ["dataset=imagenet"],  # whose choice of classes the shifted sets take over
     "dataset=hub": ["dataset.repo=OWNER/NAME"],
+    "dataset=webdataset": ["dataset.root=DIR"],
     "diffuser=folder": ["diffuser.root=DIR"],
     "diffuser=hub": ["diffuser.model=OWNER/NAME"],
     "encoder=open_clip": ["encoder.model=NAME"],

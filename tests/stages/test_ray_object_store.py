@@ -4,6 +4,7 @@ import pytest
 from factories import FirstRun, computed_counts, evaluate_run
 from object_stores import S3Server
 from ray_clusters import SETTINGS, LocalCluster, ray_environment
+from web_shards import images_of, write_web_dataset
 
 from lgclip.cli.store.inventory import Kind, walk
 from lgclip.store import remote, tar_shards
@@ -76,3 +77,32 @@ def test_other_cache_folder_on_a_machine_is_an_error(
             cluster.shutdown()
     assert "set XDG_CACHE_HOME to the same folder on all machines" in capsys.readouterr().err
     assert not s3.objects("team/images")
+
+
+def test_workers_read_shards_of_a_bucket(
+    s3: S3Server, first_run: FirstRun, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("runs")
+    root = write_web_dataset(folder / "birds", images_of(first_run.sandbox.synthetic_images))
+    for path in root.rglob("*"):
+        if path.is_file():
+            key = f"birds/{path.relative_to(root).as_posix()}"
+            s3.client.put_object(Bucket="prototypes", Key=key, Body=path.read_bytes())
+    overrides = [part for part in first_run.sandbox.evaluate_overrides() if not part.startswith("dataset")]
+    data = ["dataset=webdataset", "dataset.root=s3://prototypes/birds"]
+    stores = {name: f"paths.store={folder / name}" for name in ("ray", "local")}
+    for store in stores:
+        (folder / store).mkdir()
+    with ray_environment(SETTINGS):
+        cluster = LocalCluster(nodes=2)
+        try:
+            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+            result = evaluate_run(
+                [*overrides, *data, stores["ray"]], folder / "run", "executor=ray", "executor.shard=4"
+            )
+        finally:
+            cluster.shutdown()
+    local = evaluate_run([*overrides, *data, stores["local"]], folder / "local run")
+    assert result["metrics"] == local["metrics"]
+    assert result["dataset"]["fingerprint"] == local["dataset"]["fingerprint"]
+    assert computed_counts(result) == computed_counts(local)
