@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from io import BytesIO
 from threading import Lock
@@ -196,10 +196,11 @@ def _opened(file: ShardFile, *, in_parts: bool = False) -> Iterator[Any]:
     except ImportError as error:
         raise ValueError("parquet files are read with pyarrow: python -m pip install 'lgclip[hub]'") from error
     try:
-        with (
-            file.open_parts() if in_parts else file.open() as content,
-            parquet.ParquetFile(content, pre_buffer=False) as opened,
-        ):
-            yield opened
+        with ExitStack() as stack:
+            # Arrow reads a path faster than an open file.
+            content: Any = file.path
+            if file.location is not None:
+                content = stack.enter_context(file.open_parts() if in_parts else file.open())
+            yield stack.enter_context(parquet.ParquetFile(content, pre_buffer=False))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{file.where} cannot be read as a parquet file ({error}); download it again") from error

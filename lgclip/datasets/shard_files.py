@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from filelock import FileLock
@@ -123,7 +124,7 @@ class ShardFile:
             return self.path.open("rb")
         try:
             file = self.path.open("rb")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return self._download(self.location)
         # The time of the last use, by which copies make room.
         with suppress(OSError):
@@ -141,11 +142,22 @@ class ShardFile:
 
     def _download(self, location: Location) -> BinaryIO:
         """Downloads it, and opens it before it can be taken out of the cache."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Loaders ask for one file together: one of them downloads it.
-        with FileLock(self.path.with_name(f"{self.path.name}.lock")):
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Loaders ask for one file together: one of them downloads it.
+            held = FileLock(self.path.with_name(f"{self.path.name}.lock")).acquire()
+        except OSError as error:
+            raise ValueError(
+                f"{self.where}: it cannot be copied to {folder} ({error.strerror}); name another folder by "
+                "XDG_CACHE_HOME"
+            ) from error
+        with held:
             with suppress(FileNotFoundError):
                 return self.path.open("rb")
+            # What a killed process has left of this file.
+            for part in folder.glob(f".{glob.escape(self.path.name)}.*"):
+                part.unlink(missing_ok=True)
             # Before, so that the disk has room; and after, since others may have downloaded at the same time.
             self._make_room(self.size)
             temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -283,10 +295,9 @@ def read_small_file(folder: str, name: str, option: str) -> str | None:
         if location is None:
             content = (Path(folder).expanduser() / name).read_bytes()
         else:
-            info = _listed(location).get(name)
-            if info is None:
-                return None
-            content = _objects(location, os.getpid()).read_part(name, 0, info.size)
+            with TemporaryDirectory() as aside:
+                _objects(location, os.getpid()).get(name, Path(aside) / "file", None)
+                content = (Path(aside) / "file").read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -5,6 +5,7 @@ What is added is what a store needs: an object is there completely or not at all
 many objects are moved at once, and an error is one line that names the store and the way out.
 """
 
+import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -19,6 +20,8 @@ from lgclip.store.location import Location
 
 CONNECTIONS = 16
 """Objects that are moved at once."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _PROBE = ".writable"
 """Object that is written to learn whether one may; always the same, since not everyone who may write may delete."""
@@ -189,6 +192,12 @@ class ObjectStore(ABC):
         except (FileNotFoundError, ObjectError):
             raise
         except Exception as error:
+            # A full disk of this machine would look like a lost connection.
+            if isinstance(error, OSError) and error.errno in _NO_ROOM and doing == "read it":
+                raise ObjectError(
+                    f"{self.url}: its copy on this machine: {error.strerror}; make room, or name another folder by "
+                    "XDG_CACHE_HOME"
+                ) from error
             reason = self._translate(error, doing)
             if not reason:
                 raise

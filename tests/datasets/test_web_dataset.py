@@ -1,5 +1,6 @@
 """Tests data sets in tar shards: read as a folder of the same images, from this machine and from object stores."""
 
+import errno
 import os
 import shutil
 import tarfile
@@ -17,6 +18,7 @@ from lgclip.datasets import sample_index
 from lgclip.datasets.folder import Folder
 from lgclip.datasets.shard_files import CACHE, expand_braces, find_shards
 from lgclip.datasets.web_dataset import WebDataset
+from lgclip.store.bucket_store import BucketStore
 
 pytest_plugins = ("object_store_fixtures", "run_fixtures")
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -323,6 +325,39 @@ def test_faults_of_the_store_change_nothing(root: Path, s3: S3Server) -> None:
     assert list(WebDataset(url).ids) == list(WebDataset(str(root)).ids)
     assert s3.faults == []
     assert len(cached()) == 3
+
+
+def test_full_disk_is_named(root: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard, *_ = find_shards(f"{upload(root, s3)}/test/0.tar", "shards")
+
+    def full(self: BucketStore, place: str, target: Path) -> None:
+        target.write_bytes(b"part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(BucketStore, "_get", full)
+    with pytest.raises(ValueError, match=r"its copy on this machine: No space left on device; make room"):
+        shard.open()
+    assert cached() == []
+
+
+def test_cache_that_cannot_be_written_is_named(
+    root: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    shard, *_ = find_shards(f"{upload(root, s3)}/test/0.tar", "shards")
+    with pytest.raises(ValueError, match=r"it cannot be copied to .*; name another folder by XDG_CACHE_HOME"):
+        shard.open()
+
+
+def test_parts_of_a_killed_download_are_removed(root: Path, s3: S3Server) -> None:
+    shard, *_ = find_shards(f"{upload(root, s3)}/test/0.tar", "shards")
+    shard.path.parent.mkdir(parents=True)
+    part = shard.path.with_name(f".{shard.path.name}.12345")
+    part.write_bytes(b"part")
+    shard.fetch()
+    assert not part.exists()
+    assert shard.path.read_bytes() == (root / "test/0.tar").read_bytes()
 
 
 def test_replaced_shard_is_read_again(root: Path, s3: S3Server) -> None:
