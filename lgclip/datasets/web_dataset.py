@@ -152,8 +152,9 @@ class WebDataset(Dataset):
 
 def _check_count(files: Sequence[ShardFile], folder: str, shards: str, split: str) -> None:
     """Compares the number of shards with the one that CLIP benchmark states beside them: fewer are a smaller split."""
-    place = shards.replace(_SPLIT, split).rpartition("/")[0]
-    if any(sign in place for sign in "*[{"):
+    place, _, last = shards.replace(_SPLIT, split).rpartition("/")
+    # A range, or some of the names, is a choice of the user's.
+    if last != "*.tar" or any(sign in place for sign in "*[{"):
         return
     text = read_small_file(folder, f"{place}/{_SHARD_COUNT}" if place else _SHARD_COUNT, "dataset.root")
     if text is not None and text.strip().isdecimal() and int(text) != len(files):

@@ -216,6 +216,7 @@ def test_missing_shard_is_noticed(root: Path) -> None:
     (root / "test/2.tar").unlink()
     with pytest.raises(ValueError, match=r"2 shards fit, .*nshards.txt states 3"):
         WebDataset(str(root))
+    assert len(WebDataset(str(root), shards="test/{0..1}.tar")) == 8
 
 
 def test_second_image_is_chosen_by_extension(folder: Path, tmp_path: Path) -> None:
