@@ -80,11 +80,13 @@ class Ours:
         model: The model's folder.
         synthetic_images: The JPEGs, one folder per class.
         root: Where to put the store.
-        workers: Processes that decode.
+        workers: Processes that decode; None is `workers=auto`.
         precision: Of the towers.
     """
 
-    def __init__(self, model: Path, synthetic_images: Path, root: Path, workers: int, precision: str = "fp32") -> None:
+    def __init__(
+        self, model: Path, synthetic_images: Path, root: Path, workers: int | None, precision: str = "fp32"
+    ) -> None:
         self._encoder = Ready(str(model), precision=precision, batch_size=BATCH)
         self._plain = OpenClip(str(model), precision=precision)
         self._dataset, self._root, self._workers = Folder(str(synthetic_images)), root, workers
