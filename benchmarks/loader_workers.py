@@ -85,9 +85,9 @@ def main() -> None:
         work = Path(place)
         if ONE_THREAD in sys.argv:
             torch.set_num_threads(1)
-            picture_folder(work / "pictures", 64)
+            picture_folder(work / "pictures", 48)
             sides = (Side("tiny:encoder", work, None), Side("tiny:encoder", work, 0))
-            keep(beside("B21e", "the small encoder on one thread", 64 * len(NAMES), sides, 0))
+            keep(beside("B21e", "the small encoder on one thread", 48 * len(NAMES), sides, 0))
             return
         large = random_vit_s_32(work / "random")
         models = {"the small encoder": ("tiny:encoder", 24), "ViT-S-32 fp32": (str(large), 12)}

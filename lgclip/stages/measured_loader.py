@@ -77,19 +77,18 @@ def choose_workers(times: LoadTimes, images: int, machine: Machine) -> int:
     """Returns the smallest number of worker processes that keeps the model busy; 0 where they save nothing.
 
     Without workers an image takes `threads + used`. With `w` of them loading and the model overlap: an image takes
-    `used` or `alone / w`, whichever is longer, and no less than the work of both on all cores.
+    `used` or `alone / w`, whichever is longer. That holds for workers with cores of their own: on those of the model
+    both get slower.
 
     Args:
         times: What an image takes.
         images: Number of images that are still to be loaded.
         machine: Cores and memory.
     """
-    by_cores = (times.alone + times.used * machine.busy_cores) / machine.cores
-    floor = max(times.used, by_cores)
     best = 0
     least = images * (times.threads + times.used) * (1 - MIN_GAIN)
-    for workers in range(1, min(machine.most_workers, machine.cores) + 1):
-        seconds = START_SECONDS + images * max(floor, times.alone / workers)
+    for workers in range(1, min(machine.most_workers, machine.cores - machine.busy_cores) + 1):
+        seconds = START_SECONDS + images * max(times.used, times.alone / workers)
         if seconds < least:
             best = workers
             least = seconds

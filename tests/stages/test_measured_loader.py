@@ -59,8 +59,8 @@ def batches(count: int, size: int, machine: Machine, seconds: float = 0.0) -> tu
     ("images", "cores", "expected"),
     [
         (100_000, 32, 16),  # 20 would be enough
-        (100_000, 8, 8),
-        (100_000, 2, 0),  # two cores load 5 ms an image, no faster than threads with their 2 ms
+        (100_000, 8, 7),  # one is the model's
+        (100_000, 2, 0),  # one process takes 10 ms an image, threads 2
         (1_000, 32, 0),  # 2.5 s of work: starting processes takes longer
     ],
 )
@@ -82,11 +82,6 @@ def test_free_cores_are_used() -> None:
     """Checks a CPU of which the model uses one core of 16, so that a single thread would load."""
     times = LoadTimes(alone=0.010, threads=0.010, used=0.020)
     assert choose_workers(times, 10_000, Machine(16, busy_cores=1)) == 1
-
-
-def test_images_that_threads_load_one_after_another() -> None:
-    times = LoadTimes(alone=0.010, threads=0.010, used=0.010)
-    assert choose_workers(times, 10_000, Machine(2, busy_cores=2)) == 1, "a process does not wait for this one's lock"
 
 
 def test_shared_memory_limits_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,7 +118,7 @@ def test_slow_images_are_loaded_by_processes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(measured_loader, "START_SECONDS", 0.0)
     found, chosen = batches(40, 4, Machine(4, 1), seconds=0.02)
     assert found == [list(range(start, start + 4)) for start in range(0, 40, 4)]
-    assert chosen == [4]
+    assert chosen == [3]
 
 
 @pytest.mark.parametrize(
