@@ -117,10 +117,10 @@ class TrainingImages(LightningDataModule):
         places = [place for place in shard if place in todo]
         size = self._captions.prompt_generator.at_once
         items = _CaptionImages(images, places, self._captions.prompt_generator.sight())
-        if self._workers is None:
+        if self._workers is None and places:
             machine = this_machine(self.trainer.strategy.root_device, self.trainer.num_devices)
             return MeasuredLoader(items, size, machine, self._note_workers, collate_fn=_collate)
-        self._note_workers(min(self._workers, -(-len(places) // size)))  # none without work
+        self._note_workers(min(self._workers or 0, -(-len(places) // size)))  # none without work
         return DataLoader(items, batch_size=size, collate_fn=_collate, **worker_settings(self.used_workers))
 
     def _note_workers(self, workers: int) -> None:

@@ -270,10 +270,10 @@ class Streams(LightningDataModule):
             places = [place for place in self._shard(stream, size) if place in todo]
             if stream.is_text:
                 loaders.append(self._text_loader(stream, places))
-            elif self._workers is None:
+            elif self._workers is None and places:
                 loaders.append(self._measured_loader(stream, places))
             else:
-                loaders.append(self._image_loader(stream, places, self._workers))
+                loaders.append(self._image_loader(stream, places, self._workers or 0))
         return loaders
 
     def shard_loader(self, loader: int, places: Sequence[int]) -> Iterable[Any]:
