@@ -80,13 +80,22 @@ class Ours:
         model: The model's folder.
         synthetic_images: The JPEGs, one folder per class.
         root: Where to put the store.
-        workers: Processes that decode.
+        workers: Processes that decode; None is `workers=auto`.
         precision: Of the towers.
+        resize: Of the encoder.
     """
 
-    def __init__(self, model: Path, synthetic_images: Path, root: Path, workers: int, precision: str = "fp32") -> None:
-        self._encoder = Ready(str(model), precision=precision, batch_size=BATCH)
-        self._plain = OpenClip(str(model), precision=precision)
+    def __init__(
+        self,
+        model: Path,
+        synthetic_images: Path,
+        root: Path,
+        workers: int | None,
+        precision: str = "fp32",
+        resize: str = "exact",
+    ) -> None:
+        self._encoder = Ready(str(model), precision=precision, batch_size=BATCH, resize=resize)
+        self._plain = OpenClip(str(model), precision=precision, resize=resize)
         self._dataset, self._root, self._workers = Folder(str(synthetic_images)), root, workers
         self.towers = _towers(str(model), precision)
 

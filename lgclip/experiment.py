@@ -32,7 +32,7 @@ from lgclip.runtime.unused_settings import (
     TRAINING_SETTINGS,
     unused_overrides,
 )
-from lgclip.stages.counts import ImageCounts
+from lgclip.stages.counts import AUTO, ImageCounts
 from lgclip.stages.ray_cluster import check_config
 from lgclip.store.image_formats import check_image_format, check_stored
 from lgclip.store.root import check_writable, open_root, root_of
@@ -417,7 +417,7 @@ class Experiment:
             stages=Stages(trainer, checks, executor, store),
             make_trainer=make_trainer,
             on_bad_image=OnBadImage.of(cfg.on_bad_image),
-            workers=cfg.workers,
+            workers=None if cfg.workers == AUTO else cfg.workers,
             image_format=image_format(cfg.paths.images, store),
         )
 

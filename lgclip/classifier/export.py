@@ -24,6 +24,7 @@ from lgclip.classifier.export_preprocessing import InputSteps, Preprocessing, de
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.backbone import Plan
 from lgclip.encoder.base import Encoder, exact_encoder
+from lgclip.encoder.fast_resize import FastTransform
 from lgclip.encoder.paired import join_pixels
 from lgclip.encoder.scales import FULL_IMAGE
 from lgclip.encoder.weight_checks import sample_pixels
@@ -104,6 +105,12 @@ def export_classifier(
     preprocessings = _preprocessings(classifier, squash=False)
     if not resize:
         _check_same_input(classifier, preprocessings)
+    if any(isinstance(part.transform(), FastTransform) for part in single_encoders(classifier.encoder)):
+        log.warning(
+            "encoder.resize=fast: %s is for images that Pillow, or with --resize the file itself, resizes. Some of "
+            "their pixels differ by a gray level from those of this classifier, and scores in the last digits",
+            path,
+        )
     views = _views(classifier, preprocessings)
     if resize and (len(views) > 1 or views[0]["fraction"] is not None):
         raise ValueError(

@@ -92,7 +92,7 @@ class Encoder(ABC):
         """
 
     def preprocessing(self) -> dict[str, Any]:
-        """Returns the library of `transform` and its arguments, as plain values.
+        """Returns the library of `transform`, its arguments and its way to resize, as plain values.
 
         Raises:
             ValueError: If its preprocessing is of no library.

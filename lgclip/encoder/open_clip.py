@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lgclip.encoder.backbone import OPEN_CLIP, Plan, Tower
 from lgclip.encoder.base import Encoder, LearningTowers, Towers, Transform
+from lgclip.encoder.fast_resize import EXACT, build_transform, check_resize
 from lgclip.encoder.open_clip_catalogue import LAYOUT, Named
 from lgclip.encoder.precision import cast_weights, check_precision, decided, decided_for_training, forward
 from lgclip.encoder.weight_checks import check_pass, sample_pixels
@@ -45,6 +46,8 @@ class OpenClip(Encoder):
         allow_pickle: Whether weights may be a pickle. It is loaded with `weights_only`, and runs no code.
         precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on hardware that multiplies in it, fp32
             elsewhere.
+        resize: `exact` preprocesses with Pillow, as the tower was trained; `fast` resizes tensors of bytes, in
+            which some pixels differ by a gray level.
         batch_size: Number of views per forward pass.
 
     Raises:
@@ -64,12 +67,14 @@ class OpenClip(Encoder):
     )
     allow_pickle: bool = field(default=False, metadata=NOT_AN_INPUT)
     precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
+    resize: str = EXACT
     batch_size: int = field(default=128, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"encoder.batch_size={self.batch_size}: it must be at least 1")
         check_precision(self.precision)
+        check_resize(self.resize)
         source = self._source
         if isinstance(source, Named):
             source.check(self.allow_pickle)
@@ -100,7 +105,10 @@ class OpenClip(Encoder):
         return replace(self, precision=decided(self.precision, device))
 
     def inputs(self) -> dict[str, object]:
-        inputs: dict[str, object] = {"encoder": key_inputs(self)}
+        fields = key_inputs(self)
+        if self.resize == EXACT:
+            del fields["resize"]
+        inputs: dict[str, object] = {"encoder": fields}
         # The package's own list may change; a folder or a repository holds its preprocessing itself.
         if isinstance(self._source, Named):
             inputs["preprocessing"] = self._preprocessing()
@@ -139,10 +147,10 @@ class OpenClip(Encoder):
         return chosen | {"size": self._config("model_cfg")["vision_cfg"].get("image_size", 224)}
 
     def transform(self, *, squash: bool = False) -> Transform:
-        return open_clip_transform(self._preprocessing(), squash=squash)
+        return build_transform(open_clip_transform(self._preprocessing(), squash=squash), self.resize)
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"library": OPEN_CLIP, "arguments": self._preprocessing()}
+        return {"library": OPEN_CLIP, "arguments": self._preprocessing(), "resize": self.resize}
 
     def tower(self) -> Tower:
         from open_clip.transform import PreprocessCfg

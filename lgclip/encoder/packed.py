@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lgclip.encoder.backbone import OPEN_CLIP, TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform, exact_encoder
+from lgclip.encoder.fast_resize import EXACT, build_transform
 from lgclip.encoder.precision import cast_weights, check_precision, decided, forward
 from lgclip.encoder.weight_files import read_config
 from lgclip.store.keys import NOT_AN_INPUT, TINY, local_folder
@@ -150,7 +151,7 @@ def preprocessing_transform(preprocessing: Mapping[str, Any], *, squash: bool) -
     """Returns the transform that `Encoder.preprocessing` describes.
 
     Args:
-        preprocessing: The library, and the arguments of its transform.
+        preprocessing: The library, the arguments of its transform, and the way to resize.
         squash: Whether to resize both sides directly to the input size.
 
     Raises:
@@ -163,7 +164,9 @@ def preprocessing_transform(preprocessing: Mapping[str, Any], *, squash: bool) -
     arguments = dict(preprocessing["arguments"])
     if preprocessing["library"] not in makers:
         raise ValueError(f"{preprocessing['library']}: unknown library, known are {', '.join(makers)}")
-    return makers[preprocessing["library"]](arguments, squash=squash)
+    # Files of before it could be chosen do not name the way to resize.
+    exact = makers[preprocessing["library"]](arguments, squash=squash)
+    return build_transform(exact, preprocessing.get("resize", EXACT))
 
 
 class _PackedTower:

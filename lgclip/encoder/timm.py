@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lgclip.encoder.backbone import TIMM, Plan, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
+from lgclip.encoder.fast_resize import EXACT, build_transform, check_resize
 from lgclip.encoder.precision import cast_weights, check_precision, decided, forward
 from lgclip.encoder.timm_catalogue import LAYOUT, Named
 from lgclip.encoder.weight_checks import check_pass, sample_pixels
@@ -43,6 +44,8 @@ class Timm(Encoder):
         allow_pickle: Whether weights may be a pickle. It is loaded with `weights_only`, and runs no code.
         precision: `fp32`, `bf16` or `fp16`; `auto` is bf16 on hardware that multiplies in it, fp32
             elsewhere.
+        resize: `exact` preprocesses with Pillow, as the tower was trained; `fast` resizes tensors of bytes, in
+            which some pixels differ by a gray level.
         batch_size: Number of views per forward pass.
 
     Raises:
@@ -62,6 +65,7 @@ class Timm(Encoder):
     )
     allow_pickle: bool = field(default=False, metadata=NOT_AN_INPUT)
     precision: str = field(default="auto", metadata={STANDS_FOR: lambda part: decided(part.precision)})
+    resize: str = EXACT
     batch_size: int = field(default=128, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
@@ -72,6 +76,7 @@ class Timm(Encoder):
         if self.pooling is not None and not self.pooling:
             raise ValueError("encoder.pooling='': name one, such as token or avg, or give null")
         check_precision(self.precision)
+        check_resize(self.resize)
         source = self._source
         if isinstance(source, Named):
             source.check(self.allow_pickle)
@@ -101,7 +106,10 @@ class Timm(Encoder):
         return replace(self, precision=decided(self.precision, device))
 
     def inputs(self) -> dict[str, object]:
-        inputs: dict[str, object] = {"encoder": key_inputs(self)}
+        fields = key_inputs(self)
+        if self.resize == EXACT:
+            del fields["resize"]
+        inputs: dict[str, object] = {"encoder": fields}
         # The package's own list may change; a folder or a repository holds its preprocessing itself.
         if isinstance(self._source, Named):
             inputs["preprocessing"] = self._preprocessing()
@@ -140,10 +148,10 @@ class Timm(Encoder):
         return resolve_data_config(size, pretrained_cfg=self._described()[1])
 
     def transform(self, *, squash: bool = False) -> Transform:
-        return timm_transform(self._preprocessing(), squash=squash)
+        return build_transform(timm_transform(self._preprocessing(), squash=squash), self.resize)
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"library": TIMM, "arguments": self._preprocessing()}
+        return {"library": TIMM, "arguments": self._preprocessing(), "resize": self.resize}
 
     def tower(self) -> Tower:
         name, weights, options = self._described()

@@ -212,6 +212,7 @@ class StageRecord:
     peak_memory: int | None
     peak_from: str | None
     tokens: Mapping[str, int] | None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)

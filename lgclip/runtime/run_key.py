@@ -29,7 +29,7 @@ def run_key(cfg: DictConfig) -> str:
 
 
 def settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the whole config except the setting that decides whether a finished run is repeated.
+    """Returns the whole config except what decides whether a finished run is repeated, and how fast images load.
 
     Args:
         cfg: The run's config, or the config stored in a result.json.
@@ -37,5 +37,5 @@ def settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     plain: Any = cfg
     if isinstance(cfg, DictConfig):
         plain = OmegaConf.to_container(cfg, resolve=True)
-    # A job that is run again on purpose is still the same job.
-    return {key: value for key, value in plain.items() if key != "rerun"}
+    # A job that is run again on purpose is still the same job, and workers change no result.
+    return {key: value for key, value in plain.items() if key not in ("rerun", "workers")}

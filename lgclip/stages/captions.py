@@ -19,6 +19,7 @@ from lgclip.prompts.captioning_models import CPU_IMAGES, CaptioningModel, Sight
 from lgclip.runtime.loader_workers import worker_settings
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.context import RunContext
+from lgclip.stages.measured_loader import MeasuredLoader, this_machine
 from lgclip.stages.sharding import ReusableLoader, ShardedStage
 from lgclip.stages.streams import DECODERS
 from lgclip.store.cost_log import StoreUsage
@@ -90,17 +91,22 @@ class TrainingImages(LightningDataModule):
 
     Args:
         captions: Captions whose images are streamed.
-        workers: Number of processes that decode images; with 0, threads of this process do.
+        workers: Number of processes that decode images; with 0, threads of this process do. None chooses it by a
+            measurement of the first batches.
+
+    Attributes:
+        used_workers: Number of processes that decoded images.
     """
 
-    def __init__(self, captions: Captions, workers: int = 0) -> None:
+    def __init__(self, captions: Captions, workers: int | None = 0) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # another device may have all missing items
         self._captions = captions
         self._workers = workers
+        self.used_workers = 0
         self._reusable: ReusableLoader | None = None
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> DataLoader[Any] | MeasuredLoader:
         """Returns batches of `Sights`; a killed process loses at most one batch."""
         assert self.trainer is not None
         images = self._captions.images
@@ -110,13 +116,15 @@ class TrainingImages(LightningDataModule):
         shard = range(self.trainer.global_rank, len(images), self.trainer.world_size)
         places = [place for place in shard if place in todo]
         size = self._captions.prompt_generator.at_once
-        workers = min(self._workers, -(-len(places) // size))  # none without work
-        return DataLoader(
-            _CaptionImages(images, places, self._captions.prompt_generator.sight()),
-            batch_size=size,
-            collate_fn=_collate,
-            **worker_settings(workers),
-        )
+        items = _CaptionImages(images, places, self._captions.prompt_generator.sight())
+        if self._workers is None and places:
+            machine = this_machine(self.trainer.strategy.root_device, self.trainer.num_devices)
+            return MeasuredLoader(items, size, machine, self._note_workers, collate_fn=_collate)
+        self._note_workers(min(self._workers or 0, -(-len(places) // size)))  # none without work
+        return DataLoader(items, batch_size=size, collate_fn=_collate, **worker_settings(self.used_workers))
+
+    def _note_workers(self, workers: int) -> None:
+        self.used_workers = workers
 
     def shard_loader(self, loader: int, places: Sequence[int]) -> Iterable[Any]:
         """Returns batches of `Sights` of some images."""

@@ -42,7 +42,8 @@ class RunContext:
         stages: Runs the stages and records their costs.
         make_trainer: Builds a Lightning trainer on the run's devices; its arguments override those of the config.
         on_bad_image: Policy for unreadable images.
-        workers: Number of processes that decode images; with 0, threads of the main process do.
+        workers: Number of processes that decode images; with 0, threads of the main process do. None lets each stage
+            choose it by a measurement.
         image_format: Storage of new synthetic images: `files`, `tar` for shards, `sheet` for a few thumbnails, `none`.
         logger: Lightning logger for trainings; False for none.
     """
@@ -51,7 +52,7 @@ class RunContext:
     stages: Stages
     make_trainer: Callable[..., Trainer] = field(default=Trainer, repr=False)
     on_bad_image: OnBadImage = OnBadImage.RAISE
-    workers: int = 0
+    workers: int | None = 0
     image_format: str = "files"
     logger: Any = False
 
@@ -59,6 +60,12 @@ class RunContext:
     def trainer(self) -> Trainer:
         """Returns the trainer that runs the stages."""
         return self.stages.trainer
+
+    @property
+    def training_workers(self) -> int:
+        """Returns the number of processes that make the batches of a training."""
+        # Threads of the main process keep decoded images in memory from epoch to epoch, which no first batch shows.
+        return self.workers or 0
 
     @property
     def device(self) -> torch.device:

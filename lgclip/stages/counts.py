@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+AUTO = "auto"
+"""Value of `workers` that leaves their number to a measurement."""
+
 _MINIMUM = {
     "prompts_per_class": 1, "prompt_pool": 1, "images_per_prompt": 1, "seed": 0, "workers": 0, "prompt_order_seed": 0
 }  # fmt: skip
@@ -44,9 +47,12 @@ class ImageCounts:
             if name not in values:
                 continue
             value = values[name]
+            if name == "workers" and value == AUTO:
+                continue
             # In Python True is an int, and `seed=true` would be seed 1.
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}={value}: it must be an integer of at least {least}")
+                choice = f", or {AUTO}" if name == "workers" else ""
+                raise ValueError(f"{name}={value}: it must be an integer of at least {least}{choice}")
             checked[name] = value
         checked.pop("workers", None)  # checked with the others, but it counts no images
         counts = cls(**checked)

@@ -46,6 +46,7 @@ class Work:
         peak_memory: Peak memory of a device in bytes; None if unknown.
         peak_from: Source of that value, see `StageStats`.
         spent: Seconds spent on each loader of the stage, by its index.
+        workers: Number of processes that decoded images; None if that is not known, or there were none to decode.
     """
 
     device: str
@@ -54,6 +55,7 @@ class Work:
     peak_memory: int | None = None
     peak_from: str | None = None
     spent: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    workers: int | None = None
 
 
 class Executor(ABC):
@@ -106,6 +108,7 @@ class LocalExecutor(Executor):
             work.peak_memory = peak.bytes
             work.peak_from = peak.source
             # A stage that computes several things in one loop measures them itself.
+            work.workers = getattr(run.datamodule, "used_workers", None)
             work.spent = getattr(run.stage, "part_seconds", None) or bar.spent
         # What other machines need of a store with a URL is there before they ask for it.
         remote.push_pending(run.store)

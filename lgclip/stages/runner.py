@@ -257,6 +257,7 @@ class Stages:
                 peak_memory=work.peak_memory,
                 peak_from=work.peak_from,
                 tokens=work.tokens,
+                workers=work.workers,
             )
         )
 

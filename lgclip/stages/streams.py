@@ -19,6 +19,7 @@ from lgclip.datasets.image_decoding import image_note
 from lgclip.datasets.unreadable import UnreadableImages
 from lgclip.runtime.devices import shard_indices
 from lgclip.runtime.loader_workers import worker_settings
+from lgclip.stages.measured_loader import MeasuredLoader, this_machine
 from lgclip.stages.sharding import ReusableLoader
 from lgclip.store.features import FeatureStore
 from lgclip.types import Role, Unread
@@ -207,11 +208,15 @@ class Streams(LightningDataModule):
         num_classes: Number of classes.
         views: Computes the views of an image.
         batch_size: Number of views, or sentences, per batch.
-        workers: Number of processes that decode images; with 0, threads of this process do.
+        workers: Number of processes that decode images; with 0, threads of this process do. None chooses it by a
+            measurement of the first batches.
+
+    Attributes:
+        used_workers: Largest number of processes that decoded images.
     """
 
     def __init__(
-        self, streams: Sequence[Stream], num_classes: int, views: Views, batch_size: int, workers: int = 0
+        self, streams: Sequence[Stream], num_classes: int, views: Views, batch_size: int, workers: int | None = 0
     ) -> None:
         super().__init__()
         self.streams = list(streams)
@@ -220,6 +225,7 @@ class Streams(LightningDataModule):
         self._views = views
         self._batch_size = batch_size
         self._workers = workers
+        self.used_workers = 0
         self._reusable: dict[int, ReusableLoader] = {}
 
     @property
@@ -252,9 +258,9 @@ class Streams(LightningDataModule):
         assert self.trainer is not None
         return shard_indices(self.trainer, len(stream.ids), size)
 
-    def predict_dataloader(self) -> list[DataLoader[Any]]:
+    def predict_dataloader(self) -> list[DataLoader[Any] | MeasuredLoader]:
         """Returns one loader per stream: of `ImageBatch`es, or lists of (id, sentence)."""
-        loaders: list[DataLoader[Any]] = []
+        loaders: list[DataLoader[Any] | MeasuredLoader] = []
         for stream in self.streams:
             todo = set(stream.missing())
             assert self.trainer is not None
@@ -264,8 +270,10 @@ class Streams(LightningDataModule):
             places = [place for place in self._shard(stream, size) if place in todo]
             if stream.is_text:
                 loaders.append(self._text_loader(stream, places))
+            elif self._workers is None and places:
+                loaders.append(self._measured_loader(stream, places))
             else:
-                loaders.append(self._image_loader(stream, places, self._workers))
+                loaders.append(self._image_loader(stream, places, self._workers or 0))
         return loaders
 
     def shard_loader(self, loader: int, places: Sequence[int]) -> Iterable[Any]:
@@ -273,6 +281,7 @@ class Streams(LightningDataModule):
         stream = self.streams[loader]
         if stream.is_text:
             return self._text_loader(stream, places)
+        # Also where their number is to be measured: a worker of a cluster has the cores that it was given, often one.
         if not self._workers:
             return self._image_loader(stream, places, 0)
         if loader not in self._reusable:
@@ -306,12 +315,26 @@ class Streams(LightningDataModule):
         """
         images = self._images_per_batch(stream)
         workers = min(most_workers, -(-len(places) // images))  # none without work
+        self._note_workers(workers)
         return DataLoader(
             _StreamImages(stream, places, self._views),
             batch_size=images,
             **self._loader_settings(),
             **worker_settings(workers),
         )
+
+    def _measured_loader(self, stream: Stream, places: Sequence[int]) -> MeasuredLoader:
+        assert self.trainer is not None
+        return MeasuredLoader(
+            _StreamImages(stream, places, self._views),
+            self._images_per_batch(stream),
+            this_machine(self.trainer.strategy.root_device, self.trainer.num_devices),
+            self._note_workers,
+            **self._loader_settings(),
+        )
+
+    def _note_workers(self, workers: int) -> None:
+        self.used_workers = max(self.used_workers, workers)
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Returns one loader of `FeatureBatch`es per stream; at least one batch per rank, which may be empty."""

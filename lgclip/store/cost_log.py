@@ -107,6 +107,7 @@ class StageStats:
         peak_from: `device` is the device's own value, `process` the system's exact one, `samples` the maximum
             of samples of a process that had been larger before. None if nothing was computed, or nothing is known.
         tokens: Tokens of the language model on all devices; None without a model, or if it does not report them.
+        workers: Number of processes that decoded images, on the first device; None where no image was decoded.
     """
 
     stage: str
@@ -119,6 +120,7 @@ class StageStats:
     peak_memory: int | None = None
     peak_from: str | None = None
     tokens: Tokens | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)

@@ -273,10 +273,11 @@ def test_devices_with_different_configs_stop(sandbox: Sandbox, tmp_path: Path) -
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_run_key_covers_the_full_config() -> None:
-    kwargs = OmegaConf.create({"seed": 0, "rerun": False, "encoder": {"model": "a"}})
+def test_run_key_covers_what_a_result_depends_on() -> None:
+    kwargs = OmegaConf.create({"workers": 0, "seed": 0, "rerun": False, "encoder": {"model": "a"}})
     key = run_key(kwargs)
     assert key == run_key(OmegaConf.create({"encoder": {"model": "a"}, "rerun": True, "seed": 0}))
+    assert key == run_key(OmegaConf.create({**kwargs, "workers": "auto"}))
     assert key != run_key(OmegaConf.create({"encoder": {"model": "b"}, "rerun": False, "seed": 0}))
     assert key != run_key(OmegaConf.create({**kwargs, "more": None}))
 

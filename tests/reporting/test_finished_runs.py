@@ -136,9 +136,14 @@ def test_changed_input_computes(change: Callable[[Path, Sandbox], None], sandbox
     assert repeats(sandbox, finished)
 
 
-@pytest.mark.parametrize("override", ["seed=1", "prototype=knn", "prompts_per_class=2", "logger=csv", "workers=1"])
+@pytest.mark.parametrize("override", ["seed=1", "prototype=knn", "prompts_per_class=2", "logger=csv"])
 def test_other_config_computes(override: str, sandbox: Sandbox, finished: Path) -> None:
     assert not repeats(sandbox, finished, override)
+
+
+@pytest.mark.parametrize("override", ["workers=1", "workers=auto"])
+def test_number_of_workers_is_no_other_config(override: str, sandbox: Sandbox, finished: Path) -> None:
+    assert repeats(sandbox, finished, override)
 
 
 def test_changed_weights_compute(sandbox: Sandbox, finished: Path, tmp_path: Path) -> None:

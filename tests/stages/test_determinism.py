@@ -52,6 +52,7 @@ RUNS = {
     "2 processes with batches of 7 and 2 workers": (2, 7, 2),
     "3 processes with batches of 1": (3, 1, 0),
     "4 processes with batches of 32": (4, 32, 0),
+    "2 processes with batches of 4 and measured workers": (2, 4, "auto"),
 }
 """Processes, size of both stages' batches, workers of each process; compared with 1, 32, 0."""
 
@@ -88,7 +89,7 @@ class Runs:
         evaluate_run(self.sandbox, folder / "run", *batches(32, 0), f"paths.store={folder / 'store'}")
 
 
-def batches(size: int, workers: int) -> list[str]:
+def batches(size: int, workers: int | str) -> list[str]:
     return [
         f"diffuser.batch_size={size}",
         f"encoder.batch_size={size}",

@@ -107,7 +107,7 @@ def build_result(
     """Returns a result.json of the current schema."""
     rank = (np.array(label) != np.array(prediction)).astype(np.int64)
     figures = metrics(np.array(label), rank, len(names))
-    on = {"device": "cpu", "devices": 1, "peak_memory": 1_000_000, "peak_from": "process"}
+    on = {"device": "cpu", "devices": 1, "peak_memory": 1_000_000, "peak_from": "process", "workers": None}
     parts = {"choice": "tiny", "id": "tiny:encoder", "model": "sha256:38dd", "pretrained": None, "options": {}}
     return {
         "schema": RESULT_SCHEMA, "method": "lgclip", "n": len(label), "images_in_dataset": len(label), "skipped": [],

@@ -81,7 +81,7 @@ class LoraTraining(TrainingTask):
         )
         # After the trainer, whose device encodes the sentences.
         module = build_lora_module(self.adaptation, trainer.strategy.root_device)
-        pool = TuningPool(tuning, self.adaptation.images(), module.size, context.workers)
+        pool = TuningPool(tuning, self.adaptation.images(), module.size, context.training_workers)
         trainer.fit(module, datamodule=pool, ckpt_path=resumable(checkpoints / "last.safetensors"))
         return FitResult(trainer, module)
 

@@ -55,7 +55,7 @@ class PromptTraining(TrainingTask):
         trainer = context.make_trainer(logger=False, enable_checkpointing=False)
         device = trainer.strategy.root_device
         loop = PromptTuningLoop(
-            setup.config, setup.encoder, setup.data, folder / "checkpoints", device, context.workers
+            setup.config, setup.encoder, setup.data, folder / "checkpoints", device, context.training_workers
         )
         state, trainer = loop.run(context.make_trainer, trainer, self.hidden, context.logger)
         return FitResult(trainer, (loop, state))

@@ -66,7 +66,7 @@ class StudentTraining(TrainingTask):
     def fit(self, context: RunContext, folder: Path) -> FitResult:
         setup = self.setup
         tower, network = _network(setup)
-        mixed_data = build_mixed_data(setup, tower, context.workers)
+        mixed_data = build_mixed_data(setup, tower, context.training_workers)
         module = StudentModule(network, setup.student, tower.mean, tower.std)
         trainer = _fit(context, module, mixed_data, folder)
         return FitResult(trainer, (module, _of_network(tower, network) | _of_images(setup, mixed_data)))
