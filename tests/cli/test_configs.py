@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.utils import get_class
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -228,6 +230,29 @@ def test_students_have_images_of_their_own_seed(experiment: str) -> None:
     config = composed("evaluate", f"experiment={experiment}", "student.seed=3")
     assert (config.seed, config.student.seed) == (3, 3)
     assert len(config.hydra.sweeper.params["student.seed"].split(",")) >= 3
+
+
+def sweep_values(override: Override) -> list[Any]:
+    """Returns the values of a sweep; of an interval its ends, and of a constant the constant."""
+    if not override.is_sweep_override():
+        return [override.get_value_string()]
+    if override.is_interval_sweep():
+        interval: Any = override.value()
+        return [interval.start, interval.end]
+    return list(override.sweep_string_iterator())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [choice for group, choice in CHOICES if group == "experiment"])
+def test_sweeps_of_experiments_name_settings_that_exist(experiment: str) -> None:
+    """Each value of a sweep is composed, since a misspelled setting would fail only in the jobs."""
+    root = root_of("experiment", experiment)
+    params = composed(root, f"experiment={experiment}").hydra.sweeper.params or {}
+    overrides = OverridesParser.create().parse_overrides([f"{name}={values}" for name, values in params.items()])
+    sweeps = {override.key_or_group: sweep_values(override) for override in overrides}
+    for place in range(max(map(len, sweeps.values()), default=0)):
+        job = [f"{name}={values[min(place, len(values) - 1)]}" for name, values in sweeps.items()]
+        composed(root, f"experiment={experiment}", *job)
 
 
 def test_controls_of_captions_differ_in_prompts_alone() -> None:
