@@ -66,7 +66,7 @@ def encoded(number: str, name: str, model: str, work: Path) -> Row:
         raise SystemExit(f"cosine of features {cosines.min():.5f}")
     return Row(
         number, f"encoding stage with its store, {EACH * len(NAMES)} JPEGs, {name}, `encoder.resize=fast`", "`exact`",
-        "", "s", measured, baselines, f"features, cosine {cosines.mean():.6f} in the mean, at least {cosines.min():.6f}",
+        "", "s", measured, baselines, f"features, mean cosine {cosines.mean():.6f}, at least {cosines.min():.6f}",
         COMMAND,
     )  # fmt: skip
 

@@ -145,7 +145,8 @@ class MeasuredLoader:
             yield from self._loader(0, 0)
             return
         collate = self._settings["collate_fn"]
-        yield collate(self.dataset.__getitems__(range(size)))
+        batch = collate(self.dataset.__getitems__(range(size)))
+        yield batch
         alone: list[float] = []
         threads: list[float] = []
         used = 0.0
