@@ -35,6 +35,7 @@ from lgclip.encoder.views import SharedViews
 from lgclip.runtime.cpu_features import has_bf16_units
 from lgclip.stages.extract import real_stream
 from lgclip.stages.features import FeatureExtractionStage
+from lgclip.stages.measured_loader import MeasuredLoader
 from lgclip.stages.streams import CPU_ROWS, Stream, Streams
 
 COMMAND = "benchmarks/.venv/bin/python benchmarks/encode.py"
@@ -69,7 +70,7 @@ class InMemory(Streams):
         super().__init__([stream], 1, lambda image, image_id: torch.empty(0), BATCH)
         self._batches = batches
 
-    def predict_dataloader(self) -> list[DataLoader[Any]]:
+    def predict_dataloader(self) -> list[DataLoader[Any] | MeasuredLoader]:
         return [DataLoader(self._batches, batch_size=None)]  # pyright: ignore[reportArgumentType]
 
 

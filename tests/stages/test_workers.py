@@ -12,6 +12,7 @@ import torch
 from factories import make_encoder, make_image_folder
 from lightning import Trainer
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from lgclip.datasets.base import Dataset
 from lgclip.datasets.embedded import Digits, Shapes
@@ -143,11 +144,13 @@ def test_workers_do_not_exceed_batches(model: str, tmp_path: Path) -> None:
     )
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     (loader,) = data.predict_dataloader()
+    assert isinstance(loader, DataLoader)
     assert loader.num_workers == 6, "12 images, 2 a batch"
     assert loader.multiprocessing_context.get_start_method() in ("forkserver", "spawn")  # pyright: ignore
     assert not loader.persistent_workers
     encoded(data.streams[0], encoder, SCALES, 0)
     (loader,) = data.predict_dataloader()
+    assert isinstance(loader, DataLoader)
     assert loader.num_workers == 0, "nothing is left to do"
 
 
