@@ -71,7 +71,8 @@ class InMemory(Streams):
         self._batches = batches
 
     def predict_dataloader(self) -> list[DataLoader[Any] | MeasuredLoader]:
-        return [DataLoader(self._batches, batch_size=None)]  # pyright: ignore[reportArgumentType]
+        loader: DataLoader[Any] = DataLoader(self._batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+        return [loader]
 
 
 class Ours:
