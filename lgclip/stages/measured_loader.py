@@ -28,7 +28,8 @@ MIN_GAIN = 0.1
 
 START_SECONDS = 4.0
 """Seconds until worker processes return a first batch: they import torch and the encoder's library.
-`python benchmarks/loader_workers.py` measures it."""
+Between what was measured with a warm fork server (1.5) and at its first start on a busy machine (10)
+(`python benchmarks/loader_workers.py`)."""
 
 _MEASURED_ITEMS = 16
 _SHARED_MEMORY = Path("/dev/shm")
