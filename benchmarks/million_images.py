@@ -1,7 +1,7 @@
-"""A million images in tar shards: `python benchmarks/million_images.py`, in 20 minutes, 40 MB of disk (B21).
+"""A million images in tar shards: `python benchmarks/million_images.py`, in 20 minutes, 40 MB of disk (B23).
 
-B21a: listing 1,000,000 images in 100 shards for the first time (`dataset=webdataset`), by image; beside reading the
-shards and their SHA-256 alone. B21b: the same again. B21c: memory of the list. B21d: growth of the peak memory of
+B23a: listing 1,000,000 images in 100 shards for the first time (`dataset=webdataset`), by image; beside reading the
+shards and their SHA-256 alone. B23b: the same again. B23c: memory of the list. B23d: growth of the peak memory of
 `lgclip classify --shards-to --labels`, from 100,000 to 1,000,000 images: read, decoded, resized, labelled and counted;
 the features are simulated by a product with a fixed matrix. All shards are links to one with 10,000 different images.
 `list` or `classify` as an argument measures that alone.
@@ -173,13 +173,13 @@ def keep_list(measured: dict[int, dict[str, Any]]) -> None:
     titles = f"listing {count:,} images in {SHARDS} tar shards, `dataset=webdataset`"
     reference = "reading the shards from the system's cache, and SHA-256, alone"
     read = [1e6 * many["read"] / count]
-    for number, which, field in (("B21a", "the first time", "first"), ("B21b", "once more", "second")):
+    for number, which, field in (("B23a", "the first time", "first"), ("B23b", "once more", "second")):
         times = [1e6 * many[field] / count]
         keep(Row(number, f"{titles}, {which}", reference, "", "us an image", times, read, equal, COMMAND, inverse=True))
     growth = [(many["bytes"] - few["bytes"]) / (count - few["count"])]
     ours = f"memory of that list, by the peaks of {few['count']:,} and {count:,} images"
     limit = [LIST_LIMIT]
-    keep(Row("B21c", ours, "200 B, the limit", "<= 1", "B an image", growth, limit, equal, COMMAND, inverse=True))
+    keep(Row("B23c", ours, "200 B, the limit", "<= 1", "B an image", growth, limit, equal, COMMAND, inverse=True))
 
 
 def keep_classified(measured: dict[int, dict[str, Any]]) -> None:
@@ -191,7 +191,7 @@ def keep_classified(measured: dict[int, dict[str, Any]]) -> None:
     growth = max(0, many["bytes"] - few["bytes"]) / (counts[1] - counts[0])
     keep(
         Row(
-            "B21d",
+            "B23d",
             f"`lgclip classify --shards-to --labels`: growth of peak memory, {counts[0]:,} to {counts[1]:,} images",
             "a feature of 512 floats",
             "<= 0.05",
