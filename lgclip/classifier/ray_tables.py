@@ -65,7 +65,7 @@ def classify_by_ray(
         ValueError: If Ray is not installed, there is no cluster, its machines have other versions, or a label is
             unknown.
     """
-    check_installed("--executor ray")
+    check_installed("--executor ray", "--executor local")
     # Before the cluster: an encoder that cannot be saved cannot be sent.
     with tempfile.TemporaryDirectory() as folder:
         packed = save_classifier(classifier, Path(folder) / "classifier.zip", with_encoder=True).read_bytes()

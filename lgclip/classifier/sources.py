@@ -50,7 +50,7 @@ def _is_url(source: ImageSource) -> bool:
 def _checked_url(url: str) -> str:
     if not is_shard(url):
         raise ValueError(
-            f"{url}: addresses of images are not fetched; download the image and give the file, or give the URL of "
+            f"{url}: addresses are not fetched; download the image and give the file, or give the URL of "
             "shards, such as s3://BUCKET/PREFIX/*.tar"
         )
     return url

@@ -167,7 +167,7 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         ValueError: If one of both is not so.
     """
-    check_installed("executor=ray")
+    check_installed("executor=ray", "executor=local")
     trainer = cfg.trainer
     distributed = {
         "trainer.strategy": (trainer.get("strategy", "auto"), "auto"),
@@ -182,17 +182,18 @@ def check_config(cfg: DictConfig) -> None:
             )
 
 
-def check_installed(option: str) -> None:
+def check_installed(option: str, other: str) -> None:
     """Checks that Ray is installed, without importing it.
 
     Args:
         option: What asks for Ray, for the error.
+        other: What does without it.
 
     Raises:
         ValueError: If it is not.
     """
     if find_spec("ray") is None:
-        raise ValueError(f"{option}: Ray is not installed: pip install 'lgclip[ray]', or leave it out")
+        raise ValueError(f"{option}: Ray is not installed: pip install 'lgclip[ray]', or use {other}")
 
 
 def alive_nodes() -> list[dict[str, Any]]:

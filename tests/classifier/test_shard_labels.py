@@ -195,7 +195,7 @@ def test_shards_of_a_bucket_have_the_same_tables(
     assert classify(saved, f"{url}/[0].tar", "-o", tmp_path / "single.csv") == 0
     assert "4 images classified" in capsys.readouterr().out
     for wrong, message in (
-        (f"{url}/0.png", "addresses of images are not fetched"),
+        (f"{url}/0.png", "addresses are not fetched"),
         ("http://localhost/0.tar", "images=http://...: choose s3://"),
         (f"{url}/9.tar", "there is no s3://prototypes/pool/9.tar"),
         (f"{url}/x*.tar", "no file fits"),

@@ -199,7 +199,7 @@ def test_key_includes_every_declared_field(folder: Path, tmp_path: Path) -> None
     part = OpenClip("ViT-B-32-quickgelu", "openai", checkpoint=str(checkpoint))
     changes: dict[str, Any] = {
         "model": "ViT-B-16-quickgelu", "pretrained": "metaclip_400m", "revision": HUB_COMMIT, "checkpoint":
-        str(other_file), "allow_pickle": True, "precision": "bf16", "batch_size": 1,
+        str(other_file), "allow_pickle": True, "precision": "bf16", "resize": "fast", "batch_size": 1,
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(part)}
     for field in dataclasses.fields(part):

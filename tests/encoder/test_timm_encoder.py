@@ -258,7 +258,7 @@ def test_key_includes_every_declared_field(hub: Path, tmp_path: Path) -> None:
     part = Timm("test_vit", checkpoint=str(safe))
     changes: dict[str, Any] = {
         "model": "test_vit2", "pooling": "avg", "image_size": 64, "revision": HUB_COMMIT, "allow_pickle": True,
-        "checkpoint": str(tmp_path / "b.safetensors"), "precision": "bf16", "batch_size": 1,
+        "checkpoint": str(tmp_path / "b.safetensors"), "precision": "bf16", "resize": "fast", "batch_size": 1,
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(part)}
     for field in dataclasses.fields(part):

@@ -110,7 +110,7 @@ def test_effective_robustness_interval_has_nominal_coverage(slope: float) -> Non
 
 def test_extreme_accuracies_are_corrected() -> None:
     assert Accuracy(1.0, 50).logit == pytest.approx(logit(49.5 / 50))
-    assert Accuracy(0.0, 50).logit == -Accuracy(1.0, 50).logit
+    assert Accuracy(0.0, 50).logit == pytest.approx(-Accuracy(1.0, 50).logit)
     assert Accuracy(0.02, 50).logit == pytest.approx(logit(0.02)), "one right of fifty is as it is"
     for a, b in itertools.product((0.0, 1.0), repeat=2):
         line = baseline([Accuracy(a, 50)], [Accuracy(b, 40)])
