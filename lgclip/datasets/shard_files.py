@@ -185,11 +185,12 @@ class ShardFile:
                     copies.append((status.st_mtime, status.st_size, path))
         total = size + sum(count for _, count, _ in copies)
         for _, count, path in sorted(copies):
-            # The newest stays, also where it alone is larger than the limit.
-            if total <= self.cache_bytes or path == self.path:
+            if total <= self.cache_bytes:
                 return
-            path.unlink(missing_ok=True)
-            total -= count
+            # This file stays, also where it alone is larger than the limit.
+            if path != self.path:
+                path.unlink(missing_ok=True)
+                total -= count
 
 
 class _Parts(io.RawIOBase):
