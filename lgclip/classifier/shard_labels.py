@@ -38,7 +38,8 @@ class ShardLabels:
             ValueError: If the file cannot be read.
         """
         listed = () if names is None else tuple(read_class_names(names, "--names"))
-        return cls(SampleFields(label=label, option="--labels"), listed)
+        advice = "Leave out --labels: without labels every image counts"
+        return cls(SampleFields(label=label, option="--labels", image_advice=advice), listed)
 
     def class_of(self, image: ShardImage, class_names: Sequence[str]) -> str:
         """Returns the true class of an image, as the classifier calls it.

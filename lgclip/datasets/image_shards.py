@@ -16,7 +16,7 @@ from lgclip.datasets.base import BadImageError
 from lgclip.datasets.image_decoding import read_image
 from lgclip.datasets.image_tree import IMAGE_SUFFIXES
 from lgclip.datasets.parquet import iterate_images
-from lgclip.datasets.samples import SampleFields, read_samples
+from lgclip.datasets.samples import SampleFields, is_sample_file, read_samples
 from lgclip.datasets.shard_files import ShardFile
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
@@ -120,7 +120,7 @@ def _images(archive: tarfile.TarFile, shard: ShardFile, fields: SampleFields | N
 
 
 def _is_image(member: tarfile.TarInfo) -> bool:
-    return member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
+    return is_sample_file(member) and member.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes, str]:

@@ -29,6 +29,7 @@ class SampleFields:
         label: Extension of a file that holds the class, as its index or its name; `json.KEY` for a value of `.json`;
             `folder` for the first folder of the image's name.
         option: Setting that the label comes from, for errors.
+        image_advice: What to do about a sample without one image, for errors.
 
     Raises:
         ValueError: If the label is neither.
@@ -37,6 +38,7 @@ class SampleFields:
     image: str | None = None
     label: str = "cls"
     option: str = "dataset.label"
+    image_advice: str = "Say which is the image by dataset.image=EXTENSION"
 
     def __post_init__(self) -> None:
         if not self.label or self.label in ("json", _JSON):
@@ -44,13 +46,6 @@ class SampleFields:
                 f"{self.option}={self.label}: give an extension such as cls, json.KEY for a value of the sample's "
                 f".json, or {FOLDER}"
             )
-
-    @property
-    def image_advice(self) -> str:
-        """Returns what to do about a sample without one image."""
-        if self.option == "dataset.label":
-            return "Say which is the image by dataset.image=EXTENSION"
-        return f"Leave out {self.option}: without labels every image counts"
 
     def is_image(self, extension: str) -> bool:
         """Checks whether a file with this extension, without its first dot, is the sample's image."""
@@ -100,6 +95,11 @@ class Sample(Generic[Content]):
     extensions: list[str] = field(default_factory=list)
 
 
+def is_sample_file(member: tarfile.TarInfo) -> bool:
+    """Checks whether a member is a file of a sample: none that is hidden, such as macOS's, or on the whole shard."""
+    return member.isfile() and not member.name.rpartition("/")[2].startswith((".", "__"))
+
+
 def read_samples(
     archive: tarfile.TarFile,
     where: str,
@@ -123,8 +123,7 @@ def read_samples(
         # tarfile keeps every member that it has read.
         archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
         folder, _, last = member.name.removeprefix("./").rpartition("/")
-        # Hidden files, those of macOS, and files on the shard as a whole, as in webdataset.
-        if not member.isfile() or last.startswith((".", "__")):
+        if not is_sample_file(member):
             continue
         if member.issparse():
             raise tarfile.ReadError(f"{member.name} is sparse, and is not stored as it is")

@@ -228,25 +228,33 @@ class _Parts(io.RawIOBase):
         return len(content)
 
 
-def find_shards(pattern: str, option: str, cache_gb: float | None = None) -> list[ShardFile]:
+def find_shards(pattern: str, option: str, cache_gb: float | None = None, *, folder: str = "") -> list[ShardFile]:
     """Returns the files that fit a pattern, sorted by place.
 
     Args:
-        pattern: A path or a URL; `*`, `?`, `[...]` stand for characters of a name, `{a,b}` and `{00..99}` for several.
+        pattern: A path or a URL; `*`, `[...]`, and in a path `?`, stand for characters of a name, `{a,b}` and
+            `{00..99}` for several names.
         option: Setting that names it, for errors.
         cache_gb: Limit of cached copies of files of object stores, in 10**9 bytes; None for none.
+        folder: Path or URL that the pattern is relative to; its own name is no pattern, whatever signs are in it.
 
     Raises:
         ValueError: If no file fits, or one of a range is missing.
     """
     limit = _bytes_of(cache_gb)
-    location = parse_location(pattern, option)
+    location = parse_location(folder or pattern, option)
     if location is None:
-        files = [local_shard(path) for text in expand_braces(pattern, option) for path in _matching(text, option)]
+        texts = expand_braces(pattern, option)
+        files = [local_shard(path) for text in texts for path in _matching(folder, text, option)]
     else:
-        files = _remote(location, pattern, option, limit)
+        patterns = pattern
+        if not folder:
+            fixed, patterns = _split(location.path)
+            location = replace(location, path=fixed)
+        files = _remote(location, patterns, option, limit)
     if not files:
-        raise ValueError(f"{option}={pattern}: no file fits; give a path or a URL such as data/test-*.tar")
+        place = f"{folder}/{pattern}" if folder else pattern
+        raise ValueError(f"{option}={place}: no file fits; give a path or a URL such as data/test-*.tar")
     return files
 
 
@@ -337,27 +345,25 @@ def expand_braces(pattern: str, option: str) -> Iterator[str]:
             yield f"{head}{choice}{rest}"
 
 
-def _matching(text: str, option: str) -> list[Path]:
-    path = Path(text).expanduser()
-    if path.is_file():
-        return [path]
+def _matching(folder: str, text: str, option: str) -> list[Path]:
+    root = Path(folder).expanduser()
+    text = str(Path(text).expanduser())
+    if (root / text).is_file():
+        return [root / text]
     # Not by Path.glob, which takes no absolute pattern.
-    matches = [Path(match) for match in sorted(glob.glob(str(path)))]  # noqa: PTH207
+    matches = [root / match for match in sorted(glob.glob(text, root_dir=root))]  # noqa: PTH207
     if not matches and not _WILD.search(text):
         raise ValueError(f"{option}: {text}: no such file")
     return [match for match in matches if match.is_file()]
 
 
-def _remote(location: Location, pattern: str, option: str, limit: int | None) -> list[ShardFile]:
-    # Braces are read after the location: in a name of a bucket there are none.
-    fixed, patterns = _split(location.path)
-    folder = Location(location.scheme, fixed, location.endpoint)
+def _remote(folder: Location, patterns: str, option: str, limit: int | None) -> list[ShardFile]:
     listed = _listed(folder)
     found: dict[str, ObjectInfo] = {}
     for text in expand_braces(patterns, option):
         if not _WILD.search(text):
             if text not in listed:
-                raise ValueError(f"{option}={pattern}: there is no {folder.url}/{text}")
+                raise ValueError(f"{option}={patterns}: there is no {folder.url}/{text}")
             found[text] = listed[text]
             continue
         parts = text.split("/")

@@ -85,7 +85,7 @@ class WebDataset(Dataset):
         if parse_location(folder, "dataset.root") is None:
             folder = str(Path(folder).expanduser().absolute())
         self.name = single_line(folder.rpartition("/")[2])
-        files = find_shards(f"{folder}/{shards.replace(_SPLIT, split)}", "dataset.shards", cache_gb)
+        files = find_shards(shards.replace(_SPLIT, split), "dataset.shards", cache_gb, folder=folder)
         _check_count(files, folder, shards, split)
         self._rows: list[_ShardRows] = []
         self._starts: list[int] = []

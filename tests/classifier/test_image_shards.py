@@ -142,6 +142,12 @@ def test_unreadable_images_are_rows(saved: Path, files: list[Path], tmp_path: Pa
     assert "the image lies elsewhere" in rows[-1]["error"]
 
 
+def test_hidden_files_are_no_images(files: list[Path], tmp_path: Path) -> None:
+    content = files[0].read_bytes()
+    shard = write_tar(tmp_path / "a.tar", [("x/._a.png", b"macOS"), ("__meta.png", b"x"), ("x/a.png", content)])
+    assert [image.content for image in shard_images(local_shard(shard))] == [content]
+
+
 def test_huge_member_is_not_read(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lgclip.datasets.image_shards.MAX_IMAGE_BYTES", 50)
     shard = write_tar(tmp_path / "a.tar", [("large.png", files[0].read_bytes()), ("small.png", b"x" * 10)])

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factories import Sandbox, evaluate_run
-from hub_server import TOKEN, HubServer, Repository, serve_hub
-from huggingface_hub import constants
+from hub_server import HubServer, Repository, serve_hub, use_hub
 from object_stores import S3Server, unavailable
 from parquet_trees import LABELS, pixels, shards
 
@@ -39,12 +38,7 @@ def url(folder: Path, s3: S3Server) -> str:
 @pytest.fixture
 def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with serve_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        use_hub(server, monkeypatch)
         repository = Repository(private=False)
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         repository.commit(files)

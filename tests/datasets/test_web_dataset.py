@@ -219,6 +219,13 @@ def test_missing_shard_is_noticed(root: Path) -> None:
     assert len(WebDataset(str(root), shards="test/{0..1}.tar")) == 8
 
 
+def test_signs_of_patterns_in_the_folder_are_its_name(root: Path) -> None:
+    for name in ("a[1]", "b{0..1}", "c*"):
+        folder = root.rename(root.with_name(name))
+        assert len(WebDataset(str(folder))) == 12
+        root = folder
+
+
 def test_second_image_is_chosen_by_extension(folder: Path, tmp_path: Path) -> None:
     first, second = images_of(folder)[0][1], images_of(folder)[5][1]
     members = [("a.mask.png", first), ("a.png", second), ("a.cls", b"0"), ("b.png", first), ("b.cls", b"1")]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import READ_TOKEN, TOKEN, HubServer, Repository, serve_hub
+from hub_server import READ_TOKEN, HubServer, Repository, serve_hub, use_hub
 from huggingface_hub import constants
 from test_mirror import check, fill, machine
 
@@ -19,12 +19,7 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     with serve_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        use_hub(server, monkeypatch)
         repository = Repository(private=True)
         repository.commit({"README.md": b"a store"})
         server.repositories["me/store"] = repository

@@ -12,6 +12,9 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_test_0123456789_very_secret"
 READ_TOKEN = "hf_test_0123456789_read_only"
 
@@ -76,6 +79,16 @@ def serve_hub() -> Iterator[HubServer]:
             yield server
         finally:
             server.shutdown()
+
+
+def use_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the hub's client of a test ask a server, with the right to write."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 class _Handler(BaseHTTPRequestHandler):
