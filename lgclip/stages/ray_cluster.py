@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from lgclip.runtime import versions
 from lgclip.runtime.signals import heed
+from lgclip.store.location import ENDPOINT_VARIABLES
 from lgclip.store.remote import url_of
 from lgclip.store.root import check_writable, open_root
 
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the cluster's address, as Ray reads it."""
 
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-"""Environment variables that name a server of S3's protocol."""
+ENDPOINTS = tuple(name for names in ENDPOINT_VARIABLES.values() for name in names)
+"""Environment variables that name a server of an object store."""
 
 _CONNECT_SECONDS = 10.0
 """Time in which the port of a cluster must answer."""

@@ -1,5 +1,6 @@
 """Keeps objects in a bucket, by the fsspec file system of its scheme."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -54,8 +55,34 @@ class BucketStore(ObjectStore):
         return self._fs.cat_file(self._full(place), start=start, end=start + size)
 
     def _put(self, place: str, path: Path, *, replace: bool) -> None:
+        if not path.exists():
+            raise FileNotFoundError(path)
         # One request, or parts that become visible together: nobody ever sees a part of an object.
-        self._fs.put_file(str(path), self._full(place))
+        try:
+            if replace:
+                self._fs.put_file(str(path), self._full(place))
+            else:
+                self._create(place, path)
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+
+    def _create(self, place: str, path: Path) -> None:
+        """Writes an object unless there is one: what another machine has put under the same key stays."""
+        try:
+            self._fs.put_file(str(path), self._full(place), mode="create")
+        except FileExistsError:
+            pass
+        except NotImplementedError:
+            self._fs.put_file(str(path), self._full(place))
+        except OSError as error:
+            # Servers without conditional writes answer 501; equal keys mean equal content, so plain writes do.
+            if "not implemented" not in str(error).lower():
+                raise
+            self._fs.put_file(str(path), self._full(place))
+
+    def _no_bucket(self) -> ObjectError:
+        bucket = self._location.path.partition("/")[0]
+        return ObjectError(f"{self.url}: there is no bucket {bucket!r}; make it, or name another by paths.store")
 
     def _delete(self, places: Sequence[str]) -> None:
         self._fs.rm([self._full(place) for place in places])
@@ -118,34 +145,51 @@ class S3Store(BucketStore):
                 return objects
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _put(self, place: str, path: Path, *, replace: bool) -> None:
-        if not path.exists():
-            raise FileNotFoundError(path)
+
+class GoogleStore(BucketStore):
+    """Keeps objects in a bucket of Google Cloud Storage, or of an emulator of it."""
+
+    def _check(self) -> None:
+        bucket, _, prefix = self._location.path.partition("/")
+        # One request; `ls` finds an empty prefix and a missing bucket alike.
+        self._page(bucket, prefix=prefix, maxResults=1)
+
+    def ls(self, folder: str = "") -> dict[str, ObjectInfo]:
+        # As `find`, without its further requests where nothing is found.
+        bucket, _, prefix = self._full(folder).partition("/")
+        top = self._location.path.partition("/")[2]
+        objects: dict[str, ObjectInfo] = {}
+        token: dict[str, str] = {}
+        while True:
+            with self._errors("read it"):
+                page = self._page(bucket, prefix=f"{prefix}/" if prefix else "", **token)
+            for entry in page.get("items", ()):
+                place = entry["name"].removeprefix(f"{top}/" if top else "")
+                if not place.endswith("/"):
+                    objects[place] = ObjectInfo(int(entry["size"]), entry["updated"], entry.get("etag", ""))
+            if not page.get("nextPageToken"):
+                return objects
+            token = {"pageToken": page["nextPageToken"]}
+
+    def _delete(self, places: Sequence[str]) -> None:
+        # Another machine may have deleted them.
+        with suppress(FileNotFoundError):
+            super()._delete(places)
+
+    def _page(self, bucket: str, **query: Any) -> dict[str, Any]:
         try:
-            if replace:
-                self._fs.put_file(str(path), self._full(place))
-            else:
-                self._create(place, path)
+            return self._fs.call("GET", "b/{}/o", bucket, json_out=True, **query)
         except FileNotFoundError:
             raise self._no_bucket() from None
 
-    def _create(self, place: str, path: Path) -> None:
-        """Writes an object unless there is one: what another machine has put under the same key stays."""
-        try:
-            self._fs.put_file(str(path), self._full(place), mode="create")
-        except FileExistsError:
-            pass
-        except NotImplementedError:
-            self._fs.put_file(str(path), self._full(place))
-        except OSError as error:
-            # Servers without conditional writes answer 501; equal keys mean equal content, so plain writes do.
-            if "not implemented" not in str(error).lower():
-                raise
-            self._fs.put_file(str(path), self._full(place))
-
-    def _no_bucket(self) -> ObjectError:
-        bucket = self._location.path.partition("/")[0]
-        return ObjectError(f"{self.url}: there is no bucket {bucket!r}; make it, or name another by paths.store")
+    def _translate(self, error: Exception, doing: str) -> str:
+        # gcsfs raises plain errors of the system for the answers 401 and 403.
+        for link in _chain(error):
+            if str(getattr(link, "code", "")) == "401":
+                return _credentials(self._location.scheme)
+            if isinstance(link, OSError) and str(link).startswith("Forbidden"):
+                return super()._translate(PermissionError(), doing)
+        return super()._translate(error, doing)
 
 
 def _file_system(location: Location) -> Any:
@@ -163,6 +207,8 @@ def _file_system(location: Location) -> Any:
         if location.endpoint:
             options["endpoint_url"] = location.endpoint
     try:
+        if location.scheme == "gs":
+            return _google_file_system(location)
         fsspec = import_module("fsspec")
         # Not from fsspec's cache of instances: one that was made with other credentials, or before a fork.
         return fsspec.filesystem(location.scheme, skip_instance_cache=True, use_listings_cache=False, **options)
@@ -170,6 +216,22 @@ def _file_system(location: Location) -> Any:
         raise ObjectError(
             f"{location.url}: {location.scheme}:// needs {error.name or 'a library'}: pip install 'lgclip[{extra}]'"
         ) from None
+
+
+def _google_file_system(location: Location) -> Any:
+    """Returns gcsfs's file system, which tries a request six times, with growing pauses of half a minute in all."""
+    core = import_module("gcsfs").core
+    timeout = import_module("aiohttp").ClientTimeout(total=None, sock_connect=_SECONDS, sock_read=_SECONDS)
+    options: dict[str, Any] = {"requests_timeout": timeout}
+    if location.endpoint:
+        # An emulator asks for no credentials, and those of the machine are none of its business.
+        url = location.endpoint if "://" in location.endpoint else f"http://{location.endpoint}"
+        options |= {"endpoint_url": url, "token": "anon"}
+    # It logs the stack of every error that it raises as well.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # Not the class that fsspec names: that asks first for the kind of each bucket, by another protocol and with a
+    # right that not everyone has who may read and write objects.
+    return core.GCSFileSystem(skip_instance_cache=True, use_listings_cache=False, **options)
 
 
 def _credentials(scheme: str) -> str:

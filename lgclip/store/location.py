@@ -2,7 +2,7 @@
 
     paths.store=DIR                       a folder, used as it is
     paths.store=s3://BUCKET/PREFIX        S3, and servers that speak its protocol (AWS_ENDPOINT_URL)
-    paths.store=gs://BUCKET/PREFIX        Google Cloud Storage
+    paths.store=gs://BUCKET/PREFIX        Google Cloud Storage, and its emulators (STORAGE_EMULATOR_HOST)
     paths.store=hf://datasets/USER/NAME/PREFIX, hf://USER/NAME/PREFIX      a repository of the Hugging Face Hub
     paths.store=file:///DIR               a folder that is treated as an object store, such as a slow network disk
 
@@ -27,7 +27,8 @@ CACHES = "lgclip-remote"
 
 _ABOUT = "remote.json"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_ENDPOINT = "AWS_ENDPOINT_URL"
+ENDPOINT_VARIABLES = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("STORAGE_EMULATOR_HOST",)}
+"""Environment variables that name another server than the provider's own, the first that is set, by scheme."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Location:
     Attributes:
         scheme: One of `SCHEMES`.
         path: What follows `://`, without a slash at its end: bucket and prefix, repository and folder, or a folder.
-        endpoint: Server that speaks S3's protocol; empty for the provider's own.
+        endpoint: Another server that speaks the protocol of S3 or of Google's storage; empty for the provider's own.
         revision: Commit of a repository of the Hub that is read; empty for its main branch.
     """
 
@@ -95,8 +96,8 @@ def parse_location(text: str, option: str = "paths.store") -> Location | None:
         raise StoreError(f"{option}={text}: name a bucket or repository, and a prefix without empty parts")
     if scheme == "hf":
         _check_repository(text, parts, option)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(_ENDPOINT) or "" if scheme == "s3" else ""
-    return Location(scheme, path, endpoint)
+    endpoints = [os.environ[name] for name in ENDPOINT_VARIABLES.get(scheme, ()) if os.environ.get(name)]
+    return Location(scheme, path, endpoints[0] if endpoints else "")
 
 
 def _check_repository(text: str, parts: list[str], option: str) -> None:

@@ -240,6 +240,10 @@ def object_store(location: Location) -> ObjectStore:
             from lgclip.store.bucket_store import S3Store
 
             return S3Store(location)
+        case "gs":
+            from lgclip.store.bucket_store import GoogleStore
+
+            return GoogleStore(location)
         case _:
             from lgclip.store.bucket_store import BucketStore
 

@@ -202,7 +202,7 @@ def test_cache_is_of_one_url_and_endpoint() -> None:
 
 
 def test_any_file_system_of_fsspec_keeps_objects(file: Path, tmp_path: Path) -> None:
-    # What gcsfs is reached by; no server of Google's protocol runs here.
+    # What the stores of S3 and of Google are derived from.
     store = object_store(Location("memory", "prototypes/team"))
     assert type(store) is BucketStore
     store.check()

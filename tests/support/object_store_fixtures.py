@@ -1,9 +1,10 @@
-"""Provides an S3 server to tests, and to each test the caches of a machine of its own."""
+"""Provides servers of object stores to tests, and to each test the caches of a machine of its own."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google_storage import GoogleServer, serve_google_storage
 from object_stores import S3Server, serve_s3
 
 from lgclip.store import remote
@@ -29,4 +30,12 @@ def s3(own_caches: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with serve_s3() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
+
+
+@pytest.fixture
+def google(own_caches: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[GoogleServer]:
+    """Serves Google's storage for a test; it asks for no credentials."""
+    with serve_google_storage() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         yield server
