@@ -71,6 +71,55 @@ def test_versions_are_those_that_are_tested() -> None:
     assert version("ray")
 
 
+# Fields of the kinds of ray.io/v1 that the recipe uses, and their types in the API of KubeRay's operator.
+_POD = {"spec": {"serviceAccountName": str, "nodeSelector": dict, "containers": list}}
+_GROUP = {"rayStartParams": dict, "template": _POD}
+_WORKERS = {**_GROUP, "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
+_CLUSTER = {"rayVersion": str, "enableInTreeAutoscaling": bool, "headGroupSpec": _GROUP, "workerGroupSpecs": [_WORKERS]}
+_JOB = {
+    "entrypoint": str, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int, "backoffLimit": int,
+    "rayClusterSpec": _CLUSTER,
+}  # fmt: skip
+
+
+def unknown_fields(value: Any, fields: Any, place: str = "spec") -> list[str]:
+    """Returns the places of a recipe whose name or type is not that of the API."""
+    if isinstance(fields, type):
+        return [] if type(value) is fields else [place]
+    if isinstance(fields, list):
+        items = value if isinstance(value, list) else [None]
+        return [name for i, item in enumerate(items) for name in unknown_fields(item, fields[0], f"{place}[{i}]")]
+    if not isinstance(value, dict):
+        return [place]
+    faults = [f"{place}.{name}" for name in value if name not in fields]
+    for name in value.keys() & fields.keys():
+        faults += unknown_fields(value[name], fields[name], f"{place}.{name}")
+    return faults
+
+
+def test_kuberay_job_has_the_fields_of_its_api() -> None:
+    job: Any = yaml.safe_load((RECIPES / "kuberay.yaml").read_text(encoding="utf-8"))
+    assert (job.pop("apiVersion"), job.pop("kind")) == ("ray.io/v1", "RayJob")
+    assert job.keys() == {"metadata", "spec"}
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", job["metadata"]["name"])
+    assert unknown_fields(job["spec"], _JOB) == []
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        # A number would be refused there.
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        assert group["template"]["spec"]["containers"]
+        # The operator sets restartPolicy for its autoscaler.
+        assert "restartPolicy" not in group["template"]["spec"]
+    # With autoscaling the operator creates no service account that the head names: the recipe says so.
+    text = (RECIPES / "kuberay.yaml").read_text(encoding="utf-8")
+    assert f"kubectl create serviceaccount {cluster['headGroupSpec']['template']['spec']['serviceAccountName']}" in text
+    cluster["workerGroupSpecs"][0]["minReplica"] = cluster["workerGroupSpecs"][0].pop("minReplicas")
+    cluster["enableInTreeAutoscaling"] = "true"
+    assert sorted(unknown_fields(job["spec"], _JOB)) == [
+        "spec.rayClusterSpec.enableInTreeAutoscaling", "spec.rayClusterSpec.workerGroupSpecs[0].minReplica"
+    ]  # fmt: skip
+
+
 def test_kuberay_job_has_a_driver_without_a_gpu_and_workers_with_one() -> None:
     cluster = yaml.safe_load((RECIPES / "kuberay.yaml").read_text(encoding="utf-8"))["spec"]["rayClusterSpec"]
     head = cluster["headGroupSpec"]
