@@ -1,0 +1,91 @@
+"""Launchers of a sweep on one machine: `python benchmarks/launchers.py`, in five minutes on two cores (B24).
+
+A sweep of 12 cells whose features are stored, computed again, by two workers: `hydra/launcher=slots`, which starts a
+process for each job, beside joblib's pool of two processes (B24a), Hydra's basic launcher in one process (B24b), and
+the basic launcher with `executor=ray` and two workers (B24c). Needs `lgclip[sweeps,ray]`. The launchers take turns. The
+metrics and predictions of all cells are compared before anything is kept.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from side_by_side import Row, keep, seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = "python benchmarks/launchers.py"
+PROMPTS = range(1, 7)
+SCALES = ("single", "multi")
+CELLS = len(PROMPTS) * len(SCALES)
+GRID = (f"prompts_per_class={','.join(map(str, PROMPTS))}", f"scales={','.join(SCALES)}")
+LAUNCHERS = {
+    "slots": ("hydra/launcher=slots", "hydra.launcher.slots=2"),
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "basic": (),
+    "ray": ("executor=ray", "executor.actors=2"),
+}
+ROUNDS = 2
+
+
+def sweep(store: Path, folder: Path, *overrides: str) -> float:
+    """Seconds of one sweep."""
+    command = [
+        sys.executable, "evaluate.py", "-m", *GRID, "logger=none", "rerun=true", f"paths.store={store}",
+        f"hydra.sweep.dir={folder}", *overrides,
+    ]  # fmt: skip
+    # A cluster that lives as long as a job, wherever another one runs.
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    return seconds(lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True))
+
+
+def predictions(folder: Path) -> list[tuple[object, str]]:
+    """Returns the metrics and the predictions of each cell."""
+    cells: list[tuple[object, str]] = []
+    for number in range(CELLS):
+        result = json.loads((folder / str(number) / "result.json").read_text(encoding="utf-8"))
+        cells.append((result["metrics"], (folder / str(number) / "predictions.csv").read_text(encoding="utf-8")))
+    return cells
+
+
+def main() -> None:
+    """Measures and keeps."""
+    times: dict[str, list[float]] = {name: [] for name in LAUNCHERS}
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        first = sweep(work / "store", work / "first")
+        print(f"{CELLS} cells, nothing stored: {first:.1f} s", flush=True)
+        for number in range(ROUNDS):
+            for launcher, overrides in LAUNCHERS.items():
+                folder = work / f"{launcher}-{number}"
+                times[launcher].append(sweep(work / "store", folder, *overrides))
+                print(f"{launcher}: {times[launcher][-1]:.1f} s", flush=True)
+                if predictions(folder) != predictions(work / "first"):
+                    raise SystemExit(f"{launcher}: other metrics or predictions than Hydra's basic launcher")
+    ours = f"sweep of {CELLS} cells, all stored, computed again, `hydra/launcher=slots`, 2 slots"
+    against = {
+        "B24a": ("joblib", "`hydra/launcher=joblib`, 2 processes"),
+        "B24b": ("basic", "`hydra/launcher=basic`, one process"),
+        "B24c": ("ray", "`executor=ray`, 2 workers, `hydra/launcher=basic`"),
+    }
+    for number, (launcher, description) in against.items():
+        keep(
+            Row(
+                number=number,
+                ours=ours,
+                against=description,
+                aim="",
+                unit="s",
+                measured=times["slots"],
+                baselines=times[launcher],
+                equal=f"metrics and predictions of {CELLS} cells",
+                command=COMMAND,
+                inverse=True,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
