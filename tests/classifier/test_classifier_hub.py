@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from factories import NAMES, FirstRun, Sandbox
-from hub_server import READ_TOKEN, TOKEN, HubServer, serve_hub
+from hub_server import READ_TOKEN, TOKEN, HubServer, serve_hub, use_hub
 from huggingface_hub import ModelCard, constants
 
 import lgclip
@@ -49,14 +49,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """Serves an empty hub, with a new cache and the token of a user who may write."""
     commit_of.cache_clear()
     with serve_hub() as server:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        )
+        use_hub(server, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
     commit_of.cache_clear()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from factories import HUB_COMMIT, make_diffuser, put_in_hub_cache
+from hub_server import use_hub_address
 from huggingface_hub import constants
 
 from lgclip.diffuser.pipeline import Diffuser
@@ -53,20 +54,13 @@ def test_missing_pipeline_names_the_offline_setting() -> None:
         generated("owner/name", revision="f" * 40)  # whose commit need not be asked for
 
 
-def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces the address of the hub."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
 @pytest.fixture
 def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets a hub address that nobody answers, as on a machine without a network that is not set to offline."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    point_to(url, monkeypatch)
+    use_hub_address(url, monkeypatch)
 
 
 def test_refused_connection_is_one_line(cut_off: None) -> None:
@@ -105,7 +99,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        point_to(f"http://127.0.0.1:{server.server_address[1]}", monkeypatch)
+        use_hub_address(f"http://127.0.0.1:{server.server_address[1]}", monkeypatch)
         yield answer
         server.shutdown()
 

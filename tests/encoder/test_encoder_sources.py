@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 from factories import HUB_COMMIT, make_encoder, put_in_hub_cache
+from hub_server import use_hub_address
 from huggingface_hub import constants
 from open_clip import factory
 from PIL import Image
@@ -154,11 +155,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     commit_of.cache_clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", url)
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        use_hub_address(f"http://127.0.0.1:{server.server_address[1]}", monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
         yield files
         server.shutdown()

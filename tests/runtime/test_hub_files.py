@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import HUB_COMMIT, put_in_hub_cache
+from hub_server import use_hub_address
 from huggingface_hub import constants
 from imagenet_trees import content
 from parquet_trees import CARD, NAMES, generated, pixels, shards, table, write
@@ -180,10 +181,7 @@ def served(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        use_hub_address(f"http://127.0.0.1:{server.server_address[1]}", monkeypatch)
         yield folder, sent
         server.shutdown()
 

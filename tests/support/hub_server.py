@@ -83,12 +83,15 @@ def serve_hub() -> Iterator[HubServer]:
 
 def use_hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the hub's client of a test ask a server, with the right to write."""
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    use_hub_address(server.url, monkeypatch)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+def use_hub_address(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the hub's client of a test ask a server at an address."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 class _Handler(BaseHTTPRequestHandler):
