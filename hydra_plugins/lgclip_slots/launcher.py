@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.lgclip_slots.processes import LOG, Process, how_ended, last_line, run_jobs, slots_of, visible_gpus
+from lgclip.runtime.cores import usable_cores
 from lgclip.runtime.sweep_job import FAILED, Job, command_of, environment_of, quoted
 from lgclip.store.atomic import write_json
 
@@ -104,7 +104,7 @@ def _command(config: DictConfig, overrides: Sequence[str], values: Path) -> list
 
 def _environment(config: DictConfig, overrides: list[str], at_once: int) -> dict[str, str]:
     """Which job of which sweep a process is; and its share of the cores, or all would ask for all of them."""
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))} if at_once > 1 else {}
     sweep = Path(str(config.hydra.sweep.dir)).absolute()
     return {**threads, **environment_of(Job(sweep, config.hydra.job.num, overrides, alone=True))}
 

@@ -20,6 +20,7 @@ from lgclip.datasets.image_files import IncompleteDatasetError
 from lgclip.datasets.public import PublicDataset
 from lgclip.encoder.packaged_weights import packaged_weights
 from lgclip.encoder.presets import OPEN_CLIP_REPOSITORIES
+from lgclip.runtime.cores import usable_cores
 from lgclip.runtime.cpu_features import has_bf16_units
 from lgclip.runtime.hub import cached
 from lgclip.runtime.instantiate import build, target_of
@@ -132,7 +133,8 @@ def _is_installed(package: str) -> bool:
 
 def machine() -> str:
     """Reports cores and GPUs, and what precision `auto` resolves to."""
-    cores = f"{os.cpu_count()} CPU cores"
+    count = usable_cores()
+    cores = f"{count} CPU core{'s' if count > 1 else ''}"
     gpus = _gpus()
     if not gpus:
         precision = "bf16" if has_bf16_units() else "fp32"

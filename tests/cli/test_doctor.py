@@ -1,5 +1,6 @@
 """Tests that `lgclip doctor` reports the actual state."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from lgclip.cli import doctor
 from lgclip.cli.doctor import COPY, DOWNLOADABLE, KEY, READY, Finding
 from lgclip.cli.main import main
 from lgclip.encoder.presets import OPEN_CLIP_REPOSITORIES
+from lgclip.runtime.cores import usable_cores
 from lgclip.runtime.instantiate import build
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -128,7 +130,17 @@ def test_command_starts_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureF
     assert output.startswith("Ready: python evaluate.py\n")
     for section in ("data sets", "encoders", "language models", "diffusion models", "accounts"):
         assert f"\n{section}\n" in output
-    assert "CPU cores" in output
+    assert f"{usable_cores()} CPU core" in output
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux can bind processes")
+def test_cores_are_those_of_this_process() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert doctor.machine().startswith("1 CPU core")
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.mark.multiprocess

@@ -1,6 +1,5 @@
 import itertools
 import json
-import os
 import re
 import signal
 import time
@@ -14,6 +13,7 @@ from toy_sweep import ROOT, ToySweep
 from hydra_plugins.lgclip_slots.launcher import SlotLauncher
 from hydra_plugins.lgclip_slots.processes import how_ended, last_line, slots_of, visible_gpus
 from hydra_plugins.lgclip_slots.returned import Returned
+from lgclip.runtime.cores import usable_cores
 from lgclip.runtime.sweep_job import GRACE
 
 
@@ -91,7 +91,7 @@ def test_jobs_know_their_sweep_position(toy: ToySweep) -> None:
     for number, job in enumerate(map(toy.seen, range(2))):
         assert (job["num"], job["job"], job["dir"]) == (number, str(number), str(toy.folder / "OUT"))
         assert json.loads(job["overrides"]) == [f"x={5 + number}"]
-        assert job["OMP_NUM_THREADS"] == str(max(1, (os.cpu_count() or 1) // 2))
+        assert job["OMP_NUM_THREADS"] == str(max(1, usable_cores() // 2))
         assert (job["CUDA_VISIBLE_DEVICES"], job["HYDRA_FULL_ERROR"]) == (None, None)
 
 
