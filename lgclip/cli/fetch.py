@@ -72,7 +72,9 @@ def _fetch(cfg: DictConfig) -> Iterator[str]:
     parts = GenerationParts.from_config(cfg)
     encoder = build(encoder_config(cfg), _convert_="all")
     models: dict[str, Any] = {"diffuser": parts.diffuser, "encoder": encoder}
-    if parts.diffuser.needs_prompts:
+    # Images of a folder need no prompts, but sentences may.
+    needs_texts = bool(cfg.get("text")) and build(cfg.text, _convert_="all").generator(parts.llm) is not None
+    if parts.diffuser.needs_prompts or needs_texts:
         models = {"llm": parts.llm, **models}
     for group, model in models.items():
         model.download()

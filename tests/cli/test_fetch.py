@@ -56,6 +56,16 @@ def test_image_folder_needs_no_language_model(requests: list[tuple[str, str]], t
     assert requests == []
 
 
+@pytest.mark.parametrize("text", ["llm", "descriptors"])
+def test_sentences_need_the_language_model(requests: list[tuple[str, str]], tmp_path: Path, text: str) -> None:
+    llm = "Qwen/Qwen3-4B-Instruct-2507"
+    put_in_hub_cache(tmp_path / "hub", llm)
+    (tmp_path / "images").mkdir()
+    folder = f"diffuser.root={tmp_path / 'images'}"
+    assert main(["fetch", "llm=qwen3_4b", "diffuser=folder", folder, f"text={text}"]) == 0
+    assert requests == [(llm, HUB_COMMIT)]
+
+
 def test_sweep_fetches_every_model_once(
     requests: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
