@@ -169,6 +169,20 @@ class FinishedRuns:
         return {name: _digest_of_split(getattr(self._data, name)) for name in splits}
 
 
+def lapsed_records() -> dict[Path, int]:
+    """Returns the records of runs whose folder has no result any more, with their bytes: they can repeat nothing."""
+    lapsed: dict[Path, int] = {}
+    for path in sorted((cache_folder() / _RUNS).glob("*.json")):
+        try:
+            folder = json.loads(path.read_text(encoding="utf-8"))["folder"]
+            if not (Path(folder) / RESULT).is_file():
+                lapsed[path] = path.stat().st_size
+        # Gone in the meantime, or no record of this version: nothing is known of its run.
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.debug("%s: %s", path, error)
+    return lapsed
+
+
 def repeat_run(earlier: FinishedRun, folder: Path, sweep: object) -> RunResult:
     """Copies the files of a finished run to the folder of the same run again, and prints its warnings and its table.
 

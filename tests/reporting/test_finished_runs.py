@@ -12,6 +12,8 @@ from typing import NoReturn
 import pytest
 from factories import FirstRun, Sandbox, evaluate_run, read_tree, run_command
 
+from lgclip.cli.store.gc import collect
+from lgclip.cli.store.inventory import amount
 from lgclip.experiment import Experiment
 from lgclip.reporting import finished_runs
 from lgclip.runtime import hub
@@ -134,6 +136,23 @@ def test_changed_input_computes(change: Callable[[Path, Sandbox], None], sandbox
     assert not repeats(sandbox, finished)
     # The run is remembered as it is now.
     assert repeats(sandbox, finished)
+
+
+def test_records_of_deleted_runs_are_garbage(sandbox: Sandbox, finished: Path) -> None:
+    records = finished.parent / "cache" / "lgclip-runs"
+    assert computes(sandbox, finished.parent / "other", f"dataset.root={finished.parent / 'images'}", "seed=1")
+    assert len(list(records.glob("*.json"))) == 2
+    # A record that cannot be read belongs to nobody knows which run.
+    (records / "damaged.json").write_text("{", encoding="utf-8")
+    shutil.rmtree(finished)
+    size = next(path for path in finished_runs.lapsed_records()).stat().st_size
+    (line, total) = list(collect(sandbox.store))
+    assert line == f"{records}: {amount(1, size)}, records of runs that are gone; --yes deletes them"
+    assert total == f"{sandbox.store}: {amount(0, 0)} would go"
+    assert len(list(records.glob("*.json"))) == 3
+    list(collect(sandbox.store, yes=True))
+    assert len(list(records.glob("*.json"))) == 2
+    assert not computes(sandbox, finished.parent / "again", f"dataset.root={finished.parent / 'images'}", "seed=1")
 
 
 @pytest.mark.parametrize("override", ["seed=1", "prototype=knn", "prompts_per_class=2", "logger=csv"])

@@ -14,6 +14,7 @@ from lgclip.cli.store.entry_checks import caption_names, chunk_names, outlives_i
 from lgclip.cli.store.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
 from lgclip.diffuser.base import SyntheticImages, image_id
 from lgclip.diffuser.image_folder import ImageFolder
+from lgclip.reporting.finished_runs import lapsed_records
 from lgclip.reporting.restore import additional_streams, restore_run
 from lgclip.reporting.run_folder import Run, RunError, find_runs
 from lgclip.runtime.instantiate import build
@@ -282,7 +283,8 @@ def collect(
 
     Always: temporary files older than an hour, features of synthetic images that are all deleted, and companion files
     of deleted entries. With `keep` or `older_than` also every entry that no named run needs. Except for temporary
-    files, nothing is deleted that has changed in the last day.
+    files, nothing is deleted that has changed in the last day. Records of finished runs whose folder is gone, which
+    are no part of the store, go too.
 
     Args:
         root: The store's folder.
@@ -310,6 +312,13 @@ def collect(
     clock = time.time_ns() if now is None else now
     before = clock - (DAY if older_than is None else int(older_than * DAY))
     plan = _plan(root, used, why, before, clock)
+    records = lapsed_records()
+    if records:
+        size = amount(len(records), sum(records.values()))
+        outcome = "deleted" if yes else "--yes deletes them"
+        yield f"{next(iter(records)).parent}: {size}, records of runs that are gone; {outcome}"
+    for path in records if yes else ():
+        path.unlink(missing_ok=True)
     all_gone: list[Item] = []
     for (folder, reason), items in sorted(plan.items()):
         gone = _delete(items) if yes else items

@@ -32,6 +32,12 @@ def fault_instead(image: Path) -> None:
     image.with_suffix(".fault.json").write_text(json.dumps({"fault": "flat", **about}))
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The records of runs are no part of a store.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 NOTHING = {"prompts": 0, "images": 0, "features": 0}
 
 
