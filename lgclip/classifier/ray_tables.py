@@ -1,14 +1,14 @@
 """Classifies shards by the workers of a Ray cluster: one task per shard, whose table comes back to this process.
 
 Ray Core's tasks and not its actors, as for the stages of a run (see `lgclip.stages.ray_executor`): a shard takes
-minutes, needs no order, and Ray itself deals a task again whose machine is lost. A worker keeps its classifier from one
-task to the next.
+minutes, needs no order, and Ray itself deals a task again whose machine is lost.
 """
 
+import io
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,18 +142,20 @@ def classify_shard(
         shard = shard.on_this_machine()
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "table"
-            counts = settings.write(_loaded(packed), shard, table)
+            counts = settings.write(_loaded(packed, Path(folder) / "classifier"), shard, table)
             return ShardTable(table.read_bytes(), counts)
     except ValueError as error:
         return ShardTable(b"", {}, str(error), isinstance(error, UnknownLabelError))
 
 
-@lru_cache(maxsize=1)
-def _loaded(packed: bytes) -> ImageClassifier:
-    """Returns the classifier; of the same bytes only once in a process."""
+def _loaded(packed: bytes, folder: Path) -> ImageClassifier:
+    """Returns the classifier, which reads its encoder from a folder.
+
+    Not once for all shards of a worker: Ray ends its workers without Python's own end, so that nothing would delete the
+    folder. The archive is not compressed, so unpacking takes as long as copying.
+    """
     from lgclip.classifier.loading import load_classifier
 
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "classifier.zip"
-        place.write_bytes(packed)
-        return load_classifier(place)
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        archive.extractall(folder)
+    return load_classifier(folder)

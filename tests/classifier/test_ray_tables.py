@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,15 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.usefixture
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    with ray_environment(SETTINGS):
+def temporary() -> Iterator[Path]:
+    """Creates the folder of the workers' temporary files; its name is short, since Ray puts sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="r-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(temporary: Path) -> Iterator[LocalCluster]:
+    with ray_environment({**SETTINGS, "TMPDIR": str(temporary)}):
         cluster = LocalCluster(2)
         try:
             yield cluster
@@ -60,12 +68,19 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 def test_tables_are_those_of_one_process(
-    saved: Path, data: Path, on_cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path,
+    data: Path,
+    on_cluster: LocalCluster,
+    temporary: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert classify(saved, data / "*.tar", "--shards-to", tmp_path / "here") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert classify(saved, data / "*.tar", "--shards-to", tmp_path / "ray", "--executor", "ray") == 0
     assert capsys.readouterr().out.splitlines()[-1] == last
+    # Ray's workers have no end of their own at which they could delete the encoder that was sent to them.
+    assert not list(temporary.rglob("*.safetensors"))
     assert tables(tmp_path / "ray") == tables(tmp_path / "here")
     (tmp_path / "ray/2.csv").unlink()
     assert classify(saved, data / "*.tar", "--shards-to", tmp_path / "ray", "--executor", "ray") == 0
