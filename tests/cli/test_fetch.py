@@ -56,6 +56,7 @@ def test_image_folder_needs_no_language_model(requests: list[tuple[str, str]], t
     assert requests == []
 
 
+@pytest.mark.slow
 def test_sweep_fetches_every_model_once(
     requests: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
