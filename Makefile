@@ -44,12 +44,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist w
 test: .venv/ready
 	$(PYTEST) -m "not slow and not multiprocess and not browser"
 
-# What `make test` leaves out: tests of more than two seconds, of several processes, and in a browser.
+# What `make test` leaves out: tests of more than two seconds, of several processes, and in a browser. Types and shapes of
+# arguments are checked in the fast tests alone: see tests/conftest.py.
 test-slow: .venv/ready
-	$(PYTEST) -m "slow or multiprocess or browser"
+	LGCLIP_TEST_TYPES=0 $(PYTEST) -m "slow or multiprocess or browser"
 
-test-all: .venv/ready
-	$(PYTEST)
+test-all: test test-slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -80,7 +80,7 @@ lowest: pyproject.toml
 	$(PYTHON) -m venv --clear .lowest
 	.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable ".[dev]"
-	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest --numprocesses auto -m "not slow and not multiprocess and not browser"
+	LGCLIP_TEST_TYPES=0 OMP_NUM_THREADS=1 .lowest/bin/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not multiprocess and not browser"
 
 # constraints.txt anew: what is installed here and passes the tests, without the address of any index.
 constraints: .venv/ready

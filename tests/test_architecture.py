@@ -65,6 +65,7 @@ def test_nothing_is_pickled(name: str) -> None:
     assert all(ast.unparse(keyword.value) == "False" for keyword in allowed)
 
 
+@pytest.mark.slow
 def test_help_and_config_load_nothing_heavy() -> None:
     """Checks that only Hydra is loaded, by modules instead of a clock."""
     look = (

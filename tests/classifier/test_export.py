@@ -205,6 +205,7 @@ def exported(classifier: ImageClassifier, folder: Path, format: str, **options: 
     return path, export_classifier(classifier, path, format=format, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "pt2", "safetensors"])
 def test_small_classifier_has_equal_scores(format: str, classifier: ImageClassifier, tmp_path: Path) -> None:
     path, summary = exported(classifier, tmp_path, format)

@@ -66,6 +66,7 @@ def test_sentences_need_the_language_model(requests: list[tuple[str, str]], tmp_
     assert requests == [(llm, HUB_COMMIT)]
 
 
+@pytest.mark.slow
 def test_sweep_fetches_every_model_once(
     requests: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -204,6 +204,7 @@ def test_skip_equals_a_folder_without_unreadable_images(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "oracle" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_quarantine_copies_unreadable_images(corrupted_sandbox: Sandbox, tmp_path: Path) -> None:
     before = read_tree(corrupted_sandbox.synthetic_images)
     result = evaluate_run(corrupted_sandbox, tmp_path / "run", "on_bad_image=quarantine")

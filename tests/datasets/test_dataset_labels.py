@@ -31,6 +31,7 @@ def test_cub_is_ordered_by_number(dataset_root: Path) -> None:
     assert {file.rpartition("_")[0][-4:] for file in train.files} == {"0001"}
 
 
+@pytest.mark.slow
 def test_eurosat_is_ordered_by_folder(dataset_root: Path) -> None:
     for split in ("all", "coop", "torchgeo", "coop-train"):
         data: Any = load_dataset("eurosat", dataset_root / "eurosat", f"split={split}")

@@ -92,6 +92,7 @@ def test_damaged_list_is_named(root: Path) -> None:
         Resisc45(str(root), counts=False)
 
 
+@pytest.mark.slow
 def test_counts_are_official(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"90 images found, the split has 6300"):
         Resisc45(str(root))

@@ -86,6 +86,7 @@ def test_replaced_file_has_other_ids(url: str, s3: S3Server, folder: Path) -> No
     assert after.ids[-2:] == before.ids[-2:]
 
 
+@pytest.mark.slow
 def test_run_over_a_bucket(url: str, s3: S3Server, sandbox: Sandbox, tmp_path: Path) -> None:
     s3.faults += [unavailable("GET", "test-00001")]
     overrides = [part for part in sandbox.evaluate_overrides() if not part.startswith("dataset")]

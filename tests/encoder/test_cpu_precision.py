@@ -102,6 +102,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 FAMILIES = ["open_clip", "vit_tiny_patch16_224", "convnext_atto", "efficientnet_lite0", "test_resnet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_close_to_fp32(family: str, folders: dict[str, Path]) -> None:
     part = OpenClip if family == "open_clip" else Timm
@@ -179,6 +180,7 @@ def rows(threads: int) -> dict[str, Any]:
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch() -> None:
     """Where the CPU multiplies in bf16, `auto` is that, and a feature is the same in any batch, with any threads."""
     first = rows(threads=1)

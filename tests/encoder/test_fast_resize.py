@@ -147,6 +147,7 @@ def test_classifier_keeps_it(packed: bool, fast_run: FirstRun, tmp_path: Path) -
     assert again.predict(sandbox.synthetic_images).tolist() == classifier.predict(sandbox.synthetic_images).tolist()
 
 
+@pytest.mark.slow
 def test_export_states_the_difference(
     fast_run: FirstRun, first_run: FirstRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

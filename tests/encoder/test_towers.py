@@ -33,6 +33,7 @@ def block(tokens: int, width: int) -> int:
     return 2 * (projections + 2 * tokens * tokens * width)
 
 
+@pytest.mark.slow
 def test_vit_b_32_has_published_size_and_cost() -> None:
     """Checks 87.85 and 63.43 M parameters, 4.41 and 2.98 G multiply-adds (open_clip, docs/model_profile.csv)."""
     model: Any = open_clip.create_model("ViT-B-32", pretrained=None).eval()

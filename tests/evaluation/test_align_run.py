@@ -17,6 +17,8 @@ from lgclip.reporting.export_features import export_features
 from lgclip.reporting.run_classifier import classifier_of
 from lgclip.reporting.run_folder import Run
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("run_fixtures",)
 
 POOL = 40
@@ -84,7 +86,6 @@ def classifier_tensors(saved: Path) -> dict[str, torch.Tensor]:
     return load_file(saved / "classifier.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["mean", "gda", "knn"])
 def test_exported_scores_are_those_of_the_classifier(world: Sandbox, pool: Path, tmp_path: Path, rule: str) -> None:
     classifier = lgclip.build(

@@ -23,6 +23,8 @@ from lgclip.reporting.run_classifier import classifier_of
 from lgclip.reporting.run_folder import Run
 from lgclip.store.features import FeatureStore
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("run_fixtures",)
 
 CPU = torch.device("cpu")
@@ -115,7 +117,6 @@ def classified(classifier: ImageClassifier, world: Sandbox) -> tuple[list[Any], 
     return [prediction.label for prediction in predictions], [float(item.score or 0) for item in predictions]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -140,7 +141,6 @@ def test_classifier_gives_the_predictions_of_the_run(
         np.testing.assert_allclose(scores, [float(row["confidence"]) for row in rows], atol=2e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", ".zip"])
 def test_packed_classifier_needs_no_encoder(
     paired: tuple[Path, Any], world: Sandbox, suffix: str, tmp_path: Path
@@ -157,7 +157,6 @@ def test_packed_classifier_needs_no_encoder(
         np.testing.assert_allclose(scores, expected[1], atol=1e-4)
 
 
-@pytest.mark.slow
 def test_added_classes_are_built_by_both_encoders(world: Sandbox, second: tuple[str, ...]) -> None:
     options = [*build_overrides(world), *second, "encoder_weights=equal"]
     whole = lgclip.build(NAMES, llm="template", overrides=options)
@@ -171,7 +170,6 @@ def test_added_classes_are_built_by_both_encoders(world: Sandbox, second: tuple[
     assert list(whole.settings["encoder"]) == ["_target_", "first", "second"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [("align=pool",), ("transduction=em",), ("align=pool", "transduction=stata"), ("prototype=affinity",)],
@@ -187,7 +185,6 @@ def test_other_rules_take_two_encoders(
     assert restore_run(Run.read(tmp_path / "run")).streams["real"].store.key == result["store"]["real"]
 
 
-@pytest.mark.slow
 def test_commands_take_a_run_of_two_encoders(
     paired: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

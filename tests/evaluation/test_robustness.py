@@ -42,6 +42,7 @@ def test_shift_interval_is_newcombe(counts: tuple[int, int], shares: tuple[float
         assert (high < 1) == (difference[1] < 0)
 
 
+@pytest.mark.slow
 def test_ratio_interval_has_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     held = []

@@ -23,6 +23,8 @@ from lgclip.reporting.export_features import export_features
 from lgclip.reporting.run_classifier import classifier_of
 from lgclip.reporting.run_folder import Run
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("run_fixtures",)
 
 RULES = {

@@ -18,6 +18,8 @@ from lgclip.experiment import Experiment
 from lgclip.reporting import finished_runs
 from lgclip.runtime import hub
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("run_fixtures",)
 
 ROOT = Path(__file__).parents[2]

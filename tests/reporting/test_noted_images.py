@@ -11,6 +11,7 @@ from PIL import Image
 from lgclip.methods.base import PredictionCollector
 
 
+@pytest.mark.slow
 def test_flat_images_and_left_out_files_are_reported(
     fresh_sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def test_unreadable_synthetic_image_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_reports_know_skipped_images(
     corrupted_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

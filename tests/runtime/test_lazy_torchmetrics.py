@@ -6,6 +6,10 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 SETUP = "import json, sys\nfrom lgclip.runtime.lazy_torchmetrics import make_lazy\nmake_lazy()\n"
 FUNCTIONAL = "'torchmetrics.functional' in sys.modules"
 

@@ -277,6 +277,7 @@ def apply(pattern: re.Pattern[str], method: str) -> Callable[[str], object]:
     return getattr(pattern, method)
 
 
+@pytest.mark.slow
 def test_growth_is_measured() -> None:
     """Checks the check: it finds expressions that are known to be quadratic or worse."""
     for source in (
@@ -291,6 +292,7 @@ def test_growth_is_measured() -> None:
         assert any(growth_fault(apply(pattern, "findall"), *attack) for attack in attacks(pattern)), source
 
 
+@pytest.mark.slow
 def test_every_expression_is_found() -> None:
     found = expressions()
     assert len(found) > 80
@@ -299,6 +301,7 @@ def test_every_expression_is_found() -> None:
         assert any(f"prompts.{name}" in place for place in sources), name
 
 
+@pytest.mark.slow
 def test_regular_expressions_take_linear_time() -> None:
     faults = []
     for place, pattern, method in expressions():
@@ -359,6 +362,7 @@ def test_foreign_text_is_read_in_linear_time(read: Callable[[str], object]) -> N
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", ['["', "", "<think>x</think>", '{"prompts": ["'])
 @pytest.mark.parametrize("unit", ['\\"', '"', "\\", "' ", "<a>"])
 def test_long_reply_takes_less_than_seconds(begin: str, unit: str) -> None:

@@ -24,6 +24,7 @@ def test_overrides_are_matched_by_their_group() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "reported"),
     [

@@ -42,6 +42,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BOMBS)
 def test_card_is_read_within_limits(case: str, tmp_path: Path) -> None:
     tracemalloc.start()

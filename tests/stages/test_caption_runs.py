@@ -73,6 +73,7 @@ def test_synthetic_images_are_traced_to_captions(fresh_sandbox: Sandbox, tmp_pat
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_basic_prompts_have_no_source(fresh_sandbox: Sandbox, tmp_path: Path) -> None:
     train = make_image_folder(tmp_path / "train", each=4)
     run_command("generate", *generate_overrides(fresh_sandbox, train, tmp_path, "llm.form=basic"))
@@ -82,6 +83,7 @@ def test_basic_prompts_have_no_source(fresh_sandbox: Sandbox, tmp_path: Path) ->
     assert not (fresh_sandbox.store / "captions").exists()
 
 
+@pytest.mark.slow
 def test_dataset_without_training_images_is_rejected(
     fresh_sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

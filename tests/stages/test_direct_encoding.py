@@ -26,6 +26,8 @@ from lgclip.reporting.run_folder import Run
 from lgclip.store.shard_index import look
 from lgclip.types import Fault, Prompt
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("run_fixtures",)
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +90,6 @@ def test_finished_run_is_copied(discarded_once: FirstRun, tmp_path: Path, capsys
     assert "rerun=true" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -134,6 +134,7 @@ def test_alternatives_follow_the_config(
     assert list(result["baselines"]) == names
 
 
+@pytest.mark.slow
 def test_prompts_without_images_are_no_alternative(sandbox: Sandbox, tmp_path: Path) -> None:
     result = evaluate_run(sandbox, tmp_path / "run", "method=clip_text", "text.alternatives=[llm]")
     assert result["baselines"] == {}

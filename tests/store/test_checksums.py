@@ -33,6 +33,7 @@ def every_bit(content: bytes, most: int = 4000) -> list[int]:
     return sorted(np.random.default_rng(0).choice(bits, min(most, bits), replace=False).tolist())
 
 
+@pytest.mark.slow
 def test_flipped_bits_of_features_are_noticed(tmp_path: Path) -> None:
     """78% of the flips passed before."""
     features = normalize(torch.randn(6, 2, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
@@ -118,6 +119,7 @@ def test_flipped_bits_of_unreadable_images_are_noticed(tmp_path: Path, caplog: p
         assert UnreadableImages(tmp_path, {}).reasons() in ({}, {"0" * 32: "it is empty"})
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_reported_and_not_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "last.safetensors"
     state = {"epoch": 3, "weights": torch.randn(4, 5), "half": torch.randn(3).bfloat16(), "empty": torch.zeros(0)}

@@ -270,6 +270,7 @@ def test_damaged_object_is_computed_and_replaced(s3: S3Server, monkeypatch: pyte
     assert s3.objects()[name] == good
 
 
+@pytest.mark.slow
 def test_shard_with_other_bytes_is_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with machine("first", monkeypatch, tmp_path) as root:
         fill(root)

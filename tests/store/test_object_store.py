@@ -98,6 +98,7 @@ def test_existing_object_stays_unless_it_is_replaced(s3: S3Server, file: Path, t
     assert s3.objects()["team/entry/a"] == b"another machine's"
 
 
+@pytest.mark.slow
 def test_large_object_appears_with_its_last_part_alone(s3: S3Server, tmp_path: Path) -> None:
     path = tmp_path / "shard"
     size = 101 * 2**20  # s3fs uploads in parts of 50 MiB from two of them on

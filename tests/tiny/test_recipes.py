@@ -140,6 +140,7 @@ def test_diffuser_is_a_complete_pipeline(trained: dict[str, Trained], build: Pat
     assert (generated[0] != generated[1]).any()
 
 
+@pytest.mark.slow
 def test_encoder_gives_trained_features(trained: dict[str, Trained], build: Path, corpus: Corpus) -> None:
     from PIL import Image
 

@@ -60,6 +60,7 @@ def probs(rule: Transduction, pool: UnlabeledPool) -> torch.Tensor:
     return logits.softmax(dim=1)
 
 
+@pytest.mark.slow
 @few
 @pytest.mark.parametrize("rule", OFFLINE, ids=rule_id)
 @given(sizes=POOLS, has_prototypes=st.booleans())

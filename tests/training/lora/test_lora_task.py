@@ -142,6 +142,7 @@ def test_key_covers_images_recipe_and_model(model: Path, tmp_path: Path) -> None
     assert len({plain, *variants}) == 11
 
 
+@pytest.mark.slow
 def test_invalid_tuning_is_rejected_early(model: Path, tmp_path: Path) -> None:
     def refused(diffuser: Any, message: str, **values: Any) -> None:
         splits = DatasetSplits(lambda **_: ColorPatches())  # has no training split

@@ -74,6 +74,7 @@ def test_loss_decreases(tmp_path: Path) -> None:
     assert LoraTraining.summary(folder).startswith(f"{folder}: 30 steps on 21 images of patches, mean loss ")
 
 
+@pytest.mark.slow
 def test_store_has_weights_and_metadata(model: Path, tmp_path: Path) -> None:
     task = adaptation(model)
     folder = tuned(task, tmp_path)
@@ -186,6 +187,7 @@ def test_logged_values_match_the_history(model: Path, tmp_path: Path) -> None:
     assert [float(row["loss"]) for row in logged] == pytest.approx([row["loss"] for row in history])
 
 
+@pytest.mark.slow
 def test_sdxl_is_tuned_and_used(tmp_path: Path) -> None:
     model = family_folder("sdxl", tmp_path / "sdxl")
     folder = tuned(adaptation(model, steps=4, lr=0.1), tmp_path)
