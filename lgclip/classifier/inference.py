@@ -81,10 +81,8 @@ def encode_images(
     Raises:
         ValueError: If an image cannot be read, or there is none.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = classifier.encoder.on(device)
+    encoder, towers, device = classifier.load_encoder()
     views = SharedViews(encoder, classifier.scales)
-    towers = encoder.load(device)
     ids: list[str] = []
     features: list[Tensor] = []
     items = expand_sources(sources)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lgclip.classifier.inference import decoded_batches, encode_views, image_of, rejecter
+from lgclip.classifier.loaded_encoder import LoadedEncoder, LoadedTowers
 from lgclip.classifier.parts import Builder, ClassInfo, ImagePrediction, Negatives
 from lgclip.classifier.sources import ImageSource, ListedImage, expand_sources
 from lgclip.datasets.base import BadImageError, checked_names
@@ -61,6 +62,7 @@ class ImageClassifier:
         rejector: The fitted threshold; None where nothing can be fitted.
         alignment: Aligns real images with the synthetic ones; None compares them as they are.
         edits: What was changed since it was built, for people.
+        loaded: The encoder's weights, which stay in memory from the first image on, as long as the classifier does.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -85,6 +87,7 @@ class ImageClassifier:
     rejector: FittedRejection | None = field(default=None, repr=False)
     alignment: FittedAlignment | None = field(default=None, repr=False)
     edits: tuple[str, ...] = field(default=(), repr=False)
+    loaded: LoadedEncoder = field(default_factory=LoadedEncoder, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.strips:
@@ -173,6 +176,21 @@ class ImageClassifier:
         items = expand_sources(sources)
         return self.classify_listed(items, top=top, batch_size=batch_size)
 
+    def load_encoder(self) -> LoadedTowers:
+        """Loads the encoder's weights now, and not with the first image, such as when a server starts.
+
+        They stay in memory as long as the classifier does.
+
+        Returns:
+            The encoder as it is used here, its towers, and their device: a GPU where there is one.
+
+        Raises:
+            ValueError: If its weights cannot be had.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = self.encoder.on(device)
+        return LoadedTowers(encoder, self.loaded.towers(encoder, device), device)
+
     def classify_frame(self, sources: ImageSource | Iterable[ImageSource], *, top: int = 1) -> "pd.DataFrame":
         """Returns the predictions as a pandas frame, one row per image: the columns of `lgclip classify`.
 
@@ -217,9 +235,7 @@ class ImageClassifier:
             top: Number of classes in `ImagePrediction.top`.
             batch_size: Number of images that are decoded and encoded at once.
         """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder = self.encoder.on(device)
-        towers = encoder.load(device)
+        encoder, towers, device = self.load_encoder()
         views = SharedViews(encoder, self.scales)
         scorer = self.scorer()
         reject = rejecter(self)

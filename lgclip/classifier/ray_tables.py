@@ -1,7 +1,8 @@
 """Classifies shards by the workers of a Ray cluster: one task per shard, whose table comes back to this process.
 
 Ray Core's tasks and not its actors, as for the stages of a run (see `lgclip.stages.ray_executor`): a shard takes
-minutes, needs no order, and Ray itself deals a task again whose machine is lost.
+minutes, needs no order, and Ray itself deals a task again whose machine is lost. A worker keeps its classifier from one
+task to the next.
 """
 
 import io
@@ -9,6 +10,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,20 +144,22 @@ def classify_shard(
         shard = shard.on_this_machine()
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "table"
-            counts = settings.write(_loaded(packed, Path(folder) / "classifier"), shard, table)
+            counts = settings.write(_loaded(packed), shard, table)
             return ShardTable(table.read_bytes(), counts)
     except ValueError as error:
         return ShardTable(b"", {}, str(error), isinstance(error, UnknownLabelError))
 
 
-def _loaded(packed: bytes, folder: Path) -> ImageClassifier:
-    """Returns the classifier, which reads its encoder from a folder.
-
-    Not once for all shards of a worker: Ray ends its workers without Python's own end, so that nothing would delete the
-    folder. The archive is not compressed, so unpacking takes as long as copying.
-    """
+@lru_cache(maxsize=1)
+def _loaded(packed: bytes) -> ImageClassifier:
+    """Returns the classifier with its encoder in memory; of the same bytes only once in a process."""
     from lgclip.classifier.loading import load_classifier
 
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        archive.extractall(folder)
-    return load_classifier(folder)
+    # The encoder's files are not needed any more once it is loaded. Ray ends its workers without Python's own end, at
+    # which a folder that stays would be deleted.
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            archive.extractall(folder)
+        classifier = load_classifier(Path(folder))
+        classifier.load_encoder()
+    return classifier

@@ -1,0 +1,121 @@
+"""Tests that a classifier loads its encoder once, and again only where another one is used."""
+
+import copy
+import gc
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factories import FirstRun
+
+from lgclip.classifier.loaded_encoder import LoadedEncoder
+from lgclip.classifier.model import ImageClassifier
+from lgclip.encoder.base import Encoder, Towers
+from lgclip.reporting.run_classifier import classifier_of
+
+pytest_plugins = ("run_fixtures",)
+
+
+@pytest.fixture
+def classifier(first_run: FirstRun) -> ImageClassifier:
+    return classifier_of(first_run.folder)
+
+
+@pytest.fixture
+def images(first_run: FirstRun) -> list[Path]:
+    return sorted(Path(first_run.sandbox.synthetic_images).rglob("*.png"))[:3]
+
+
+@pytest.fixture
+def loads(classifier: ImageClassifier, monkeypatch: pytest.MonkeyPatch) -> list[Encoder]:
+    """Lists the encoders whose weights are loaded."""
+    listed: list[Encoder] = []
+    kind = type(classifier.encoder)
+    load = kind.load
+
+    def listing(encoder: Encoder, device: torch.device) -> Towers:
+        listed.append(encoder)
+        return load(encoder, device)
+
+    monkeypatch.setattr(kind, "load", listing)
+    return listed
+
+
+def test_weights_are_loaded_once(classifier: ImageClassifier, images: list[Path], loads: list[Encoder]) -> None:
+    together = list(classifier.classify(images))
+    assert [next(classifier.classify(image)) for image in images] == together
+    assert len(loads) == 1
+
+
+def test_loading_before_the_first_image(classifier: ImageClassifier, images: list[Path], loads: list[Encoder]) -> None:
+    assert classifier.load_encoder().device == torch.device("cpu")
+    assert len(loads) == 1
+    classifier.predict(images)
+    assert len(loads) == 1
+
+
+def test_copies_share_the_weights(classifier: ImageClassifier, images: list[Path], loads: list[Encoder]) -> None:
+    other = replace(classifier)
+    assert list(other.classify(images)) == list(classifier.classify(images))
+    classifier.add_shots({classifier.class_names[0]: images})
+    assert len(loads) == 1
+
+
+def test_another_encoder_is_loaded(classifier: ImageClassifier, loads: list[Encoder]) -> None:
+    device = torch.device("cpu")
+    loaded = LoadedEncoder()
+    first = loaded.towers(classifier.encoder, device)
+    assert loaded.towers(classifier.encoder, device) is first
+    other = replace(classifier.encoder, precision="bf16")  # pyright: ignore[reportArgumentType]
+    assert loaded.towers(other, device) is not first
+    assert [encoder.precision for encoder in loads] == [classifier.encoder.precision, "bf16"]
+
+
+def test_failed_load_is_tried_again(classifier: ImageClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    loaded = LoadedEncoder()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(classifier.encoder), "load", fail)
+        with pytest.raises(ValueError, match="no weights"):
+            loaded.towers(classifier.encoder, device)
+    assert loaded.towers(classifier.encoder, device) is loaded.towers(classifier.encoder, device)
+
+
+def fail(encoder: Encoder, device: torch.device) -> Towers:
+    raise ValueError("no weights")
+
+
+def test_threads_load_once(classifier: ImageClassifier, images: list[Path], loads: list[Encoder]) -> None:
+    expected = classifier.predict(images[0])
+    classifier.loaded = LoadedEncoder()
+    loads.clear()
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: classifier.predict(images[0]), range(8)))
+    assert all(np.array_equal(result, expected) for result in results)
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda holder: pickle.loads(pickle.dumps(holder))])
+def test_copied_and_pickled_holders_are_empty(
+    classifier: ImageClassifier, loads: list[Encoder], copied: object
+) -> None:
+    device = torch.device("cpu")
+    classifier.loaded.towers(classifier.encoder, device)
+    assert callable(copied)
+    other = copied(classifier.loaded)
+    other.towers(classifier.encoder, device)
+    assert len(loads) == 2
+
+
+def test_weights_go_with_the_classifier(classifier: ImageClassifier, images: list[Path]) -> None:
+    towers = classifier.load_encoder().towers
+    alive = weakref.ref(towers)
+    del towers
+    classifier.loaded = LoadedEncoder()
+    gc.collect()
+    assert alive() is None
