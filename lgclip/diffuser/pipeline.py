@@ -20,6 +20,7 @@ from lgclip.encoder.weight_files import read_config
 from lgclip.runtime.hub import commit_of, hub_errors, snapshot
 from lgclip.runtime.model_folders import check_component, check_model_folder
 from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.image_codec import LOSSLESS, codec_of
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositories, key_inputs, local_folder, weights_of
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -70,6 +71,8 @@ class Diffuser(ImageGenerator):
         compile: Whether to compile the repeated blocks and the decoder, leaves pixels unchanged; takes minutes once,
             then is faster.
         offload: Offload idle `model`s or layers (`sequential`) from the GPU, leaves pixels unchanged; ignored on a CPU.
+        image_format: `png`, which keeps every pixel, or `jpeg-QUALITY` as in `jpeg-95`: smaller files, and features
+            of the decoded JPEG, under a key of their own.
 
     Raises:
         ValueError: If a number is out of range, a name is unknown, or `model` or `lora` names
@@ -109,9 +112,11 @@ class Diffuser(ImageGenerator):
     channels_last: bool | None = field(default=None, metadata=NOT_AN_INPUT)
     compile: bool = field(default=False, metadata=NOT_AN_INPUT)
     offload: str = field(default="none", metadata=NOT_AN_INPUT)
+    image_format: str = LOSSLESS
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        codec_of(self.image_format)  # called for its error
         for name, known in (("precision", ("auto", *PRECISIONS)), ("noise", NOISES), ("offload", OFFLOADS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"diffuser.{name}={getattr(self, name)}: choose {', '.join(known)}")
@@ -185,6 +190,9 @@ class Diffuser(ImageGenerator):
         # The pipeline's own autoencoder is part of its weights.
         if self.vae is None:
             del fields["vae"]
+        # PNG keeps every pixel, and images were stored so before there was another format.
+        if self.image_format == LOSSLESS:
+            del fields["image_format"]
         # None leaves a value to the pipeline, whose default may change with a release of diffusers. The number of the
         # release stands for it, since the default itself is known only once the pipeline is loaded.
         if None in (self.steps, self.guidance, self.size):

@@ -22,6 +22,7 @@ from lgclip.diffuser.base import (
 from lgclip.runtime.devices import shard_indices
 from lgclip.stages.sharding import ShardedStage
 from lgclip.store.cost_log import StoreUsage
+from lgclip.store.image_codec import codec_of
 from lgclip.store.images import ImageStore
 from lgclip.store.keys import content_key
 from lgclip.store.shard_index import Member
@@ -67,7 +68,8 @@ class ImageGenerationStage(ShardedStage):
         self.target_classes = target_classes
         self.wanted = list(prompts)
         self.run_seed = seed
-        self.store = ImageStore(root, diffuser.inputs())
+        self.codec = codec_of(diffuser.image_format)
+        self.store = ImageStore(root, diffuser.inputs(), codec=self.codec)
         self._first = [image_id(self.store.key, prompt, seed) for prompt in self.wanted]
         self.pipeline: LoadedPipeline | None = None
         self._lists = False
