@@ -266,13 +266,13 @@ class ImageGenerator(ImageSource):
     """Generates images that are not in the store yet; see `stages.images` for the stage around it.
 
     Attributes:
-        batch_size: Number of images per batch.
+        batch_size: Number of images per batch, or `auto`, which measures on a GPU.
         size: Height and width of the images in pixels; None if the model decides.
         retries: How often a faulty image is generated again.
         image_format: `png`, or `jpeg-QUALITY`, which is then part of `inputs`, since it changes pixels.
     """
 
-    batch_size: int
+    batch_size: int | str
     size: int | None
     retries: int
     image_format: str = LOSSLESS

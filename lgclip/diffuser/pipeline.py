@@ -12,6 +12,7 @@ import torch
 
 from lgclip.diffuser.autoencoder import check_autoencoder, replace_autoencoder
 from lgclip.diffuser.base import ImageGenerator, noise_seed, shared_noise_seed
+from lgclip.diffuser.batch_probe import AUTO
 from lgclip.diffuser.lora_weights import adapter_file, adapter_weights, attach, check_adapter, check_fits
 from lgclip.diffuser.sampling_loop import OURS, SamplingPipeline, arguments_of
 from lgclip.diffuser.schedulers import check_scheduler, replace_scheduler
@@ -29,6 +30,9 @@ OFFLOADS = ("none", "model", "sequential")
 DECODING_BYTES = 4 * 2**30
 """Memory that decoding one image of 512 pixels takes in half precision: about ten tensors of 256 channels at full
 resolution in SD's decoder, rounded up generously, since a batch that does not fit ends the run."""
+
+MANY_IMAGES = 16
+"""With `batch_size=auto`, a GPU that cannot decode so many images at once decodes them one by one."""
 
 BEYOND_AUTO = ("SanaSprintPipeline",)
 """Text-to-image pipelines that AutoPipeline's table lacks, and whose call takes a prompt."""
@@ -64,7 +68,7 @@ class Diffuser(ImageGenerator):
             seeds seed, seed + 1, ..., as in the LGCLIP release.
         retries: How often to generate again what came out black, flat or not finite.
         tiling: Whether to decode in overlapping tiles, for images that do not fit into memory; blends their edges.
-        batch_size: Number of images per batch.
+        batch_size: Number of images per batch; `auto` takes what fits into a GPU's memory, by a measurement.
         slicing: Whether to decode images one by one, leaves pixels unchanged; None does so on a GPU whose free memory
             does not hold a batch, see `DECODING_BYTES`.
         channels_last: Memory layout of convolutions, leaves pixels unchanged up to a gray level; None uses it on a GPU.
@@ -107,7 +111,7 @@ class Diffuser(ImageGenerator):
     noise: str = "image"
     retries: int = field(default=2, metadata=NOT_AN_INPUT)
     tiling: bool = False
-    batch_size: int = field(default=16, metadata=NOT_AN_INPUT)
+    batch_size: int | str = field(default=16, metadata=NOT_AN_INPUT)
     slicing: bool | None = field(default=None, metadata=NOT_AN_INPUT)
     channels_last: bool | None = field(default=None, metadata=NOT_AN_INPUT)
     compile: bool = field(default=False, metadata=NOT_AN_INPUT)
@@ -139,6 +143,10 @@ class Diffuser(ImageGenerator):
     def _check_numbers(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("retries", 0)):
             value = getattr(self, name)
+            if name == "batch_size" and isinstance(value, str):
+                if value != AUTO:
+                    raise ValueError(f"diffuser.batch_size={value}: choose a number of at least 1, or {AUTO}")
+                continue
             if value is not None and value < least:
                 raise ValueError(f"diffuser.{name}={value}: it must be at least {least}")
         if self.size is not None and (self.size < 8 or self.size % 8):
@@ -324,7 +332,9 @@ class Diffuser(ImageGenerator):
     def _decoding_bytes(self, dtype: torch.dtype) -> float:
         """Returns the memory that decoding a batch takes."""
         pixels = (self.size or 1024) ** 2  # the largest of the pipelines' own sizes
-        return self.batch_size * DECODING_BYTES * pixels / 512**2 * dtype.itemsize / 2
+        # The batch that `auto` chooses is not known before the decoder is set, since it depends on that.
+        images = MANY_IMAGES if isinstance(self.batch_size, str) else self.batch_size
+        return images * DECODING_BYTES * pixels / 512**2 * dtype.itemsize / 2
 
 
 def _compile(parts: Mapping[str, Any]) -> None:
