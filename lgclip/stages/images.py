@@ -258,6 +258,9 @@ class ImageGenerationStage(ShardedStage):
         start = 0
         while start < len(places):
             size = self._pass
+            if self._probed is not None:
+                # A measured size is not the same everywhere anyway: the next power of two is filled up, and no more.
+                size = min(size, 1 << (len(places) - start - 1).bit_length())
             part = self._generate_pass(places[start : start + size], attempts[start : start + size], size)
             if part is None:
                 self._halve(size)
@@ -271,9 +274,6 @@ class ImageGenerationStage(ShardedStage):
         """Generates at most `size` images in one pass of that size; None if they do not fit into memory."""
         assert self.pipeline is not None
         n = len(places)
-        if self._probed is not None:
-            # A measured size is not the same everywhere anyway: the next power of two is filled up, and no more.
-            size = 1 << (n - 1).bit_length()
         fill = size - n
         wanted = [self.wanted[place] for place in [*places, *[places[-1]] * fill]]
         try:
@@ -284,7 +284,10 @@ class ImageGenerationStage(ShardedStage):
         return GeneratedBatch(is_generated.pixels[:n], is_generated.faults[:n])
 
     def _halve(self, size: int) -> None:
-        """Halves the measured size of a pass that did not fit.
+        """Halves the measured size of passes, to below one that did not fit.
+
+        Args:
+            size: Number of images of that pass.
 
         Raises:
             ValueError: If the size was not measured, or is 1.

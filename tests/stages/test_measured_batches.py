@@ -118,6 +118,16 @@ def test_batch_that_does_not_fit_is_halved(
     assert "diffuser.batch_size=auto: 16 images did not fit, 8 from now on" in caplog.text
 
 
+def test_last_pass_that_does_not_fit_is_halved(
+    on_device: Callable[[NoiseGenerator, int], NoiseGenerator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last pass has fewer images than the measured size: half of what it has is tried next."""
+    monkeypatch.setattr(f"{__name__}.PROMPTS", PROMPTS[::6])  # seven, of every class
+    generator = on_device(NoiseGenerator(room=4), 80)
+    generate(tmp_path / "auto", generator)
+    assert generator.batches == [1, 1, 2, 8, 4, 4]
+
+
 def test_number_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lgclip.stages.images.CPU_IMAGES", 5)
     monkeypatch.setattr("lgclip.stages.images.CPU_PIXELS", 5 * 512**2)
