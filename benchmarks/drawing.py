@@ -185,9 +185,10 @@ def larger_pipeline(folder: Path) -> Diffuser:
 def forwards(pipeline: Any, diffuser: Diffuser, images: int) -> None:
     """The forward passes of as many images, and nothing else."""
     unet, vae, size = pipeline.unet, pipeline.vae, (diffuser.size or 0) // pipeline.vae_scale_factor
+    at_once = int(diffuser.batch_size)
     with torch.inference_mode():
-        for start in range(0, images, diffuser.batch_size):
-            n = min(diffuser.batch_size, images - start)
+        for start in range(0, images, at_once):
+            n = min(at_once, images - start)
             latents = torch.randn(n, unet.config.in_channels, size, size)
             words = torch.randn(2 * n, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
             for step in range(diffuser.steps or 0):

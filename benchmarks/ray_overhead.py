@@ -45,7 +45,7 @@ class StubDiffuser(ImageGenerator):
     key_name: ClassVar[str] = "StubDiffuser"
     needs_prompts: ClassVar[bool] = True
 
-    batch_size: int = 32
+    batch_size: int | str = 32
     size: int | None = 64
     retries: int = 0
 

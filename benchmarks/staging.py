@@ -23,7 +23,7 @@ class Loaded(ImageGenerator):
 
     brush: LoadedPipeline
     described: Mapping[str, object]
-    batch_size: int
+    batch_size: int | str
     size: int | None = None
     retries: int = 0
 

@@ -17,6 +17,7 @@ from PIL import Image
 from lgclip.datasets.base import BadImageError
 from lgclip.datasets.image_decoding import read_image
 from lgclip.runtime.hub import snapshot
+from lgclip.store.image_codec import LOSSLESS
 from lgclip.store.keys import content_key
 from lgclip.store.shard_index import Member
 from lgclip.types import Fault, Prompt, TargetClass
@@ -265,14 +266,16 @@ class ImageGenerator(ImageSource):
     """Generates images that are not in the store yet; see `stages.images` for the stage around it.
 
     Attributes:
-        batch_size: Number of images per batch.
+        batch_size: Number of images per batch, or `auto`, which measures on a GPU.
         size: Height and width of the images in pixels; None if the model decides.
         retries: How often a faulty image is generated again.
+        image_format: `png`, or `jpeg-QUALITY`, which is then part of `inputs`, since it changes pixels.
     """
 
-    batch_size: int
+    batch_size: int | str
     size: int | None
     retries: int
+    image_format: str = LOSSLESS
 
     @abstractmethod
     def load(self, device: torch.device) -> LoadedPipeline:

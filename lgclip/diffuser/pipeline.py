@@ -12,6 +12,7 @@ import torch
 
 from lgclip.diffuser.autoencoder import check_autoencoder, replace_autoencoder
 from lgclip.diffuser.base import ImageGenerator, noise_seed, shared_noise_seed
+from lgclip.diffuser.batch_probe import AUTO
 from lgclip.diffuser.lora_weights import adapter_file, adapter_weights, attach, check_adapter, check_fits
 from lgclip.diffuser.sampling_loop import OURS, SamplingPipeline, arguments_of
 from lgclip.diffuser.schedulers import check_scheduler, replace_scheduler
@@ -20,6 +21,7 @@ from lgclip.encoder.weight_files import read_config
 from lgclip.runtime.hub import commit_of, hub_errors, snapshot
 from lgclip.runtime.model_folders import check_component, check_model_folder
 from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.image_codec import LOSSLESS, codec_of
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, WEIGHTS, hub_repositories, key_inputs, local_folder, weights_of
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -28,6 +30,9 @@ OFFLOADS = ("none", "model", "sequential")
 DECODING_BYTES = 4 * 2**30
 """Memory that decoding one image of 512 pixels takes in half precision: about ten tensors of 256 channels at full
 resolution in SD's decoder, rounded up generously, since a batch that does not fit ends the run."""
+
+MANY_IMAGES = 16
+"""With `batch_size=auto`, a GPU that cannot decode so many images at once decodes them one by one."""
 
 BEYOND_AUTO = ("SanaSprintPipeline",)
 """Text-to-image pipelines that AutoPipeline's table lacks, and whose call takes a prompt."""
@@ -63,13 +68,15 @@ class Diffuser(ImageGenerator):
             seeds seed, seed + 1, ..., as in the LGCLIP release.
         retries: How often to generate again what came out black, flat or not finite.
         tiling: Whether to decode in overlapping tiles, for images that do not fit into memory; blends their edges.
-        batch_size: Number of images per batch.
+        batch_size: Number of images per batch; `auto` takes what fits into a GPU's memory, by a measurement.
         slicing: Whether to decode images one by one, leaves pixels unchanged; None does so on a GPU whose free memory
             does not hold a batch, see `DECODING_BYTES`.
         channels_last: Memory layout of convolutions, leaves pixels unchanged up to a gray level; None uses it on a GPU.
         compile: Whether to compile the repeated blocks and the decoder, leaves pixels unchanged; takes minutes once,
             then is faster.
         offload: Offload idle `model`s or layers (`sequential`) from the GPU, leaves pixels unchanged; ignored on a CPU.
+        image_format: `png`, which keeps every pixel, or `jpeg-QUALITY` as in `jpeg-95`: smaller files, and features
+            of the decoded JPEG, under a key of their own.
 
     Raises:
         ValueError: If a number is out of range, a name is unknown, or `model` or `lora` names
@@ -104,14 +111,16 @@ class Diffuser(ImageGenerator):
     noise: str = "image"
     retries: int = field(default=2, metadata=NOT_AN_INPUT)
     tiling: bool = False
-    batch_size: int = field(default=16, metadata=NOT_AN_INPUT)
+    batch_size: int | str = field(default=16, metadata=NOT_AN_INPUT)
     slicing: bool | None = field(default=None, metadata=NOT_AN_INPUT)
     channels_last: bool | None = field(default=None, metadata=NOT_AN_INPUT)
     compile: bool = field(default=False, metadata=NOT_AN_INPUT)
     offload: str = field(default="none", metadata=NOT_AN_INPUT)
+    image_format: str = LOSSLESS
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        codec_of(self.image_format)  # called for its error
         for name, known in (("precision", ("auto", *PRECISIONS)), ("noise", NOISES), ("offload", OFFLOADS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"diffuser.{name}={getattr(self, name)}: choose {', '.join(known)}")
@@ -134,6 +143,10 @@ class Diffuser(ImageGenerator):
     def _check_numbers(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("retries", 0)):
             value = getattr(self, name)
+            if name == "batch_size" and isinstance(value, str):
+                if value != AUTO:
+                    raise ValueError(f"diffuser.batch_size={value}: choose a number of at least 1, or {AUTO}")
+                continue
             if value is not None and value < least:
                 raise ValueError(f"diffuser.{name}={value}: it must be at least {least}")
         if self.size is not None and (self.size < 8 or self.size % 8):
@@ -185,6 +198,9 @@ class Diffuser(ImageGenerator):
         # The pipeline's own autoencoder is part of its weights.
         if self.vae is None:
             del fields["vae"]
+        # PNG keeps every pixel, and images were stored so before there was another format.
+        if self.image_format == LOSSLESS:
+            del fields["image_format"]
         # None leaves a value to the pipeline, whose default may change with a release of diffusers. The number of the
         # release stands for it, since the default itself is known only once the pipeline is loaded.
         if None in (self.steps, self.guidance, self.size):
@@ -316,7 +332,9 @@ class Diffuser(ImageGenerator):
     def _decoding_bytes(self, dtype: torch.dtype) -> float:
         """Returns the memory that decoding a batch takes."""
         pixels = (self.size or 1024) ** 2  # the largest of the pipelines' own sizes
-        return self.batch_size * DECODING_BYTES * pixels / 512**2 * dtype.itemsize / 2
+        # The batch that `auto` chooses is not known before the decoder is set, since it depends on that.
+        images = MANY_IMAGES if isinstance(self.batch_size, str) else self.batch_size
+        return images * DECODING_BYTES * pixels / 512**2 * dtype.itemsize / 2
 
 
 def _compile(parts: Mapping[str, Any]) -> None:

@@ -31,6 +31,8 @@ def run_key(cfg: DictConfig) -> str:
 def settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Returns the whole config except what decides whether a finished run is repeated, and how fast images load.
 
+    A setting that came later is left out at the value which earlier runs had without it.
+
     Args:
         cfg: The run's config, or the config stored in a result.json.
     """
@@ -38,4 +40,8 @@ def settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(cfg, DictConfig):
         plain = OmegaConf.to_container(cfg, resolve=True)
     # A job that is run again on purpose is still the same job, and workers change no result.
-    return {key: value for key, value in plain.items() if key not in ("rerun", "workers")}
+    remaining = {key: value for key, value in plain.items() if key not in ("rerun", "workers")}
+    diffuser = remaining.get("diffuser")
+    if isinstance(diffuser, dict) and diffuser.get("image_format") == "png":
+        remaining["diffuser"] = {key: value for key, value in diffuser.items() if key != "image_format"}
+    return remaining

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from math import lcm
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lgclip.batches import CPU_ROWS
+from lgclip.datasets.image_decoding import read_image
 from lgclip.diffuser.base import ImageGenerator, SyntheticImages, image_id
 from lgclip.encoder.base import Encoder, Towers
 from lgclip.encoder.profiling import measure
@@ -98,7 +100,8 @@ class DirectEncodingStage(ImageGenerationStage):
         self._features = FeatureStore(root, encoding.encoder.inputs(), source)
         self._thumbnails: ImageStore | None = None
         if encoding.stores_thumbnails:
-            self._thumbnails = ImageStore(root, {**diffuser.inputs(), "thumbnail": THUMBNAIL}, in_shards=True)
+            inputs = {**diffuser.inputs(), "thumbnail": THUMBNAIL}
+            self._thumbnails = ImageStore(root, inputs, in_shards=True, codec=self.codec)
         self._places_in_class = _places_in_class(prompts)
         self._pixels: dict[int, tuple[str, UInt8[np.ndarray, "h w 3"]]] = {}
         self._waiting: list[tuple[str, Future[Tensor]]] = []
@@ -232,6 +235,7 @@ class DirectEncodingStage(ImageGenerationStage):
         if fault is not None:
             super()._keep(index, attempt, pixels, fault)
             return
+        pixels = self._as_stored(pixels)
         self._pixels[index] = (self._id(index, attempt), pixels)
         if self._thumbnails is None or self._places_in_class[index] >= THUMBNAILS:
             return
@@ -239,6 +243,12 @@ class DirectEncodingStage(ImageGenerationStage):
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
         about = {**self.wanted[index].identity(), "seed": self.run_seed, "attempt": attempt}
         self._thumbnails.put(self._thumbnail_id(index, attempt), np.asarray(thumbnail), about)
+
+    def _as_stored(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns the pixels that a stored image would have: its key, and that of its features, is the same."""
+        if self.codec.is_lossless:
+            return pixels
+        return np.asarray(read_image(BytesIO(self.codec.encode(pixels, {}))))
 
     def on_predict_epoch_end(self) -> None:
         assert self._queue is not None

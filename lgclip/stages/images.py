@@ -1,5 +1,6 @@
 """Implements the image generation stage: every device generates its shard of the missing images."""
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from lightning import Trainer
 from torch.utils.data import DataLoader
@@ -19,13 +21,17 @@ from lgclip.diffuser.base import (
     SyntheticImages,
     image_id,
 )
+from lgclip.diffuser.batch_probe import AUTO, LARGEST_BATCH, memory_meter, no_room, probe_batch_size
 from lgclip.runtime.devices import shard_indices
 from lgclip.stages.sharding import ShardedStage
 from lgclip.store.cost_log import StoreUsage
+from lgclip.store.image_codec import codec_of
 from lgclip.store.images import ImageStore
 from lgclip.store.keys import content_key
 from lgclip.store.shard_index import Member
 from lgclip.types import Fault, Prompt, TargetClass
+
+log = logging.getLogger(__name__)
 
 CPU_IMAGES = 10
 CPU_PIXELS = 512 * 512
@@ -67,9 +73,11 @@ class ImageGenerationStage(ShardedStage):
         self.target_classes = target_classes
         self.wanted = list(prompts)
         self.run_seed = seed
-        self.store = ImageStore(root, diffuser.inputs())
+        self.codec = codec_of(diffuser.image_format)
+        self.store = ImageStore(root, diffuser.inputs(), codec=self.codec)
         self._first = [image_id(self.store.key, prompt, seed) for prompt in self.wanted]
         self.pipeline: LoadedPipeline | None = None
+        self._probed: int | None = None
         self._lists = False
         self.allow_zero_length_dataloader_with_multiple_devices = True  # another device may have all missing items
 
@@ -180,6 +188,8 @@ class ImageGenerationStage(ShardedStage):
     def _batch_size(self, device: str) -> int:
         # Whole passes: a pass is what it costs, however few of its images are wanted.
         size = self._pass_size(device)
+        if isinstance(self.diffuser.batch_size, str):
+            return size
         return -(-self.diffuser.batch_size // size) * size
 
     def item_name(self, loader: int, place: int) -> str:
@@ -197,7 +207,31 @@ class ImageGenerationStage(ShardedStage):
         self._lists = True
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:
-        assert self.pipeline is not None
+        size = len(batch)
+        if self.diffuser.batch_size == AUTO:
+            self._probe(batch[0])
+            # Stored after each pass: a group of the largest size may take long.
+            size = self._pass
+        for start in range(0, len(batch), size):
+            self._complete(batch[start : start + size])
+
+    def _probe(self, index: int) -> None:
+        """Measures how many images a pass of this device may have; once, and only on a GPU.
+
+        Args:
+            index: An image to measure with; what is generated of it here is discarded.
+        """
+        meter = memory_meter(self.device)
+        if self._probed is not None or meter is None:
+            return
+        pipeline = self.pipeline
+        assert pipeline is not None
+        prompt = self.wanted[index]
+        self._probed = probe_batch_size(lambda n: pipeline.generate([prompt] * n, self.run_seed, [0] * n), meter)
+        log.info("diffuser.batch_size=auto: %d images at once", self._probed)
+
+    def _complete(self, batch: list[int]) -> None:
+        """Generates and stores images, with further attempts at faulty ones."""
         # Asked again, since another run may have generated some of them in the meantime.
         todo = {place: attempt for place in batch if (attempt := self._todo(place)) is not None}
         while todo:
@@ -220,33 +254,65 @@ class ImageGenerationStage(ShardedStage):
         The pass size may change the rounding of the last bit, which a trained model can amplify to a gray level: with
         varying sizes an image would depend on the number of devices and images.
         """
-        assert self.pipeline is not None
         parts = []
-        size = self._pass
-        for start in range(0, len(places), size):
-            part_places = places[start : start + size]
-            part_attempts = attempts[start : start + size]
-            n = len(part_places)
-            fill = size - n
-            wanted = [self.wanted[place] for place in [*part_places, *[part_places[-1]] * fill]]
-            is_generated = self.pipeline.generate(wanted, self.run_seed, [*part_attempts, *[part_attempts[-1]] * fill])
-            # The copies are dropped before anything is stored.
-            parts.append(GeneratedBatch(is_generated.pixels[:n], is_generated.faults[:n]))
+        start = 0
+        while start < len(places):
+            size = self._pass
+            if self._probed is not None:
+                # A measured size is not the same everywhere anyway: the next power of two is filled up, and no more.
+                size = min(size, 1 << (len(places) - start - 1).bit_length())
+            part = self._generate_pass(places[start : start + size], attempts[start : start + size], size)
+            if part is None:
+                self._halve(size)
+                continue
+            parts.append(part)
+            start += size
         pixels = np.concatenate([part.pixels for part in parts])
         return GeneratedBatch(pixels, list(chain.from_iterable(part.faults for part in parts)))
+
+    def _generate_pass(self, places: list[int], attempts: list[int], size: int) -> GeneratedBatch | None:
+        """Generates at most `size` images in one pass of that size; None if they do not fit into memory."""
+        assert self.pipeline is not None
+        n = len(places)
+        fill = size - n
+        wanted = [self.wanted[place] for place in [*places, *[places[-1]] * fill]]
+        try:
+            is_generated = self.pipeline.generate(wanted, self.run_seed, [*attempts, *[attempts[-1]] * fill])
+        except torch.OutOfMemoryError:
+            return None
+        # The copies are dropped before anything is stored.
+        return GeneratedBatch(is_generated.pixels[:n], is_generated.faults[:n])
+
+    def _halve(self, size: int) -> None:
+        """Halves the measured size of passes, to below one that did not fit.
+
+        Args:
+            size: Number of images of that pass.
+
+        Raises:
+            ValueError: If the size was not measured, or is 1.
+        """
+        if self._probed is None or size == 1:
+            raise ValueError(no_room(self.diffuser.batch_size, size))
+        self._probed = size // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("diffuser.batch_size=auto: %d images did not fit, %d from now on", size, self._probed)
 
     @property
     def _group(self) -> int:
         """Returns the number of neighboring images that one device generates."""
-        return self._pass
+        return self._pass_size(self.device.type)
 
     @property
     def _pass(self) -> int:
-        return self._pass_size(self.device.type)
+        """Returns the number of images of a pass on this device."""
+        return self._probed or self._pass_size(self.device.type)
 
     def _pass_size(self, device: str) -> int:
+        """Returns the number of images of a pass, as far as the config says it; a measured size divides it."""
         if device != "cpu":
-            return self.diffuser.batch_size
+            return LARGEST_BATCH if isinstance(self.diffuser.batch_size, str) else self.diffuser.batch_size
         # From the config alone and not from the memory that is free: the size of a pass may change an image's last
         # bits.
         return max(1, min(CPU_IMAGES, CPU_PIXELS // (self.diffuser.size or 512) ** 2))

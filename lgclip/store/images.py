@@ -1,23 +1,21 @@
-"""Stores synthetic images, as PNG files or in tar shards, each written atomically."""
+"""Stores synthetic images, as PNG or JPEG files or in tar shards, each written atomically."""
 
 import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from lgclip.runtime.regular_files import regular_stat
 from lgclip.store import remote
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.cost_log import COST_LOG
+from lgclip.store.image_codec import DEFAULT_CODEC, FORMATS, ImageCodec
 from lgclip.store.keys import FileStamp, content_key, file_stamp
 from lgclip.store.shard_index import Member, list_shards
 from lgclip.store.tar_shards import ShardWriter, shards_in
@@ -27,11 +25,8 @@ log = logging.getLogger(__name__)
 OPEN_SECONDS = 300.0
 """Time after which a shard of a store with a URL is closed, and then uploaded, however few images it has."""
 
-_COMPRESSION = 1
-"""Level of PNG's lossless compression: twice as fast as Pillow's default of 6, an eighth larger."""
-
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-"""The last bytes of a PNG file."""
+_ENDS = {file_format.suffix: file_format.end for file_format in FORMATS}
+"""The last bytes of a file, by its suffix."""
 
 
 class ImageStore:
@@ -41,15 +36,24 @@ class ImageStore:
         root: The store's folder.
         inputs: Inputs that identify the diffuser.
         in_shards: Whether new images go to tar shards; they are written when `flush` is called.
+        codec: Format of the images; one that is not lossless has to be among `inputs`.
     """
 
-    def __init__(self, root: Path, inputs: Mapping[str, object], *, in_shards: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        inputs: Mapping[str, object],
+        *,
+        in_shards: bool = False,
+        codec: ImageCodec = DEFAULT_CODEC,
+    ) -> None:
         self._root = root
         self._inputs = dict(inputs)
         self.key = content_key(inputs)
         self._folder = root / "images" / self.key
         self.cost_log = self._folder / COST_LOG
         self.in_shards = in_shards
+        self.codec = codec
         self._shards = shards_in(self._folder / "shards")
         # A machine may be lost at any moment, and a shard is uploaded once it is closed.
         seconds = OPEN_SECONDS if remote.is_remote(root) else math.inf
@@ -58,7 +62,7 @@ class ImageStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process looks at the folder itself, and writes shards of its own.
-        return partial(ImageStore, in_shards=self.in_shards), (self._root, self._inputs)
+        return partial(ImageStore, in_shards=self.in_shards, codec=self.codec), (self._root, self._inputs)
 
     def refresh(self) -> None:
         """Reads new entries of shards that other processes have written."""
@@ -67,7 +71,7 @@ class ImageStore:
 
     def path(self, image_id: str) -> Path:
         """Returns the path of an image that is stored as its own file, whether or not it exists."""
-        return self._folder / image_id[:2] / f"{image_id}.png"
+        return self._folder / image_id[:2] / f"{image_id}{self.codec.file_format.suffix}"
 
     def places(self, image_ids: Sequence[str]) -> list[Path | Member | None]:
         """Returns the locations of images; None for a missing or truncated one, which is then generated again."""
@@ -127,22 +131,19 @@ class ImageStore:
             write_json(self._folder / "inputs.json", self._inputs)
 
     def put(self, image_id: str, pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, object]) -> None:
-        """Writes one image as PNG, with its inputs in its text chunks."""
+        """Writes one image in the store's format, with its inputs in it."""
         self._spell_out()
         # The inputs travel inside the image. `verify` computes the id from them, and an image that is copied out of
-        # the store still says what it shows. iTXt is the only text chunk of PNG that holds UTF-8.
-        about = PngInfo()
-        about.add_itxt("lgclip", json.dumps(metadata, ensure_ascii=False))
+        # the store still says what it shows.
         # Encoded in memory for both layouts, so that a file and a member of a shard are equal byte for byte.
-        buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=about, compress_level=_COMPRESSION)
+        content = self.codec.encode(pixels, metadata)
         if self.in_shards:
-            self._writer.add(image_id, buffer.getvalue(), _json(metadata))
+            self._writer.add(image_id, content, _json(metadata))
             return
         path = self.path(image_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+            temporary.write_bytes(content)
 
     def flush(self) -> None:
         """Appends all images since the last call to a shard, in one write."""
@@ -164,12 +165,13 @@ def _json(content: Mapping[str, object]) -> bytes:
 
 @lru_cache(maxsize=65536)
 def _ends_well(path: Path, stamp: FileStamp) -> bool:
-    """Checks whether a file has a PNG's end; cached, since the jobs of a sweep ask repeatedly."""
+    """Checks whether a file has the end of its format; cached, since the jobs of a sweep ask repeatedly."""
+    end = _ENDS[path.suffix]
     with path.open("rb") as file:
         # Only the end, because decoding all images before each run would take too long, and a cut is the usual
         # damage. Flipped bits are noticed when the image is decoded.
-        file.seek(max(0, stamp.size - len(PNG_END)))
-        is_complete = file.read() == PNG_END
+        file.seek(max(0, stamp.size - len(end)))
+        is_complete = file.read() == end
     if not is_complete:
         log.warning("%s is %s; the image is generated again", path, "cut" if stamp.size else "empty")
     return is_complete

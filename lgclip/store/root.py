@@ -2,7 +2,7 @@
 
     STORE/prompts/KEY.json             prompts of one class
     STORE/captions/KEY/....json        captions of real images by one captioner, one file per batch
-    STORE/images/KEY/ab/abcd....png    images by one diffuser, each with its inputs in its text chunks
+    STORE/images/KEY/ab/abcd....png    images by one diffuser (or .jpg), each with its inputs in it
     STORE/features/KEY/SOURCE/....safetensors   unit features by one encoder, one file per batch
 
 A key covers every input (see `keys`). `inputs.json` next to the entries spells them out, and

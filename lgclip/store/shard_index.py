@@ -1,6 +1,6 @@
 """Reads and writes the layout of tar shards: members, the index of a shard, the manifest of a folder.
 
-    images/KEY/shards/NAME.tar           ID.json and ID.png of each image, as WebDataset reads them
+    images/KEY/shards/NAME.tar           ID.json and ID.png (or ID.jpg) of each image, as WebDataset reads them
     images/KEY/shards/NAME.safetensors   location of each image in the shard, written when it is closed
     images/KEY/shards/manifest.json      closed shards: images, faults, bytes, sha256
 
@@ -25,6 +25,7 @@ from safetensors.numpy import load, save_file
 
 from lgclip.runtime.regular_files import read_bytes, read_text, regular_stat
 from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.image_codec import JPEG, PNG
 from lgclip.store.remote import fetch_file
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ TRAILER = bytes(2 * BLOCK)
 DIGITS = 32
 """Maximum length of an image's id."""
 
-NAME = re.compile(rf"(?P<fault>{FAULTS})?(?P<id>[0-9a-f]{{1,{DIGITS}}})\.(?P<kind>png|json)")
+NAME = re.compile(rf"(?P<fault>{FAULTS})?(?P<id>[0-9a-f]{{1,{DIGITS}}})\.(?P<kind>png|jpg|json)")
 """Names of members."""
 
 
@@ -86,6 +87,7 @@ class Listing(NamedTuple):
         ids: Hexadecimal digits of each image or marker, in the order of the shard.
         spans: Offset and size of each.
         faults: Whether each is a marker.
+        jpegs: Whether each is a JPEG; an image that is none is a PNG.
         end: End of the last complete member.
         size: Bytes of the shard when it was scanned.
         sha256: Hash of these bytes; empty if it was not computed.
@@ -94,6 +96,7 @@ class Listing(NamedTuple):
     ids: Shaped[np.ndarray, " n"]
     spans: Int64[np.ndarray, "n 2"]
     faults: Bool[np.ndarray, " n"]
+    jpegs: Bool[np.ndarray, " n"]
     end: int
     size: int
     sha256: str = ""
@@ -101,17 +104,20 @@ class Listing(NamedTuple):
     def members(self, shard: Path) -> list[tuple[str, bool, Member]]:
         """Yields the id, whether it is a marker, and the location of each."""
         members: list[tuple[str, bool, Member]] = []
-        for digits, fault, (offset, size) in zip(
-            self.ids.tolist(), self.faults.tolist(), self.spans.tolist(), strict=True
+        for digits, fault, is_jpeg, (offset, size) in zip(
+            self.ids.tolist(), self.faults.tolist(), self.jpegs.tolist(), self.spans.tolist(), strict=True
         ):
             image_id = digits.decode()
-            members.append((image_id, fault, Member(shard, name_of(image_id, fault), offset, size)))
+            members.append((image_id, fault, Member(shard, name_of(image_id, fault, is_jpeg), offset, size)))
         return members
 
 
-def name_of(image_id: str, fault: bool) -> str:
+def name_of(image_id: str, fault: bool, is_jpeg: bool) -> str:
     """Returns the member name of an image, or of the marker in its place."""
-    return f"{FAULTS}{image_id}.json" if fault else f"{image_id}.png"
+    if fault:
+        return f"{FAULTS}{image_id}.json"
+    file_format = JPEG if is_jpeg else PNG
+    return image_id + file_format.suffix
 
 
 def scan(shard: Path, start: int = 0) -> tuple[list[Member], int, int]:
@@ -161,17 +167,20 @@ def listing_of(members: Sequence[Member], end: int, size: int) -> Listing:
     ids: list[str] = []
     spans: list[tuple[int, int]] = []
     faults: list[bool] = []
+    jpegs: list[bool] = []
     for member in members:
         match = NAME.fullmatch(member.name)
-        # The JSON of an image is only read by external trainings: its text is inside the PNG too.
-        if match and (match["fault"] or match["kind"] == "png"):
+        # The JSON of an image is only read by external trainings: its text is inside the image too.
+        if match and (match["fault"] or match["kind"] != "json"):
             ids.append(match["id"])
             spans.append((member.offset, member.size))
             faults.append(bool(match["fault"]))
+            jpegs.append(match["kind"] == "jpg")
     return Listing(
         np.array(ids, dtype=f"S{DIGITS}"),
         np.array(spans, dtype=np.int64).reshape(-1, 2),  # without members NumPy would make it one-dimensional
         np.array(faults, dtype=bool),
+        np.array(jpegs, dtype=bool),
         end,
         size,
     )
@@ -182,8 +191,9 @@ def joined(first: Listing, added: Listing) -> Listing:
     ids = np.concatenate([first.ids, added.ids])
     spans = np.concatenate([first.spans, added.spans])
     faults = np.concatenate([first.faults, added.faults])
+    jpegs = np.concatenate([first.jpegs, added.jpegs])
     # Without a sum: that of the first is of fewer bytes.
-    return Listing(ids, spans, faults, added.end, added.size)
+    return Listing(ids, spans, faults, jpegs, added.end, added.size)
 
 
 def index_of(shard: Path) -> Path:
@@ -207,10 +217,12 @@ def read_index(shard: Path, size: int | None = None) -> Listing | None:
         ids = np.ascontiguousarray(arrays["ids"]).view(f"S{DIGITS}")[:, 0]
         spans = arrays["spans"]
         faults = arrays["faults"].astype(bool)
+        # Absent where all images are PNG.
+        jpegs = arrays.get("jpegs", np.zeros(len(faults))).astype(bool)
         # A reader seeks to these offsets without looking at a header, so none may point outside the shard.
-        is_valid = ids.shape == faults.shape and spans.shape == (len(ids), 2) and spans.dtype == np.int64
+        is_valid = ids.shape == faults.shape == jpegs.shape and spans.shape == (len(ids), 2) and spans.dtype == np.int64
         is_valid &= bool((spans >= 0).all() and (spans.sum(axis=1) <= end).all())
-        listing = Listing(ids, spans, faults, end, listed_size, arrays["sha256"].tobytes().hex())
+        listing = Listing(ids, spans, faults, jpegs, end, listed_size, arrays["sha256"].tobytes().hex())
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError, ValueError, IndexError, TypeError):
@@ -237,6 +249,8 @@ def write_index(shard: Path, listing: Listing) -> None:
         "shard": np.array([listing.end, listing.size]),
         "sha256": np.frombuffer(bytes.fromhex(listing.sha256), dtype=np.uint8),
     }
+    if listing.jpegs.any():
+        arrays["jpegs"] = listing.jpegs.astype(np.uint8)
     with atomic_write(index_of(shard)) as temporary:
         save_file(arrays, temporary)
 

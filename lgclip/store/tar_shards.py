@@ -19,6 +19,7 @@ import numpy as np
 
 from lgclip.store import remote
 from lgclip.store.atomic import WAY_OUT, WriteError, refusal
+from lgclip.store.image_codec import JPEG, format_of
 from lgclip.store.shard_index import (
     BLOCK,
     DIGITS,
@@ -106,7 +107,8 @@ class Shards:
         for index, row in enumerate(table.rows(ids)):
             if row >= 0 and members[index] is None:
                 shard, offset, size = table.places[row].tolist()
-                members[index] = Member(self._paths[shard], name_of(ids[index], faults), offset, size)
+                name = name_of(ids[index], faults, bool(table.jpegs[row]))
+                members[index] = Member(self._paths[shard], name, offset, size)
         return members
 
     def note(self, shard: Path, listing: Listing, new: Sequence[tuple[str, bool, Member]]) -> None:
@@ -116,21 +118,24 @@ class Shards:
 
 
 class _Table:
-    """Stores sorted ids with their locations: shard, offset, size. Takes 56 bytes per image."""
+    """Stores sorted ids with their locations: shard, offset, size; and formats. Takes 57 bytes per image."""
 
     def __init__(self, listings: Sequence[Listing], fault: bool) -> None:
         # The empty arrays give the result its type when there are no shards.
         ids = [np.empty(0, f"S{DIGITS}")]
         places = [np.empty((0, 3), np.int64)]
+        jpegs = [np.empty(0, bool)]
         for shard, listing in enumerate(listings):
             mask = listing.faults == fault
             ids.append(listing.ids[mask])
             places.append(np.column_stack([np.full(int(mask.sum()), shard), listing.spans[mask]]))
+            jpegs.append(listing.jpegs[mask])
         all_ids = np.concatenate(ids)
         # Stable: of equal ids the one of the first shard stays first, and `rows` finds that one.
         order = np.argsort(all_ids, kind="stable")
         self.ids = all_ids[order]
         self.places = np.concatenate(places)[order]
+        self.jpegs = np.concatenate(jpegs)[order]
 
     def rows(self, ids: Sequence[str]) -> list[int]:
         """Returns the row of each id; -1 for a missing one."""
@@ -176,9 +181,9 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         self._begun = time.monotonic()
 
-    def add(self, image_id: str, png: bytes, about: bytes) -> None:
-        """Buffers an image and the JSON of its inputs. Thread-safe."""
-        self._waiting.append((image_id, False, about, png))
+    def add(self, image_id: str, content: bytes, about: bytes) -> None:
+        """Buffers an image, which is named by its format, and the JSON of its inputs. Thread-safe."""
+        self._waiting.append((image_id, False, about, content))
 
     def add_fault(self, image_id: str, about: bytes) -> None:
         """Buffers a marker in place of an image."""
@@ -200,7 +205,7 @@ class ShardWriter:
             if not fault:
                 # Before the image, so that an image that survives a cut has its text too.
                 data += _packed(f"{image_id}.json", about)
-            name = name_of(image_id, fault)
+            name = name_of(image_id, fault, format_of(content) == JPEG)
             members.append(Member(self._shard, name, self._held.end + len(data) + BLOCK, len(content)))
             data += _packed(name, content)
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -205,13 +205,14 @@ def test_compiled_blocks_give_the_same_image(folder: Path, sampling_pipeline: Sa
     assert compiled.pipeline.vae.decoder._compiled_call_impl is not None
 
 
+@pytest.mark.parametrize("batch_size", [16, "auto"])
 @pytest.mark.parametrize(("free", "slicing"), [(2**30, True), (141 * 2**30, False)])
 def test_batches_are_decoded_at_once_where_memory_allows(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, slicing: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, slicing: bool, batch_size: Any
 ) -> None:
     """Checks the choice on a GPU, of which only the free memory is simulated."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
-    diffuser = Diffuser(str(folder), size=512, batch_size=16, channels_last=False)
+    diffuser = Diffuser(str(folder), size=512, batch_size=batch_size, channels_last=False)
     pipeline = diffuser.pipeline()
     monkeypatch.setattr(pipeline, "to", lambda device: pipeline)
     diffuser._place(pipeline, torch.device("cuda"))

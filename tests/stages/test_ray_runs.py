@@ -152,18 +152,21 @@ def test_captions_and_shards_are_those_of_one_process(
 @RAY
 @pytest.mark.slow
 @pytest.mark.multiprocess
+@pytest.mark.parametrize(("image_format", "suffix"), [("png", ".png"), ("jpeg-95", ".jpg")])
 def test_images_that_are_not_stored_have_the_features_of_one_process(
-    on_ray: list[str], empty_sandbox: Sandbox, tmp_path: Path
+    image_format: str, suffix: str, on_ray: list[str], empty_sandbox: Sandbox, tmp_path: Path
 ) -> None:
     stores = {"alone": [], "shared": [*on_ray, "rerun=true"]}
     results = {}
     for name, overrides in stores.items():
         sandbox = replace(empty_sandbox, store=tmp_path / name)
         sizes = ["paths.images=sheet", "images_per_prompt=3", "diffuser.batch_size=2", "encoder.batch_size=4"]
+        sizes.append(f"diffuser.image_format={image_format}")
         results[name] = evaluate_run(sandbox, tmp_path / f"{name}_run", *sizes, *overrides)
     assert files_of(tmp_path / "shared") == files_of(tmp_path / "alone")
     thumbnails = images_in(tmp_path / "alone")
     assert len(thumbnails) == 2 * 3 * 4, "an image and its inputs"
+    assert {Path(name).suffix for name in thumbnails} == {".json", suffix}
     assert images_in(tmp_path / "shared") == thumbnails
     assert results["shared"]["metrics"] == results["alone"]["metrics"]
     assert counts_of(results["shared"]) == counts_of(results["alone"])

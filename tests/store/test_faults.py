@@ -144,7 +144,7 @@ class FaultyGenerator(ImageGenerator):
     moods: dict[str, list[Fault]]
     retries: int = 2
     size: int | None = None
-    batch_size: int = 2
+    batch_size: int | str = 2
     requests: list[tuple[str, int]] = field(default_factory=list)
 
     def inputs(self) -> dict[str, object]:

@@ -63,6 +63,7 @@ OTHER: dict[str, Any] = {
     "channels_last": True,
     "compile": True,
     "offload": "model",
+    "image_format": "jpeg-95",
 }
 """Another value for each field; whole numbers are simply counted up."""
 

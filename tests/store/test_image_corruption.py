@@ -42,7 +42,7 @@ class NoiseGenerator(ImageGenerator):
 
     retries: int = 1
     size: int | None = None
-    batch_size: int = 2
+    batch_size: int | str = 2
     requests: list[str] = field(default_factory=list)
 
     def inputs(self) -> dict[str, object]:

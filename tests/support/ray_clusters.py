@@ -56,7 +56,7 @@ class LoggedDiffuser(ImageGenerator):
     seconds: float = field(default=0.0, metadata=NOT_AN_INPUT)
     poison: tuple[tuple[str, int], ...] = field(default=(), metadata=NOT_AN_INPUT)
     until_nodes: int = field(default=1, metadata=NOT_AN_INPUT)
-    batch_size: int = field(default=4, metadata=NOT_AN_INPUT)
+    batch_size: int | str = field(default=4, metadata=NOT_AN_INPUT)
     size: int | None = 256
     retries: int = 0
 

@@ -19,6 +19,7 @@ from lgclip.reporting.restore import additional_streams, restore_run
 from lgclip.reporting.run_folder import Run, RunError, find_runs
 from lgclip.runtime.instantiate import build
 from lgclip.runtime.versions import STORE_SCHEMA
+from lgclip.store.image_codec import FORMATS
 from lgclip.store.keys import content_key
 from lgclip.store.root import StoreError
 from lgclip.store.shard_index import list_shards
@@ -228,7 +229,8 @@ def _add_attempts(used: Used, key: str, synthetic_images: SyntheticImages, seed:
             name = image_id(key, prompt, seed, attempt)
             used.generated.add(name)
             stem = f"images/{key}/{name[:2]}/{name}"
-            used.places |= {f"{stem}.png", f"{stem}.fault.json"}
+            used.places |= {stem + file_format.suffix for file_format in FORMATS}
+            used.places.add(f"{stem}.fault.json")
 
 
 def with_companions(entries: Iterable[Item], companions: Iterable[Item]) -> tuple[list[Item], list[Item]]:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lgclip.cli.store.inventory import Item
 from lgclip.diffuser.base import image_id
-from lgclip.store.images import PNG_END
+from lgclip.store.image_codec import FORMATS, read_metadata
 from lgclip.store.keys import digest_of
 from lgclip.store.shard_index import NAME, Listing, ends_well, listing_of, look, read_index, read_manifest, scan
 from lgclip.types import Fault, Prompt, TargetClass
@@ -54,44 +54,46 @@ def _check_origin(key: str, about: Mapping[str, Any], name: str) -> None:
 
 def check_image(item: Item) -> None:
     """Checks an image in its own file."""
-    _png(item.path.read_bytes(), item.parts[1], item.path.stem)
+    _checked(item.path.read_bytes(), item.parts[1], item.path.name)
 
 
-def _png(data: bytes, key: str, name: str) -> bytes:
-    """Reads the inputs of an image from its text chunks.
+def _checked(data: bytes, key: str, file_name: str) -> bytes:
+    """Checks an image, and reads its inputs from it.
 
     Args:
         data: The file's bytes.
         key: Key of its diffuser.
-        name: Its id.
+        file_name: Its id, with the suffix of its format.
     """
+    name, dot, suffix = file_name.partition(".")
+    file_format = next(file_format for file_format in FORMATS if file_format.suffix == dot + suffix)
     try:
         # An image of many megapixels needs gigabytes when it is decoded. Pillow only warns of it, and of twice as many
         # it raises; both are faults here.
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Opened twice, since an image cannot be used after `verify`.
-            with Image.open(BytesIO(data), formats=["PNG"]) as image:
-                image.verify()  # the checksums
-            with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            with Image.open(BytesIO(data), formats=[file_format.name]) as image:
+                image.verify()  # the checksums of a PNG; a JPEG has none
+            with Image.open(BytesIO(data), formats=[file_format.name]) as image:
                 image.load()  # the pixels
                 mode = image.mode
-                text = image.info.get("lgclip")
+                text = read_metadata(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FaultyError("it is far too large for an image of a store") from error
     except UnidentifiedImageError as error:
-        raise FaultyError("it is not a PNG") from error
+        raise FaultyError(f"it is not a {file_format.name}") from error
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:  # Pillow's errors on damaged files
         raise FaultyError("it cannot be decoded completely") from error
-    must(data.endswith(PNG_END), "it goes on behind its end, or is cut")
+    must(data.endswith(file_format.end), "it goes on behind its end, or is cut")
     must(mode == "RGB", f"its mode is {mode}, not RGB")
     try:
-        about = json.loads(text or "")
-    except (ValueError, TypeError, RecursionError) as error:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise FaultyError("it does not say what it was made from") from error
     must(isinstance(about, dict), "it does not say what it was made from")
     _check_origin(key, about, name)
-    return str(text).encode()
+    return text.encode()
 
 
 def check_marker(item: Item) -> None:
@@ -136,7 +138,7 @@ def inside(shard: Path) -> Iterator[Inside]:
                 about = data
                 _fault_of(parsed(data, "it is not JSON"), key, name)
             else:
-                about = _png(data, key, name)
+                about = _checked(data, key, member.name)
         except FaultyError as error:
             fault = str(error)
         yield Inside(name, is_marker, data, about, fault)
@@ -180,7 +182,7 @@ def check_index(item: Item) -> None:
 
 
 def _equal(first: Listing, second: Listing) -> bool:
-    return all(np.array_equal(mine, its) for mine, its in zip(first[:5], second[:5], strict=True))
+    return all(np.array_equal(mine, its) for mine, its in zip(first[:-1], second[:-1], strict=True))
 
 
 def check_list(item: Item) -> None:

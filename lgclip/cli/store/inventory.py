@@ -76,7 +76,7 @@ _KEY = "[0-9a-f]{32}"
 _PLACES = {
     Kind.PROMPTS: rf"prompts/{_KEY}\.json",
     Kind.CAPTIONS: rf"captions/{_KEY}/{_KEY}\.json",
-    Kind.IMAGE: rf"images/{_KEY}/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}\.png",
+    Kind.IMAGE: rf"images/{_KEY}/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}\.(png|jpg)",
     Kind.MARKER: rf"images/{_KEY}/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}\.fault\.json",
     Kind.SHARD: rf"images/{_KEY}/shards/{_KEY}\.tar",
     Kind.INDEX: rf"images/{_KEY}/shards/{_KEY}\.safetensors",

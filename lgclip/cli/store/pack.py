@@ -12,6 +12,7 @@ from PIL import Image
 from lgclip.cli.store.entry_checks import fault_in, shard_names
 from lgclip.cli.store.inventory import Item, Kind, existing, forget, walk
 from lgclip.store.atomic import atomic_write, write_json
+from lgclip.store.image_codec import read_metadata
 from lgclip.store.root import StoreError
 from lgclip.store.shard_index import MANIFEST, YOUNG, index_of, list_shards, look, read_index
 from lgclip.store.tar_shards import SHARD_BYTES, SHARD_IMAGES, ShardWriter
@@ -70,7 +71,7 @@ def unpack(root: Path) -> Iterator[str]:
     count = 0
     for item in items:
         for name, is_marker, member in look(item.path).members(item.path):
-            suffix = ".fault.json" if is_marker else ".png"
+            suffix = ".fault.json" if is_marker else Path(member.name).suffix
             target = item.path.parent.parent / name[:2] / f"{name}{suffix}"
             target.parent.mkdir(exist_ok=True)
             if is_marker:
@@ -133,7 +134,7 @@ def write_images(writer: ShardWriter, items: Sequence[Item], known: set[str]) ->
             writer.add_fault(name, data)
         else:
             with Image.open(BytesIO(data)) as image:
-                writer.add(name, data, str(image.info["lgclip"]).encode())
+                writer.add(name, data, read_metadata(image).encode())
         count += 1
         waiting += 1
         if waiting == _BATCH:

@@ -19,7 +19,8 @@ KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """Pipelines whose U-Net can be tuned."""
 
 _SAMPLING_ONLY = {
-    "steps", "guidance", "negative_prompt", "options", "precision", "lora", "lora_scale", "noise", "tiling"
+    "steps", "guidance", "negative_prompt", "options", "precision", "lora", "lora_scale", "noise", "tiling",
+    "image_format",
 }  # fmt: skip
 """Fields of a `Diffuser` that affect only the generation of images, not a tuning."""
 

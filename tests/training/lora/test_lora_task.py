@@ -132,7 +132,9 @@ def test_key_covers_images_recipe_and_model(model: Path, tmp_path: Path) -> None
         )
 
     plain = key()
-    assert plain == key({"checkpoint_every": 3}, steps=7, guidance=2.0, negative_prompt="blue", batch_size=2)
+    assert plain == key(
+        {"checkpoint_every": 3}, steps=7, guidance=2.0, negative_prompt="blue", batch_size=2, image_format="jpeg-95"
+    )
     assert plain == key({"rank": 4, "alpha": 4.0, "precision": "fp32"})
     variants = [
         key({"rank": 2}), key({"lr": 1e-3}), key({"captions": "none"}), key({"flip": True}), key({"seed": 1}),
