@@ -3,6 +3,7 @@
 B13a: JPEG files to predictions, by `ImageClassifier.classify`, beside the bare encoder: the same files decoded by
 threads, preprocessed, and passed through the tower, with no class compared. ViT-S-32, random weights, fp32; both sides
 have loaded nothing before. Features are compared first. B13b is the same with the forward passes alone: the bound.
+B13c and B13d: a call per image, with the model in memory.
 B14a: `lgclip build` of ten names with ten images each, from an empty store. B14b: `lgclip add` of one class. Whole
 processes are measured.
 """
@@ -19,6 +20,7 @@ from pictures import NAMES, picture_folder, vit_s_32
 from side_by_side import Row, in_turns, keep, seconds
 from torch import Tensor
 
+from lgclip.classifier.loaded_encoder import LoadedEncoder
 from lgclip.classifier.model import ImageClassifier
 from lgclip.classifier.parts import ClassInfo
 from lgclip.datasets.image_decoding import read_image
@@ -35,6 +37,7 @@ COMMAND = "python benchmarks/classifier.py"
 EACH = 12
 """JPEGs a class."""
 THREADS = 8
+CALLS = 10
 
 
 def bare_features(encoder: OpenClip, files: Sequence[Path]) -> Tensor:
@@ -91,6 +94,7 @@ def classification(work: Path) -> None:
         raise SystemExit("classify gave other predictions than the bare encoder's features")
 
     def classified() -> None:
+        classifier.loaded = LoadedEncoder()
         for _ in classifier.classify(files):
             pass
 
@@ -100,6 +104,30 @@ def classification(work: Path) -> None:
     keep(Row("B13a", ours, "decoding by threads and the tower alone", ">= 0.9", "s", *sides, equal, COMMAND))
     bound = in_turns(lambda: seconds(classified), lambda: seconds(lambda: forward_passes(encoder, len(files))), 3)
     keep(Row("B13b", ours, "its forward passes alone: the bound", "", "s", *bound, "nothing: no file is read", COMMAND))
+    single_images(classifier, files[:CALLS])
+
+
+def single_images(classifier: ImageClassifier, files: Sequence[Path]) -> None:
+    """B13c and B13d: one call per image, as in a server, with the model in memory."""
+    encoder, towers, _ = classifier.load_encoder()
+    transform = encoder.transform()
+
+    def predict(exact: bool) -> list[str]:
+        classifier.exact = exact
+        return [classifier.predict(file)[0] for file in files]
+
+    def bare() -> None:
+        for file in files:
+            towers.images(transform(read_image(file))[None])
+
+    if predict(exact=True) != predict(exact=False):
+        raise SystemExit("exact=False gave other predictions")
+    ours = f"`predict` of {len(files)} JPEGs, a call each, model loaded, 47 classes, ViT-S-32"
+    equal = f"the predictions of {len(files)} files"
+    sides = in_turns(lambda: seconds(lambda: predict(exact=False)), lambda: seconds(bare))
+    keep(Row("B13c", f"{ours}, `exact=False`", "decoding and the tower alone", ">= 0.8", "s", *sides, equal, COMMAND))
+    sides = in_turns(lambda: seconds(lambda: predict(exact=False)), lambda: seconds(lambda: predict(exact=True)), 3)
+    keep(Row("B13d", f"{ours}, `exact=False`", "`exact=True`, the default", "", "s", *sides, equal, COMMAND))
 
 
 def lgclip_seconds(*arguments: str) -> float:

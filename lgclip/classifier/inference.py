@@ -59,14 +59,24 @@ def image_of(source: ListedImage) -> tuple[Image.Image, str]:
     return image, content_key({"pixels": content_key({"size": image.size, "bytes": image.tobytes().hex()})})
 
 
-def encode_views(towers: Towers, views: Float[Tensor, "b s 3 h w"], device: torch.device) -> Float[Tensor, "b s d"]:
-    """Encodes the views of some images, in passes of one size on a CPU: a feature is then the same in any batch."""
+def encode_views(
+    towers: Towers, views: Float[Tensor, "b s 3 h w"], device: torch.device, *, exact: bool = True
+) -> Float[Tensor, "b s d"]:
+    """Encodes the views of some images.
+
+    Args:
+        towers: The models.
+        views: Views of each image.
+        device: Where the models are.
+        exact: Whether all passes on a CPU have one size: a feature is then the same in any batch, and that of one image
+            takes as long as those of `CPU_ROWS`.
+    """
     rows = views.flatten(0, 1)
     size = CPU_ROWS if device.type == "cpu" else len(rows)
     features: list[Tensor] = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        fill = size - len(part)
+        fill = size - len(part) if exact else 0
         full = torch.cat([part, part[-1:].expand(fill, *part.shape[1:])]) if fill else part
         features.append(towers.images(full.to(device))[: len(part)].float().cpu())
     return torch.cat(features).unflatten(0, views.shape[:2])

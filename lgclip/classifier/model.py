@@ -62,6 +62,8 @@ class ImageClassifier:
         rejector: The fitted threshold; None where nothing can be fitted.
         alignment: Aligns real images with the synthetic ones; None compares them as they are.
         edits: What was changed since it was built, for people.
+        exact: Whether a prediction on a CPU is the same to the last bit in a batch of any size, and that of an
+            evaluation. False makes a single image several times as fast, and its scores may differ in the last bits.
         loaded: The encoder's weights, which stay in memory from the first image on, as long as the classifier does.
     """
 
@@ -87,6 +89,7 @@ class ImageClassifier:
     rejector: FittedRejection | None = field(default=None, repr=False)
     alignment: FittedAlignment | None = field(default=None, repr=False)
     edits: tuple[str, ...] = field(default=(), repr=False)
+    exact: bool = True
     loaded: LoadedEncoder = field(default_factory=LoadedEncoder, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -251,7 +254,7 @@ class ImageClassifier:
             pixels = [item for item in loaded if isinstance(item, Tensor)]
             rows: Iterator[tuple[Tensor, bool | None]] = iter(())
             if pixels:
-                features = self.scales.fuse(encode_views(towers, torch.stack(pixels), device))
+                features = self.scales.fuse(encode_views(towers, torch.stack(pixels), device, exact=self.exact))
                 scores = scorer(features)
                 probs = (scores / self.temperature.value).softmax(dim=1)
                 rows = zip(probs, reject(features, scores), strict=True)

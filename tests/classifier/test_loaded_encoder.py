@@ -1,4 +1,4 @@
-"""Tests that a classifier loads its encoder once, and again only where another one is used."""
+"""Tests that a classifier loads its encoder once, and that a single image may take a pass of its own."""
 
 import copy
 import gc
@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from factories import FirstRun
+from torch import Tensor
 
+from lgclip.batches import CPU_ROWS
 from lgclip.classifier.loaded_encoder import LoadedEncoder
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.base import Encoder, Towers
@@ -119,3 +121,25 @@ def test_weights_go_with_the_classifier(classifier: ImageClassifier, images: lis
     classifier.loaded = LoadedEncoder()
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize(("exact", "rows"), [(True, CPU_ROWS), (False, 1)])
+def test_single_image_may_have_a_pass_of_its_own(
+    classifier: ImageClassifier, images: list[Path], monkeypatch: pytest.MonkeyPatch, exact: bool, rows: int
+) -> None:
+    expected = next(classifier.classify(images[0]))
+    towers = classifier.load_encoder().towers
+    encode = towers.images
+    passes: list[int] = []
+
+    def counting(pixels: Tensor) -> Tensor:
+        passes.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(towers, "images", counting)
+    classifier.exact = exact
+    prediction = next(classifier.classify(images[0]))
+
+    assert passes == [rows]
+    assert prediction.label == expected.label
+    assert prediction.score == pytest.approx(expected.score, abs=1e-5)
