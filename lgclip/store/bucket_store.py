@@ -1,11 +1,12 @@
 """Keeps objects in a bucket, by the fsspec file system of its scheme."""
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lgclip.store.location import Location
 from lgclip.store.object_store import CONNECTIONS, ObjectError, ObjectInfo, ObjectStore
@@ -111,76 +112,95 @@ class BucketStore(ObjectStore):
         )
 
 
-class S3Store(BucketStore):
-    """Keeps objects in a bucket of S3, or of a server that speaks its protocol."""
+class _Page(NamedTuple):
+    """Holds a part of a bucket's list.
+
+    Attributes:
+        objects: The objects, by their names in the bucket.
+        following: What to ask for next; empty after the last part.
+    """
+
+    objects: dict[str, ObjectInfo]
+    following: str
+
+
+class _ListedStore(BucketStore):
+    """Lists a bucket by the provider's own request: fsspec's `find` sends further ones where nothing is found."""
+
+    @abstractmethod
+    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
+        """Returns a part of the list.
+
+        Args:
+            bucket: The bucket.
+            prefix: What the names begin with.
+            following: Where the list goes on; empty for its beginning.
+            limit: Maximum number of objects; the provider's own if None.
+
+        Raises:
+            FileNotFoundError: If there is no such bucket.
+        """
 
     def _check(self) -> None:
         bucket, _, prefix = self._location.path.partition("/")
         try:
-            # One request; `ls` would list all that lies directly below the prefix.
-            self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+            self._page(bucket, prefix, limit=1)
         except FileNotFoundError:
             raise self._no_bucket() from None
 
     def ls(self, folder: str = "") -> dict[str, ObjectInfo]:
-        # As `find`, without its further requests where nothing is found.
         bucket, _, prefix = self._full(folder).partition("/")
         top = self._location.path.partition("/")[2]
         objects: dict[str, ObjectInfo] = {}
-        token: dict[str, str] = {}
+        following = ""
         while True:
             with self._errors("read it"):
                 try:
-                    page = self._fs.call_s3(
-                        "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **token
-                    )
+                    page = self._page(bucket, f"{prefix}/" if prefix else "", following)
                 except FileNotFoundError:
                     raise self._no_bucket() from None
-            for entry in page.get("Contents", ()):
-                place = entry["Key"].removeprefix(f"{top}/" if top else "")
+            for name, info in page.objects.items():
+                place = name.removeprefix(f"{top}/" if top else "")
                 if not place.endswith("/"):
-                    changed = entry["LastModified"].isoformat()
-                    objects[place] = ObjectInfo(int(entry["Size"]), changed, entry.get("ETag", ""))
-            if not page.get("IsTruncated"):
+                    objects[place] = info
+            following = page.following
+            if not following:
                 return objects
-            token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-class GoogleStore(BucketStore):
+class S3Store(_ListedStore):
+    """Keeps objects in a bucket of S3, or of a server that speaks its protocol."""
+
+    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
+        query: dict[str, Any] = {"ContinuationToken": following} if following else {}
+        if limit:
+            query["MaxKeys"] = limit
+        page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **query)
+        objects = {
+            entry["Key"]: ObjectInfo(int(entry["Size"]), entry["LastModified"].isoformat(), entry.get("ETag", ""))
+            for entry in page.get("Contents", ())
+        }
+        return _Page(objects, page["NextContinuationToken"] if page.get("IsTruncated") else "")
+
+
+class GoogleStore(_ListedStore):
     """Keeps objects in a bucket of Google Cloud Storage, or of an emulator of it."""
 
-    def _check(self) -> None:
-        bucket, _, prefix = self._location.path.partition("/")
-        # One request; `ls` finds an empty prefix and a missing bucket alike.
-        self._page(bucket, prefix=prefix, maxResults=1)
-
-    def ls(self, folder: str = "") -> dict[str, ObjectInfo]:
-        # As `find`, without its further requests where nothing is found.
-        bucket, _, prefix = self._full(folder).partition("/")
-        top = self._location.path.partition("/")[2]
-        objects: dict[str, ObjectInfo] = {}
-        token: dict[str, str] = {}
-        while True:
-            with self._errors("read it"):
-                page = self._page(bucket, prefix=f"{prefix}/" if prefix else "", **token)
-            for entry in page.get("items", ()):
-                place = entry["name"].removeprefix(f"{top}/" if top else "")
-                if not place.endswith("/"):
-                    objects[place] = ObjectInfo(int(entry["size"]), entry["updated"], entry.get("etag", ""))
-            if not page.get("nextPageToken"):
-                return objects
-            token = {"pageToken": page["nextPageToken"]}
+    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
+        query: dict[str, Any] = {"pageToken": following} if following else {}
+        if limit:
+            query["maxResults"] = limit
+        page = self._fs.call("GET", "b/{}/o", bucket, json_out=True, prefix=prefix, **query)
+        objects = {
+            entry["name"]: ObjectInfo(int(entry["size"]), entry["updated"], entry.get("etag", ""))
+            for entry in page.get("items", ())
+        }
+        return _Page(objects, page.get("nextPageToken", ""))
 
     def _delete(self, places: Sequence[str]) -> None:
         # Another machine may have deleted them.
         with suppress(FileNotFoundError):
             super()._delete(places)
-
-    def _page(self, bucket: str, **query: Any) -> dict[str, Any]:
-        try:
-            return self._fs.call("GET", "b/{}/o", bucket, json_out=True, **query)
-        except FileNotFoundError:
-            raise self._no_bucket() from None
 
     def _translate(self, error: Exception, doing: str) -> str:
         # gcsfs raises plain errors of the system for the answers 401 and 403.
