@@ -100,7 +100,8 @@ def index_alone(root: Path, count: int) -> None:
         size = len(own) * 4096 + 1024
         with shard.open("wb") as file:
             file.truncate(size)
-        write_index(shard, Listing(own, spans, np.zeros(len(own), bool), size - 1024, size, "0" * 64))
+        flags = np.zeros(len(own), bool)
+        write_index(shard, Listing(own, spans, flags, flags, size - 1024, size, "0" * 64))
 
 
 def in_a_process(root: Path, count: int, content: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -102,13 +103,16 @@ def test_threads_load_once(classifier: ImageClassifier, images: list[Path], load
     assert len(loads) == 1
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda holder: pickle.loads(pickle.dumps(holder))])
+def pickled(holder: LoadedEncoder) -> LoadedEncoder:
+    return pickle.loads(pickle.dumps(holder))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_copied_and_pickled_holders_are_empty(
-    classifier: ImageClassifier, loads: list[Encoder], copied: object
+    classifier: ImageClassifier, loads: list[Encoder], copied: Callable[[LoadedEncoder], LoadedEncoder]
 ) -> None:
     device = torch.device("cpu")
     classifier.loaded.towers(classifier.encoder, device)
-    assert callable(copied)
     other = copied(classifier.loaded)
     other.towers(classifier.encoder, device)
     assert len(loads) == 2
