@@ -9,6 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lgclip.runtime import versions
 
+_LATER = {"image_format": "png", "quantization": None}
+"""Settings of a diffuser that came later, with the value which earlier runs had without them."""
+
 
 def run_key(cfg: DictConfig) -> str:
     """Returns 32 hexadecimal digits that identify a run's whole config and the declared versions.
@@ -42,6 +45,8 @@ def settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     # A job that is run again on purpose is still the same job, and workers change no result.
     remaining = {key: value for key, value in plain.items() if key not in ("rerun", "workers")}
     diffuser = remaining.get("diffuser")
-    if isinstance(diffuser, dict) and diffuser.get("image_format") == "png":
-        remaining["diffuser"] = {key: value for key, value in diffuser.items() if key != "image_format"}
+    if isinstance(diffuser, dict):
+        remaining["diffuser"] = {
+            key: value for key, value in diffuser.items() if key not in _LATER or value != _LATER[key]
+        }
     return remaining

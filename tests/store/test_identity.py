@@ -64,6 +64,7 @@ OTHER: dict[str, Any] = {
     "compile": True,
     "offload": "model",
     "image_format": "jpeg-95",
+    "quantization": "int8",
 }
 """Another value for each field; whole numbers are simply counted up."""
 

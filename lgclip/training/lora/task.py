@@ -20,7 +20,7 @@ KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 _SAMPLING_ONLY = {
     "steps", "guidance", "negative_prompt", "options", "precision", "lora", "lora_scale", "noise", "tiling",
-    "image_format",
+    "image_format", "quantization",
 }  # fmt: skip
 """Fields of a `Diffuser` that affect only the generation of images, not a tuning."""
 
