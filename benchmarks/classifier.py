@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from pictures import NAMES, picture_folder, vit_s_32
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
+from fixtures import NAMES, save_vit_s_32, write_photos
 from torch import Tensor
 
 from lgclip.classifier.loaded_encoder import LoadedEncoder
@@ -81,8 +81,8 @@ def classifier_of(encoder: OpenClip, features: Tensor, labels: Tensor) -> ImageC
 
 def classification(work: Path) -> None:
     """B13."""
-    picture_folder(work / "images", EACH)
-    vit_s_32(work / "model", work / "images")
+    write_photos(work / "images", EACH)
+    save_vit_s_32(work / "model", work / "images")
     encoder = OpenClip(str(work / "model"), precision="fp32")
     files = sorted((work / "images").rglob("*.jpg"))
     labels = torch.tensor([sorted(name.replace(" ", "_") for name in NAMES).index(file.parent.name) for file in files])
@@ -99,11 +99,17 @@ def classification(work: Path) -> None:
             pass
 
     equal = f"the predictions of {len(files)} files"
-    sides = in_turns(lambda: seconds(classified), lambda: seconds(lambda: bare_features(encoder, files)))
+    sides = alternate(
+        lambda: measure_seconds(classified), lambda: measure_seconds(lambda: bare_features(encoder, files))
+    )
     ours = f"`classify` of {len(files)} JPEGs, model loaded, 47 classes, ViT-S-32"
-    keep(Row("B13a", ours, "decoding by threads and the tower alone", ">= 0.9", "s", *sides, equal, COMMAND))
-    bound = in_turns(lambda: seconds(classified), lambda: seconds(lambda: forward_passes(encoder, len(files))), 3)
-    keep(Row("B13b", ours, "its forward passes alone: the bound", "", "s", *bound, "nothing: no file is read", COMMAND))
+    save_row(Row("B13a", ours, "decoding by threads and the tower alone", ">= 0.9", "s", *sides, equal, COMMAND))
+    bound = alternate(
+        lambda: measure_seconds(classified), lambda: measure_seconds(lambda: forward_passes(encoder, len(files))), 3
+    )
+    save_row(
+        Row("B13b", ours, "its forward passes alone: the bound", "", "s", *bound, "nothing: no file is read", COMMAND)
+    )
     single_images(classifier, files[:CALLS])
 
 
@@ -124,16 +130,20 @@ def single_images(classifier: ImageClassifier, files: Sequence[Path]) -> None:
         raise SystemExit("exact=False gave other predictions")
     ours = f"`predict` of {len(files)} JPEGs, a call each, model loaded, 47 classes, ViT-S-32"
     equal = f"the predictions of {len(files)} files"
-    sides = in_turns(lambda: seconds(lambda: predict(exact=False)), lambda: seconds(bare))
-    keep(Row("B13c", f"{ours}, `exact=False`", "decoding and the tower alone", ">= 0.8", "s", *sides, equal, COMMAND))
-    sides = in_turns(lambda: seconds(lambda: predict(exact=False)), lambda: seconds(lambda: predict(exact=True)), 3)
-    keep(Row("B13d", f"{ours}, `exact=False`", "`exact=True`, the default", "", "s", *sides, equal, COMMAND))
+    sides = alternate(lambda: measure_seconds(lambda: predict(exact=False)), lambda: measure_seconds(bare))
+    save_row(
+        Row("B13c", f"{ours}, `exact=False`", "decoding and the tower alone", ">= 0.8", "s", *sides, equal, COMMAND)
+    )
+    sides = alternate(
+        lambda: measure_seconds(lambda: predict(exact=False)), lambda: measure_seconds(lambda: predict(exact=True)), 3
+    )
+    save_row(Row("B13d", f"{ours}, `exact=False`", "`exact=True`, the default", "", "s", *sides, equal, COMMAND))
 
 
 def lgclip_seconds(*arguments: str) -> float:
     """Seconds of a command of lgclip."""
     command = [sys.executable, "-m", "lgclip", *arguments]
-    return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
+    return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
 
 
 def building(work: Path) -> None:
@@ -151,11 +161,11 @@ def building(work: Path) -> None:
     ):
         other = [limit] * len(measured)
         against = f"{limit:.0f} s, the limit"
-        keep(Row(number, ours, against, "<= 1", "s", measured, other, "nothing", COMMAND, inverse=True))
+        save_row(Row(number, ours, against, "<= 1", "s", measured, other, "nothing", COMMAND, inverse=True))
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         building(work)

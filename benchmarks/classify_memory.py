@@ -12,8 +12,8 @@ import tempfile
 from io import BytesIO
 from pathlib import Path
 
+from comparison import Row, save_row
 from PIL import Image
-from side_by_side import Row, keep
 
 from lgclip.tiny import world
 
@@ -57,7 +57,7 @@ def labels(table: Path) -> list[str]:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         classifier = work / "classifier"
@@ -73,7 +73,7 @@ def main() -> None:
     if tables[MANY] != tables[FEW] * (MANY // FEW):
         raise SystemExit("the same image got another class")
     growth = max(0, peaks[MANY] - peaks[FEW]) / (MANY - FEW)
-    keep(
+    save_row(
         Row(
             "B16",
             f"`lgclip classify`: growth of peak memory, {FEW:,} to {MANY:,} files",

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/cold_start.py"
@@ -21,12 +21,14 @@ IMPORTS = "import torch, open_clip"
 
 def taken(*command: str) -> float:
     """Seconds of a Python command."""
-    return seconds(lambda: subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True))
+    return measure_seconds(
+        lambda: subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    )
 
 
 def main() -> None:
-    """Measures and keeps."""
-    a = in_turns(lambda: taken("evaluate.py", "--help"), lambda: taken("-c", "import torch"))
+    """Measures and saves the rows."""
+    a = alternate(lambda: taken("evaluate.py", "--help"), lambda: taken("-c", "import torch"))
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         runs = (work / str(number) for number in range(1000))
@@ -36,45 +38,45 @@ def main() -> None:
             return taken("evaluate.py", f"paths.store={work / 'store'}", f"hydra.run.dir={folder}", *overrides)
 
         evaluate()
-        b = in_turns(lambda: evaluate("rerun=true"), lambda: taken("-c", IMPORTS))
-        d = in_turns(evaluate, lambda: taken("-c", "import torch"))
+        b = alternate(lambda: evaluate("rerun=true"), lambda: taken("-c", IMPORTS))
+        d = alternate(evaluate, lambda: taken("-c", "import torch"))
         metrics = [json.loads(path.read_text())["metrics"] for path in sorted(work.glob("*/result.json"))]
-        e = in_turns(lambda: evaluate("prototype=knn", "rerun=true"), lambda: taken("-c", "import torch"))
+        e = alternate(lambda: evaluate("prototype=knn", "rerun=true"), lambda: taken("-c", "import torch"))
     if any(values != metrics[0] for values in metrics):
         raise SystemExit("the same command gave another result")
-    keep(
+    save_row(
         Row(
             number="B7a",
-            ours="`evaluate.py --help`",
-            against="`import torch`",
+            task="`evaluate.py --help`",
+            reference="`import torch`",
             aim="<= 0.4",
             unit="s",
             measured=a[0],
             baselines=a[1],
-            equal="nothing: there is no result",
+            equality="nothing: there is no result",
             command=COMMAND,
             inverse=True,
         )
     )
     lazy = "from lgclip.runtime.lazy_torchmetrics import make_lazy; make_lazy(); import lightning, hydra"
-    c = in_turns(lambda: taken("-c", lazy), lambda: taken("-c", "import torch"))
+    c = alternate(lambda: taken("-c", lazy), lambda: taken("-c", "import torch"))
     baselines = f"`{IMPORTS}`"
     ours = "`import lightning, hydra` alone: the bound of B7e"
-    keep(Row("B7c", ours, "`import torch`", "", "s", *c, "nothing: there is no result", COMMAND, inverse=True))
+    save_row(Row("B7c", ours, "`import torch`", "", "s", *c, "nothing: there is no result", COMMAND, inverse=True))
     ours = "the same command again, nothing changed"
-    keep(Row("B7d", ours, "`import torch`", "<= 0.5", "s", *d, "the metrics of every run", COMMAND, inverse=True))
+    save_row(Row("B7d", ours, "`import torch`", "<= 0.5", "s", *d, "the metrics of every run", COMMAND, inverse=True))
     ours = "`evaluate.py prototype=knn`, features stored"
-    keep(Row("B7e", ours, "`import torch`", "<= 2.0", "s", *e, "nothing: another rule", COMMAND, inverse=True))
-    keep(
+    save_row(Row("B7e", ours, "`import torch`", "<= 2.0", "s", *e, "nothing: another rule", COMMAND, inverse=True))
+    save_row(
         Row(
             number="B7b",
-            ours="`evaluate.py rerun=true`, all stored",
-            against=baselines,
+            task="`evaluate.py rerun=true`, all stored",
+            reference=baselines,
             aim="<= 1.15",
             unit="s",
             measured=b[0],
             baselines=b[1],
-            equal="the metrics of every run",
+            equality="the metrics of every run",
             command=COMMAND,
             inverse=True,
         )

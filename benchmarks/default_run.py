@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from side_by_side import Row, keep
+from comparison import Row, save_row
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS = (
@@ -53,13 +53,13 @@ def again_row(number: str, kind: str, aim: str, first: float, again: list[float]
     """The same command again, beside its first run."""
     return Row(
         number=number,
-        ours=f"{kind} again, all stored",
-        against="its first run",
+        task=f"{kind} again, all stored",
+        reference="its first run",
         aim=aim,
         unit="s",
         measured=again,
         baselines=[first] * len(again),
-        equal="the metrics of every run",
+        equality="the metrics of every run",
         command="python benchmarks/default_run.py",
         inverse=True,
     )
@@ -98,8 +98,8 @@ def main() -> None:
     print(f"the same again    {statistics.median(again):6.1f} s; its imports alone {statistics.median(imports):.1f} s")
     print(f"cached cell       {statistics.median(cells):6.2f} s, the slowest {max(cells):.2f} s")
     print(f"--help            {helped:6.2f} s, {helped / bare:.2f} x a bare Hydra app")
-    keep(larger)
-    keep(again_row("B10b", "the default run", "", first, again))
+    save_row(larger)
+    save_row(again_row("B10b", "the default run", "", first, again))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pictures import NAMES, picture_folder, random_vit_s_32, vit_s_32
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
+from fixtures import NAMES, save_random_vit_s_32, save_vit_s_32, write_photos
 from staging import stages_on
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -123,7 +123,7 @@ class Ours:
         stages, stage = stages_on(), FeatureExtractionStage(self._encoder, data)
         stream.store.towers.parent.mkdir(parents=True, exist_ok=True)
         stream.store.towers.write_text("{}")  # FLOPs are counted once for each encoder, not in each run
-        taken = seconds(lambda: stages.complete("features", stage, len(stream.ids), data))
+        taken = measure_seconds(lambda: stages.complete("features", stage, len(stream.ids), data))
         return taken, stream.features()[:, 0]
 
 
@@ -180,7 +180,7 @@ def in_turns_alike(
         apart.append(check(found[0], features))
         return seconds
 
-    return *in_turns(mine, other, rounds=ROUNDS), max(apart)
+    return *alternate(mine, other, rounds=ROUNDS), max(apart)
 
 
 def check(ours: Tensor, theirs: Tensor) -> float:
@@ -235,7 +235,7 @@ def in_bf16(ours: Ours, theirs: Theirs) -> Row:
         cosines.append(torch.nn.functional.cosine_similarity(features[0], exact).min().item())
         return taken
 
-    measured, baselines = in_turns(mine, other, rounds=ROUNDS)
+    measured, baselines = alternate(mine, other, rounds=ROUNDS)
     if min(cosines) < 0.9995:
         raise SystemExit(f"cosine of features {min(cosines):.5f}")
     return Row(
@@ -254,7 +254,7 @@ def bound(ours: Ours, theirs: Theirs) -> Row:
         for _ in passes:
             ours.towers.images(pixels)
 
-    measured, baselines = in_turns(lambda: seconds(forwards), lambda: theirs.files()[0], rounds=ROUNDS)
+    measured, baselines = alternate(lambda: measure_seconds(forwards), lambda: theirs.files()[0], rounds=ROUNDS)
     return Row(
         "B2b", f"forward passes of {len(NAMES) * EACH} images alone: the bound of B2", "as B2", "", "s",
         measured, baselines, "nothing: forwards alone read no file", COMMAND,
@@ -262,21 +262,21 @@ def bound(ours: Ours, theirs: Theirs) -> Row:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     workers = 0  # threads of the main process: nothing to start, nothing to pass on
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        model = vit_s_32(work / "model", picture_folder(work / "pictures", EACH))
-        ours = Ours(model, work / "pictures", work / "store", workers)
-        theirs = Theirs(model, work / "pictures")
+        model = save_vit_s_32(work / "model", write_photos(work / "photos", EACH))
+        ours = Ours(model, work / "photos", work / "store", workers)
+        theirs = Theirs(model, work / "photos")
         if "--bf16" not in sys.argv:
-            keep(from_memory(ours, theirs))
-            keep(from_files(ours, theirs, workers))
-            keep(bound(ours, theirs))
+            save_row(from_memory(ours, theirs))
+            save_row(from_files(ours, theirs, workers))
+            save_row(bound(ours, theirs))
         if has_bf16_units():
-            model = random_vit_s_32(work / "random")
-            ours = Ours(model, work / "pictures", work / "store", workers, "bf16")
-            keep(in_bf16(ours, Theirs(model, work / "pictures")))
+            model = save_random_vit_s_32(work / "random")
+            ours = Ours(model, work / "photos", work / "store", workers, "bf16")
+            save_row(in_bf16(ours, Theirs(model, work / "photos")))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the same batches. Predictions, ranks and confidences are compared with plain one
 """
 
 import torch
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -60,7 +60,7 @@ def check(judged: Predictions, batches: list[FeatureBatch], prototypes: Tensor) 
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     support, batches = world()
     score = Choice(Mean(), First(), 0.0).fit(support, None)
     prototypes = support.means(renormalize=True)
@@ -70,17 +70,17 @@ def main() -> None:
         for batch in batches:
             torch.mm(batch.features[:, 0], prototypes.T)
 
-    ours, theirs = in_turns(lambda: seconds(lambda: judge(score, batches)), lambda: seconds(product))
-    keep(
+    ours, theirs = alternate(lambda: measure_seconds(lambda: judge(score, batches)), lambda: measure_seconds(product))
+    save_row(
         Row(
             number="B9",
-            ours=f"evaluation {IMAGES:,} images, {CLASSES:,} classes, width {WIDTH}, fp32",
-            against="the matrix product alone",
+            task=f"evaluation {IMAGES:,} images, {CLASSES:,} classes, width {WIDTH}, fp32",
+            reference="the matrix product alone",
             aim=">= 0.6",
             unit="s",
             measured=ours,
             baselines=theirs,
-            equal="predictions, ranks in a stable sort, confidences to 2e-6",
+            equality="predictions, ranks in a stable sort, confidences to 2e-6",
             command="python benchmarks/evaluation.py",
         )
     )

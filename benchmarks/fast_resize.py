@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from comparison import Row, alternate, measure_seconds, save_row
 from encode import Ours
-from pictures import NAMES, picture_folder, random_vit_s_32
-from side_by_side import Row, in_turns, keep, seconds
+from fixtures import NAMES, save_random_vit_s_32, write_photos
 from torch import Tensor
 
 from lgclip.datasets.image_decoding import read_image
@@ -35,8 +35,10 @@ def alone(model: Path, pictures: Path) -> Row:
         raise SystemExit(f"pixels differ by up to {levels:.1f} gray levels")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    measured, baselines = in_turns(
-        lambda: seconds(lambda: list(map(fast, images))), lambda: seconds(lambda: list(map(exact, images))), ROUNDS
+    measured, baselines = alternate(
+        lambda: measure_seconds(lambda: list(map(fast, images))),
+        lambda: measure_seconds(lambda: list(map(exact, images))),
+        ROUNDS,
     )
     torch.set_num_threads(threads)
     return Row(
@@ -52,7 +54,7 @@ def encoded(number: str, name: str, model: str, work: Path) -> Row:
         SystemExit: If a feature's cosine to the exact one is below 0.99.
     """
     sides = {
-        resize: Ours(Path(model), work / "pictures", work / resize, 0, resize=resize) for resize in ("exact", "fast")
+        resize: Ours(Path(model), work / "photos", work / resize, 0, resize=resize) for resize in ("exact", "fast")
     }
     features: dict[str, Tensor] = {}
 
@@ -60,7 +62,7 @@ def encoded(number: str, name: str, model: str, work: Path) -> Row:
         taken, features[resize] = sides[resize].files()
         return taken
 
-    measured, baselines = in_turns(lambda: measure("fast"), lambda: measure("exact"), ROUNDS)
+    measured, baselines = alternate(lambda: measure("fast"), lambda: measure("exact"), ROUNDS)
     cosines = torch.nn.functional.cosine_similarity(features["fast"], features["exact"])
     if cosines.min() < 0.99:
         raise SystemExit(f"cosine of features {cosines.min():.5f}")
@@ -72,14 +74,14 @@ def encoded(number: str, name: str, model: str, work: Path) -> Row:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        picture_folder(work / "pictures", EACH)
-        large = random_vit_s_32(work / "random")
-        keep(alone(large, work / "pictures"))
-        keep(encoded("B22b", "the small encoder", "tiny:encoder", work))
-        keep(encoded("B22c", "ViT-S-32 fp32", str(large), work))
+        write_photos(work / "photos", EACH)
+        large = save_random_vit_s_32(work / "random")
+        save_row(alone(large, work / "photos"))
+        save_row(encoded("B22b", "the small encoder", "tiny:encoder", work))
+        save_row(encoded("B22c", "ViT-S-32 fp32", str(large), work))
 
 
 if __name__ == "__main__":

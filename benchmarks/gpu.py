@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparison import Row, measure_seconds, save_row
 from gpu_models import DRAWERS, SMALL_DRAWERS, TEXT, TOWERS, Drawer, brush_of, pipeline_of, tower_of
-from side_by_side import Row, keep, seconds
 from torch.nn.functional import normalize
 
 from lgclip.encoder.precision import arithmetic
@@ -61,7 +61,7 @@ class Bench:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 
-        return seconds(whole)
+        return measure_seconds(whole)
 
     def times(self, call: Callable[[], object]) -> list[float]:
         """Seconds of each round, after one that does not count."""
@@ -70,7 +70,7 @@ class Bench:
     def told(self, row: Row) -> None:
         """Keeps what a GPU measured; a CPU's figures are only shown."""
         if self.device.type == "cuda":
-            keep(row, torch.cuda.get_device_name(self.device))
+            save_row(row, torch.cuda.get_device_name(self.device))
         else:
             print(f"{row.number} {row.ours} | {row.against} | {row.ratio:.3g}, not kept: no GPU")
 
@@ -225,7 +225,7 @@ def grid(bench: Bench) -> None:
         def sweep(folder: str) -> float:
             places = [f"paths.store={name}/store", f"hydra.sweep.dir={name}/{folder}"]
             command = [sys.executable, "evaluate.py", "-m", *swept, *where, *small, *places]
-            return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
+            return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
 
         nothing, stored = sweep("cold"), sweep("warm")
         cells = len(list(Path(name, "warm").glob("*/result.json")))

@@ -10,7 +10,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
 
 from lgclip.datasets.embedded import Shapes
 from lgclip.datasets.image_decoding import read_image
@@ -85,13 +85,13 @@ def rows(numbers: Sequence[str], name: str, images: Sequence[np.ndarray], repeat
     ]
 
     def encoding(name: str) -> float:
-        return seconds(lambda: [encoded(codec_of(name), images) for _ in range(repeats)]) / count * 1000
+        return measure_seconds(lambda: [encoded(codec_of(name), images) for _ in range(repeats)]) / count * 1000
 
     def decoding(name: str) -> float:
-        return seconds(lambda: [decoded(files[name]) for _ in range(repeats)]) / count * 1000
+        return measure_seconds(lambda: [decoded(files[name]) for _ in range(repeats)]) / count * 1000
 
     for number, verb, measure in ((numbers[1], "encoding", encoding), (numbers[2], "decoding", decoding)):
-        ours, theirs = in_turns(lambda m=measure: m("jpeg-95"), lambda m=measure: m("png"), ROUNDS)
+        ours, theirs = alternate(lambda m=measure: m("jpeg-95"), lambda m=measure: m("png"), ROUNDS)
         found.append(
             Row(number, f"{name}, {verb} one as JPEG of quality 95", "as PNG", "", "ms", ours, theirs, equal, COMMAND)
         )
@@ -102,10 +102,10 @@ def main() -> None:
     """Measures all."""
     torch.set_num_threads(1)
     for row in rows(("B25a", "B25b", "B25c"), "an image of the small pipeline, 64 pixels", generated(), 20):
-        keep(row)
+        save_row(row)
     title = "a photograph of 512 pixels (`astronaut` of scikit-image)"
     for row in rows(("B25d", "B25e", "B25f"), title, photographs(), 20):
-        keep(row)
+        save_row(row)
 
 
 if __name__ == "__main__":

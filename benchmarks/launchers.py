@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import Row, keep, seconds
+from comparison import Row, measure_seconds, save_row
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/launchers.py"
@@ -38,7 +38,7 @@ def sweep(store: Path, folder: Path, *overrides: str) -> float:
     ]  # fmt: skip
     # A cluster that lives as long as a job, wherever another one runs.
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    return seconds(lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True))
+    return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True))
 
 
 def predictions(folder: Path) -> list[tuple[object, str]]:
@@ -51,7 +51,7 @@ def predictions(folder: Path) -> list[tuple[object, str]]:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     times: dict[str, list[float]] = {name: [] for name in LAUNCHERS}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -71,16 +71,16 @@ def main() -> None:
         "B24c": ("ray", "`executor=ray`, 2 workers, `hydra/launcher=basic`"),
     }
     for number, (launcher, description) in against.items():
-        keep(
+        save_row(
             Row(
                 number=number,
-                ours=ours,
-                against=description,
+                task=ours,
+                reference=description,
                 aim="",
                 unit="s",
                 measured=times["slots"],
                 baselines=times[launcher],
-                equal=f"metrics and predictions of {CELLS} cells",
+                equality=f"metrics and predictions of {CELLS} cells",
                 command=COMMAND,
                 inverse=True,
             )

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from comparison import Row, alternate, measure_seconds, save_row
 from encode import Ours
-from pictures import NAMES, picture_folder, random_vit_s_32
-from side_by_side import Row, in_turns, keep, seconds
+from fixtures import NAMES, save_random_vit_s_32, write_photos
 from torch.utils.data import DataLoader
 
 from lgclip.datasets.folder import Folder
@@ -38,7 +38,7 @@ def start_seconds(model: Path, pictures: Path, root: Path, workers: int) -> floa
     stream = real_stream(Folder(str(pictures)), encoder, SquareCrops(), root)
     images = _StreamImages(stream, range(workers), SharedViews(encoder, SquareCrops()))
     loader = DataLoader(images, batch_size=1, collate_fn=_stack, **worker_settings(workers))
-    return seconds(lambda: list(loader))
+    return measure_seconds(lambda: list(loader))
 
 
 class Side:
@@ -51,7 +51,7 @@ class Side:
     """
 
     def __init__(self, model: str, work: Path, workers: int | None) -> None:
-        self._ours = Ours(Path(model), work / "pictures", work / f"store_{workers}", workers)
+        self._ours = Ours(Path(model), work / "photos", work / f"store_{workers}", workers)
         self.features = torch.empty(0)
 
     def measure(self) -> float:
@@ -68,7 +68,7 @@ def beside(number: str, name: str, images: int, sides: tuple[Side, Side], worker
     """
     auto, fixed = sides
     rounds = ROUNDS if images < 2000 else 2
-    measured, baselines = in_turns(auto.measure, fixed.measure, rounds=rounds)
+    measured, baselines = alternate(auto.measure, fixed.measure, rounds=rounds)
     if not torch.equal(auto.features, fixed.features):
         raise SystemExit(f"features differ by up to {(auto.features - fixed.features).abs().max():.1e}")
     return Row(
@@ -79,25 +79,25 @@ def beside(number: str, name: str, images: int, sides: tuple[Side, Side], worker
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
         if ONE_THREAD in sys.argv:
             torch.set_num_threads(1)
-            picture_folder(work / "pictures", 48)
+            write_photos(work / "photos", 48)
             sides = (Side("tiny:encoder", work, None), Side("tiny:encoder", work, 0))
-            keep(beside("B21e", "the small encoder on one thread", 48 * len(NAMES), sides, 0))
+            save_row(beside("B21e", "the small encoder on one thread", 48 * len(NAMES), sides, 0))
             return
-        large = random_vit_s_32(work / "random")
+        large = save_random_vit_s_32(work / "random")
         models = {"the small encoder": ("tiny:encoder", 24), "ViT-S-32 fp32": (str(large), 12)}
         numbers = iter(("B21a", "B21b", "B21c", "B21d"))
         for name, (model, each) in models.items():
-            shutil.rmtree(work / "pictures", ignore_errors=True)
-            picture_folder(work / "pictures", each)
+            shutil.rmtree(work / "photos", ignore_errors=True)
+            write_photos(work / "photos", each)
             for workers in (0, 2):
                 sides = (Side(model, work, None), Side(model, work, workers))
-                keep(beside(next(numbers), name, each * len(NAMES), sides, workers))
+                save_row(beside(next(numbers), name, each * len(NAMES), sides, workers))
         for workers in (1, 2):
             print(f"start of {workers}: {start_seconds(large, work / 'pictures', work / 'start', workers):.2f} s")
 

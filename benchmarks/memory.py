@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from commands import Commands, check
-from side_by_side import Row, keep
+from comparison import Row, save_row
 
 FEW, MANY = 2, 200
 """Images of a class."""
@@ -20,8 +20,8 @@ SIZE = (32, 32)
 
 
 def main() -> None:
-    """Measures and keeps."""
-    from pictures import MANY_NAMES, TEMPLATE, picture_folder, smallest
+    """Measures and saves the rows."""
+    from fixtures import MANY_NAMES, TEMPLATE, save_smallest_model, write_photos
 
     workers = 0  # threads of the main process: nothing to start, nothing to pass on
     peaks: dict[int, tuple[int, int, int]] = {}
@@ -29,8 +29,8 @@ def main() -> None:
     seen: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        few = picture_folder(work / "few", FEW, MANY_NAMES, SIZE)
-        model = smallest(work / "model", few)
+        few = write_photos(work / "few", FEW, MANY_NAMES, SIZE)
+        model = save_smallest_model(work / "model", few)
         for each, synthetic_images in ((FEW, few), (MANY, _again(few, work / "many", MANY))):
             commands = Commands(work / f"runs-{each}", model, synthetic_images, TEMPLATE, workers)
             (first, figures), (again, same) = commands.ours("store"), commands.ours("store")
@@ -43,7 +43,7 @@ def main() -> None:
     growth = [(many - few) / classes / (MANY - FEW) for few, many in zip(peaks[FEW], peaks[MANY], strict=True)]
     rows = (("B8", "evaluation what is stored", "<= 0.02"), ("B8b", "the first run, which encodes it", ""))
     for (number, what, aim), grown in zip(rows, growth, strict=False):
-        keep(
+        save_row(
             Row(
                 number,
                 f"{what}: growth of peak memory, {classes * FEW:,} to {classes * MANY:,} images x {classes} classes",

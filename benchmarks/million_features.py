@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import Row, keep
+from comparison import Row, save_row
 from torch.nn.functional import normalize
 
 from lgclip.datasets.packed_strings import PackedHashes
@@ -97,7 +97,7 @@ def read_all(root: Path) -> float:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     measured: dict[int, dict[str, float]] = {}
     baselines: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -114,10 +114,10 @@ def main() -> None:
     equal = f"the predictions of {many:,} images"
     taken = measured[many]["bytes"] / 1e6
     ours = f"evaluating {many:,} stored features x {CLASSES:,} classes, width {WIDTH}: peak beyond the interpreter"
-    keep(Row("B17a", ours, "1 GB, the limit", "<= 1", "MB", [taken], [LIMIT / 1e6], equal, COMMAND, inverse=True))
+    save_row(Row("B17a", ours, "1 GB, the limit", "<= 1", "MB", [taken], [LIMIT / 1e6], equal, COMMAND, inverse=True))
     slope = 1e6 * (measured[many]["seconds"] - measured[few]["seconds"]) / (many - few)
     bound = 1e6 * (baselines[many] - baselines[few]) / (many - few)
-    keep(
+    save_row(
         Row(
             "B17b",
             f"knowing that nothing is missing, {few:,} to {many:,} images: every file is checked",

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from comparison import Row, save_row
 from PIL import Image
-from side_by_side import Row, keep
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/million_images.py"
@@ -175,11 +175,13 @@ def keep_list(measured: dict[int, dict[str, Any]]) -> None:
     read = [1e6 * many["read"] / count]
     for number, which, field in (("B23a", "the first time", "first"), ("B23b", "once more", "second")):
         times = [1e6 * many[field] / count]
-        keep(Row(number, f"{titles}, {which}", reference, "", "us an image", times, read, equal, COMMAND, inverse=True))
+        save_row(
+            Row(number, f"{titles}, {which}", reference, "", "us an image", times, read, equal, COMMAND, inverse=True)
+        )
     growth = [(many["bytes"] - few["bytes"]) / (count - few["count"])]
     ours = f"memory of that list, by the peaks of {few['count']:,} and {count:,} images"
     limit = [LIST_LIMIT]
-    keep(Row("B23c", ours, "200 B, the limit", "<= 1", "B an image", growth, limit, equal, COMMAND, inverse=True))
+    save_row(Row("B23c", ours, "200 B, the limit", "<= 1", "B an image", growth, limit, equal, COMMAND, inverse=True))
 
 
 def keep_classified(measured: dict[int, dict[str, Any]]) -> None:
@@ -189,7 +191,7 @@ def keep_classified(measured: dict[int, dict[str, Any]]) -> None:
         raise SystemExit("equal shards have other tables")
     counts = [FEW_SHARDS * PER_SHARD, SHARDS * PER_SHARD]
     growth = max(0, many["bytes"] - few["bytes"]) / (counts[1] - counts[0])
-    keep(
+    save_row(
         Row(
             "B23d",
             f"`lgclip classify --shards-to --labels`: growth of peak memory, {counts[0]:,} to {counts[1]:,} images",

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from comparison import Row, alternate, measure_seconds, save_row
 from jaxtyping import Float
 from PIL import Image
-from side_by_side import Row, in_turns, keep, seconds
 from staging import stages_on
 from torch import Tensor
 
@@ -97,31 +97,31 @@ def row(number: str, kind: str, towers: OpenClip, paths: list[Path], work: Path)
     print(f"{kind}: largest difference of a feature's components {apart:.1e}")
     if not apart <= 1e-5:
         raise SystemExit("the two ways give different features")
-    measured, baselines = in_turns(
-        lambda: seconds(lambda: ours(towers, paths, next(fresh))),
-        lambda: seconds(lambda: one_by_one(towers, paths)),
+    measured, baselines = alternate(
+        lambda: measure_seconds(lambda: ours(towers, paths, next(fresh))),
+        lambda: measure_seconds(lambda: one_by_one(towers, paths)),
         rounds=3,
     )
     return Row(
         number=number,
-        ours=f"{IMAGES} files (half JPEG of 500 x 375, half PNG of 512 x 512) at ten scales, {kind}, to features",
-        against="a decode and a forward pass for each image and scale",
+        task=f"{IMAGES} files (half JPEG of 500 x 375, half PNG of 512 x 512) at ten scales, {kind}, to features",
+        reference="a decode and a forward pass for each image and scale",
         aim=">= 2",
         unit="s",
         measured=measured,
         baselines=baselines,
-        equal="every component of every feature, to 1e-5",
+        equality="every component of every feature, to 1e-5",
         command="python benchmarks/multi_scale.py",
     )
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         paths = photographs(work / "photographs")
-        keep(row("B6a", "the package's encoder", OpenClip("tiny:encoder", precision="fp32"), paths, work))
-        keep(row("B6b", "ViT-S/32 fp32", encoder(work / "encoder"), paths, work))
+        save_row(row("B6a", "the package's encoder", OpenClip("tiny:encoder", precision="fp32"), paths, work))
+        save_row(row("B6b", "ViT-S/32 fp32", encoder(work / "encoder"), paths, work))
 
 
 if __name__ == "__main__":

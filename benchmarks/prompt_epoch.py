@@ -10,10 +10,10 @@ against 512.
 import open_clip
 import torch
 import torch.nn.functional as F
+from comparison import Row, alternate, measure_seconds, save_row
 from lightning import Trainer
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
-from side_by_side import Row, in_turns, keep, seconds
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 from torch.optim import SGD
@@ -90,7 +90,7 @@ def plain(towers: LearningTowers, batches: Batches, spec: PromptTuningConfig, st
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     quiet()
     towers, features, labels = world()
     spec = PromptTuningConfig(epochs=1, warmup_epochs=0, lr=0.002, batch_size=LARGE)
@@ -100,13 +100,13 @@ def main() -> None:
         raise SystemExit(f"the learned vectors are apart by {float((found - wanted).abs().max()):.0e}")
     apart = float((found - wanted).abs().max())
     equal, command = f"learned vectors, apart by {apart:.0e} at most", "python benchmarks/prompt_epoch.py"
-    measured, baselines = in_turns(
-        lambda: seconds(lambda: ours(towers, large, spec, STEPS)),
-        lambda: seconds(lambda: plain(towers, large, spec, STEPS)),
+    measured, baselines = alternate(
+        lambda: measure_seconds(lambda: ours(towers, large, spec, STEPS)),
+        lambda: measure_seconds(lambda: plain(towers, large, spec, STEPS)),
         rounds=3,
     )
     what = f"an epoch of a text prompt, {IMAGES:,} features x {len(NAMES)} classes, ViT-B/32, batches of {LARGE}"
-    keep(
+    save_row(
         Row(
             "B12a",
             what,
@@ -119,13 +119,13 @@ def main() -> None:
             command,
         )
     )
-    measured, baselines = in_turns(
-        lambda: seconds(lambda: ours(towers, large, spec, STEPS)),
-        lambda: seconds(lambda: ours(towers, small, spec, STEPS)),
+    measured, baselines = alternate(
+        lambda: measure_seconds(lambda: ours(towers, large, spec, STEPS)),
+        lambda: measure_seconds(lambda: ours(towers, small, spec, STEPS)),
         rounds=3,
     )
     what, against = f"{STEPS} such steps with {LARGE} images", f"with {SMALL} images, of which an epoch has 438"
-    keep(Row("B12b", what, against, "", "s", measured, baselines, "as in B12a", command))
+    save_row(Row("B12b", what, against, "", "s", measured, baselines, "as in B12a", command))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from comparison import Row, save_row
 from lightning import Trainer
-from side_by_side import Row, keep
 
 from lgclip.diffuser.base import GeneratedBatch, ImageGenerator, image_prompts
 from lgclip.stages.executor import StageRun, Work
@@ -125,30 +125,30 @@ def main() -> None:
     print(f"overhead {overhead:.3f} ms an image, {overhead / IMAGE_MS:.2%} of {IMAGE_MS:g} ms")
     print(f"driver {large['memory'] / 1e6:.0f} MB, {growth:.0f} bytes more an image")
     size = f"{large['images']:,.0f} images of a diffuser that takes no time, to shards, by {WORKERS} workers of Ray"
-    keep(
+    save_row(
         Row(
             number="B20a",
-            ours=f"{size}: time per image in which workers wait, their start included",
-            against=f"{IMAGE_MS:g} ms, a fast diffusion model's image",
+            task=f"{size}: time per image in which workers wait, their start included",
+            reference=f"{IMAGE_MS:g} ms, a fast diffusion model's image",
             aim="<= 0.02",
             unit="ms",
             measured=[overhead],
             baselines=[IMAGE_MS],
-            equal="no image is missing",
+            equality="no image is missing",
             command=COMMAND,
             inverse=True,
         )
     )
-    keep(
+    save_row(
         Row(
             number="B20b",
-            ours=f"the same: growth of the driver's memory, {small['images']:,.0f} to {large['images']:,.0f} images",
-            against="the pixels of an image of 64 x 64",
+            task=f"the same: growth of the driver's memory, {small['images']:,.0f} to {large['images']:,.0f} images",
+            reference="the pixels of an image of 64 x 64",
             aim="<= 0.1",
             unit="B an image",
             measured=[growth],
             baselines=[float(PIXELS)],
-            equal="as B20a",
+            equality="as B20a",
             command=COMMAND,
             inverse=True,
         )

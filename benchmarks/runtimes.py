@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -60,7 +60,7 @@ def _unit(features: Any) -> Tensor:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     torch.manual_seed(0)
     pixels = [torch.randn(BATCH, 3, 224, 224) for _ in range(PASSES)]
     model: Any = open_clip.create_model(MODEL, pretrained=None)
@@ -79,14 +79,14 @@ def main() -> None:
             cosines = [cosine_similarity(expected, run(pixels[0])).min().item() for run in (tower, runtime)]
             if min(cosines) < 0.9995:
                 raise SystemExit(f"{title}: cosine of features {min(cosines):.5f}")
-            other, mine = in_turns(
-                lambda runtime=runtime: seconds(lambda: [runtime(part) for part in pixels]),
-                lambda: seconds(lambda: [tower(part) for part in pixels]),
+            other, mine = alternate(
+                lambda runtime=runtime: measure_seconds(lambda: [runtime(part) for part in pixels]),
+                lambda: measure_seconds(lambda: [tower(part) for part in pixels]),
                 rounds=ROUNDS,
             )
             equal = f"features, cosine at least {min(cosines):.5f}"
             against = f"ours, `precision=auto`, which is {precision} here"
-            keep(
+            save_row(
                 Row(
                     f"B18{letter}",
                     f"{MODEL}, {BATCH * PASSES} images: {title}",

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from comparison import Row, measure_seconds, save_row
 from PIL import Image
-from side_by_side import Row, keep, seconds
 from torch.nn.functional import normalize
 
 from lgclip.datasets.embedded import Shapes
@@ -66,16 +66,16 @@ def processes_row(work: Path) -> None:
             figures.append(said)
     if any(said != figures[0] for said in figures):
         raise SystemExit("two processes give other figures than one")
-    keep(
+    save_row(
         Row(
             number="B11a",
-            ours="150 images drawn, they and 1,200 encoded, by 2 processes of 1 thread",
-            against="1 process of 2 threads",
+            task="150 images drawn, they and 1,200 encoded, by 2 processes of 1 thread",
+            reference="1 process of 2 threads",
             aim="",
             unit="s",
             measured=sides[2],
             baselines=sides[1],
-            equal="metrics of the run and of the methods beside",
+            equality="metrics of the run and of the methods beside",
             command=COMMAND,
         )
     )
@@ -150,19 +150,19 @@ def shards_row(work: Path) -> None:
     each: dict[int, list[float]] = {}
     for n in SIZES:
         stream = sharded(n, work / str(n))
-        taken = [seconds(lambda n=n, stream=stream: merge(work / str(n), stream)) for _ in range(ROUNDS)]
+        taken = [measure_seconds(lambda n=n, stream=stream: merge(work / str(n), stream)) for _ in range(ROUNDS)]
         each[n] = [1e6 * one / n for one in taken]
         print(f"{n:>8,} images over {WORLD} devices: none missing or doubled, merged in {min(taken):.2f} s")
-    keep(
+    save_row(
         Row(
             number="B11b",
-            ours=f"merging {SIZES[-1]:,} features of {WORLD} devices, per image",
-            against=f"{SIZES[0]:,} features, per image",
+            task=f"merging {SIZES[-1]:,} features of {WORLD} devices, per image",
+            reference=f"{SIZES[0]:,} features, per image",
             aim="",
             unit="us",
             measured=each[SIZES[-1]],
             baselines=each[SIZES[0]],
-            equal="every image taken once, every feature in its place, for each number of images",
+            equality="every image taken once, every feature in its place, for each number of images",
             command=COMMAND,
             inverse=True,
         )
@@ -170,7 +170,7 @@ def shards_row(work: Path) -> None:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     drawing_shares()
     with tempfile.TemporaryDirectory() as name:
         shards_row(Path(name))

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import Row, keep, seconds
+from comparison import Row, measure_seconds, save_row
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/sweep_grid.py"
@@ -30,7 +30,7 @@ COMMON = ("encoder=tiny", "dataset=shapes", "logger=none")
 def evaluate(*overrides: str) -> float:
     """Seconds of one command."""
     command = [sys.executable, "evaluate.py", *COMMON, *overrides]
-    return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
+    return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
 
 
 def figures(folder: Path) -> dict[str, object]:
@@ -95,22 +95,29 @@ def without_store(work: Path) -> float:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         cold, warm = sweep(work)
         cells = [cell_seconds(work / f"warm-{number}") for number in range(2)]
-        torch = [seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)) for _ in range(3)]
+        torch = [
+            measure_seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
+            for _ in range(3)
+        ]
         separate = separately(work)
         unshared = without_store(work)
     equal = f"metrics, methods beside, confidence and diagnostics of {len(FEW_PROMPTS) * len(FEW_SCALES)} cells"
     runs = f"{CELLS} separate runs without a store, estimated from {len(FEW_PROMPTS) * len(FEW_SCALES)}"
     one = f"one sweep, a store for each cell, estimated from {len(FEW_PROMPTS) * len(FEW_SCALES)}"
     few = (f"a cell of {CELLS}, all stored, computed again", "`import torch`", "<= 0.05", "s")
-    keep(Row("B4d", *few, cells, torch[1:], "nothing: see B4a", COMMAND, inverse=True))
-    keep(Row("B4a", f"sweep of {CELLS} cells, all stored", runs, ">= 20", "s", warm, [separate] * 2, equal, COMMAND))
-    keep(Row("B4b", f"sweep of {CELLS} cells, nothing stored", one, ">= 5", "s", [cold], [unshared], equal, COMMAND))
-    keep(Row("B4c", f"sweep of {CELLS} cells, nothing stored", runs, "", "s", [cold], [separate], equal, COMMAND))
+    save_row(Row("B4d", *few, cells, torch[1:], "nothing: see B4a", COMMAND, inverse=True))
+    save_row(
+        Row("B4a", f"sweep of {CELLS} cells, all stored", runs, ">= 20", "s", warm, [separate] * 2, equal, COMMAND)
+    )
+    save_row(
+        Row("B4b", f"sweep of {CELLS} cells, nothing stored", one, ">= 5", "s", [cold], [unshared], equal, COMMAND)
+    )
+    save_row(Row("B4c", f"sweep of {CELLS} cells, nothing stored", runs, "", "s", [cold], [separate], equal, COMMAND))
 
 
 if __name__ == "__main__":

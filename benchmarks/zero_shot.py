@@ -10,8 +10,8 @@ from itertools import count
 from pathlib import Path
 
 from commands import EQUAL, Commands, check
-from pictures import TEMPLATE, picture_folder, vit_s_32
-from side_by_side import Row, in_turns, keep
+from comparison import Row, alternate, save_row
+from fixtures import TEMPLATE, save_vit_s_32, write_photos
 
 from lgclip.runtime.cpu_features import has_bf16_units
 
@@ -21,8 +21,10 @@ EACH, ROUNDS = 24, 3
 def rows(work: Path) -> list[Row]:
     """B3, and B3b where the CPU multiplies in bf16."""
     workers = 0  # threads of the main process: nothing to start, nothing to pass on
-    synthetic_images = picture_folder(work / "pictures", EACH)
-    commands = Commands(work / "runs", vit_s_32(work / "model", synthetic_images), synthetic_images, TEMPLATE, workers)
+    synthetic_images = write_photos(work / "photos", EACH)
+    commands = Commands(
+        work / "runs", save_vit_s_32(work / "model", synthetic_images), synthetic_images, TEMPLATE, workers
+    )
     stores = count()
     images = sum(1 for _ in synthetic_images.rglob("*.jpg"))
     command = f"`evaluate.py method=clip_text workers={workers}`, nothing stored, {images} JPEGs, ViT-S-32"
@@ -42,7 +44,7 @@ def rows(work: Path) -> list[Row]:
             check(figures[-1], values, tolerance)
             return spent.seconds
 
-        measured, baselines = in_turns(ours, theirs, rounds=ROUNDS)
+        measured, baselines = alternate(ours, theirs, rounds=ROUNDS)
         rows.append(
             Row(
                 number,
@@ -60,10 +62,10 @@ def rows(work: Path) -> list[Row]:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         for row in rows(Path(name)):
-            keep(row)
+            save_row(row)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ SIZE, QUALITY, OCTAVES = (500, 375), 90, 8
 """Width, height and JPEG quality of ImageNet's usual photo; sizes of grain in a picture, each twice the last."""
 
 
-def picture_folder(root: Path, each: int, names: Sequence[str] = NAMES, size: tuple[int, int] = SIZE) -> Path:
+def write_photos(root: Path, each: int, names: Sequence[str] = NAMES, size: tuple[int, int] = SIZE) -> Path:
     """An ImageFolder tree of JPEGs: noise of all grain sizes, each class with its own colors and roughness.
 
     The spectrum falls as a photo's does, so that a file is about as long, and takes as long to decode.
@@ -73,7 +73,7 @@ def _cut(grain: NDArray[np.float32], at: NDArray[np.int64], size: tuple[int, int
     return grain[top : top + size[1], left : left + size[0]]
 
 
-def vit_s_32(folder: Path, synthetic_images: Path) -> Path:
+def save_vit_s_32(folder: Path, synthetic_images: Path) -> Path:
     """ViT-S-32 in a folder of open_clip's layout.
 
     Args:
@@ -85,7 +85,7 @@ def vit_s_32(folder: Path, synthetic_images: Path) -> Path:
     return _fitted(folder, config, synthetic_images)
 
 
-def random_vit_s_32(folder: Path) -> Path:
+def save_random_vit_s_32(folder: Path) -> Path:
     """ViT-S-32 with random weights alone, in a folder of open_clip's layout.
 
     Args:
@@ -97,7 +97,7 @@ def random_vit_s_32(folder: Path) -> Path:
     return _saved(folder, CLIP(**config).eval(), config)
 
 
-def smallest(folder: Path, synthetic_images: Path) -> Path:
+def save_smallest_model(folder: Path, synthetic_images: Path) -> Path:
     """A model with features of usual width that takes next to no time: two tokens, one layer.
 
     Args:

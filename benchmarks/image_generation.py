@@ -1,4 +1,4 @@
-"""Drawing against the ways it is usually done: `python benchmarks/drawing.py`, in five minutes on two cores (B5).
+"""Drawing against the ways it is usually done: `python benchmarks/image_generation.py`, in five minutes on two cores (B5).
 
 B5a and B5b draw with the package's small pipeline, prompts to PNG files. B5a stands beside a loop over the classes
 that loads the pipeline again for each and draws an image at a time, as the official release of LGCLIP does; B5b
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
 from staging import Loaded, stages_on
 
 from lgclip.datasets.embedded import Shapes
@@ -26,7 +26,7 @@ from lgclip.stages.images import CPU_IMAGES, ImageGenerationStage
 from lgclip.store.keys import local_folder
 from lgclip.types import Prompt, TargetClass
 
-COMMAND = "python benchmarks/drawing.py"
+COMMAND = "python benchmarks/image_generation.py"
 SMALL = Diffuser(  # as conf/diffuser/tiny.yaml
     model="tiny:diffuser", steps=10, guidance=3.0, size=64, batch_size=30, precision="fp32", channels_last=True
 )
@@ -122,15 +122,15 @@ def class_loop_rows(work: Path) -> None:
     check(draw(SMALL, folder(), target_classes, prompts), theirs)
 
     def baselines() -> float:
-        return seconds(lambda: class_by_class(folder(), prompts))
+        return measure_seconds(lambda: class_by_class(folder(), prompts))
 
-    a = in_turns(lambda: seconds(lambda: draw(SMALL, folder(), target_classes, prompts)), baselines, rounds=3)
-    d = in_turns(lambda: seconds(lambda: bare(pipeline, folder(), prompts)), baselines, rounds=3)
+    a = alternate(lambda: measure_seconds(lambda: draw(SMALL, folder(), target_classes, prompts)), baselines, rounds=3)
+    d = alternate(lambda: measure_seconds(lambda: bare(pipeline, folder(), prompts)), baselines, rounds=3)
     kind, against = f"{len(prompts)} images of {CLASSES} classes", "loaded for every class, batch 1"
     ours = f"{kind}, the small pipeline, prompts to files"
-    keep(Row("B5a", ours, against, ">= 3", "s", *a, EQUAL, COMMAND))
+    save_row(Row("B5a", ours, against, ">= 3", "s", *a, EQUAL, COMMAND))
     bare_one = f"{kind}, the bare pipeline in memory, as many at once as ours"
-    keep(Row("B5d", bare_one, against, "", "s", *d, "as B5a", COMMAND))
+    save_row(Row("B5d", bare_one, against, "", "s", *d, "as B5a", COMMAND))
 
 
 def bare_row(work: Path) -> None:
@@ -140,13 +140,13 @@ def bare_row(work: Path) -> None:
     pipeline, ours, theirs = plain_pipeline(), loaded(SMALL, SMALL.load(torch.device("cpu"))), folder()
     bare(pipeline, theirs, prompts)
     check(draw(ours, folder(), target_classes, prompts), theirs)
-    b = in_turns(
-        lambda: seconds(lambda: draw(ours, folder(), target_classes, prompts)),
-        lambda: seconds(lambda: bare(pipeline, folder(), prompts)),
+    b = alternate(
+        lambda: measure_seconds(lambda: draw(ours, folder(), target_classes, prompts)),
+        lambda: measure_seconds(lambda: bare(pipeline, folder(), prompts)),
         rounds=3,
     )
     kind = f"{len(prompts)} images of as many prompts, the small pipeline in memory, prompts to files"
-    keep(Row("B5b", kind, f"the bare pipeline, {CPU_IMAGES} at once as ours", ">= 1.0", "s", *b, EQUAL, COMMAND))
+    save_row(Row("B5b", kind, f"the bare pipeline, {CPU_IMAGES} at once as ours", ">= 1.0", "s", *b, EQUAL, COMMAND))
 
 
 def wordings() -> Iterator[str]:
@@ -203,13 +203,13 @@ def larger_row(work: Path) -> None:
     painter, target_classes = loaded(diffuser, brush), list(Shapes().target_classes[:2])
     prompts = [Prompt(s, f"a photo of a {s.name}.", r) for s in target_classes for r in range(4)]
     fresh = (work / f"larger-{number}" for number in range(1000))
-    c = in_turns(
-        lambda: seconds(lambda: draw(painter, next(fresh), target_classes, prompts)),
-        lambda: seconds(lambda: forwards(brush.pipeline, diffuser, len(prompts))),
+    c = alternate(
+        lambda: measure_seconds(lambda: draw(painter, next(fresh), target_classes, prompts)),
+        lambda: measure_seconds(lambda: forwards(brush.pipeline, diffuser, len(prompts))),
         rounds=3,
     )
     unet = sum(parameter.numel() for parameter in brush.pipeline.unet.parameters()) / 1e6
-    keep(
+    save_row(
         Row(
             "B5c",
             f"{len(prompts)} images of {diffuser.size} pixels, U-Net of {unet:.0f} M parameters in memory, to files",
@@ -224,7 +224,7 @@ def larger_row(work: Path) -> None:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
