@@ -84,25 +84,25 @@ def main() -> None:
         store = f"paths.store={work / 'store'}"
         first, memory = run("evaluate.py", store, f"hydra.run.dir={work / 'first'}")
         repeat = ["evaluate.py", store, "rerun=true"]
-        again = [run(*repeat, f"hydra.run.dir={work / f'again-{i}'}")[0] for i in range(3)]
-        if any(read_metrics(work / "first") != read_metrics(work / f"again-{i}") for i in range(3)):
+        reruns = [run(*repeat, f"hydra.run.dir={work / f'rerun-{i}'}")[0] for i in range(3)]
+        if any(read_metrics(work / "first") != read_metrics(work / f"rerun-{i}") for i in range(3)):
             raise SystemExit("the same command gives different metrics")
         imports = [run("-c", IMPORTS)[0] for _ in range(3)]
-        for sweep in ("cold", "warm"):  # the second time, every cell is cached
+        for sweep in ("cold", "warm"):  # every cell of the second sweep is cached
             run("evaluate.py", "-m", store, "rerun=true", f"hydra.sweep.dir={work / sweep}")
         stamps = sorted((work / "warm" / str(job) / "result.json").stat().st_mtime for job in range(8))
         cells = [b - a for a, b in itertools.pairwise(stamps)]
         app = work / "app.py"
         app.write_text(BARE_APP.format(conf=str(ROOT / "conf")))
-        bare = statistics.median(run(str(app), "--help")[0] for _ in range(5))
-        helped = statistics.median(run("evaluate.py", "--help")[0] for _ in range(5))
+        bare_seconds = statistics.median(run(str(app), "--help")[0] for _ in range(5))
+        help_seconds = statistics.median(run("evaluate.py", "--help")[0] for _ in range(5))
         larger = measure_larger_job(work)
     print(f"first run         {first:6.1f} s, peak memory {memory:.2f} GB")
-    print(f"the same again    {statistics.median(again):6.1f} s; its imports alone {statistics.median(imports):.1f} s")
+    print(f"rerun             {statistics.median(reruns):6.1f} s; its imports {statistics.median(imports):.1f} s")
     print(f"cached cell       {statistics.median(cells):6.2f} s, the slowest {max(cells):.2f} s")
-    print(f"--help            {helped:6.2f} s, {helped / bare:.2f} x a bare Hydra app")
+    print(f"--help            {help_seconds:6.2f} s, {help_seconds / bare_seconds:.2f} x a bare Hydra app")
     save_row(larger)
-    save_row(build_rerun_row("B10b", "default run", "", first, again))
+    save_row(build_rerun_row("B10b", "default run", "", first, reruns))
 
 
 if __name__ == "__main__":

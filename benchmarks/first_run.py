@@ -1,7 +1,7 @@
-"""The first default run with nothing stored (B15): `python benchmarks/first_run.py`, in eight minutes on two cores.
+"""Measures the first default run from an empty store (B15): `python benchmarks/first_run.py`, eight minutes on two cores.
 
-`precision=auto` beside `precision=fp32`, in turns. Where the CPU does not multiply in bf16 both are the same. The
-accuracies have to be within the spread of the seeds, two points.
+`precision=auto` is compared with `precision=fp32`. On a CPU without bf16 instructions both are the same. The accuracies
+must be within two points, the spread over seeds.
 """
 
 import json
@@ -14,6 +14,7 @@ from comparison import Row, alternate, measure_seconds, save_row
 
 ROOT = Path(__file__).resolve().parent.parent
 SPREAD = 0.02
+"""Largest allowed difference of top-1 accuracies."""
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
         Row(
             "B15",
             "first default run, `precision=auto`",
-            "the same, `precision=fp32`",
+            "first default run, `precision=fp32`",
             ">= 2",
             "s",
             measured,

@@ -155,7 +155,7 @@ def files(bench: Bench) -> None:
     """G3: drawn, then encoded, through the image store and past it."""
     from open_clip.transform import image_transform
     from PIL import Image
-    from staging import Loaded, stages_on
+    from staging import build_stages
 
     drawer = bench.drawers[0]
     model = tower_of(None if bench.small else "ViT-L-14", bench.device)
@@ -176,7 +176,7 @@ def files(bench: Bench) -> None:
         stage = ImageGenerationStage(
             Loaded(brush, {"benchmark": "gpu"}, drawer.batch), root, [TargetClass(0, "thing")], prompts, 0
         )
-        stages_on("gpu" if bench.device.type == "cuda" else "cpu").complete("images", stage, len(prompts))
+        build_stages("gpu" if bench.device.type == "cuda" else "cpu").complete("images", stage, len(prompts))
         synthetic_images = stage.synthetic_images()
         return encoded([synthetic_images.image(at) for at in range(len(synthetic_images.ids))])
 

@@ -1,11 +1,16 @@
-"""Drawing against the ways it is usually done: `python benchmarks/image_generation.py`, in five minutes on two cores (B5).
+"""Measures image generation (B5): `python benchmarks/image_generation.py`, five minutes on two cores.
 
-B5a and B5b draw with the package's small pipeline, prompts to PNG files. B5a stands beside a loop over the classes
-that loads the pipeline again for each and draws an image at a time, as the official release of LGCLIP does; B5b
-beside the same pipeline, loaded once, called with as many at once. The noise is the same, so the images are: a pixel
-may differ by one grey level, since another batch rounds otherwise. B5c stands beside the forward passes of the U-Net
-and the VAE alone, of a larger pipeline with random weights; those have no image to compare. B5d is the bare
-pipeline beside the loop of B5a.
+B5a and B5b use the package's small pipeline, from prompts to PNG files.
+
+- B5a is compared with a loop over the classes that reloads the pipeline for each and generates one image at a time, as
+  the official release of LGCLIP does.
+- B5b is compared with the same pipeline, loaded once, called with the same batch size.
+- B5c is compared with the forward passes of the U-Net and the VAE only, of a larger pipeline with random weights; these
+  give no image to compare.
+- B5d is the bare pipeline, compared with the loop of B5a.
+
+The noise is the same on both sides, so the images are equal; a pixel may differ by one gray level, because another
+batch size changes the rounding.
 """
 
 import tempfile
@@ -16,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from comparison import Row, alternate, measure_seconds, save_row
-from staging import Loaded, stages_on
+from staging import PreloadedDiffuser, build_stages
 
 from lgclip.datasets.embedded import Shapes
 from lgclip.datasets.image_decoding import read_image
@@ -30,51 +35,54 @@ COMMAND = "python benchmarks/image_generation.py"
 SMALL = Diffuser(  # as conf/diffuser/tiny.yaml
     model="tiny:diffuser", steps=10, guidance=3.0, size=64, batch_size=30, precision="fp32", channels_last=True
 )
-CLASSES, EACH = 6, 10
-EQUAL = "pixels of every image, to one grey level"
+CLASSES = 6
+IMAGES_PER_CLASS = 10
+EQUALITY = "pixels of every image, within one gray level"
 LARGER = {"steps": 4, "guidance": 7.5, "size": 256, "batch_size": 4, "precision": "fp32"}
 
 
-def loaded(diffuser: Diffuser, brush: LoadedPipeline) -> Loaded:
-    """A diffuser whose pipeline is in memory already."""
-    return Loaded(brush, diffuser.inputs(), diffuser.batch_size, diffuser.size, diffuser.retries)
+def preload(diffuser: Diffuser, pipeline: LoadedPipeline) -> PreloadedDiffuser:
+    """Returns a diffuser whose pipeline is already in memory."""
+    return PreloadedDiffuser(pipeline, diffuser.inputs(), diffuser.batch_size, diffuser.size, diffuser.retries)
 
 
-def draw(
-    painter: Diffuser | Loaded, root: Path, target_classes: list[TargetClass], prompts: list[Prompt]
+def generate(
+    diffuser: Diffuser | PreloadedDiffuser, root: Path, target_classes: list[TargetClass], prompts: list[Prompt]
 ) -> SyntheticImages:
-    """Draws what is wanted as a run does."""
-    synthetic_images = ImageGenerationStage(painter, root, target_classes, prompts, seed=0)
-    stages_on().complete("images", synthetic_images, len(prompts))
-    return synthetic_images.synthetic_images()
+    """Generates the images of prompts by the stage of a run."""
+    stage = ImageGenerationStage(diffuser, root, target_classes, prompts, seed=0)
+    build_stages().complete("images", stage, len(prompts))
+    return stage.synthetic_images()
 
 
-def generators(prompts: list[Prompt]) -> list[torch.Generator]:
-    """The noise that ours uses."""
+def seed_generators(prompts: list[Prompt]) -> list[torch.Generator]:
+    """Returns generators of the noise that a run uses."""
     return [torch.Generator().manual_seed(noise_seed(prompt, 0)) for prompt in prompts]
 
 
-def class_by_class(folder: Path, prompts: list[Prompt]) -> None:
-    """The pipeline loaded for every class, an image at a time."""
+def generate_by_class(folder: Path, prompts: list[Prompt]) -> None:
+    """Generates one image at a time, with the pipeline reloaded for every class."""
     for class_index in dict.fromkeys(prompt.class_index for prompt in prompts):
-        pipeline = plain_pipeline()
-        for at, prompt in enumerate(prompts):
+        pipeline = load_plain_pipeline()
+        for index, prompt in enumerate(prompts):
             if prompt.class_index == class_index:
-                images = pipeline(prompt.text, generator=generators([prompt]), **called(SMALL)).images
-                images[0].save(folder / f"{at}.png")
+                images = pipeline(prompt.text, generator=seed_generators([prompt]), **build_arguments(SMALL)).images
+                images[0].save(folder / f"{index}.png")
 
 
-def bare(pipeline: Any, folder: Path, prompts: list[Prompt]) -> None:
-    """A pipeline in passes as large as ours."""
+def generate_in_batches(pipeline: Any, folder: Path, prompts: list[Prompt]) -> None:
+    """Generates images by a bare pipeline, with the batch size of a run."""
     for start in range(0, len(prompts), CPU_IMAGES):
         batch = prompts[start : start + CPU_IMAGES]
-        images = pipeline([prompt.text for prompt in batch], generator=generators(batch), **called(SMALL)).images
-        for at, image in enumerate(images, start):
-            image.save(folder / f"{at}.png")
+        images = pipeline(
+            [prompt.text for prompt in batch], generator=seed_generators(batch), **build_arguments(SMALL)
+        ).images
+        for index, image in enumerate(images, start):
+            image.save(folder / f"{index}.png")
 
 
-def plain_pipeline() -> Any:
-    """The small pipeline as diffusers loads it."""
+def load_plain_pipeline() -> Any:
+    """Returns the small pipeline as diffusers loads it."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     pipeline: Any = StableDiffusionPipeline.from_pretrained(str(local_folder(SMALL.model)), dtype=torch.float32)
@@ -82,8 +90,8 @@ def plain_pipeline() -> Any:
     return pipeline
 
 
-def called(diffuser: Diffuser) -> dict[str, Any]:
-    """What a pipeline is called with."""
+def build_arguments(diffuser: Diffuser) -> dict[str, Any]:
+    """Returns the arguments of a pipeline's call."""
     return {
         "num_inference_steps": diffuser.steps,
         "guidance_scale": diffuser.guidance,
@@ -92,77 +100,103 @@ def called(diffuser: Diffuser) -> dict[str, Any]:
     }
 
 
-def check(synthetic_images: SyntheticImages, folder: Path) -> None:
-    """Stops unless both drew the same."""
-    pairs = [(synthetic_images.image(at), read_image(folder / f"{at}.png")) for at in range(len(synthetic_images.ids))]
-    apart = np.stack([np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)) for a, b in pairs])
-    print(f"{len(pairs)} images: at most {apart.max()} grey levels apart, in {(apart > 0).mean():.4%} of the values")
-    if apart.max() > 1:
-        raise SystemExit("the two ways draw different images")
+def check_images(synthetic_images: SyntheticImages, folder: Path) -> None:
+    """Checks that both sides generated the same images.
+
+    Raises:
+        SystemExit: If a pixel differs by more than one gray level.
+    """
+    pairs = [
+        (synthetic_images.image(index), read_image(folder / f"{index}.png"))
+        for index in range(len(synthetic_images.ids))
+    ]
+    differences = np.stack([np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)) for a, b in pairs])
+    changed = (differences > 0).mean()
+    print(f"{len(pairs)} images: maximum difference {differences.max()} gray levels, in {changed:.4%} of the values")
+    if differences.max() > 1:
+        raise SystemExit("the two sides generate different images")
 
 
-def folders(work: Path) -> Callable[[], Path]:
-    """Makes a new folder whenever it is called."""
-    fresh = (work / str(number) for number in range(1000))
+def folder_factory(work: Path) -> Callable[[], Path]:
+    """Returns a function that creates a new folder in each call."""
+    paths = (work / str(number) for number in range(1000))
 
-    def folder() -> Path:
-        made = next(fresh)
-        made.mkdir(parents=True)
-        return made
+    def create_folder() -> Path:
+        path = next(paths)
+        path.mkdir(parents=True)
+        return path
 
-    return folder
-
-
-def class_loop_rows(work: Path) -> None:
-    """B5a, and B5d."""
-    target_classes, folder = list(Shapes().target_classes[:CLASSES]), folders(work)
-    prompts = [Prompt(s, f"a photo of a {s.name}.", repeat) for s in target_classes for repeat in range(EACH)]
-    theirs, pipeline = folder(), plain_pipeline()
-    class_by_class(theirs, prompts)
-    check(draw(SMALL, folder(), target_classes, prompts), theirs)
-
-    def baselines() -> float:
-        return measure_seconds(lambda: class_by_class(folder(), prompts))
-
-    a = alternate(lambda: measure_seconds(lambda: draw(SMALL, folder(), target_classes, prompts)), baselines, rounds=3)
-    d = alternate(lambda: measure_seconds(lambda: bare(pipeline, folder(), prompts)), baselines, rounds=3)
-    kind, against = f"{len(prompts)} images of {CLASSES} classes", "loaded for every class, batch 1"
-    ours = f"{kind}, the small pipeline, prompts to files"
-    save_row(Row("B5a", ours, against, ">= 3", "s", *a, EQUAL, COMMAND))
-    bare_one = f"{kind}, the bare pipeline in memory, as many at once as ours"
-    save_row(Row("B5d", bare_one, against, "", "s", *d, "as B5a", COMMAND))
+    return create_folder
 
 
-def bare_row(work: Path) -> None:
-    """B5b, of as many images as the default run draws."""
-    target_classes, folder = list(Shapes().target_classes), folders(work)
-    prompts = [Prompt(s, f"{how} {s.name}.", 0) for s in target_classes for how in wordings()]
-    pipeline, ours, theirs = plain_pipeline(), loaded(SMALL, SMALL.load(torch.device("cpu"))), folder()
-    bare(pipeline, theirs, prompts)
-    check(draw(ours, folder(), target_classes, prompts), theirs)
-    b = alternate(
-        lambda: measure_seconds(lambda: draw(ours, folder(), target_classes, prompts)),
-        lambda: measure_seconds(lambda: bare(pipeline, folder(), prompts)),
+def measure_class_loop(work: Path) -> None:
+    """Measures B5a and B5d."""
+    target_classes = list(Shapes().target_classes[:CLASSES])
+    create_folder = folder_factory(work)
+    prompts = [
+        Prompt(s, f"a photo of a {s.name}.", repeat) for s in target_classes for repeat in range(IMAGES_PER_CLASS)
+    ]
+    reference_images = create_folder()
+    pipeline = load_plain_pipeline()
+    generate_by_class(reference_images, prompts)
+    check_images(generate(SMALL, create_folder(), target_classes, prompts), reference_images)
+
+    def measure_baseline() -> float:
+        return measure_seconds(lambda: generate_by_class(create_folder(), prompts))
+
+    seconds = alternate(
+        lambda: measure_seconds(lambda: generate(SMALL, create_folder(), target_classes, prompts)),
+        measure_baseline,
         rounds=3,
     )
-    kind = f"{len(prompts)} images of as many prompts, the small pipeline in memory, prompts to files"
-    save_row(Row("B5b", kind, f"the bare pipeline, {CPU_IMAGES} at once as ours", ">= 1.0", "s", *b, EQUAL, COMMAND))
+    bare_seconds = alternate(
+        lambda: measure_seconds(lambda: generate_in_batches(pipeline, create_folder(), prompts)),
+        measure_baseline,
+        rounds=3,
+    )
+    images = f"{len(prompts)} images of {CLASSES} classes"
+    reference = "pipeline reloaded for every class, batch size 1"
+    task = f"{images}, small pipeline, prompts to files"
+    save_row(Row("B5a", task, reference, ">= 3", "s", *seconds, EQUALITY, COMMAND))
+    task = f"{images}, bare pipeline in memory, batch size of lgclip"
+    save_row(Row("B5d", task, reference, "", "s", *bare_seconds, "as B5a", COMMAND))
 
 
-def wordings() -> Iterator[str]:
-    """Ten prompts of a class."""
-    for number in range(EACH):
+def measure_bare_pipeline(work: Path) -> None:
+    """Measures B5b, with as many images as the default run generates."""
+    target_classes = list(Shapes().target_classes)
+    create_folder = folder_factory(work)
+    prompts = [Prompt(s, f"{phrase} {s.name}.", 0) for s in target_classes for phrase in phrases()]
+    pipeline = load_plain_pipeline()
+    diffuser = preload(SMALL, SMALL.load(torch.device("cpu")))
+    reference_images = create_folder()
+    generate_in_batches(pipeline, reference_images, prompts)
+    check_images(generate(diffuser, create_folder(), target_classes, prompts), reference_images)
+    seconds = alternate(
+        lambda: measure_seconds(lambda: generate(diffuser, create_folder(), target_classes, prompts)),
+        lambda: measure_seconds(lambda: generate_in_batches(pipeline, create_folder(), prompts)),
+        rounds=3,
+    )
+    task = f"{len(prompts)} images of {len(prompts)} prompts, small pipeline in memory, prompts to files"
+    reference = f"bare pipeline, batch size {CPU_IMAGES} as in lgclip"
+    save_row(Row("B5b", task, reference, ">= 1.0", "s", *seconds, EQUALITY, COMMAND))
+
+
+def phrases() -> Iterator[str]:
+    """Yields the beginnings of ten prompts."""
+    for number in range(IMAGES_PER_CLASS):
         yield f"photo {number} of a"
 
 
-def larger_pipeline(folder: Path) -> Diffuser:
-    """A Stable Diffusion pipeline of 40 million parameters with random weights, saved."""
+def save_larger_pipeline(folder: Path) -> Diffuser:
+    """Saves a Stable Diffusion pipeline with random weights, and returns its diffuser."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     torch.manual_seed(0)
-    small, widths = plain_pipeline(), (32, 64, 64, 64)
+    small = load_plain_pipeline()
+    widths = (32, 64, 64, 64)
     parts: dict[str, Any] = {
         **small.components,
         "unet": UNet2DConditionModel(
@@ -182,42 +216,49 @@ def larger_pipeline(folder: Path) -> Diffuser:
     return Diffuser(model=str(folder), **LARGER)
 
 
-def forwards(pipeline: Any, diffuser: Diffuser, images: int) -> None:
-    """The forward passes of as many images, and nothing else."""
-    unet, vae, size = pipeline.unet, pipeline.vae, (diffuser.size or 0) // pipeline.vae_scale_factor
-    at_once = int(diffuser.batch_size)
+def run_forward_passes(pipeline: Any, diffuser: Diffuser, images: int) -> None:
+    """Runs the forward passes of as many images, and nothing else."""
+    unet = pipeline.unet
+    vae = pipeline.vae
+    size = (diffuser.size or 0) // pipeline.vae_scale_factor
+    batch_size = int(diffuser.batch_size)
     with torch.inference_mode():
-        for start in range(0, images, at_once):
-            n = min(at_once, images - start)
+        for start in range(0, images, batch_size):
+            n = min(batch_size, images - start)
             latents = torch.randn(n, unet.config.in_channels, size, size)
-            words = torch.randn(2 * n, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
+            tokens = torch.randn(2 * n, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
             for step in range(diffuser.steps or 0):
-                unet(torch.cat([latents, latents]), step, encoder_hidden_states=words)
+                unet(torch.cat([latents, latents]), step, encoder_hidden_states=tokens)
             vae.decode(latents)
 
 
-def larger_row(work: Path) -> None:
-    """B5c."""
-    diffuser = larger_pipeline(work / "larger")
-    brush: Any = diffuser.load(torch.device("cpu"))
-    painter, target_classes = loaded(diffuser, brush), list(Shapes().target_classes[:2])
+def measure_larger_pipeline(work: Path) -> None:
+    """Measures B5c."""
+    diffuser = save_larger_pipeline(work / "larger")
+    pipeline: Any = diffuser.load(torch.device("cpu"))
+    preloaded = preload(diffuser, pipeline)
+    target_classes = list(Shapes().target_classes[:2])
     prompts = [Prompt(s, f"a photo of a {s.name}.", r) for s in target_classes for r in range(4)]
-    fresh = (work / f"larger-{number}" for number in range(1000))
-    c = alternate(
-        lambda: measure_seconds(lambda: draw(painter, next(fresh), target_classes, prompts)),
-        lambda: measure_seconds(lambda: forwards(brush.pipeline, diffuser, len(prompts))),
+    folders = (work / f"larger-{number}" for number in range(1000))
+    seconds = alternate(
+        lambda: measure_seconds(lambda: generate(preloaded, next(folders), target_classes, prompts)),
+        lambda: measure_seconds(lambda: run_forward_passes(pipeline.pipeline, diffuser, len(prompts))),
         rounds=3,
     )
-    unet = sum(parameter.numel() for parameter in brush.pipeline.unet.parameters()) / 1e6
+    parameters = sum(parameter.numel() for parameter in pipeline.pipeline.unet.parameters()) / 1e6
+    task = (
+        f"{len(prompts)} images of {diffuser.size} pixels, U-Net of {parameters:.0f} M parameters in memory, "
+        "prompts to files"
+    )
     save_row(
         Row(
             "B5c",
-            f"{len(prompts)} images of {diffuser.size} pixels, U-Net of {unet:.0f} M parameters in memory, to files",
-            "its U-Net and VAE forwards alone",
+            task,
+            "forward passes of its U-Net and VAE only",
             ">= 0.9",
             "s",
-            *c,
-            "nothing: forwards alone make no image; steps, batch and shapes are the same",
+            *seconds,
+            "nothing: forward passes only make no image; steps, batch size and shapes are the same",
             COMMAND,
         )
     )
@@ -231,9 +272,9 @@ def main() -> None:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
-        class_loop_rows(Path(name) / "classes")
-        bare_row(Path(name) / "prompts")
-        larger_row(Path(name))
+        measure_class_loop(Path(name) / "classes")
+        measure_bare_pipeline(Path(name) / "prompts")
+        measure_larger_pipeline(Path(name))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from comparison import Row, alternate, measure_seconds, save_row
 from jaxtyping import Float
 from PIL import Image
-from staging import stages_on
+from staging import build_stages
 from torch import Tensor
 
 from lgclip.datasets.image_decoding import read_image
@@ -73,7 +73,7 @@ def ours(towers: OpenClip, paths: list[Path], root: Path) -> Float[Tensor, "n s 
     store = FeatureStore(root, towers.inputs(), {"source": "photographs"})
     stream = Stream("real", ids, [0] * len(ids), SCALES.views, store, lambda at: read_image(paths[at]))
     data = Streams([stream], 1, SharedViews(towers, SCALES), towers.batch_size)
-    stages_on().complete("features", FeatureExtractionStage(towers, data), len(ids), data)
+    build_stages().complete("features", FeatureExtractionStage(towers, data), len(ids), data)
     return stream.features()
 
 
