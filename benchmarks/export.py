@@ -54,7 +54,7 @@ def load_test_images() -> tuple[list[str], TestImages]:
 
 
 def enlarge(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Resizes the images to the sizes of photos, in portrait and landscape format, as if stretched."""
+    """Resizes the images to the shapes of photos, portrait and landscape; the object stays in the central square."""
     rng = np.random.default_rng(0)
     large = []
     for image in images:

@@ -67,11 +67,12 @@ def measure_encoding(number: str, name: str, model: str, work: Path) -> Row:
         return elapsed
 
     measured, baselines = alternate(lambda: measure("fast"), lambda: measure("exact"), ROUNDS)
+    images = IMAGES_PER_CLASS * len(NAMES)
     cosines = torch.nn.functional.cosine_similarity(features["fast"], features["exact"])
     if cosines.min() < 0.99:
         raise SystemExit(f"features have a cosine of only {cosines.min():.5f}")
     return Row(
-        number, f"encoding stage with its store, {IMAGES_PER_CLASS * len(NAMES)} JPEGs, {name}, `encoder.resize=fast`", "`exact`",
+        number, f"encoding stage with its store, {images} JPEGs, {name}, `encoder.resize=fast`", "`exact`",
         "", "s", measured, baselines, f"features, mean cosine {cosines.mean():.6f}, minimum {cosines.min():.6f}",
         COMMAND,
     )  # fmt: skip
