@@ -1,7 +1,7 @@
-"""Measures the first default run (B15): `python benchmarks/first_run.py`, eight minutes on two cores, from an empty store.
+"""Measures the first default run (B15): `python benchmarks/first_run.py`, eight minutes on two cores.
 
-`precision=auto` is compared with `precision=fp32`. On a CPU without bf16 instructions both are the same. The accuracies
-must be within two points, the spread over seeds.
+From an empty store, `precision=auto` is compared with `precision=fp32`. On a CPU without bf16 instructions both are the
+same. The accuracies must be within two points, the spread over seeds.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Measures how memory grows with the images (B8): `benchmarks/.venv/bin/python benchmarks/memory.py`, minutes on two cores.
+"""Measures how memory grows with the images (B8): `benchmarks/.venv/bin/python benchmarks/memory.py`, in minutes.
 
 Peak resident memory of complete commands with 2,000 and with 200,000 images of 1,000 classes, and the growth per image.
 Evaluating stored features (B8) and the first run, which encodes the images (B8b), are compared with `clip_benchmark
