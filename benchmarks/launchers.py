@@ -1,7 +1,8 @@
 """Compares launchers of a sweep on one machine (B24): `python benchmarks/launchers.py`, five minutes on two cores.
 
 A sweep of 12 cells with stored features is recomputed by two workers. `hydra/launcher=slots`, which starts a process
-for each job, is compared with joblib's pool of two processes (B24a), with Hydra's basic launcher in one process (B24b), and
+for each job, is compared with joblib's pool of two processes (B24a), with Hydra's basic launcher in one process (B24b)
+and
 with the basic launcher and `executor=ray` with two workers (B24c). The launchers take turns. The metrics and
 predictions of all cells are compared before anything is saved. Needs `lgclip[sweeps,ray]`.
 """

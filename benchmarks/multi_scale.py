@@ -2,8 +2,8 @@
 
 JPEG files of a photo's size stand for real images, PNG files of 512 pixels for synthetic ones. The reference is the
 procedure of the official release of LGCLIP: for every image and every scale, the file is decoded again and its crop is
-encoded alone. The crops are the same, so the features are compared first. B6a uses the package's encoder, B6b a ViT-S/32
-with random weights, which spends nearly all its time on forward passes.
+encoded alone. The crops are the same, so the features are compared first. B6a uses the package's encoder, B6b a
+ViT-S/32 with random weights, which spends nearly all its time on forward passes.
 """
 
 import json

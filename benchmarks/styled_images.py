@@ -1,7 +1,7 @@
 """Renders a run's synthetic images in a style of the small world, by class, so that no style gap remains.
 
-`python -m benchmarks.styled_images GENERATE_FOLDER STYLE OUT`, then `diffuser=folder diffuser.root=OUT`. The accuracy of
-a method with these images is an upper bound for any adapter of the diffusion model (docs/reproduce/air.md).
+`python -m benchmarks.styled_images GENERATE_FOLDER STYLE OUT`, then `diffuser=folder diffuser.root=OUT`. The accuracy
+of a method with these images is an upper bound for any adapter of the diffusion model (docs/reproduce/air.md).
 """
 
 import json
