@@ -1,4 +1,4 @@
-"""Measures the effect of the fitted temperature: `python benchmarks/temperature.py RUN_DIR ...`, for runs that used images.
+"""Measures the effect of the fitted temperature: `python benchmarks/temperature.py RUN_DIR ...`, for runs with images.
 
 Evaluates each run's stored features again, with its configuration without calibration, once at CLIP's temperature and
 once at the fitted one. Prints one row of a table per run.

@@ -88,7 +88,7 @@ class Table:
 
     def __init__(self) -> None:
         self.values: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-        self.data_used: dict[str, str] = {}
+        self.data_seen: dict[str, str] = {}
 
     def add(self, sweep: Sweep, folder: Path) -> None:
         for finished in find_runs([folder / sweep.name]):
@@ -100,17 +100,17 @@ class Table:
             for name, row in rows.items():
                 label = row.replace("{}", rule)
                 self.values[label][result.dataset.name][result.seed] = 100 * result.metrics_of(name).top1
-                self.data_used[label] = result.seen[name].kind
+                self.data_seen[label] = result.seen[name].kind
 
     def lines(self) -> Iterator[str]:
-        yield f"| row | data used | {' | '.join(WORLDS)} |"
+        yield f"| row | data seen | {' | '.join(WORLDS)} |"
         yield "|---" * (2 + len(WORLDS)) + "|"
         tests = self._tests()
         corrected = dict(zip(tests, holm([p for _, p in tests.values()]), strict=True))
-        order = {data: index for index, data in enumerate(dict.fromkeys(self.data_used.values()))}
-        for row in sorted(self.values, key=lambda row: order[self.data_used[row]]):
+        order = {data: index for index, data in enumerate(dict.fromkeys(self.data_seen.values()))}
+        for row in sorted(self.values, key=lambda row: order[self.data_seen[row]]):
             cells = [self._cell(row, world, tests, corrected) for world in WORLDS]
-            yield f"| {row} | {self.data_used[row]} | {' | '.join(cells)} |"
+            yield f"| {row} | {self.data_seen[row]} | {' | '.join(cells)} |"
 
     def _tests(self) -> dict[tuple[str, str], tuple[float, float]]:
         """Returns mean difference to the reference, and p of the paired t test over seeds, by row and world."""
