@@ -23,7 +23,7 @@ def main() -> None:
     entered: Counter[str] = Counter()
 
     def count(frame: FrameType, event: str, argument: Any) -> None:
-        # A module's own frame is an import.
+        # The frame of a module itself is an import.
         if event == "call" and frame.f_code.co_name != "<module>" and frame.f_code.co_filename.startswith(str(PACKAGE)):
             entered[str(Path(frame.f_code.co_filename).relative_to(PACKAGE))] += 1
 

@@ -67,10 +67,10 @@ def write_photos(root: Path, images_per_class: int, names: Sequence[str] = NAMES
     return root
 
 
-def _make_grain(rng: np.random.Generator, side: int, size: tuple[int, int]) -> NDArray[np.float32]:
+def _make_grain(rng: np.random.Generator, grain_size: int, size: tuple[int, int]) -> NDArray[np.float32]:
     """Returns noise of one grain size with a variance of about 1, half as large again as an image."""
     width, height = (3 * length // 2 for length in size)
-    coarse = rng.normal(size=(3, max(2, height // side), max(2, width // side))).astype(np.float32)
+    coarse = rng.normal(size=(3, max(2, height // grain_size), max(2, width // grain_size))).astype(np.float32)
     planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC) for plane in coarse]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 

@@ -57,29 +57,125 @@ class PipelineConfig:
 
 
 PIPELINES = (
-    PipelineConfig("SD-Turbo", "sd", {**_OLD_UNET, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20),
-           "use_linear_projection": True}, (1024,), _VAE, 1, 0.0, 512, 16),
-    PipelineConfig("SD 1.5", "sd", {**_OLD_UNET, "cross_attention_dim": 768, "attention_head_dim": 8}, (768,), _VAE,
-           50, 7.5, 512, 16),
-    PipelineConfig("SDXL", "sdxl", {**_SDXL_UNET, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
-           "attention_head_dim": (5, 10, 20), "projection_class_embeddings_input_dim": 2816, "sample_size": 128},
-           (768, 1280), _VAE, 50, 5.0, 1024, 4),
-    PipelineConfig("Flux-schnell", "flux", {"guidance_embeds": False}, (768, 4096), _VAE, 4, 0.0, 1024, 4),
-)  # fmt: skip
+    PipelineConfig(
+        name="SD-Turbo",
+        kind="sd",
+        denoiser={
+            **_OLD_UNET,
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+        },
+        widths=(1024,),
+        vae=_VAE,
+        steps=1,
+        guidance=0.0,
+        size=512,
+        batch=16,
+    ),
+    PipelineConfig(
+        name="SD 1.5",
+        kind="sd",
+        denoiser={**_OLD_UNET, "cross_attention_dim": 768, "attention_head_dim": 8},
+        widths=(768,),
+        vae=_VAE,
+        steps=50,
+        guidance=7.5,
+        size=512,
+        batch=16,
+    ),
+    PipelineConfig(
+        name="SDXL",
+        kind="sdxl",
+        denoiser={
+            **_SDXL_UNET,
+            "block_out_channels": (320, 640, 1280),
+            "cross_attention_dim": 2048,
+            "attention_head_dim": (5, 10, 20),
+            "projection_class_embeddings_input_dim": 2816,
+            "sample_size": 128,
+        },
+        widths=(768, 1280),
+        vae=_VAE,
+        steps=50,
+        guidance=5.0,
+        size=1024,
+        batch=4,
+    ),
+    PipelineConfig(
+        name="Flux-schnell",
+        kind="flux",
+        denoiser={"guidance_embeds": False},
+        widths=(768, 4096),
+        vae=_VAE,
+        steps=4,
+        guidance=0.0,
+        size=1024,
+        batch=4,
+    ),
+)
 """Models with the steps, guidance, size and batch size of `conf/diffuser/`."""
 
 _SMALL_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
 _SMALL_UNET = {"layers_per_block": 1, "norm_num_groups": 4, "sample_size": 8}
 SMALL_PIPELINES = (
-    PipelineConfig("small SD", "sd", {**_SMALL_UNET, "block_out_channels": (8, 8, 8, 8), "cross_attention_dim": 16,
-           "attention_head_dim": 4}, (16,), _SMALL_VAE, 2, 7.5, 64, 2),
-    PipelineConfig("small SDXL", "sdxl", {**_SDXL_UNET, **_SMALL_UNET, "block_out_channels": (8, 8, 8),
-           "attention_head_dim": 4, "cross_attention_dim": 32, "addition_time_embed_dim": 8,
-           "transformer_layers_per_block": 1, "projection_class_embeddings_input_dim": 6 * 8 + 16}, (16, 16), _SMALL_VAE, 2, 5.0, 64, 2),
-    PipelineConfig("small Flux", "flux", {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
-           "num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16,
-           "axes_dims_rope": (4, 4, 8), "guidance_embeds": False}, (16, 16), _SMALL_VAE, 2, 0.0, 64, 2),
-)  # fmt: skip
+    PipelineConfig(
+        name="small SD",
+        kind="sd",
+        denoiser={
+            **_SMALL_UNET,
+            "block_out_channels": (8, 8, 8, 8),
+            "cross_attention_dim": 16,
+            "attention_head_dim": 4,
+        },
+        widths=(16,),
+        vae=_SMALL_VAE,
+        steps=2,
+        guidance=7.5,
+        size=64,
+        batch=2,
+    ),
+    PipelineConfig(
+        name="small SDXL",
+        kind="sdxl",
+        denoiser={
+            **_SDXL_UNET,
+            **_SMALL_UNET,
+            "block_out_channels": (8, 8, 8),
+            "attention_head_dim": 4,
+            "cross_attention_dim": 32,
+            "addition_time_embed_dim": 8,
+            "transformer_layers_per_block": 1,
+            "projection_class_embeddings_input_dim": 6 * 8 + 16,
+        },
+        widths=(16, 16),
+        vae=_SMALL_VAE,
+        steps=2,
+        guidance=5.0,
+        size=64,
+        batch=2,
+    ),
+    PipelineConfig(
+        name="small Flux",
+        kind="flux",
+        denoiser={
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 16,
+            "pooled_projection_dim": 16,
+            "axes_dims_rope": (4, 4, 8),
+            "guidance_embeds": False,
+        },
+        widths=(16, 16),
+        vae=_SMALL_VAE,
+        steps=2,
+        guidance=0.0,
+        size=64,
+        batch=2,
+    ),
+)
 """Tiny models of the same kinds, for a CPU."""
 
 TOWERS = ("ViT-B-16", "ViT-L-14", "ViT-H-14")

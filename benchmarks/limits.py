@@ -247,7 +247,7 @@ def _rejection_case(
             predicted_rates.append(rejector.rejected)
     predicted = format_mean(predicted_rates) if predicted_rates else "unknown: no negatives"
     for name, pairs in rows.items():
-        share = f"{chosen.count(name)} of {len(chosen)} seeds" if name in chosen else ""
+        selection = f"{chosen.count(name)} of {len(chosen)} seeds" if name in chosen else ""
         cells = [
             title,
             other,
@@ -255,7 +255,7 @@ def _rejection_case(
             format_mean([pair[0] for pair in pairs], 1, 3),
             format_mean([pair[1] for pair in pairs]),
         ]
-        yield "| " + " | ".join([*cells, f"chosen: {share}" if share else "", "", ""]) + " |"
+        yield "| " + " | ".join([*cells, f"chosen: {selection}" if selection else "", "", ""]) + " |"
     yield (
         f"| {title} | {other} | **the classifier's threshold** | | "
         f"| {format_mean(accepted)} | {format_mean(rejected)} | {predicted} |"

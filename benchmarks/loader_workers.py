@@ -100,9 +100,7 @@ def main() -> None:
                 images = images_per_class * len(NAMES)
                 save_row(compare_workers(next(numbers), name, images, work, model, workers))
         for workers in (1, 2):
-            print(
-                f"start of {workers} workers: {measure_start(large, work / 'pictures', work / 'start', workers):.2f} s"
-            )
+            print(f"start of {workers} workers: {measure_start(large, work / 'photos', work / 'start', workers):.2f} s")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def measure_encoder(number: str, name: str, encoder: OpenClip, paths: list[Path]
     difference = (encode_by_stage(encoder, paths, next(roots)) - encode_individually(encoder, paths)).abs().max().item()
     print(f"{name}: maximum difference of a feature component {difference:.1e}")
     if not difference <= 1e-5:
-        raise SystemExit("the two sides give different features")
+        raise SystemExit("the features of the two procedures differ")
     measured, baselines = alternate(
         lambda: measure_seconds(lambda: encode_by_stage(encoder, paths, next(roots))),
         lambda: measure_seconds(lambda: encode_individually(encoder, paths)),

@@ -66,7 +66,7 @@ SWEEPS = (
 
 
 def run(sweep: Sweep, folder: Path, store: Path) -> None:
-    """Runs a sweep; finished jobs are kept."""
+    """Runs a sweep; finished jobs are not run again."""
     command = [
         sys.executable, "evaluate.py", "-m", f"dataset={','.join(WORLDS)}", f"seed={','.join(map(str, SEEDS))}",
         "prompts_per_class=10", "scales=single", "logger=none", f"paths.store={store}",

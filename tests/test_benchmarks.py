@@ -44,7 +44,7 @@ def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def row(comparison: Any) -> Any:
-    def of(**changes: Any) -> Any:
+    def build_row(**changes: Any) -> Any:
         values = {
             "number": "B2",
             "task": "a",
@@ -55,7 +55,7 @@ def row(comparison: Any) -> Any:
         }
         return comparison.Row(**{**values, "baselines": [3.0, 4.0, 8.0], "equality": "all", "command": "go", **changes})
 
-    return of
+    return build_row
 
 
 def test_ratio_is_the_median_of_rounds(row: Any) -> None:
@@ -82,11 +82,11 @@ def test_rounds_alternate_after_a_warm_up(comparison: Any) -> None:
     order: list[str] = []
     numbers: Iterator[int] = iter(range(100))
 
-    def of(name: str) -> float:
+    def measure(name: str) -> float:
         order.append(name)
         return float(next(numbers))
 
-    assert comparison.alternate(lambda: of("a"), lambda: of("b"), rounds=2) == ([2.0, 4.0], [3.0, 5.0])
+    assert comparison.alternate(lambda: measure("a"), lambda: measure("b"), rounds=2) == ([2.0, 4.0], [3.0, 5.0])
     assert "".join(order) == "ababab"
 
 
