@@ -87,7 +87,7 @@ def main() -> None:
             f"`lgclip classify`: growth of peak memory, {FEW:,} to {MANY:,} files",
             "feature of 512 floats",
             "<= 0.25",
-            "B a file",
+            "B per file",
             [growth],
             [float(FEATURE_BYTES)],
             f"labels of {MANY:,} files",

@@ -50,7 +50,7 @@ def main() -> None:
                 f"{task}: growth of peak memory, {classes * FEW:,} to {classes * MANY:,} images x {classes} classes",
                 "`clip_benchmark eval --no_amp`",
                 aim,
-                "B an image",
+                "B per image",
                 [value],
                 [growth[-1]],
                 equality,

@@ -130,7 +130,7 @@ def main() -> None:
             f"checking that no feature is missing, {few:,} to {many:,} images: every file is verified",
             "reading the files from the page cache and CRC-32 only",
             "",
-            "us an image",
+            "us per image",
             [slope],
             [bound],
             equality,

@@ -189,11 +189,11 @@ def save_list_rows(measured: dict[int, dict[str, Any]]) -> None:
     for number, condition, field in (("B23a", "the first time", "first"), ("B23b", "with a cached index", "second")):
         times = [1e6 * many[field] / count]
         task = f"{title}, {condition}"
-        save_row(Row(number, task, reference, "", "us an image", times, read, equality, COMMAND, inverse=True))
+        save_row(Row(number, task, reference, "", "us per image", times, read, equality, COMMAND, inverse=True))
     growth = [(many["bytes"] - few["bytes"]) / (count - few["count"])]
     task = f"memory of this list, from the peaks at {few['count']:,} and {count:,} images"
     limit = [LIST_LIMIT]
-    save_row(Row("B23c", task, "limit of 200 B", "<= 1", "B an image", growth, limit, equality, COMMAND, inverse=True))
+    save_row(Row("B23c", task, "limit of 200 B", "<= 1", "B per image", growth, limit, equality, COMMAND, inverse=True))
 
 
 def save_classification_row(measured: dict[int, dict[str, Any]]) -> None:
@@ -207,9 +207,9 @@ def save_classification_row(measured: dict[int, dict[str, Any]]) -> None:
         Row(
             "B23d",
             f"`lgclip classify --shards-to --labels`: growth of peak memory, {counts[0]:,} to {counts[1]:,} images",
-            "a feature of 512 floats",
+            "feature of 512 floats",
             "<= 0.05",
-            "B an image",
+            "B per image",
             [growth],
             [float(FEATURE_BYTES)],
             "predictions of the first and the last shard",

@@ -148,7 +148,7 @@ def main() -> None:
             task=f"as B20a: growth of the driver's memory, {small['images']:,.0f} to {large['images']:,.0f} images",
             reference="pixels of a 64 x 64 image",
             aim="<= 0.1",
-            unit="B an image",
+            unit="B per image",
             measured=[growth],
             baselines=[float(PIXELS)],
             equality="as B20a",

@@ -108,10 +108,15 @@ def test_table_is_ordered_by_number(comparison: Any, row: Any, tmp_path: Path) -
     assert lines[0].endswith("| >= 2 | reached |")
     assert lines[1].endswith("| >= 3 | **missed** |")
     assert lines[3].endswith("|  |  |")
-    assert "2 s (1 - 4) | 4 s (3 - 8) | 2 (2 - 3)" in lines[0]
+    assert "2 s (1 - 4) | 4 s (3 - 8) | 2 (2 - 3) |" in lines[0]
     assert text.count("\nMeasured on") == 2
     assert "a device" in text
     assert json.loads((tmp_path / "results" / "B2.json").read_text(encoding="utf-8"))["measured"] == [1.0, 2.0, 4.0]
+
+
+def test_inverse_ratio_is_marked(comparison: Any, row: Any, tmp_path: Path) -> None:
+    comparison.save_row(row(aim="", inverse=True))
+    assert "| 0.5 (0.333 - 0.5) of reference |" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
