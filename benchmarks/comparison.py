@@ -123,7 +123,7 @@ def write_table() -> None:
         "lgclip compared with a reference: a peer library, a bare loop, another setting, or a limit. Results are first",
         "checked for equality, then both sides are measured in alternation (A B A B). Cells show the median of the",
         "rounds, with the smallest and the largest value in brackets. The ratio is the median of the rounds' ratios:",
-        "the speedup over the reference or, if marked \"of reference\", the value divided by the reference's. Rows",
+        'the speedup over the reference or, if marked "of reference", the value divided by the reference\'s. Rows',
         "without an aim are for information. Machines differ, so only ratios can be compared between rows.",
         "[MISSED.md](MISSED.md) states what limits the rows that miss their aim. The benchmarks write this file.",
         "",
