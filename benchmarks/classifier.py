@@ -1,11 +1,12 @@
-"""A classifier in use: `python benchmarks/classifier.py`, in five minutes on two cores (B13, B14).
+"""Measures a classifier in use (B13, B14): `python benchmarks/classifier.py`, five minutes on two cores.
 
-B13a: JPEG files to predictions, by `ImageClassifier.classify`, beside the bare encoder: the same files decoded by
-threads, preprocessed, and passed through the tower, with no class compared. ViT-S-32, random weights, fp32; both sides
-have loaded nothing before. Features are compared first. B13b is the same with the forward passes alone: the bound.
-B13c and B13d: a call per image, with the model in memory.
-B14a: `lgclip build` of ten names with ten images each, from an empty store. B14b: `lgclip add` of one class. Whole
-processes are measured.
+- B13a: `ImageClassifier.classify` from JPEG files to predictions, compared with the bare encoder: the same files
+  decoded by threads, preprocessed, and passed through the tower, without a comparison of classes. ViT-S-32 with random
+  weights in fp32; neither side has its model loaded beforehand. Predictions are compared first.
+- B13b: the same, compared with the forward passes only, the upper bound.
+- B13c and B13d: one call per image, with the model in memory.
+- B14a: `lgclip build` of ten names with ten images each, from an empty store. B14b: `lgclip add` of one class. Both are
+  complete processes, compared with a limit in seconds.
 """
 
 import subprocess
@@ -16,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from pictures import NAMES, picture_folder, vit_s_32
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
+from fixtures import NAMES, save_vit_s_32, write_photos
 from torch import Tensor
 
 from lgclip.classifier.loaded_encoder import LoadedEncoder
@@ -34,14 +35,13 @@ from lgclip.stages.streams import CPU_ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/classifier.py"
-EACH = 12
-"""JPEGs a class."""
+IMAGES_PER_CLASS = 12
 THREADS = 8
 CALLS = 10
 
 
-def bare_features(encoder: OpenClip, files: Sequence[Path]) -> Tensor:
-    """Features of files: threads decode, the tower encodes."""
+def encode_bare(encoder: OpenClip, files: Sequence[Path]) -> Tensor:
+    """Returns the features of files (n, d): threads decode, the tower encodes."""
     towers = encoder.load(torch.device("cpu"))
     transform = encoder.transform()
     rows = []
@@ -56,16 +56,16 @@ def bare_features(encoder: OpenClip, files: Sequence[Path]) -> Tensor:
     return torch.cat(rows)
 
 
-def forward_passes(encoder: OpenClip, count: int) -> None:
-    """As many forward passes as there are files, and nothing else."""
+def run_forward_passes(encoder: OpenClip, count: int) -> None:
+    """Runs as many forward passes as `count` images need, and nothing else."""
     towers = encoder.load(torch.device("cpu"))
     pixels = torch.zeros(CPU_ROWS, 3, 224, 224)
     for _ in range(0, count, CPU_ROWS):
         towers.images(pixels)
 
 
-def classifier_of(encoder: OpenClip, features: Tensor, labels: Tensor) -> ImageClassifier:
-    """A classifier whose prototypes are the means of the files themselves."""
+def build_classifier(encoder: OpenClip, features: Tensor, labels: Tensor) -> ImageClassifier:
+    """Returns a classifier whose prototypes are the class means of the features."""
     choice = Choice(Mean(), First(), 0.0)
     return ImageClassifier(
         classes=tuple(map(ClassInfo, NAMES)),
@@ -79,36 +79,40 @@ def classifier_of(encoder: OpenClip, features: Tensor, labels: Tensor) -> ImageC
     )
 
 
-def classification(work: Path) -> None:
-    """B13."""
-    picture_folder(work / "images", EACH)
-    vit_s_32(work / "model", work / "images")
+def measure_classification(work: Path) -> None:
+    """Measures B13a to B13d."""
+    write_photos(work / "images", IMAGES_PER_CLASS)
+    save_vit_s_32(work / "model", work / "images")
     encoder = OpenClip(str(work / "model"), precision="fp32")
     files = sorted((work / "images").rglob("*.jpg"))
     labels = torch.tensor([sorted(name.replace(" ", "_") for name in NAMES).index(file.parent.name) for file in files])
-    features = bare_features(encoder, files)
-    classifier = classifier_of(encoder, features, labels)
+    features = encode_bare(encoder, files)
+    classifier = build_classifier(encoder, features, labels)
     means = classifier.scorer()(features).argmax(dim=1)
     predictions = classifier.predict(files).tolist()
-    if predictions != [NAMES[place] for place in means.tolist()]:
-        raise SystemExit("classify gave other predictions than the bare encoder's features")
+    if predictions != [NAMES[label] for label in means.tolist()]:
+        raise SystemExit("classify and the bare encoder's features give different predictions")
 
-    def classified() -> None:
+    def classify() -> None:
         classifier.loaded = LoadedEncoder()
         for _ in classifier.classify(files):
             pass
 
-    equal = f"the predictions of {len(files)} files"
-    sides = in_turns(lambda: seconds(classified), lambda: seconds(lambda: bare_features(encoder, files)))
-    ours = f"`classify` of {len(files)} JPEGs, model loaded, 47 classes, ViT-S-32"
-    keep(Row("B13a", ours, "decoding by threads and the tower alone", ">= 0.9", "s", *sides, equal, COMMAND))
-    bound = in_turns(lambda: seconds(classified), lambda: seconds(lambda: forward_passes(encoder, len(files))), 3)
-    keep(Row("B13b", ours, "its forward passes alone: the bound", "", "s", *bound, "nothing: no file is read", COMMAND))
-    single_images(classifier, files[:CALLS])
+    def measure() -> float:
+        return measure_seconds(classify)
+
+    task = f"`classify` of {len(files)} JPEGs, model loaded, 47 classes, ViT-S-32"
+    seconds = alternate(measure, lambda: measure_seconds(lambda: encode_bare(encoder, files)))
+    equality = f"predictions of {len(files)} files"
+    save_row(Row("B13a", task, "threaded decoding and the tower only", ">= 0.9", "s", *seconds, equality, COMMAND))
+    seconds = alternate(measure, lambda: measure_seconds(lambda: run_forward_passes(encoder, len(files))), rounds=3)
+    equality = "nothing: no file is read"
+    save_row(Row("B13b", task, "forward passes only: upper bound", "", "s", *seconds, equality, COMMAND))
+    measure_single_images(classifier, files[:CALLS])
 
 
-def single_images(classifier: ImageClassifier, files: Sequence[Path]) -> None:
-    """B13c and B13d: one call per image, as in a server, with the model in memory."""
+def measure_single_images(classifier: ImageClassifier, files: Sequence[Path]) -> None:
+    """Measures B13c and B13d: one call per image, as in a server, with the model in memory."""
     encoder, towers, _ = classifier.load_encoder()
     transform = encoder.transform()
 
@@ -116,50 +120,54 @@ def single_images(classifier: ImageClassifier, files: Sequence[Path]) -> None:
         classifier.exact = exact
         return [classifier.predict(file)[0] for file in files]
 
-    def bare() -> None:
+    def encode() -> None:
         for file in files:
             towers.images(transform(read_image(file))[None])
 
     if predict(exact=True) != predict(exact=False):
-        raise SystemExit("exact=False gave other predictions")
-    ours = f"`predict` of {len(files)} JPEGs, a call each, model loaded, 47 classes, ViT-S-32"
-    equal = f"the predictions of {len(files)} files"
-    sides = in_turns(lambda: seconds(lambda: predict(exact=False)), lambda: seconds(bare))
-    keep(Row("B13c", f"{ours}, `exact=False`", "decoding and the tower alone", ">= 0.8", "s", *sides, equal, COMMAND))
-    sides = in_turns(lambda: seconds(lambda: predict(exact=False)), lambda: seconds(lambda: predict(exact=True)), 3)
-    keep(Row("B13d", f"{ours}, `exact=False`", "`exact=True`, the default", "", "s", *sides, equal, COMMAND))
+        raise SystemExit("exact=False gives different predictions")
+
+    def measure(exact: bool) -> float:
+        return measure_seconds(lambda: predict(exact))
+
+    task = f"`predict` of {len(files)} JPEGs, one call each, model loaded, 47 classes, ViT-S-32, `exact=False`"
+    equality = f"predictions of {len(files)} files"
+    seconds = alternate(lambda: measure(exact=False), lambda: measure_seconds(encode))
+    save_row(Row("B13c", task, "decoding and the tower only", ">= 0.8", "s", *seconds, equality, COMMAND))
+    seconds = alternate(lambda: measure(exact=False), lambda: measure(exact=True), rounds=3)
+    save_row(Row("B13d", task, "`exact=True`, the default", "", "s", *seconds, equality, COMMAND))
 
 
-def lgclip_seconds(*arguments: str) -> float:
-    """Seconds of a command of lgclip."""
+def measure_command(*arguments: str) -> float:
+    """Returns the seconds that a command of lgclip takes."""
     command = [sys.executable, "-m", "lgclip", *arguments]
-    return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
+    return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
 
 
-def building(work: Path) -> None:
-    """B14: the limits are seconds, so the other side is the limit itself."""
-    built = []
-    added = []
+def measure_building(work: Path) -> None:
+    """Measures B14; the reference is the limit in seconds."""
+    build_seconds = []
+    add_seconds = []
     for number in range(3):
         out = str(work / f"{number}.lgclip")
         store = f"paths.store={work / f'store-{number}'}"
-        built.append(lgclip_seconds("build", "examples/names.txt", "-o", out, store))
-        added.append(lgclip_seconds("add", out, "dotted red triangle", "--override", store))
-    for number, ours, limit, measured in (
-        ("B14a", "`lgclip build` of 10 names with 10 images each, nothing stored", 60.0, built),
-        ("B14b", "`lgclip add` of one class", 10.0, added),
+        build_seconds.append(measure_command("build", "examples/names.txt", "-o", out, store))
+        add_seconds.append(measure_command("add", out, "dotted red triangle", "--override", store))
+    for number, task, limit, seconds in (
+        ("B14a", "`lgclip build` of 10 names with 10 images each, nothing stored", 60.0, build_seconds),
+        ("B14b", "`lgclip add` of one class", 10.0, add_seconds),
     ):
-        other = [limit] * len(measured)
-        against = f"{limit:.0f} s, the limit"
-        keep(Row(number, ours, against, "<= 1", "s", measured, other, "nothing", COMMAND, inverse=True))
+        limits = [limit] * len(seconds)
+        reference = f"limit of {limit:.0f} s"
+        save_row(Row(number, task, reference, "<= 1", "s", seconds, limits, "nothing", COMMAND, inverse=True))
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        building(work)
-        classification(work)
+        measure_building(work)
+        measure_classification(work)
 
 
 if __name__ == "__main__":

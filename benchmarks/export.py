@@ -1,9 +1,9 @@
-"""Loss and size of exported files: `python benchmarks/export.py`, in two minutes on two cores.
+"""Measures accuracy and size of exported classifiers: `python benchmarks/export.py`, two minutes on two cores.
 
-Builds a classifier of ten classes of the small world, exports it in each form, and classifies the same 200 test images
-by the classifier and by each file. The images are 64 x 64, the size of the tower's input, so that nothing is resized.
-For the form that resizes in the graph each of them is first enlarged to a photograph's shape, and the classifier reads
-the enlarged image, which Pillow resizes. Prints the rows of docs/guides/export.md.
+Builds a classifier of ten classes of the small world, exports it in each format, and classifies the same 200 test
+images with the classifier and with each file. The images are 64 x 64, the input size of the tower, so that nothing is
+resized. For the format that resizes in the graph, each image is first enlarged to the shape of a photo, and the
+classifier reads the enlarged image, which Pillow resizes. Prints the rows of docs/guides/export.md.
 """
 
 import json
@@ -33,14 +33,14 @@ IMAGES_PER_CLASS = 20
 
 
 class TestImages(NamedTuple):
-    """Images with the place of each one's class among the classifier's."""
+    """Holds images, and the index of each one's class in the classifier."""
 
     images: list[Image.Image]
     labels: list[int]
 
 
-def test_images() -> tuple[list[str], TestImages]:
-    """Every third class of the small world, and the first test images of each."""
+def load_test_images() -> tuple[list[str], TestImages]:
+    """Returns every third class name of the small world, and the first test images of each class."""
     data = Shapes("test")
     names = list(data.class_names[:: len(data.class_names) // CLASSES])
     images = []
@@ -53,8 +53,8 @@ def test_images() -> tuple[list[str], TestImages]:
     return names, TestImages(images, labels)
 
 
-def enlarged(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """The images in the sizes of photographs, upright and wide, with the object within the central square."""
+def enlarge(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Resizes the images to the shapes of photos, portrait and landscape; the object stays in the central square."""
     rng = np.random.default_rng(0)
     large = []
     for image in images:
@@ -66,8 +66,10 @@ def enlarged(images: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 @torch.inference_mode()
-def scores_of(classifier: ImageClassifier, images: Sequence[Image.Image]) -> tuple[Pixels, Float[np.ndarray, "n c"]]:
-    """The pixels that a file takes, and the scores by the classifier's encoder and scorer."""
+def compute_scores(
+    classifier: ImageClassifier, images: Sequence[Image.Image]
+) -> tuple[Pixels, Float[np.ndarray, "n c"]]:
+    """Returns the input pixels of an exported file, and the scores of the classifier itself."""
     transform: Any = classifier.encoder.transform()
     normalization = transform.transforms[-1]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
@@ -79,8 +81,8 @@ def scores_of(classifier: ImageClassifier, images: Sequence[Image.Image]) -> tup
     return pixels.numpy(), scores.numpy()
 
 
-def weights_runner(path: Path) -> Runner:
-    """A forward pass of one's own from the file of weights alone."""
+def load_weights_runner(path: Path) -> Runner:
+    """Returns a forward pass that uses the file of weights only."""
     with safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()["lgclip"])
     tensors = load_file(path)
@@ -97,8 +99,8 @@ def weights_runner(path: Path) -> Runner:
     return run
 
 
-def runner_of(summary: ExportSummary) -> Runner:
-    """What computes scores by a file."""
+def load_runner(summary: ExportSummary) -> Runner:
+    """Returns a function that computes scores with an exported file."""
     path = summary.files[0]
     if summary.format == "onnx":
         return onnx_runner(path)
@@ -106,27 +108,29 @@ def runner_of(summary: ExportSummary) -> Runner:
         return openvino_runner(path)
     if summary.format == "pt2":
         return program_runner(torch.export.load(path))
-    return weights_runner(path)
+    return load_weights_runner(path)
 
 
-def row(kind: str, summary: ExportSummary, scores: np.ndarray, expected: np.ndarray, labels: Sequence[int]) -> str:
-    """A row of the table."""
+def format_row(
+    name: str, summary: ExportSummary, scores: np.ndarray, expected: np.ndarray, labels: Sequence[int]
+) -> str:
+    """Returns a row of the table."""
     predictions = scores.argmax(axis=1)
     equal = int((predictions == expected.argmax(axis=1)).sum())
     difference = np.abs(scores - expected).max()
     return (
-        f"| {kind} | {summary.size / 1e6:.2f} MB | {difference:.1e} | {equal} of {len(labels)} | "
+        f"| {name} | {summary.size / 1e6:.2f} MB | {difference:.1e} | {equal} of {len(labels)} | "
         f"{100 * (predictions == labels).mean():.1f}% |"
     )
 
 
 def main() -> None:
     """Measures and prints."""
-    names, data = test_images()
+    names, data = load_test_images()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         classifier = lgclip.build(names, overrides=[f"paths.store={work / 'store'}", "precision=fp32"])
-        pixels, expected = scores_of(classifier, data.images)
+        pixels, expected = compute_scores(classifier, data.images)
         accuracy = 100 * (expected.argmax(axis=1) == data.labels).mean()
         print("| file | size | largest difference of a score | equal predictions | accuracy |\n|---|---|---|---|---|")
         print(f"| the classifier itself | | | | {accuracy:.1f}% |")
@@ -138,17 +142,17 @@ def main() -> None:
             ("safetensors", ".safetensors", False),
         ):
             summary = classifier.export(work / f"shapes{suffix}", format=format, int8=int8)
-            scores = runner_of(summary)(pixels)
-            print(row(f"{format}{' --int8' * int8}", summary, scores, expected, data.labels))
-        large = enlarged(data.images)
-        _, expected = scores_of(classifier, large)
+            scores = load_runner(summary)(pixels)
+            print(format_row(f"{format}{' --int8' * int8}", summary, scores, expected, data.labels))
+        large = enlarge(data.images)
+        _, expected = compute_scores(classifier, large)
         accuracy = 100 * (expected.argmax(axis=1) == data.labels).mean()
         print(f"| enlarged images, resized by Pillow: the classifier itself | | | | {accuracy:.1f}% |")
         summary = classifier.export(work / "resize.onnx", format="onnx", resize=True)
-        run = runner_of(summary)
+        run = load_runner(summary)
         arrays = [np.asarray(image).transpose(2, 0, 1)[None].copy() for image in large]
         scores = np.concatenate([run(array) for array in arrays])
-        print(row("enlarged images, onnx --resize", summary, scores, expected, data.labels))
+        print(format_row("enlarged images, onnx --resize", summary, scores, expected, data.labels))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Which files of lgclip a default run enters, from prompts to the report: `python benchmarks/files_crossed.py`.
+"""Counts the files of lgclip that a default run enters: `python benchmarks/files_crossed.py`.
 
-Counted are files of which a function runs after the experiment is built. Imports and the building of parts do not
-count, nor do property reads of dataclasses. The run uses an empty store, one prompt a class.
+A file counts if one of its functions runs after the experiment is built, from the prompts to the report. Imports, the
+building of parts, and property reads of dataclasses do not count. The run uses an empty store and one prompt per class.
 """
 
 import sys
@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 IMAGES = 30
-"""Synthetic images of the run: one of each class of `shapes`."""
+"""Number of synthetic images of the run, one for each class of `shapes`."""
 
 PACKAGE = Path(__file__).parents[1] / "lgclip"
 
@@ -23,7 +23,7 @@ def main() -> None:
     entered: Counter[str] = Counter()
 
     def count(frame: FrameType, event: str, argument: Any) -> None:
-        # A module's own frame is an import.
+        # The frame of a module itself is an import.
         if event == "call" and frame.f_code.co_name != "<module>" and frame.f_code.co_filename.startswith(str(PACKAGE)):
             entered[str(Path(frame.f_code.co_filename).relative_to(PACKAGE))] += 1
 
@@ -48,8 +48,8 @@ def main() -> None:
         evaluate()
     for name, calls in entered.most_common():
         print(f"{calls:9,} {name}")
-    each = sum(calls >= IMAGES for calls in entered.values())
-    print(f"{len(entered)} files; {each} of them are entered at least once an image")
+    per_image = sum(calls >= IMAGES for calls in entered.values())
+    print(f"{len(entered)} files; {per_image} of them are entered at least once per image")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The first default run with nothing stored (B15): `python benchmarks/first_run.py`, in eight minutes on two cores.
+"""Measures the first default run (B15): `python benchmarks/first_run.py`, eight minutes on two cores.
 
-`precision=auto` beside `precision=fp32`, in turns. Where the CPU does not multiply in bf16 both are the same. The
-accuracies have to be within the spread of the seeds, two points.
+From an empty store, `precision=auto` is compared with `precision=fp32`. On a CPU without bf16 instructions both are the
+same. The accuracies must be within two points, the spread over seeds.
 """
 
 import json
@@ -10,14 +10,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import Row, in_turns, keep, seconds
+from comparison import Row, alternate, measure_seconds, save_row
 
 ROOT = Path(__file__).resolve().parent.parent
 SPREAD = 0.02
+"""Largest allowed difference of top-1 accuracies."""
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         numbers = iter(range(100))
@@ -28,9 +29,9 @@ def main() -> None:
                 sys.executable, "evaluate.py", f"precision={precision}", f"paths.store={folder / 'store'}",
                 f"hydra.run.dir={folder / 'run'}",
             ]  # fmt: skip
-            return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
+            return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
 
-        measured, baselines = in_turns(lambda: first_run("auto"), lambda: first_run("fp32"), rounds=3)
+        measured, baselines = alternate(lambda: first_run("auto"), lambda: first_run("fp32"), rounds=3)
         accuracies = {
             precision: {
                 json.loads(path.read_text(encoding="utf-8"))["metrics"]["top1"]
@@ -42,11 +43,11 @@ def main() -> None:
     if highest - lowest > SPREAD:
         raise SystemExit(f"accuracies differ: {accuracies}")
     auto, fp32 = (sorted(values)[0] for values in accuracies.values())
-    keep(
+    save_row(
         Row(
             "B15",
             "first default run, `precision=auto`",
-            "the same, `precision=fp32`",
+            "first default run, `precision=fp32`",
             ">= 2",
             "s",
             measured,

@@ -1,10 +1,11 @@
-"""Speed on one GPU as a share of its own: `python benchmarks/gpu.py`, in about half an hour.
+"""Measures how much of one GPU's speed lgclip reaches: `python benchmarks/gpu.py`, about half an hour.
 
-Random weights do for speed, so nothing is downloaded. Measured first: what the device's matrix units reach in bf16.
-Then what of that drawing and encoding reach, through the project's own code; what the files between them cost; after
-how many images compilation has paid; and the sweep of 225 cells with the package's models.
+Random weights are enough to measure speed, so nothing is downloaded. First measures the FLOP/s of bf16 matrix products,
+then the fraction of it that image generation (G1) and encoding (G2) reach with the project's code; the cost of the
+files between both (G3); after how many images compilation pays off (G4); and the sweep of 225 cells with the package's
+models (G5).
 
-`--device cpu --small` runs every part with tiny models, to see that it works. Figures are kept from a GPU alone.
+`--device cpu --small` runs every part with tiny models as a smoke test. Rows are saved only if measured on a GPU.
 """
 
 import argparse
@@ -18,8 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_models import DRAWERS, SMALL_DRAWERS, TEXT, TOWERS, Drawer, brush_of, pipeline_of, tower_of
-from side_by_side import Row, keep, seconds
+from comparison import Row, measure_seconds, save_row
+from gpu_models import (
+    PIPELINES,
+    SMALL_PIPELINES,
+    TEXT,
+    TOWERS,
+    PipelineConfig,
+    build_pipeline,
+    build_sampler,
+    build_tower,
+)
 from torch.nn.functional import normalize
 
 from lgclip.encoder.precision import arithmetic
@@ -30,16 +40,16 @@ from lgclip.types import Prompt, TargetClass
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/gpu.py"
 ROUNDS = 3
-NOTHING = "nothing: random weights, speed alone"
+NO_CHECK = "nothing: random weights, speed only"
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where it runs, and how large.
+class Setup:
+    """Holds the device and the size of the models.
 
     Attributes:
-        device: A GPU, or the CPU to see that it works.
-        small: Whether with tiny models.
+        device: A GPU, or the CPU for a smoke test.
+        small: Whether the models are tiny.
     """
 
     device: torch.device
@@ -47,100 +57,121 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Returns the precision of the pipelines."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     @property
-    def drawers(self) -> Sequence[Drawer]:
-        return SMALL_DRAWERS if self.small else DRAWERS
+    def pipelines(self) -> Sequence[PipelineConfig]:
+        """Returns the pipelines that are measured."""
+        return SMALL_PIPELINES if self.small else PIPELINES
 
-    def timed(self, call: Callable[[], object]) -> float:
-        """Seconds until the device has done it."""
+    def measure(self, call: Callable[[], object]) -> float:
+        """Returns the seconds of a call until the device has finished."""
 
-        def whole() -> None:
+        def call_and_wait() -> None:
             call()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 
-        return seconds(whole)
+        return measure_seconds(call_and_wait)
 
-    def times(self, call: Callable[[], object]) -> list[float]:
-        """Seconds of each round, after one that does not count."""
-        return [self.timed(call) for _ in range(ROUNDS + 1)][1:]
+    def measure_rounds(self, call: Callable[[], object]) -> list[float]:
+        """Returns the seconds of each round, after one of warm-up."""
+        return [self.measure(call) for _ in range(ROUNDS + 1)][1:]
 
-    def told(self, row: Row) -> None:
-        """Keeps what a GPU measured; a CPU's figures are only shown."""
+    def save_row(self, row: Row) -> None:
+        """Saves a row that a GPU measured; rows of a CPU are only printed."""
         if self.device.type == "cuda":
-            keep(row, torch.cuda.get_device_name(self.device))
+            save_row(row, torch.cuda.get_device_name(self.device))
         else:
-            print(f"{row.number} {row.ours} | {row.against} | {row.ratio:.3g}, not kept: no GPU")
+            print(f"{row.number} {row.task} | {row.reference} | {row.ratio:.3g}, not saved: no GPU")
 
 
-def peak(bench: Bench) -> float:
-    """FLOP/s of the best of some matrix products."""
-    n = 128 if bench.small else 8192
-    a, b = (torch.randn(n, n, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
-    times = bench.times(lambda: [a @ b for _ in range(10)])
-    reached = 10 * 2 * n**3 / min(times)
-    print(f"bf16 matrix product of {n}: {reached / 1e12:.4g} TFLOP/s")
-    return reached
+def measure_peak(setup: Setup) -> float:
+    """Returns the FLOP/s of the fastest of several matrix products."""
+    n = 128 if setup.small else 8192
+    a, b = (torch.randn(n, n, device=setup.device, dtype=torch.bfloat16) for _ in range(2))
+    times = setup.measure_rounds(lambda: [a @ b for _ in range(10)])
+    flops_per_second = 10 * 2 * n**3 / min(times)
+    print(f"bf16 matrix product of {n}: {flops_per_second / 1e12:.4g} TFLOP/s")
+    return flops_per_second
 
 
-def share(
-    bench: Bench, number: str, what: str, aim: str, flops: float, images: int, times: list[float], most: float
-) -> None:
-    """One row: the FLOP/s that something reaches, beside the most that there is."""
-    rate = images / statistics.median(times)
-    ours = f"{what}: {rate:.3g} images/s, {flops / 1e9:.4g} GFLOPs each"
-    reached = [flops * images / one / 1e12 for one in times]
-    baselines = [most / 1e12] * len(reached)
-    bench.told(Row(number, ours, "bf16 matrix product", aim, "TFLOP/s", reached, baselines, NOTHING, COMMAND, True))
+@dataclass(frozen=True)
+class Throughput:
+    """Holds the measurements of image generation or encoding.
+
+    Attributes:
+        task: Description for the table.
+        flops: FLOPs of one image.
+        images: Number of images of a round.
+        seconds: Seconds of each round.
+    """
+
+    task: str
+    flops: float
+    images: int
+    seconds: list[float]
 
 
-def wanted(n: int) -> list[Prompt]:
-    """Images of one prompt."""
+def save_utilization(setup: Setup, number: str, aim: str, throughput: Throughput, peak: float) -> None:
+    """Saves the row that compares the FLOP/s of a task with the peak."""
+    rate = throughput.images / statistics.median(throughput.seconds)
+    task = f"{throughput.task}: {rate:.3g} images/s, {throughput.flops / 1e9:.4g} GFLOPs each"
+    measured = [throughput.flops * throughput.images / seconds / 1e12 for seconds in throughput.seconds]
+    peaks = [peak / 1e12] * len(measured)
+    setup.save_row(Row(number, task, "bf16 matrix product", aim, "TFLOP/s", measured, peaks, NO_CHECK, COMMAND, True))
+
+
+def build_prompts(n: int) -> list[Prompt]:
+    """Returns the prompts of `n` images of one class."""
     return [Prompt(TargetClass(0, "thing"), TEXT, repeat) for repeat in range(n)]
 
 
-def flops_of_image(pipeline: Any, drawer: Drawer, device: torch.device) -> float:
-    """FLOPs of one image: a step's from two runs, times the steps, and what stands around them."""
+def count_image_flops(pipeline: Any, config: PipelineConfig, device: torch.device) -> float:
+    """Returns the FLOPs of one image, extrapolated from one and two denoising steps."""
 
-    def of(steps: int) -> int:
-        brush = brush_of(pipeline, drawer, device, steps)
-        brush(wanted(1), 0)  # the prompt is encoded
-        return flops_of(lambda: torch.from_numpy(brush(wanted(1), 0)))
+    def count_flops(steps: int) -> int:
+        sampler = build_sampler(pipeline, config, device, steps)
+        sampler(build_prompts(1), 0)  # encodes the prompt, which is not counted
+        return flops_of(lambda: torch.from_numpy(sampler(build_prompts(1), 0)))
 
-    one, two = of(1), of(2)
-    return one + (drawer.steps - 1) * (two - one)
+    one_step = count_flops(1)
+    two_steps = count_flops(2)
+    return one_step + (config.steps - 1) * (two_steps - one_step)
 
 
-def synthetic_images(bench: Bench, most: float) -> None:
-    """G1: each pipeline."""
-    for place, drawer in enumerate(bench.drawers, 1):
-        pipeline = pipeline_of(drawer, bench.device, bench.dtype)
-        brush, flops = brush_of(pipeline, drawer, bench.device), flops_of_image(pipeline, drawer, bench.device)
-        times = bench.times(lambda brush=brush, n=drawer.batch: brush(wanted(n), 0))
-        what = f"drawing, {drawer.name} size, {drawer.steps} steps, {drawer.size} px, batch {drawer.batch}"
-        share(bench, f"G1{'abcd'[place - 1]}", what, ">= 0.4", flops, drawer.batch, times, most)
-        del pipeline, brush
-        if bench.device.type == "cuda":
+def measure_generation(setup: Setup, peak: float) -> None:
+    """Measures G1: each pipeline."""
+    for letter, config in zip("abcd", setup.pipelines, strict=False):
+        pipeline = build_pipeline(config, setup.device, setup.dtype)
+        sampler = build_sampler(pipeline, config, setup.device)
+        flops = count_image_flops(pipeline, config, setup.device)
+        times = setup.measure_rounds(lambda sampler=sampler, n=config.batch: sampler(build_prompts(n), 0))
+        task = f"generation, {config.name} size, {config.steps} steps, {config.size} px, batch {config.batch}"
+        save_utilization(setup, f"G1{letter}", ">= 0.4", Throughput(task, flops, config.batch, times), peak)
+        del pipeline, sampler
+        if setup.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def encoding(bench: Bench, most: float) -> None:
-    """G2: each tower, in the arithmetic that a run has on this device."""
-    precision = "bf16" if bench.device.type == "cuda" else "fp32"
-    for place, name in enumerate([None] if bench.small else TOWERS):
-        model, batch = tower_of(name, bench.device), 4 if bench.small else 256
-        pixels = torch.randn(batch, 3, *model.visual.image_size, device=bench.device)
-        encode = encoder(model, bench.device, precision)
+def measure_encoding(setup: Setup, peak: float) -> None:
+    """Measures G2: each tower, in the precision of a run on this device."""
+    precision = "bf16" if setup.device.type == "cuda" else "fp32"
+    for letter, name in zip("abc", [None] if setup.small else TOWERS, strict=False):
+        model = build_tower(name, setup.device)
+        batch = 4 if setup.small else 256
+        pixels = torch.randn(batch, 3, *model.visual.image_size, device=setup.device)
+        encode = build_encoder(model, setup.device, precision)
         flops = flops_of(lambda encode=encode, pixels=pixels: encode(pixels[:1]))
-        times = bench.times(lambda encode=encode, pixels=pixels: encode(pixels))
-        what = f"encoding, {name or 'small'}, {precision}, batch {batch}"
-        share(bench, f"G2{'abc'[place]}", what, ">= 0.5" if name == "ViT-L-14" else "", flops, batch, times, most)
+        times = setup.measure_rounds(lambda encode=encode, pixels=pixels: encode(pixels))
+        task = f"encoding, {name or 'small'}, {precision}, batch {batch}"
+        aim = ">= 0.5" if name == "ViT-L-14" else ""
+        save_utilization(setup, f"G2{letter}", aim, Throughput(task, flops, batch, times), peak)
 
 
-def encoder(model: Any, device: torch.device, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Pixels to unit features, as `lgclip.encoder.open_clip` does."""
+def build_encoder(model: Any, device: torch.device, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns a function from pixels to unit features, as in `lgclip.encoder.open_clip`."""
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -151,107 +182,118 @@ def encoder(model: Any, device: torch.device, precision: str) -> Callable[[torch
     return encode
 
 
-def files(bench: Bench) -> None:
-    """G3: drawn, then encoded, through the image store and past it."""
+def measure_files(setup: Setup) -> None:
+    """Measures G3: images are generated and encoded, with and without the image store.
+
+    Raises:
+        SystemExit: If the random weights generate an image that a run rejects, or the features differ.
+    """
     from open_clip.transform import image_transform
     from PIL import Image
-    from staging import Loaded, stages_on
+    from staging import PreloadedDiffuser, build_stages
 
-    drawer = bench.drawers[0]
-    model = tower_of(None if bench.small else "ViT-L-14", bench.device)
-    encode = encoder(model, bench.device, "bf16" if bench.device.type == "cuda" else "fp32")
-    see: Any = image_transform(model.visual.image_size, is_train=False)
-    brush = brush_of(pipeline_of(drawer, bench.device, bench.dtype), drawer, bench.device)
-    prompts = wanted(2 * drawer.batch if bench.small else 16 * drawer.batch)
-    batches = [prompts[at : at + drawer.batch] for at in range(0, len(prompts), drawer.batch)]
+    config = setup.pipelines[0]
+    model = build_tower(None if setup.small else "ViT-L-14", setup.device)
+    encode = build_encoder(model, setup.device, "bf16" if setup.device.type == "cuda" else "fp32")
+    transform: Any = image_transform(model.visual.image_size, is_train=False)
+    sampler = build_sampler(build_pipeline(config, setup.device, setup.dtype), config, setup.device)
+    prompts = build_prompts(2 * config.batch if setup.small else 16 * config.batch)
+    batches = [prompts[start : start + config.batch] for start in range(0, len(prompts), config.batch)]
 
-    def encoded(images: list[Image.Image]) -> torch.Tensor:
-        rows = range(0, len(images), 64)
-        return torch.cat([encode(torch.stack([see(one) for one in images[at : at + 64]])) for at in rows])
+    def encode_images(images: list[Image.Image]) -> torch.Tensor:
+        parts = [images[start : start + 64] for start in range(0, len(images), 64)]
+        return torch.cat([encode(torch.stack([transform(image) for image in part])) for part in parts])
 
-    def past() -> torch.Tensor:
-        return encoded([Image.fromarray(one) for batch in batches for one in brush(batch, 0)])
+    def run_without_files() -> torch.Tensor:
+        return encode_images([Image.fromarray(pixels) for batch in batches for pixels in sampler(batch, 0)])
 
-    def through(root: Path) -> torch.Tensor:
+    def run_with_files(root: Path) -> torch.Tensor:
         stage = ImageGenerationStage(
-            Loaded(brush, {"benchmark": "gpu"}, drawer.batch), root, [TargetClass(0, "thing")], prompts, 0
+            PreloadedDiffuser(sampler, {"benchmark": "gpu"}, config.batch), root, [TargetClass(0, "thing")], prompts, 0
         )
-        stages_on("gpu" if bench.device.type == "cuda" else "cpu").complete("images", stage, len(prompts))
+        build_stages("gpu" if setup.device.type == "cuda" else "cpu").complete("images", stage, len(prompts))
         synthetic_images = stage.synthetic_images()
-        return encoded([synthetic_images.image(at) for at in range(len(synthetic_images.ids))])
+        return encode_images([synthetic_images.image(index) for index in range(len(synthetic_images.ids))])
 
     with tempfile.TemporaryDirectory() as name:
-        fresh = (Path(name) / str(number) for number in range(100))
+        roots = (Path(name) / str(number) for number in range(100))
         try:
-            apart = (through(next(fresh)) - past()).abs().max().item()
-        except ValueError as error:  # random weights may draw what no run keeps
-            raise SystemExit(f"draw -> encode cannot be measured: {error}") from error
-        if apart > 1e-2:  # a pass of another size makes a grey level of the last bit here and there
-            raise SystemExit(f"images of files have other features: {apart}")
-        with_files = bench.times(lambda: through(next(fresh)))
-        without = bench.times(past)
-    what = f"{len(prompts)} images, {drawer.name} size, drawn, kept as files and encoded"
-    equal = f"features, at most {apart:.1g} apart"
-    bench.told(Row("G3", what, "the same without files", "", "s", with_files, without, equal, COMMAND))
+            difference = (run_with_files(next(roots)) - run_without_files()).abs().max().item()
+        except ValueError as error:  # random weights may generate an image that a run rejects
+            raise SystemExit(f"generation with encoding cannot be measured: {error}") from error
+        if difference > 1e-2:  # another batch size changes a few pixels by one gray level
+            raise SystemExit(f"features with and without files differ by up to {difference}")
+        with_files = setup.measure_rounds(lambda: run_with_files(next(roots)))
+        without = setup.measure_rounds(run_without_files)
+    task = f"{len(prompts)} images, {config.name} size, generated, stored as files and encoded"
+    equality = f"features, maximum difference {difference:.1g}"
+    setup.save_row(Row("G3", task, "the same without files", "", "s", with_files, without, equality, COMMAND))
 
 
-def compiling(bench: Bench) -> None:
-    """G4: an image with compiled blocks, and how many it takes until the compilation has paid."""
-    drawer = replace(bench.drawers[0], steps=bench.drawers[0].steps if bench.small else 20)
-    pipeline = pipeline_of(drawer, bench.device, bench.dtype)
-    brush, prompts = brush_of(pipeline, drawer, bench.device), wanted(drawer.batch)
-    plain = [one / len(prompts) for one in bench.times(lambda: brush(prompts, 0))]
-    # Inductor needs a compiler, which the machine that only sees that this works may lack.
-    pipeline.unet.compile_repeated_blocks(**({"backend": "eager"} if bench.small else {}))
-    spent = bench.timed(lambda: brush(prompts, 0))
-    compiled = [one / len(prompts) for one in bench.times(lambda: brush(prompts, 0))]
+def measure_compilation(setup: Setup) -> None:
+    """Measures G4: time per image with compiled blocks, and the number of images until compilation pays off."""
+    config = setup.pipelines[0]
+    if not setup.small:
+        config = replace(config, steps=20)
+    pipeline = build_pipeline(config, setup.device, setup.dtype)
+    sampler = build_sampler(pipeline, config, setup.device)
+    prompts = build_prompts(config.batch)
+    plain = [seconds / len(prompts) for seconds in setup.measure_rounds(lambda: sampler(prompts, 0))]
+    # Inductor needs a C++ compiler, which a machine for a smoke test may lack.
+    pipeline.unet.compile_repeated_blocks(**({"backend": "eager"} if setup.small else {}))
+    compile_seconds = setup.measure(lambda: sampler(prompts, 0))
+    compiled = [seconds / len(prompts) for seconds in setup.measure_rounds(lambda: sampler(prompts, 0))]
     gain = statistics.median(plain) - statistics.median(compiled)
-    paid = f"{spent / gain:.0f} images" if gain > 0 else "never"
-    what = f"an image, {drawer.name} size, {drawer.steps} steps, compiled in {spent:.0f} s, paid back after {paid}"
-    bench.told(Row("G4", what, "not compiled", "", "s", compiled, plain, NOTHING, COMMAND))
+    break_even = f"after {compile_seconds / gain:.0f} images" if gain > 0 else "never"
+    task = (
+        f"one image, {config.name} size, {config.steps} steps, compiled in {compile_seconds:.0f} s, "
+        f"pays off {break_even}"
+    )
+    setup.save_row(Row("G4", task, "not compiled", "", "s", compiled, plain, NO_CHECK, COMMAND))
 
 
-def grid(bench: Bench) -> None:
-    """G5: a sweep with the package's models, from nothing and with everything stored."""
+def measure_sweep(setup: Setup) -> None:
+    """Measures G5: a sweep with the package's models, from an empty store and with everything stored."""
     counts, scales, rules = "1,2", "single", "mean"
-    if not bench.small:
+    if not setup.small:
         counts, rules = ",".join(map(str, range(1, 16))), "mean,mean_similarity,nearest"
         scales = "single,multi,ten,official_code,paper"
-    swept = [f"prompts_per_class={counts}", f"scales={scales}", f"prototype={rules}"]
-    where = ["trainer.accelerator=gpu" if bench.device.type == "cuda" else "trainer.accelerator=cpu", "logger=none"]
-    small = ["dataset=digits", "llm=template", "diffuser.steps=1"] if bench.small else []
+    sweep_overrides = [f"prompts_per_class={counts}", f"scales={scales}", f"prototype={rules}"]
+    trainer = ["trainer.accelerator=gpu" if setup.device.type == "cuda" else "trainer.accelerator=cpu", "logger=none"]
+    small = ["dataset=digits", "llm=template", "diffuser.steps=1"] if setup.small else []
     with tempfile.TemporaryDirectory() as name:
 
-        def sweep(folder: str) -> float:
-            places = [f"paths.store={name}/store", f"hydra.sweep.dir={name}/{folder}"]
-            command = [sys.executable, "evaluate.py", "-m", *swept, *where, *small, *places]
-            return seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
+        def run_sweep(folder: str) -> float:
+            folders = [f"paths.store={name}/store", f"hydra.sweep.dir={name}/{folder}"]
+            command = [sys.executable, "evaluate.py", "-m", *sweep_overrides, *trainer, *small, *folders]
+            return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True))
 
-        nothing, stored = sweep("cold"), sweep("warm")
+        cold = run_sweep("cold")
+        warm = run_sweep("warm")
         cells = len(list(Path(name, "warm").glob("*/result.json")))
-    what = f"sweep of {cells} cells, the package's models, all stored"
-    bench.told(Row("G5", what, "nothing stored", "", "s", [stored], [nothing], "nothing", COMMAND))
+    task = f"sweep of {cells} cells, the package's models, all stored"
+    setup.save_row(Row("G5", task, "nothing stored", "", "s", [warm], [cold], "nothing", COMMAND))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs every part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where to run")
-    parser.add_argument("--small", action="store_true", help="tiny models, to see that every part works")
-    given = parser.parse_args(arguments)
-    if given.device == "cuda" and not torch.cuda.is_available():
+    parser.add_argument("--small", action="store_true", help="tiny models, as a smoke test of every part")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("error: no CUDA device here; --device cpu --small shows that every part works", file=sys.stderr)
         return 1
-    if given.device == "cpu" and not given.small:
+    if options.device == "cpu" and not options.small:
         print("error: models of full size need a GPU; add --small", file=sys.stderr)
         return 1
-    bench = Bench(torch.device(given.device), given.small)
-    most = peak(bench)
-    synthetic_images(bench, most)
-    encoding(bench, most)
-    files(bench)
-    compiling(bench)
-    grid(bench)
+    setup = Setup(torch.device(options.device), options.small)
+    peak = measure_peak(setup)
+    measure_generation(setup, peak)
+    measure_encoding(setup, peak)
+    measure_files(setup)
+    measure_compilation(setup)
+    measure_sweep(setup)
     return 0
 
 

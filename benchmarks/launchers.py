@@ -1,9 +1,10 @@
-"""Launchers of a sweep on one machine: `python benchmarks/launchers.py`, in five minutes on two cores (B24).
+"""Compares launchers of a sweep on one machine (B24): `python benchmarks/launchers.py`, five minutes on two cores.
 
-A sweep of 12 cells whose features are stored, computed again, by two workers: `hydra/launcher=slots`, which starts a
-process for each job, beside joblib's pool of two processes (B24a), Hydra's basic launcher in one process (B24b), and
-the basic launcher with `executor=ray` and two workers (B24c). Needs `lgclip[sweeps,ray]`. The launchers take turns. The
-metrics and predictions of all cells are compared before anything is kept.
+A sweep of 12 cells with stored features is recomputed by two workers. `hydra/launcher=slots`, which starts a process
+for each job, is compared with joblib's pool of two processes (B24a), with Hydra's basic launcher in one process (B24b)
+and
+with the basic launcher and `executor=ray` with two workers (B24c). The launchers take turns. The metrics and
+predictions of all cells are compared before anything is saved. Needs `lgclip[sweeps,ray]`.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import Row, keep, seconds
+from comparison import Row, measure_seconds, save_row
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/launchers.py"
@@ -30,18 +31,18 @@ LAUNCHERS = {
 ROUNDS = 2
 
 
-def sweep(store: Path, folder: Path, *overrides: str) -> float:
-    """Seconds of one sweep."""
+def run_sweep(store: Path, folder: Path, *overrides: str) -> float:
+    """Runs a sweep and returns its seconds."""
     command = [
         sys.executable, "evaluate.py", "-m", *GRID, "logger=none", "rerun=true", f"paths.store={store}",
         f"hydra.sweep.dir={folder}", *overrides,
     ]  # fmt: skip
-    # A cluster that lives as long as a job, wherever another one runs.
+    # Starts a cluster for each job, even where another one is running.
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    return seconds(lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True))
+    return measure_seconds(lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True))
 
 
-def predictions(folder: Path) -> list[tuple[object, str]]:
+def read_cells(folder: Path) -> list[tuple[object, str]]:
     """Returns the metrics and the predictions of each cell."""
     cells: list[tuple[object, str]] = []
     for number in range(CELLS):
@@ -51,36 +52,36 @@ def predictions(folder: Path) -> list[tuple[object, str]]:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     times: dict[str, list[float]] = {name: [] for name in LAUNCHERS}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        first = sweep(work / "store", work / "first")
+        first = run_sweep(work / "store", work / "first")
         print(f"{CELLS} cells, nothing stored: {first:.1f} s", flush=True)
         for number in range(ROUNDS):
             for launcher, overrides in LAUNCHERS.items():
                 folder = work / f"{launcher}-{number}"
-                times[launcher].append(sweep(work / "store", folder, *overrides))
+                times[launcher].append(run_sweep(work / "store", folder, *overrides))
                 print(f"{launcher}: {times[launcher][-1]:.1f} s", flush=True)
-                if predictions(folder) != predictions(work / "first"):
-                    raise SystemExit(f"{launcher}: other metrics or predictions than Hydra's basic launcher")
-    ours = f"sweep of {CELLS} cells, all stored, computed again, `hydra/launcher=slots`, 2 slots"
-    against = {
+                if read_cells(folder) != read_cells(work / "first"):
+                    raise SystemExit(f"{launcher}: metrics or predictions differ from those of Hydra's basic launcher")
+    task = f"sweep of {CELLS} cells, all stored, recomputed, `hydra/launcher=slots`, 2 slots"
+    references = {
         "B24a": ("joblib", "`hydra/launcher=joblib`, 2 processes"),
         "B24b": ("basic", "`hydra/launcher=basic`, one process"),
         "B24c": ("ray", "`executor=ray`, 2 workers, `hydra/launcher=basic`"),
     }
-    for number, (launcher, description) in against.items():
-        keep(
+    for number, (launcher, description) in references.items():
+        save_row(
             Row(
                 number=number,
-                ours=ours,
-                against=description,
+                task=task,
+                reference=description,
                 aim="",
                 unit="s",
                 measured=times["slots"],
                 baselines=times[launcher],
-                equal=f"metrics and predictions of {CELLS} cells",
+                equality=f"metrics and predictions of {CELLS} cells",
                 command=COMMAND,
                 inverse=True,
             )

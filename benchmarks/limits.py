@@ -1,8 +1,9 @@
-"""What a classifier knows of its limits, against the truth of the small world: `python benchmarks/limits.py`.
+"""Compares what a classifier predicts of its limits with the truth: `python benchmarks/limits.py`.
 
-Five claims, a table each, over five seeds of the synthetic images: rejection, probabilities, forecast, repair, shots.
-Everything is fitted on synthetic images; real images (rendered scenes and scanned digits) only measure. Under 15
-minutes on two cores from an empty store; `--store DIR` keeps prompts and images for a second run.
+Five claims, one table each, over five seeds of the synthetic images of the small world: rejection, probabilities,
+forecast, repair, shots. Everything is fitted on synthetic images; real images (rendered scenes and scanned digits) only
+measure. Takes less than 15 minutes on two cores from an empty store; `--store DIR` keeps prompts and images for a
+second run.
 """
 
 import argparse
@@ -33,16 +34,18 @@ from lgclip.tiny.styles import STYLES
 
 SEEDS = range(5)
 SUBSETS = 60
-"""Random label subsets of each world and encoder."""
-UNKNOWN_EACH = 3
-"""Images of each of the 210 kinds that are no class."""
-FAR = 10**6
-"""First index of the images of kinds that the encoder was pre-trained on: none of these was in its training."""
+"""Number of random label subsets of each world and encoder."""
+
+UNKNOWN_PER_KIND = 3
+"""Number of images of each of the 210 kinds that are no class."""
+
+UNSEEN_INDEX = 10**6
+"""First index of images of pre-training kinds that were not in the encoder's training."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Real images of some classes, as pixels."""
+    """Holds real images of some classes, as pixels."""
 
     names: tuple[str, ...]
     images: Sequence[np.ndarray]
@@ -50,8 +53,8 @@ class World:
 
 
 @cache
-def shapes(style: str) -> World:
-    """The thirty classes of the small world, in a style."""
+def load_shapes(style: str) -> World:
+    """Returns the thirty classes of the small world, in a style."""
     count = len(world.HELD_OUT_KINDS) * world.TEST_IMAGES_PER_CLASS
     images = [STYLES[style](world.image_of("test", index), index) for index in range(count)]
     labels = torch.tensor([world.label_of(index) for index in range(count)])
@@ -59,23 +62,23 @@ def shapes(style: str) -> World:
 
 
 @cache
-def digits() -> World:
-    """The scanned digits that no model was trained on."""
+def load_digits() -> World:
+    """Returns the scanned digits that no model was trained on."""
     images, labels = world.scanned_digits(pretrain=False)
     return World(world.SCANNED_DIGITS, list(images), torch.from_numpy(labels.astype(np.int64)))
 
 
 @cache
-def related(style: str) -> World:
-    """Sixty more kinds, so that subsets have classes that are hard to tell apart: the same color and pattern."""
+def load_related_shapes(style: str) -> World:
+    """Returns 90 kinds, so that subsets have classes that are hard to distinguish: the same color and pattern."""
     kinds = [*world.HELD_OUT_KINDS, *world.SEEN_KINDS[::4][:60]]
-    places = {kind: place for place, kind in enumerate(world.SEEN_KINDS)}
+    kind_indices = {kind: index for index, kind in enumerate(world.SEEN_KINDS)}
     images: list[np.ndarray] = []
     labels: list[int] = []
     for label, kind in enumerate(kinds):
         for number in range(20):
-            if kind in places:
-                index = FAR // 210 * 210 + 210 * number + places[kind]
+            if kind in kind_indices:
+                index = UNSEEN_INDEX // 210 * 210 + 210 * number + kind_indices[kind]
                 image = world.image_of("pretrain", index)
             else:
                 index = label * world.TEST_IMAGES_PER_CLASS + number
@@ -85,21 +88,21 @@ def related(style: str) -> World:
     return World(tuple(kind.name for kind in kinds), images, torch.tensor(labels))
 
 
-def unknown() -> list[np.ndarray]:
-    """Images of the 210 kinds that are no class."""
-    start = FAR // 210 * 210
-    return [world.image_of("pretrain", start + index) for index in range(210 * UNKNOWN_EACH)]
+def load_unknown_images() -> list[np.ndarray]:
+    """Returns images of the 210 kinds that are no class."""
+    start = UNSEEN_INDEX // 210 * 210
+    return [world.image_of("pretrain", start + index) for index in range(210 * UNKNOWN_PER_KIND)]
 
 
 WORLDS: dict[str, Callable[[], World]] = {
-    "shapes": lambda: shapes("photo"),
-    "shapes_noisy": lambda: shapes("noisy"),
-    "digits": digits,
+    "shapes": lambda: load_shapes("photo"),
+    "shapes_noisy": lambda: load_shapes("noisy"),
+    "digits": load_digits,
 }
 
 
 class Runs:
-    """Builds the classifiers once each, and encodes real images once for each encoder."""
+    """Builds each classifier once, and encodes real images once per encoder."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -125,47 +128,52 @@ class Runs:
         return self.features(classifier, views, name, WORLDS[name]().images)
 
 
-def mean_of(values: Sequence[float], scale: float = 100, digits_shown: int = 1) -> str:
-    """A mean with its 95% interval over the seeds, by Student's t."""
+def format_mean(values: Sequence[float], scale: float = 100, decimals: int = 1) -> str:
+    """Returns a mean with its 95% interval over the seeds, by Student's t."""
     from scipy.stats import t
 
     mean = float(np.mean(values)) * scale
     if len(values) < 2:
-        return f"{mean:.{digits_shown}f}"
+        return f"{mean:.{decimals}f}"
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))) * scale
-    return f"{mean:.{digits_shown}f} ± {half:.{digits_shown}f}"
+    return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
 # ----------------------------------------------------------------------------------------------------------- rejection
 
 
-def rejection_values(classifier: ImageClassifier, features: Tensor) -> dict[str, np.ndarray]:
-    """Every score of some images."""
+def compute_rejection_scores(classifier: ImageClassifier, features: Tensor) -> dict[str, np.ndarray]:
+    """Returns every rejection score of images."""
     images = classifier.references.images
     assert images is not None
-    against = None
+    negative_scores = None
     if classifier.negatives is not None:
         negatives = classifier.negatives.references
-        against = classifier.choice.fit(negatives.support, negatives.text)(features)
+        negative_scores = classifier.choice.fit(negatives.support, negatives.text)(features)
     nearest = (features @ images.features.T).amax(dim=1)
-    inputs = ScoreInputs(classifier.scorer()(features), nearest, against, classifier.temperature.value)
-    usable = [name for name in SCORES if against is not None or not name.startswith("negatives")]
+    inputs = ScoreInputs(classifier.scorer()(features), nearest, negative_scores, classifier.temperature.value)
+    usable = [name for name in SCORES if negative_scores is not None or not name.startswith("negatives")]
     return {name: SCORES[name](inputs).double().numpy() for name in usable}
 
 
 def rejection_rows(runs: Runs) -> Iterator[str]:
-    """Rejection: classes of each world against what is none of them."""
+    """Yields the rows of rejection: images of the classes against images of other things."""
     yield (
-        "| classes | what is none of them | score | AUROC | FPR at 95% | kept of the classes | rejected of the others "
-        "| promised |"
+        "| classes | other images | score | AUROC | FPR at 95% | accepted of the classes | rejected of the others "
+        "| predicted |"
     )
     yield "|---|---|---|---|---|---|---|---|"
-    names = shapes("photo").names
-    others = {"the 210 other kinds": unknown(), "scanned digits": digits().images}
+    names = load_shapes("photo").names
+    others = {"the 210 other kinds": load_unknown_images(), "scanned digits": load_digits().images}
     cases = [
         ("30 shapes", "shapes", names, others),
         ("10 shapes", "shapes", names[:10], others),
-        ("7 digits", "digits", digits().names[:7], {"the digits 7, 8, 9": [], "shapes": shapes("photo").images}),
+        (
+            "7 digits",
+            "digits",
+            load_digits().names[:7],
+            {"the digits 7, 8, 9": [], "shapes": load_shapes("photo").images},
+        ),
     ]
     for title, world_name, classes, unknowns in cases:
         for method in ("lgclip", "fusion"):
@@ -175,28 +183,32 @@ def rejection_rows(runs: Runs) -> Iterator[str]:
 
 
 def _ceiling_row(runs: Runs, classes: Sequence[str]) -> str:
-    """The AUROC of a linear probe that was trained on real images of all 240 kinds: the limit of this encoder."""
+    """Returns the row of a linear probe trained on real images of all 240 kinds, the upper bound of this encoder."""
     from sklearn.linear_model import LogisticRegression
 
     classifier = runs.classifier(classes, 0, "method=lgclip")
-    each = 20
-    known = [world.image_of("train", 100 * label + number) for label in range(len(classes)) for number in range(each)]
-    start = 2 * FAR // 210 * 210
-    others = [world.image_of("pretrain", start + index) for index in range(210 * each)]
+    images_per_kind = 20
+    known = [
+        world.image_of("train", 100 * label + number)
+        for label in range(len(classes))
+        for number in range(images_per_kind)
+    ]
+    start = 2 * UNSEEN_INDEX // 210 * 210
+    others = [world.image_of("pretrain", start + index) for index in range(210 * images_per_kind)]
     features = torch.cat(
         [
             runs.features(classifier, "single", "real images of the classes", known),
             runs.features(classifier, "single", "real images of the other kinds", others),
         ]
     )
-    labels = [label for label in range(len(classes)) for _ in range(each)]
+    labels = [label for label in range(len(classes)) for _ in range(images_per_kind)]
     labels += [len(classes) + index % 210 for index in range(len(others))]
     probe = LogisticRegression(C=1000, max_iter=300).fit(features.numpy(), labels)
     inside = probe.predict_proba(runs.world_features(classifier, "shapes").numpy())[:, : len(classes)].sum(axis=1)
-    outside_features = runs.features(classifier, "single", "the 210 other kinds", unknown())
+    outside_features = runs.features(classifier, "single", "the 210 other kinds", load_unknown_images())
     outside = probe.predict_proba(outside_features.numpy())[:, : len(classes)].sum(axis=1)
     return (
-        f"| 30 shapes | the 210 other kinds | for comparison: linear probe of {each} real images a kind | "
+        f"| 30 shapes | the 210 other kinds | for comparison: linear probe of {images_per_kind} real images per kind | "
         f"{auroc(inside, outside):.3f} | {100 * fpr_at(inside, outside):.1f} | | | |"
     )
 
@@ -211,35 +223,42 @@ def _rejection_case(
     method: str,
 ) -> Iterator[str]:
     rows: dict[str, list[tuple[float, float]]] = {}
-    kept: list[float] = []
+    accepted: list[float] = []
     rejected: list[float] = []
-    promised: list[float] = []
+    predicted_rates: list[float] = []
     chosen: list[str] = []
     for seed in SEEDS:
         classifier = runs.classifier(classes, seed, f"method={method}")
         labels = WORLDS[world_name]().labels
         features = runs.world_features(classifier, world_name)
-        inside = rejection_values(classifier, features[labels < len(classes)])
+        inside = compute_rejection_scores(classifier, features[labels < len(classes)])
         outside_features = features[labels >= len(classes)]
         if images:
             outside_features = runs.features(classifier, "single", other, images)
-        outside = rejection_values(classifier, outside_features)
+        outside = compute_rejection_scores(classifier, outside_features)
         for name, values in inside.items():
             rows.setdefault(name, []).append((auroc(values, outside[name]), fpr_at(values, outside[name])))
         rejector = classifier.rejector
         assert rejector is not None
         chosen.append(rejector.score)
-        kept.append(float((inside[rejector.score] >= rejector.threshold).mean()))
+        accepted.append(float((inside[rejector.score] >= rejector.threshold).mean()))
         rejected.append(float((outside[rejector.score] < rejector.threshold).mean()))
         if rejector.rejected is not None:
-            promised.append(rejector.rejected)
+            predicted_rates.append(rejector.rejected)
+    predicted = format_mean(predicted_rates) if predicted_rates else "unknown: no negatives"
     for name, pairs in rows.items():
-        mine = f"{chosen.count(name)} of {len(chosen)} seeds" if name in chosen else ""
-        cells = [title, other, name, mean_of([pair[0] for pair in pairs], 1, 3), mean_of([pair[1] for pair in pairs])]
-        yield "| " + " | ".join([*cells, f"chosen: {mine}" if mine else "", "", ""]) + " |"
+        selection = f"{chosen.count(name)} of {len(chosen)} seeds" if name in chosen else ""
+        cells = [
+            title,
+            other,
+            name,
+            format_mean([pair[0] for pair in pairs], 1, 3),
+            format_mean([pair[1] for pair in pairs]),
+        ]
+        yield "| " + " | ".join([*cells, f"chosen: {selection}" if selection else "", "", ""]) + " |"
     yield (
-        f"| {title} | {other} | **the classifier's threshold** | | | {mean_of(kept)} | {mean_of(rejected)} | "
-        f"{mean_of(promised) if promised else 'unknown: no negatives'} |"
+        f"| {title} | {other} | **the classifier's threshold** | | "
+        f"| {format_mean(accepted)} | {format_mean(rejected)} | {predicted} |"
     )
 
 
@@ -247,58 +266,61 @@ def _rejection_case(
 
 
 def probability_rows(runs: Runs) -> Iterator[str]:
-    """Probabilities: calibration error on real images, for three ways to set the temperature."""
-    yield "| world | method | top-1 | fixed 0.01 | maximum likelihood | ours, Platt's targets | temperature |"
+    """Yields the rows of probabilities: calibration error on real images, for three ways to set the temperature."""
+    yield "| world | method | top-1 | fixed 0.01 | maximum likelihood | lgclip, Platt's targets | temperature |"
     yield "|---|---|---|---|---|---|---|"
-    for name, make in WORLDS.items():
+    for name, load in WORLDS.items():
         for method in ("lgclip", "fusion"):
             top1: list[float] = []
             temperatures: list[float] = []
-            errors: dict[str, list[float]] = {"fixed": [], "likelihood": [], "ours": []}
+            errors: dict[str, list[float]] = {"fixed": [], "likelihood": [], "lgclip": []}
             for seed in SEEDS:
-                classifier = runs.classifier(make().names, seed, f"method={method}")
+                classifier = runs.classifier(load().names, seed, f"method={method}")
                 scores = classifier.scorer()(runs.world_features(classifier, name))
-                correct = (scores.argmax(dim=1) == make().labels).numpy()
+                correct = (scores.argmax(dim=1) == load().labels).numpy()
                 top1.append(float(correct.mean()))
                 left_out = left_out_scores(classifier.choice, classifier.references)
                 plain = likeliest_temperature(left_out.scores, left_out.labels)
                 values = {
                     "fixed": DEFAULT_TEMPERATURE.value,
                     "likelihood": plain or DEFAULT_TEMPERATURE.value,
-                    "ours": classifier.temperature.value,
+                    "lgclip": classifier.temperature.value,
                 }
                 temperatures.append(classifier.temperature.value)
                 for key, value in values.items():
                     confidence = (scores / value).softmax(dim=1).amax(dim=1).double().numpy()
                     errors[key].append(calibration_error(confidence, correct))
-            cells = [mean_of(errors[key], 1, 3) for key in errors]
-            yield f"| {name} | {method} | {mean_of(top1)} | {' | '.join(cells)} | {mean_of(temperatures, 1, 4)} |"
+            cells = [format_mean(errors[key], 1, 3) for key in errors]
+            cells = [format_mean(top1), *cells, format_mean(temperatures, 1, 4)]
+            yield f"| {name} | {method} | {' | '.join(cells)} |"
 
 
 # ------------------------------------------------------------------------------------------------------------ forecast
 
 
 def forecast_rows(runs: Runs) -> Iterator[str]:
-    """Forecast: expected against true accuracy of random subsets of the classes."""
+    """Yields the rows of the forecast: predicted and true accuracy of random subsets of the classes."""
     yield (
         "| world | encoder | subsets | top-1 | expected | rank correlation per task | per class | of the number of "
-        "classes alone | interval holds the truth |"
+        "classes alone | interval contains the truth |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
     encoders = {"images": (), "images, several scales": ("scales=multi",), "fusion": ("method=fusion",)}
-    everything: list[tuple[float, float]] = []
+    all_pairs: list[tuple[float, float]] = []
     for encoder, overrides in encoders.items():
         views = "multi" if "scales=multi" in overrides else "single"
         pools = {
-            "shapes, 90 kinds": related("photo"), "shapes_noisy, 90 kinds": related("noisy"), "digits": digits()
-        }  # fmt: skip
+            "shapes, 90 kinds": load_related_shapes("photo"),
+            "shapes_noisy, 90 kinds": load_related_shapes("noisy"),
+            "digits": load_digits(),
+        }
         for name, pool in pools.items():
             classifier = runs.classifier(pool.names, 0, "rejection=none", *overrides)
             features = runs.features(classifier, views, name, pool.images)
-            outcomes = [_subset(classifier, features, pool.labels, seed) for seed in range(SUBSETS)]
+            outcomes = [_evaluate_subset(classifier, features, pool.labels, seed) for seed in range(SUBSETS)]
             true = [outcome[0] for outcome in outcomes]
             expected = [outcome[1] for outcome in outcomes]
-            everything += zip(true, expected, strict=True)
+            all_pairs += zip(true, expected, strict=True)
             sizes = [-outcome[4] for outcome in outcomes]
             per_class = [outcome[2] for outcome in outcomes if np.isfinite(outcome[2])]
             inside = np.mean([outcome[3] for outcome in outcomes])
@@ -307,17 +329,19 @@ def forecast_rows(runs: Runs) -> Iterator[str]:
                 f"{_rank(expected, true):.2f} | {np.mean(per_class):.2f} | {_rank(sizes, true):.2f} | "
                 f"{100 * inside:.0f}% |"
             )
-    yield f"| all together | | {len(everything)} | | | {_rank(*zip(*everything, strict=True)):.2f} | | | |"
+    yield f"| all together | | {len(all_pairs)} | | | {_rank(*zip(*all_pairs, strict=True)):.2f} | | | |"
 
 
 def _rank(first: Sequence[float], second: Sequence[float]) -> float:
     return float(spearmanr(first, second)[0])  # pyright: ignore[reportArgumentType]
 
 
-def _subset(
+def _evaluate_subset(
     classifier: ImageClassifier, features: Tensor, labels: Tensor, seed: int
 ) -> tuple[float, float, float, bool, int]:
-    """True and expected accuracy of a random subset, their rank correlation over its classes, and its size."""
+    """Returns true and predicted accuracy of a random subset, their rank correlation over its classes, whether the
+    interval contains the truth, and the number of classes.
+    """
     rng = np.random.default_rng(seed)
     count = int(rng.integers(3, len(classifier.classes) + 1))
     classes = sorted(rng.permutation(len(classifier.classes))[:count].tolist())
@@ -327,11 +351,11 @@ def _subset(
     fitted = fit_choice(classifier.configured, None, references)
     predicted = forecast(fitted.choice, references)
     assert predicted is not None
-    places = {label: place for place, label in enumerate(classes)}
-    rows = [row for row, label in enumerate(labels.tolist()) if label in places]
-    targets = torch.tensor([places[label] for label in labels[rows].tolist()])
+    indices = {label: index for index, label in enumerate(classes)}
+    rows = [row for row, label in enumerate(labels.tolist()) if label in indices]
+    targets = torch.tensor([indices[label] for label in labels[rows].tolist()])
     correct = (fitted.choice.fit(references.images, text)(features[rows]).argmax(dim=1) == targets).double()
-    true = [float(correct[targets == place].mean()) for place in range(count)]
+    true = [float(correct[targets == index].mean()) for index in range(count)]
     expected = [item.expected for item in predicted.classes]
     # Where all classes have the same accuracy there is no order to predict.
     correlation = float("nan") if np.ptp(true) == 0 or np.ptp(expected) == 0 else _rank(expected, true)
@@ -343,11 +367,11 @@ def _subset(
 
 
 def repair_rows(runs: Runs) -> Iterator[str]:
-    """Repair: new images for confusable classes, kept where left-out images say so, or all."""
-    yield "| world | before | `--improve 1` | classes that it changed | all new images kept |"
+    """Yields the rows of repair: new images of confusable classes, kept where held-out images improve, or all."""
+    yield "| world | before | `--improve 1` | changed classes | all new images kept |"
     yield "|---|---|---|---|---|"
-    for name, make in WORLDS.items():
-        names = make().names
+    for name, load in WORLDS.items():
+        names = load().names
         accuracies: dict[str, list[float]] = {"before": [], "improved": [], "all": []}
         changed: list[float] = []
         for seed in SEEDS:
@@ -361,26 +385,26 @@ def repair_rows(runs: Runs) -> Iterator[str]:
             features = runs.world_features(before, name)
             for key, classifier in (("before", before), ("improved", improved), ("all", extended)):
                 predicted = classifier.scorer()(features).argmax(dim=1)
-                accuracies[key].append(float((predicted == make().labels).double().mean()))
-        cells = [mean_of(values) for values in accuracies.values()]
-        yield f"| {name} | {cells[0]} | {cells[1]} | {mean_of(changed, 1)} of {len(names)} | {cells[2]} |"
+                accuracies[key].append(float((predicted == load().labels).double().mean()))
+        cells = [format_mean(values) for values in accuracies.values()]
+        yield f"| {name} | {cells[0]} | {cells[1]} | {format_mean(changed, 1)} of {len(names)} | {cells[2]} |"
 
 
 # --------------------------------------------------------------------------------------------------------------- shots
 
 
 def shot_rows(runs: Runs) -> Iterator[str]:
-    """Shots: accuracy with 1 to 16 real images per class, alone and with synthetic ones."""
-    yield "| world | real images a class | synthetic alone | real alone | both | synthetic prototypes are worth |"
+    """Yields the rows of shots: accuracy with 1 to 16 real images per class, with and without synthetic ones."""
+    yield "| world | real images per class | synthetic only | real only | both | synthetic prototypes are worth |"
     yield "|---|---|---|---|---|---|"
-    for name, make in WORLDS.items():
-        classifier = runs.classifier(make().names, 0, "method=lgclip")
-        worth = worth_of_features(classifier, runs.world_features(classifier, name), make().labels, seeds=5)
+    for name, load in WORLDS.items():
+        classifier = runs.classifier(load().names, 0, "method=lgclip")
+        worth = worth_of_features(classifier, runs.world_features(classifier, name), load().labels, seeds=5)
         equivalent = worth.equivalent_shots()
-        shown = f"more than {worth.shots[-1]} photos" if equivalent is None else f"{equivalent:.1f} photos"
+        worth_text = f"more than {worth.shots[-1]} photos" if equivalent is None else f"{equivalent:.1f} photos"
         for count in worth.shots:
-            cells = [mean_of(values[count]) for values in (worth.synthetic, worth.real, worth.mixed)]
-            yield f"| {name} | {count} | {' | '.join(cells)} | {shown} |"
+            cells = [format_mean(values[count]) for values in (worth.synthetic, worth.real, worth.mixed)]
+            yield f"| {name} | {count} | {' | '.join(cells)} | {worth_text} |"
 
 
 CLAIMS = {
@@ -397,17 +421,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, help="keep prompts and images here (default: a temporary folder)")
     parser.add_argument("--claim", action="append", help="only claims whose title begins so")
-    args = parser.parse_args()
-    started = time.monotonic()
+    options = parser.parse_args()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        runs = Runs(args.store or Path(folder))
+        runs = Runs(options.store or Path(folder))
         for title, rows in CLAIMS.items():
-            if args.claim and not any(title.lower().startswith(claim.lower()) for claim in args.claim):
+            if options.claim and not any(title.lower().startswith(claim.lower()) for claim in options.claim):
                 continue
             print(f"\n## {title}\n", flush=True)
             for row in rows(runs):
                 print(row, flush=True)
-    print(f"\n{time.monotonic() - started:.0f} s")
+    print(f"\n{time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""A million stored features: `python benchmarks/million_features.py`, in three minutes, 3 GB of disk (B17).
+"""Measures the evaluation of a million stored features (B17): `python benchmarks/million_features.py`.
 
-B17a: peak memory of evaluating 1,000,000 simulated features (width 512) among 1,000 classes, read from the store,
-beyond that of the interpreter with its imports. B17b: how long a run takes to know that nothing is missing, by image:
-it reads and checks every file of features once. Its reference is reading the same files, which are in the system's
-cache, and their checksum alone. Predictions are compared with those of plain products first.
+Takes three minutes and 3 GB of disk.
+
+- B17a: peak memory of evaluating 1,000,000 simulated features (width 512) of 1,000 classes, read from the store, above
+  that of the interpreter with its imports.
+- B17b: time per image until a run knows that no feature is missing: it reads and verifies every file of features once.
+  The reference is reading the same files from the page cache, and their checksums.
+
+Predictions are compared first with the matrix products.
 """
 
 import json
@@ -18,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import Row, keep
+from comparison import Row, save_row
 from torch.nn.functional import normalize
 
 from lgclip.datasets.packed_strings import PackedHashes
@@ -34,20 +38,20 @@ COMMAND = "python benchmarks/million_features.py"
 CLASSES, WIDTH, CHUNK = 1000, 512, 5000
 SIZES = (250_000, 1_000_000)
 LIMIT = 1e9
-"""Bytes beyond the interpreter that an evaluation may take."""
+"""Bytes above the interpreter's memory that an evaluation may take."""
 
 
-def ids(count: int) -> Iterator[str]:
-    """Content keys of so many images."""
-    return (f"{place * 0x9E3779B97F4A7C15 & (2**128 - 1):032x}" for place in range(1, count + 1))
+def generate_ids(count: int) -> Iterator[str]:
+    """Yields the content keys of `count` images."""
+    return (f"{index * 0x9E3779B97F4A7C15 & (2**128 - 1):032x}" for index in range(1, count + 1))
 
 
 def simulate(root: Path, count: int) -> FeatureStore:
-    """Writes features that lie about their class's center."""
+    """Writes features that are scattered around the center of their class."""
     store = FeatureStore(root, {"encoder": "simulated"}, {"source": "simulated"})
     generator = torch.Generator().manual_seed(0)
     centers = normalize(torch.randn(CLASSES, WIDTH, generator=generator), dim=1)
-    names = list(ids(count))
+    names = list(generate_ids(count))
     for start in range(0, count, CHUNK):
         labels = torch.arange(start, start + CHUNK) % CLASSES
         features = normalize(centers[labels] + 0.15 * torch.randn(CHUNK, WIDTH, generator=generator), dim=1)
@@ -55,18 +59,18 @@ def simulate(root: Path, count: int) -> FeatureStore:
     return store
 
 
-def peak() -> int:
-    """The peak of this process's resident memory in bytes."""
+def peak_memory() -> int:
+    """Returns the peak resident memory of this process in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(status.partition("VmHWM:")[2].split(maxsplit=1)[0])
 
 
 def evaluate(root: Path, count: int) -> dict[str, float]:
-    """Evaluates what is stored, as a run does, in this process."""
-    before = peak()
+    """Evaluates the stored features as a run does, in this process; returns memory and time."""
+    before = peak_memory()
     store = FeatureStore(root, {"encoder": "simulated"}, {"source": "simulated"})
     labels = np.arange(count, dtype=np.int32) % CLASSES
-    stream = Stream("real", PackedHashes(ids(count)), labels.tolist(), ("full",), store, lambda place: "")
+    stream = Stream("real", PackedHashes(generate_ids(count)), labels.tolist(), ("full",), store, lambda index: "")
     start = time.perf_counter()
     missing = stream.missing()
     seconds = time.perf_counter() - start
@@ -80,16 +84,16 @@ def evaluate(root: Path, count: int) -> dict[str, float]:
         collector.update(score(batch.features[:, 0]), batch.labels, batch.indices)
     rows, probs = collector.compute()
     predictions = Predictions(*rows.unbind(dim=1), *probs.unbind(dim=1))
-    used = peak() - before
+    used = peak_memory() - before
     for batch in stream.batches():
-        plain = (batch.features[:, 0] @ centers.T).argmax(dim=1)
-        if not torch.equal(predictions.prediction[batch.indices], plain):
-            raise SystemExit("a prediction is not the first of the highest scores")
+        expected = (batch.features[:, 0] @ centers.T).argmax(dim=1)
+        if not torch.equal(predictions.prediction[batch.indices], expected):
+            raise SystemExit("a prediction is not the first class with the highest score")
     return {"bytes": used, "seconds": seconds}
 
 
 def read_all(root: Path) -> float:
-    """Seconds of reading every file of features and of their checksums."""
+    """Returns the seconds of reading every file of features, and of the checksums."""
     start = time.perf_counter()
     for path in sorted(root.rglob("*.safetensors")):
         zlib.crc32(path.read_bytes())
@@ -97,7 +101,7 @@ def read_all(root: Path) -> float:
 
 
 def main() -> None:
-    """Measures and keeps."""
+    """Measures and saves the rows."""
     measured: dict[int, dict[str, float]] = {}
     baselines: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -106,27 +110,30 @@ def main() -> None:
             simulate(root, count)
             baselines[count] = read_all(root)
             command = [sys.executable, __file__, str(root), str(count)]
-            # The path of this folder, and of the package where it is not installed.
+            # Includes this folder, and the package where it is not installed.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            measured[count] = json.loads(done.stdout)
+            process = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            measured[count] = json.loads(process.stdout)
     few, many = SIZES
-    equal = f"the predictions of {many:,} images"
-    taken = measured[many]["bytes"] / 1e6
-    ours = f"evaluating {many:,} stored features x {CLASSES:,} classes, width {WIDTH}: peak beyond the interpreter"
-    keep(Row("B17a", ours, "1 GB, the limit", "<= 1", "MB", [taken], [LIMIT / 1e6], equal, COMMAND, inverse=True))
+    equality = f"predictions of {many:,} images"
+    megabytes = measured[many]["bytes"] / 1e6
+    task = (
+        f"evaluating {many:,} stored features x {CLASSES:,} classes, width {WIDTH}: peak memory above the interpreter's"
+    )
+    limit = [LIMIT / 1e6]
+    save_row(Row("B17a", task, "limit of 1 GB", "<= 1", "MB", [megabytes], limit, equality, COMMAND, inverse=True))
     slope = 1e6 * (measured[many]["seconds"] - measured[few]["seconds"]) / (many - few)
     bound = 1e6 * (baselines[many] - baselines[few]) / (many - few)
-    keep(
+    save_row(
         Row(
             "B17b",
-            f"knowing that nothing is missing, {few:,} to {many:,} images: every file is checked",
-            "reading the files from the system's cache, and CRC-32, alone",
+            f"checking that no feature is missing, {few:,} to {many:,} images: every file is verified",
+            "reading the files from the page cache and CRC-32 only",
             "",
-            "us an image",
+            "us per image",
             [slope],
             [bound],
-            equal,
+            equality,
             COMMAND,
             inverse=True,
         )

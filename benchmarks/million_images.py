@@ -1,10 +1,11 @@
-"""A million images in tar shards: `python benchmarks/million_images.py`, in 20 minutes, 40 MB of disk (B23).
+"""Measures a million images in tar shards (B23): `python benchmarks/million_images.py`, 20 minutes and 40 MB of disk.
 
-B23a: listing 1,000,000 images in 100 shards for the first time (`dataset=webdataset`), by image; beside reading the
-shards and their SHA-256 alone. B23b: the same again. B23c: memory of the list. B23d: growth of the peak memory of
-`lgclip classify --shards-to --labels`, from 100,000 to 1,000,000 images: read, decoded, resized, labelled and counted;
-the features are simulated by a product with a fixed matrix. All shards are links to one with 10,000 different images.
-`list` or `classify` as an argument measures that alone.
+- B23a: listing 1,000,000 images in 100 shards for the first time (`dataset=webdataset`), per image, compared with only
+  reading the shards and their SHA-256. B23b: the same with a cached index. B23c: memory of the list.
+- B23d: growth of the peak memory of `lgclip classify --shards-to --labels`, from 100,000 to 1,000,000 images: read,
+  decoded, resized, labelled and counted; the features are simulated by a product with a fixed matrix.
+
+All shards are links to one with 10,000 different images. The argument `list` or `classify` measures only that part.
 """
 
 import hashlib
@@ -22,33 +23,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from comparison import Row, save_row
 from PIL import Image
-from side_by_side import Row, keep
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/million_images.py"
 PER_SHARD, SHARDS, FEW_SHARDS = 10_000, 100, 10
-SIDE = 8
-"""Pixels of an image's side."""
-FEATURE = 4 * 512
+IMAGE_SIZE = 8
+"""Height and width of an image in pixels."""
+
+FEATURE_BYTES = 4 * 512
 LIST_LIMIT = 200.0
-"""Bytes of memory that an image may take in the list."""
+"""Bytes of memory that the list may take per image."""
 
 
-def peak() -> int:
-    """Returns the peak of this process's resident memory in bytes."""
+def peak_memory() -> int:
+    """Returns the peak resident memory of this process in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(status.partition("VmHWM:")[2].split(maxsplit=1)[0])
 
 
 def write_shards(folder: Path, names: list[str]) -> None:
-    """Writes one shard, and links to it: each shard is a file of its own for whoever lists it."""
+    """Writes one shard, and links to it that are listed like separate shards."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     with tarfile.open(folder / "00000.tar", "w") as archive:
         for index in range(PER_SHARD):
             buffer = BytesIO()
-            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(buffer, format="PNG")
+            Image.fromarray(rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)).save(
+                buffer, format="PNG"
+            )
             for extension, content in (("png", buffer.getvalue()), ("cls", str(index % len(names)).encode())):
                 info = tarfile.TarInfo(f"{index:06}.{extension}")
                 info.size = len(content)
@@ -58,68 +62,73 @@ def write_shards(folder: Path, names: list[str]) -> None:
 
 
 def list_images(folder: Path, shards: int) -> dict[str, Any]:
-    """Lists the images of so many shards in this process: first without a cache, then with it."""
+    """Lists the images of `shards` shards in this process, first without a cache, then with it."""
     from lgclip.datasets.web_dataset import WebDataset
 
     pattern = f"{{00000..{shards - 1:05}}}.tar"
     names = str(folder.parent / "names.txt")
-    before = peak()
+    before = peak_memory()
     start = time.perf_counter()
     data = WebDataset(str(folder), shards=pattern, names=names)
     first = time.perf_counter() - start
-    used = peak() - before
+    used = peak_memory() - before
     start = time.perf_counter()
-    again = WebDataset(str(folder), shards=pattern, names=names)
+    cached = WebDataset(str(folder), shards=pattern, names=names)
     second = time.perf_counter() - start
     start = time.perf_counter()
     for number in range(shards):
         hashlib.sha256((folder / f"{number:05}.tar").read_bytes())
     read = time.perf_counter() - start
     count = len(data)
-    if count != shards * PER_SHARD or again.ids[count - 1] != data.ids[PER_SHARD - 1]:
-        raise SystemExit("the list is not that of the shards")
+    if count != shards * PER_SHARD or cached.ids[count - 1] != data.ids[PER_SHARD - 1]:
+        raise SystemExit("the list differs from the contents of the shards")
     return {"first": first, "second": second, "read": read, "bytes": used, "count": count}
 
 
-class _Simulated:
-    """Encodes by a product with a fixed matrix; everything else is the classifier's own encoder."""
+class _SimulatedEncoder:
+    """Encodes by a product with a fixed matrix, and otherwise delegates to the classifier's encoder."""
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
         generator = torch.Generator().manual_seed(0)
-        self._matrix = torch.randn(3 * SIDE * SIDE, encoder.width(), generator=generator)
+        self._matrix = torch.randn(3 * IMAGE_SIZE * IMAGE_SIZE, encoder.width(), generator=generator)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def on(self, device: torch.device) -> "_Simulated":
+    def on(self, device: torch.device) -> "_SimulatedEncoder":
         return self
 
-    def load(self, device: torch.device) -> "_Simulated":
+    def load(self, device: torch.device) -> "_SimulatedEncoder":
         return self
 
     def images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns unit features (b, d) of pixels (b, 3, h, w)."""
-        small = torch.nn.functional.adaptive_avg_pool2d(pixels, SIDE).flatten(1)
+        small = torch.nn.functional.adaptive_avg_pool2d(pixels, IMAGE_SIZE).flatten(1)
         return torch.nn.functional.normalize(small @ self._matrix, dim=1)
 
 
 def classify(folder: Path, shards: int) -> dict[str, Any]:
-    """Classifies so many shards in this process."""
+    """Classifies `shards` shards in this process; returns memory, time and hashes of the tables."""
     from lgclip.api import load
     from lgclip.classifier.shard_labels import ShardLabels
     from lgclip.classifier.shard_tables import ShardTables, TableSettings
     from lgclip.datasets.shard_files import find_shards
 
     classifier = load(folder.parent / "classifier")
-    classifier.encoder = _Simulated(classifier.encoder)  # pyright: ignore[reportAttributeAccessIssue]
+    classifier.encoder = _SimulatedEncoder(classifier.encoder)  # pyright: ignore[reportAttributeAccessIssue]
     labels = ShardLabels.from_options("cls", folder.parent / "names.txt")
     tables = folder.parent / f"tables-{shards}"
     start = time.perf_counter()
-    found = find_shards(f"{folder}/{{00000..{shards - 1:05}}}.tar", "shards")
-    last = list(ShardTables(tables, TableSettings(labels=labels)).classify(classifier, found))[-1]
+    shard_files = find_shards(f"{folder}/{{00000..{shards - 1:05}}}.tar", "shards")
+    last = list(ShardTables(tables, TableSettings(labels=labels)).classify(classifier, shard_files))[-1]
     seconds = time.perf_counter() - start
-    return {"bytes": peak(), "seconds": seconds, "last": last, "tables": [_digest(tables, n) for n in (0, shards - 1)]}
+    return {
+        "bytes": peak_memory(),
+        "seconds": seconds,
+        "last": last,
+        "tables": [_digest(tables, n) for n in (0, shards - 1)],
+    }
 
 
 def _digest(tables: Path, number: int) -> str:
@@ -130,75 +139,80 @@ def _digest(tables: Path, number: int) -> str:
     return hashlib.sha256(str(table.drop_columns(["path"]).to_pydict()).encode()).hexdigest()
 
 
-def run(verb: str, folder: Path, shards: int) -> dict[str, Any]:
-    """Runs one measurement in a process of its own."""
+def run_in_new_process(verb: str, folder: Path, shards: int) -> dict[str, Any]:
+    """Runs one measurement in a new process."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        # Indexes of shards are cached, so that each measurement has a cache of its own.
+        # Shard indexes are cached, so each measurement uses a separate cache.
         "XDG_CACHE_HOME": str(folder.parent / f"cache-{verb}-{shards}"),
     }
     command = [sys.executable, __file__, verb, str(folder), str(shards)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def names_of_classes() -> list[str]:
-    """Returns the names that the classifier is built from."""
+def load_class_names() -> list[str]:
+    """Returns the class names of the classifier."""
     lines = (ROOT / "examples/names.txt").read_text(encoding="utf-8").splitlines()
     return [line.partition("\t")[0] for line in lines if line]
 
 
 def main(parts: Sequence[str]) -> None:
-    """Measures some of the parts, `list` and `classify`, and keeps."""
+    """Measures the parts, `list` and `classify`, and saves the rows."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        names = names_of_classes()
+        names = load_class_names()
         (work / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
         write_shards(work / "shards", names)
         if "list" in parts:
-            keep_list({shards: run("list", work / "shards", shards) for shards in (FEW_SHARDS, SHARDS)})
+            save_list_rows(
+                {shards: run_in_new_process("list", work / "shards", shards) for shards in (FEW_SHARDS, SHARDS)}
+            )
         if "classify" in parts:
             build = ["-m", "lgclip", "build", "examples/names.txt", "-o", str(work / "classifier")]
             values = [f"paths.store={work / 'store'}", "rejection=none", "prompts_per_class=2"]
             subprocess.run([sys.executable, *build, *values], check=True, cwd=ROOT)
-            keep_classified({shards: run("classify", work / "shards", shards) for shards in (FEW_SHARDS, SHARDS)})
+            save_classification_row(
+                {shards: run_in_new_process("classify", work / "shards", shards) for shards in (FEW_SHARDS, SHARDS)}
+            )
 
 
-def keep_list(measured: dict[int, dict[str, Any]]) -> None:
-    """Keeps the rows of the list of images."""
+def save_list_rows(measured: dict[int, dict[str, Any]]) -> None:
+    """Saves the rows of the list of images."""
     few, many = measured[FEW_SHARDS], measured[SHARDS]
     count = many["count"]
-    equal = f"the keys of {count:,} images"
-    titles = f"listing {count:,} images in {SHARDS} tar shards, `dataset=webdataset`"
-    reference = "reading the shards from the system's cache, and SHA-256, alone"
+    equality = f"keys of {count:,} images"
+    title = f"listing {count:,} images in {SHARDS} tar shards, `dataset=webdataset`"
+    reference = "reading the shards from the page cache and SHA-256 only"
     read = [1e6 * many["read"] / count]
-    for number, which, field in (("B23a", "the first time", "first"), ("B23b", "once more", "second")):
+    for number, condition, field in (("B23a", "the first time", "first"), ("B23b", "with a cached index", "second")):
         times = [1e6 * many[field] / count]
-        keep(Row(number, f"{titles}, {which}", reference, "", "us an image", times, read, equal, COMMAND, inverse=True))
+        task = f"{title}, {condition}"
+        save_row(Row(number, task, reference, "", "us per image", times, read, equality, COMMAND, inverse=True))
     growth = [(many["bytes"] - few["bytes"]) / (count - few["count"])]
-    ours = f"memory of that list, by the peaks of {few['count']:,} and {count:,} images"
+    task = f"memory of this list, from the peaks at {few['count']:,} and {count:,} images"
     limit = [LIST_LIMIT]
-    keep(Row("B23c", ours, "200 B, the limit", "<= 1", "B an image", growth, limit, equal, COMMAND, inverse=True))
+    save_row(Row("B23c", task, "limit of 200 B", "<= 1", "B per image", growth, limit, equality, COMMAND, inverse=True))
 
 
-def keep_classified(measured: dict[int, dict[str, Any]]) -> None:
-    """Keeps the row of classified shards."""
+def save_classification_row(measured: dict[int, dict[str, Any]]) -> None:
+    """Saves the row of classified shards."""
     few, many = measured[FEW_SHARDS], measured[SHARDS]
     if len({*few["tables"], *many["tables"]}) != 1:
-        raise SystemExit("equal shards have other tables")
+        raise SystemExit("tables of equal shards differ")
     counts = [FEW_SHARDS * PER_SHARD, SHARDS * PER_SHARD]
     growth = max(0, many["bytes"] - few["bytes"]) / (counts[1] - counts[0])
-    keep(
+    save_row(
         Row(
             "B23d",
             f"`lgclip classify --shards-to --labels`: growth of peak memory, {counts[0]:,} to {counts[1]:,} images",
-            "a feature of 512 floats",
+            "feature of 512 floats",
             "<= 0.05",
-            "B an image",
+            "B per image",
             [growth],
-            [float(FEATURE)],
-            "the predictions of the first and the last shard",
+            [float(FEATURE_BYTES)],
+            "predictions of the first and the last shard",
             COMMAND,
             inverse=True,
         )

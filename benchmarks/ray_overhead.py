@@ -1,10 +1,11 @@
-"""What Ray costs (B20): `python benchmarks/ray_overhead.py`, in a few minutes on two cores; needs `lgclip[ray]`.
+"""Measures the overhead of Ray (B20): `python benchmarks/ray_overhead.py`, minutes on two cores; needs `lgclip[ray]`.
 
 Images of 2,184 classes x 50, a tenth of ImageNet-21k's 21,841 (`--full` for all), by a diffuser that takes no time, so
-that all that remains is the engine and the store. B20a is the time in which workers wait, of all workers together and
-per image, beside 2% of the 20 ms that a fast diffusion model takes. B20b is the driver's memory that grows with the
-images, beside the pixels of one image of 64 x 64: results that travel through the driver would take at least that.
-No image may be missing.
+that only the executor and the store remain. No image may be missing.
+
+- B20a: idle time of all workers per image, compared with 2% of the 20 ms that a fast diffusion model takes.
+- B20b: growth of the driver's memory per image, compared with the pixels of one image of 64 x 64: results that travel
+  through the driver would take at least that.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from comparison import Row, save_row
 from lightning import Trainer
-from side_by_side import Row, keep
 
 from lgclip.diffuser.base import GeneratedBatch, ImageGenerator, image_prompts
 from lgclip.stages.executor import StageRun, Work
@@ -40,7 +41,7 @@ PIXELS = 64 * 64 * 3
 
 @dataclass(frozen=True)
 class StubDiffuser(ImageGenerator):
-    """Generates one image at once, whatever the prompt."""
+    """Generates the same image immediately, for any prompt."""
 
     key_name: ClassVar[str] = "StubDiffuser"
     needs_prompts: ClassVar[bool] = True
@@ -56,7 +57,7 @@ class StubDiffuser(ImageGenerator):
         return self
 
     def generate(self, prompts: Sequence[Prompt], seed: int, attempts: Sequence[int]) -> GeneratedBatch:
-        """Returns one black and white image for all."""
+        """Returns the same black and white image for each prompt."""
         pixels = np.zeros((len(prompts), 8, 8, 3), dtype=np.uint8)
         pixels[:, ::2] = 255
         return GeneratedBatch(pixels, [None] * len(prompts))
@@ -66,14 +67,14 @@ class StubDiffuser(ImageGenerator):
 
 
 def peak_memory() -> int:
-    """Returns the most resident memory of this process, without what it shares with Ray's object store, in bytes."""
+    """Returns the peak resident memory of this process in bytes, without what it shares with Ray's object store."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     values = {line.split()[0]: int(line.split()[1]) for line in text.splitlines() if line.endswith("kB")}
     return 1024 * (values["VmHWM:"] - values["RssShmem:"])
 
 
 def measure(classes: int, store: Path) -> dict[str, float]:
-    """Generates the images of some classes, and returns what was measured."""
+    """Generates the images of `classes` classes, and returns time and memory."""
     quiet()
     store.mkdir(parents=True)
     names = [TargetClass(index, f"class {index}") for index in range(classes)]
@@ -97,17 +98,17 @@ def measure(classes: int, store: Path) -> dict[str, float]:
     return {"images": count, "seconds": seconds, "busy": busy, "memory": peak_memory()}
 
 
-def measured(classes: int) -> dict[str, float]:
-    """Returns what `measure` gives in a process of its own."""
+def measure_in_new_process(classes: int) -> dict[str, float]:
+    """Returns the result of `measure` in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--classes", str(classes), "--store", str(Path(folder) / "store")]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+        process = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Measures and keeps; with `--store` measures once and prints it."""
+    """Measures and saves the rows; with `--store` measures once and prints the result."""
     parser = argparse.ArgumentParser(description=COMMAND)
     parser.add_argument("--full", action="store_true", help="all classes, in about 15 minutes")
     parser.add_argument("--classes", type=int)
@@ -117,38 +118,40 @@ def main() -> None:
         print(json.dumps(measure(options.classes, options.store)))
         return
     many = CLASSES if options.full else CLASSES // 10
-    small, large = (measured(classes) for classes in (many // 10, many))
+    small, large = (measure_in_new_process(classes) for classes in (many // 10, many))
     for run in (small, large):
         print(", ".join(f"{name} {value:,.1f}" for name, value in run.items()), flush=True)
     overhead = 1000 * (WORKERS * large["seconds"] - large["busy"]) / large["images"]
     growth = (large["memory"] - small["memory"]) / (large["images"] - small["images"])
     print(f"overhead {overhead:.3f} ms an image, {overhead / IMAGE_MS:.2%} of {IMAGE_MS:g} ms")
     print(f"driver {large['memory'] / 1e6:.0f} MB, {growth:.0f} bytes more an image")
-    size = f"{large['images']:,.0f} images of a diffuser that takes no time, to shards, by {WORKERS} workers of Ray"
-    keep(
+    images = (
+        f"{large['images']:,.0f} images of a diffuser that takes no time, written to shards by {WORKERS} Ray workers"
+    )
+    save_row(
         Row(
             number="B20a",
-            ours=f"{size}: time per image in which workers wait, their start included",
-            against=f"{IMAGE_MS:g} ms, a fast diffusion model's image",
+            task=f"{images}: idle worker time per image, startup included",
+            reference=f"{IMAGE_MS:g} ms, the time of a fast diffusion model per image",
             aim="<= 0.02",
             unit="ms",
             measured=[overhead],
             baselines=[IMAGE_MS],
-            equal="no image is missing",
+            equality="no image is missing",
             command=COMMAND,
             inverse=True,
         )
     )
-    keep(
+    save_row(
         Row(
             number="B20b",
-            ours=f"the same: growth of the driver's memory, {small['images']:,.0f} to {large['images']:,.0f} images",
-            against="the pixels of an image of 64 x 64",
+            task=f"as B20a: growth of the driver's memory, {small['images']:,.0f} to {large['images']:,.0f} images",
+            reference="pixels of a 64 x 64 image",
             aim="<= 0.1",
-            unit="B an image",
+            unit="B per image",
             measured=[growth],
             baselines=[float(PIXELS)],
-            equal="as B20a",
+            equality="as B20a",
             command=COMMAND,
             inverse=True,
         )

@@ -1,4 +1,4 @@
-"""The small models as benchmarks use them: features, reconstructions and generated images."""
+"""Computes features, reconstructions and generated images with the small models of the package."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from lgclip.encoder.open_clip import OpenClip
 from lgclip.tiny.install import WEIGHTS
 from lgclip.types import TargetClass
 
-Pictures = UInt8[np.ndarray, "n h w 3"]
+Images = UInt8[np.ndarray, "n h w 3"]
 IMAGES_PER_CLASS = 10
 CPU = torch.device("cpu")
 
@@ -30,12 +30,12 @@ class SmallModels:
         self._transform = encoder.transform()
         self._vae: Any = AutoencoderKL.from_pretrained(WEIGHTS / "diffuser" / "vae", dtype=torch.float32)
 
-    def features(self, images: Pictures) -> Float[Tensor, "n d"]:
-        """Returns unit features."""
+    def features(self, images: Images) -> Float[Tensor, "n d"]:
+        """Returns unit features (n, d)."""
         pixels = torch.stack([self._transform(Image.fromarray(image)) for image in images])
         return torch.cat([self.towers.images(part) for part in pixels.split(256)])
 
-    def reconstructions(self, images: Pictures) -> Pictures:
+    def reconstruct(self, images: Images) -> Images:
         """Returns the images after a round trip through the autoencoder."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
@@ -43,7 +43,7 @@ class SmallModels:
         again = torch.cat(parts).clamp(-1, 1)
         return ((again + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
-    def generated(self, names: Sequence[str], sentences: Sequence[str], adapter: str | None = None) -> Pictures:
+    def generate(self, names: Sequence[str], sentences: Sequence[str], adapter: str | None = None) -> Images:
         """Returns ten images of each class from its sentence, class by class.
 
         Args:

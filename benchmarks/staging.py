@@ -1,4 +1,4 @@
-"""The project's stages without a command: one device, nothing shown."""
+"""Builds the stages of a run without its command: one device, no progress bar."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ from lgclip.stages.runner import StageBar, Stages, quiet
 
 
 @dataclass(frozen=True)
-class Loaded(ImageGenerator):
-    """An image generator whose pipeline is in memory already.
+class PreloadedDiffuser(ImageGenerator):
+    """Holds a pipeline that is already in memory.
 
     Attributes:
-        brush: The pipeline.
-        described: What its images are stored by.
-        batch_size: Images drawn at once.
+        pipeline: The pipeline.
+        key_inputs: Inputs of the key under which the images are stored.
+        batch_size: Images generated at once.
         size: Height and width of the images; None if the pipeline decides.
         retries: How often a faulty image is generated again.
     """
 
-    brush: LoadedPipeline
-    described: Mapping[str, object]
+    pipeline: LoadedPipeline
+    key_inputs: Mapping[str, object]
     batch_size: int | str
     size: int | None = None
     retries: int = 0
 
     def inputs(self) -> dict[str, object]:
-        return dict(self.described)
+        return dict(self.key_inputs)
 
     def load(self, device: torch.device) -> LoadedPipeline:
-        return self.brush
+        return self.pipeline
 
 
-def stages_on(accelerator: str = "cpu") -> Stages:
-    """Stages on one device, with the trainer that `conf/trainer/auto.yaml` builds."""
+def build_stages(accelerator: str = "cpu") -> Stages:
+    """Returns stages on one device, with the trainer that `conf/trainer/auto.yaml` builds."""
     from lightning import Trainer
 
     quiet()

@@ -1,7 +1,7 @@
-"""Renders a run's synthetic images in a style of the small world, class by class: images without a gap of style.
+"""Renders a run's synthetic images in a style of the small world, by class, so that no style gap remains.
 
-`python -m benchmarks.styled_images GENERATE_FOLDER STYLE OUT`, then `diffuser=folder diffuser.root=OUT`. What a method
-reaches with them is an upper bound of what any adapter of the diffusion model could give it (docs/reproduce/air.md).
+`python -m benchmarks.styled_images GENERATE_FOLDER STYLE OUT`, then `diffuser=folder diffuser.root=OUT`. The accuracy
+of a method with these images is an upper bound for any adapter of the diffusion model (docs/reproduce/air.md).
 """
 
 import json
@@ -30,16 +30,16 @@ def render_in_style(run: Path, style: str, out: Path) -> int:
     for index, line in enumerate((run / "images.jsonl").read_text().splitlines()):
         row = json.loads(line)
         label = row["class"]
-        picture = np.asarray(Image.open(row["file"]).convert("RGB"))
+        pixels = np.asarray(Image.open(row["file"]).convert("RGB"))
         folder = out / f"{label:03}-{row['name']}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(STYLES[style](picture, index)).save(folder / f"{counts[label]:04}_{row['name']}.png")
+        Image.fromarray(STYLES[style](pixels, index)).save(folder / f"{counts[label]:04}_{row['name']}.png")
         counts[label] += 1
     return sum(counts.values())
 
 
 def main() -> None:
-    """Renders the images that the command line names."""
+    """Renders the images given on the command line."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of generate.py")
     parser.add_argument("style", choices=sorted(STYLES))

@@ -1,7 +1,7 @@
-"""What the fitted temperature is worth: `python benchmarks/temperature.py RUN_DIR ...`, runs that used images.
+"""Measures the effect of the fitted temperature: `python benchmarks/temperature.py RUN_DIR ...`, for runs with images.
 
-Judges each run's stored features again, by its own configuration without calibration, once at CLIP's temperature
-and once at the fitted one. Prints one row of a table a run.
+Evaluates each run's stored features again, with its configuration without calibration, once at CLIP's temperature and
+once at the fitted one. Prints one row of a table per run.
 """
 
 import sys
@@ -21,24 +21,27 @@ from lgclip.reporting.run_folder import Run
 from lgclip.runtime.instantiate import build
 
 
-def figures(folder: Path) -> str:
-    """One row of the table."""
+def format_row(folder: Path) -> str:
+    """Returns the row of a run."""
     run = Run.read(folder)
-    opened, cfg = restore_run(run), OmegaConf.create(dict(run.result.config))
+    restored = restore_run(run)
+    cfg = OmegaConf.create(dict(run.result.config))
     choice = Choice(build(cfg.prototype), build(cfg.selection), cfg.method.text_weight)
     parts = {}
-    for name, stream in opened.streams.items():
-        features = stream.features()[:, 0] if name == "text" else opened.scales.fuse(stream.features())
+    for name, stream in restored.streams.items():
+        features = stream.features()[:, 0] if name == "text" else restored.scales.fuse(stream.features())
         parts[name] = SupportSet(features, torch.tensor(stream.labels), run.result.num_classes)
     text = parts["text"].means(renormalize=True) if "text" in parts else None
     scores = choice.fit(parts["synthetic"], text)(parts["real"].features)
     fitted = temperature_of(choice, References(parts["synthetic"], text))
-    before, after = (_told(scores, parts["real"].labels, temperature) for temperature in (DEFAULT_TEMPERATURE, fitted))
-    shown = [f"{before[name]:.4f} -> {after[name]:.4f}" for name in ("ece", "nll", "brier", "aurc")]
-    return " | ".join([folder.name, f"{fitted.value:.4f}, {fitted.fitted_on}", *shown])
+    labels = parts["real"].labels
+    before = _compute_confidence(scores, labels, DEFAULT_TEMPERATURE)
+    after = _compute_confidence(scores, labels, fitted)
+    cells = [f"{before[name]:.4f} -> {after[name]:.4f}" for name in ("ece", "nll", "brier", "aurc")]
+    return " | ".join([folder.name, f"{fitted.value:.4f}, {fitted.fitted_on}", *cells])
 
 
-def _told(scores: torch.Tensor, labels: torch.Tensor, temperature: Temperature) -> dict[str, Any]:
+def _compute_confidence(scores: torch.Tensor, labels: torch.Tensor, temperature: Temperature) -> dict[str, Any]:
     collector = PredictionCollector()
     collector.update(scores, labels, torch.arange(len(labels)), temperature.value)
     rows, probs = collector.compute()
@@ -48,4 +51,4 @@ def _told(scores: torch.Tensor, labels: torch.Tensor, temperature: Temperature) 
 if __name__ == "__main__":
     print("run | temperature | ece | nll | brier | aurc")
     for name in sys.argv[1:]:
-        print(figures(Path(name)))
+        print(format_row(Path(name)))

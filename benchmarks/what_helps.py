@@ -1,8 +1,8 @@
-"""What helps: scoring rules, alignment and transduction over worlds and seeds: `python benchmarks/what_helps.py`.
+"""Compares scoring rules, alignment and transduction over worlds and seeds: `python benchmarks/what_helps.py`.
 
-One table of top-1 by world, each row with the data that it has seen, an interval over five seeds of prompts and images,
-and a paired test against image prototypes. Runs are sweeps of evaluate.py, so that a second run only reads them. Under
-10 minutes on two cores once prompts and images are stored; `--store DIR` names a store that has them.
+Prints one table of top-1 by world: each row with the data that it uses, an interval over five seeds of prompts and
+images, and a paired test against image prototypes. Runs are sweeps of evaluate.py, so a second call only reads them.
+Takes less than 10 minutes on two cores once prompts and images are stored; `--store DIR` names a store that has them.
 """
 
 import argparse
@@ -35,11 +35,11 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """Describes a sweep over worlds and seeds, and the rows that its runs give.
+    """Describes a sweep over worlds and seeds, and the table rows of its runs.
 
     Attributes:
         name: Folder of the sweep.
-        overrides: What its runs have in common.
+        overrides: Overrides of all its runs.
         rows: Names of rows by the name of a method or baseline; `{}` stands for the transductive rule.
     """
 
@@ -62,11 +62,11 @@ SWEEPS = (
     Sweep("transduction_fusion", [f"transduction={','.join(RULES)}", "method=fusion"], {"fusion": "fusion, {}"}),
     Sweep("aligned_em", ["align=pool", "transduction=em", "method=fusion"], {"fusion": "fusion, aligned, {}"}),
 )
-"""Alternatives of the text side are baselines of the first sweep, see `_text_rows`."""
+"""Sweeps in the order of the table; alternatives of text are baselines of the first one, see `_text_rows`."""
 
 
 def run(sweep: Sweep, folder: Path, store: Path) -> None:
-    """Runs a sweep; finished jobs are kept."""
+    """Runs a sweep; finished jobs are not run again."""
     command = [
         sys.executable, "evaluate.py", "-m", f"dataset={','.join(WORLDS)}", f"seed={','.join(map(str, SEEDS))}",
         "prompts_per_class=10", "scales=single", "logger=none", f"paths.store={store}",
@@ -88,29 +88,29 @@ class Table:
 
     def __init__(self) -> None:
         self.values: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-        self.seen: dict[str, str] = {}
+        self.data_seen: dict[str, str] = {}
 
     def add(self, sweep: Sweep, folder: Path) -> None:
-        for found in find_runs([folder / sweep.name]):
-            result = found.result
+        for finished in find_runs([folder / sweep.name]):
+            result = finished.result
             rule = result.choices.get("transduction") or ""
             rows = dict(sweep.rows)
             if sweep.name == "default":
-                rows |= dict(_text_rows(found))
+                rows |= dict(_text_rows(finished))
             for name, row in rows.items():
                 label = row.replace("{}", rule)
                 self.values[label][result.dataset.name][result.seed] = 100 * result.metrics_of(name).top1
-                self.seen[label] = result.seen[name].kind
+                self.data_seen[label] = result.seen[name].kind
 
     def lines(self) -> Iterator[str]:
         yield f"| row | data seen | {' | '.join(WORLDS)} |"
         yield "|---" * (2 + len(WORLDS)) + "|"
         tests = self._tests()
         corrected = dict(zip(tests, holm([p for _, p in tests.values()]), strict=True))
-        order = {seen: place for place, seen in enumerate(dict.fromkeys(self.seen.values()))}
-        for row in sorted(self.values, key=lambda row: order[self.seen[row]]):
+        order = {data: index for index, data in enumerate(dict.fromkeys(self.data_seen.values()))}
+        for row in sorted(self.values, key=lambda row: order[self.data_seen[row]]):
             cells = [self._cell(row, world, tests, corrected) for world in WORLDS]
-            yield f"| {row} | {self.seen[row]} | {' | '.join(cells)} |"
+            yield f"| {row} | {self.data_seen[row]} | {' | '.join(cells)} |"
 
     def _tests(self) -> dict[tuple[str, str], tuple[float, float]]:
         """Returns mean difference to the reference, and p of the paired t test over seeds, by row and world."""
@@ -156,10 +156,7 @@ def main() -> None:
         table.add(sweep, folder)
         print(f"{sweep.name}: done", file=sys.stderr)
     print("\n".join(table.lines()))
-    print(
-        "\nMean and 95% interval over five seeds; in brackets the difference to image prototypes, p of a paired t test"
-    )
-    print("over the seeds, and a star where p stays below 0.05 with Holm's correction for all tests of the table.")
+    print(f"\n{NOTE}")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
-MINE = (
+SCRIPTS = (
     "classifier",
     "classify_memory",
     "cold_start",
     "default_run",
-    "drawing",
+    "image_generation",
     "evaluation",
     "export",
     "first_run",
@@ -34,21 +34,28 @@ MINE = (
 
 
 @pytest.fixture
-def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns the module with another output folder."""
     monkeypatch.syspath_prepend(str(HERE))
-    module = importlib.import_module("side_by_side")
+    module = importlib.import_module("comparison")
     monkeypatch.setattr(module, "HERE", tmp_path)
     return module
 
 
 @pytest.fixture
-def row(side: Any) -> Any:
-    def of(**changes: Any) -> Any:
-        values = {"number": "B2", "ours": "a", "against": "b", "aim": ">= 2", "unit": "s", "measured": [1.0, 2.0, 4.0]}
-        return side.Row(**{**values, "baselines": [3.0, 4.0, 8.0], "equal": "all", "command": "go", **changes})
+def row(comparison: Any) -> Any:
+    def build_row(**changes: Any) -> Any:
+        values = {
+            "number": "B2",
+            "task": "a",
+            "reference": "b",
+            "aim": ">= 2",
+            "unit": "s",
+            "measured": [1.0, 2.0, 4.0],
+        }
+        return comparison.Row(**{**values, "baselines": [3.0, 4.0, 8.0], "equality": "all", "command": "go", **changes})
 
-    return of
+    return build_row
 
 
 def test_ratio_is_the_median_of_rounds(row: Any) -> None:
@@ -71,41 +78,48 @@ def test_unequal_rounds_are_an_error(row: Any) -> None:
         _ = row(baselines=[1.0]).ratio
 
 
-def test_rounds_alternate_after_a_warm_up(side: Any) -> None:
+def test_rounds_alternate_after_a_warm_up(comparison: Any) -> None:
     order: list[str] = []
     numbers: Iterator[int] = iter(range(100))
 
-    def of(name: str) -> float:
+    def measure(name: str) -> float:
         order.append(name)
         return float(next(numbers))
 
-    assert side.in_turns(lambda: of("a"), lambda: of("b"), rounds=2) == ([2.0, 4.0], [3.0, 5.0])
+    assert comparison.alternate(lambda: measure("a"), lambda: measure("b"), rounds=2) == ([2.0, 4.0], [3.0, 5.0])
     assert "".join(order) == "ababab"
 
 
-def test_timer_measures_the_call(side: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timer_measures_the_call(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [10.0]
-    monkeypatch.setattr(side.time, "perf_counter", lambda: clock[0])
-    assert side.seconds(lambda: clock.__setitem__(0, 12.5)) == 2.5
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: clock[0])
+    assert comparison.measure_seconds(lambda: clock.__setitem__(0, 12.5)) == 2.5
 
 
-def test_table_is_ordered_by_number(side: Any, row: Any, tmp_path: Path) -> None:
+def test_table_is_ordered_by_number(comparison: Any, row: Any, tmp_path: Path) -> None:
     for number in ("G1a", "B10", "B2", "B5b", "B5a"):
-        side.keep(row(number=number, aim="" if number == "B10" else ">= 3"), "a device" if number == "G1a" else "")
-    side.keep(row(number="B2"))  # measured again
+        comparison.save_row(
+            row(number=number, aim="" if number == "B10" else ">= 3"), "a device" if number == "G1a" else ""
+        )
+    comparison.save_row(row(number="B2"))  # measured again
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith(("| B", "| G"))]
     assert [line.split(" | ")[0] for line in lines] == ["| B2", "| B5a", "| B5b", "| B10", "| G1a"]
     assert lines[0].endswith("| >= 2 | reached |")
     assert lines[1].endswith("| >= 3 | **missed** |")
     assert lines[3].endswith("|  |  |")
-    assert "2 s (1 - 4) | 4 s (3 - 8) | 2 (2 - 3)" in lines[0]
+    assert "2 s (1 - 4) | 4 s (3 - 8) | 2 (2 - 3) |" in lines[0]
     assert text.count("\nMeasured on") == 2
     assert "a device" in text
     assert json.loads((tmp_path / "results" / "B2.json").read_text(encoding="utf-8"))["measured"] == [1.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize("name", MINE)
+def test_inverse_ratio_is_marked(comparison: Any, row: Any, tmp_path: Path) -> None:
+    comparison.save_row(row(aim="", inverse=True))
+    assert "| 0.5 (0.333 - 0.5) of reference |" in (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_benchmarks_document_their_command(name: str) -> None:
     tree = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
     docstring = ast.get_docstring(tree) or ""
@@ -122,7 +136,7 @@ def test_benchmarks_document_their_command(name: str) -> None:
 @pytest.mark.multiprocess
 def test_benchmarks_import() -> None:
     """Imports all benchmarks in one process, because each needs torch."""
-    done = run_script("-c", f"import importlib\nfor name in {MINE!r}: importlib.import_module(name)")
+    done = run_script("-c", f"import importlib\nfor name in {SCRIPTS!r}: importlib.import_module(name)")
     assert done.returncode == 0, done.stderr
 
 

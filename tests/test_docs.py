@@ -1,9 +1,12 @@
 """Tests the documentation: its size, words, navigation, links and commands."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from lgclip.reporting.run_folder import PREDICTION_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 # Words that the field does not use, or not in this sense, and British spellings; the glossary has the field's. They are
@@ -28,6 +32,12 @@ FOREIGN = re.compile(
 )  # fmt: skip
 
 
+# Names that say nothing about the value.
+UNINFORMATIVE = re.compile(
+    r"(to""ld|sa""id|sa""ys|ow""n|fo""und|gi""ven|as""ked|who""le|bes""ide|ke""pt|wan""ted|their""s|our""s|mi""ne|at)"
+)  # fmt: skip
+
+
 def prose(text: str) -> str:
     """Returns a page without code, addresses and images, where such a word may be part of a name."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -35,7 +45,9 @@ def prose(text: str) -> str:
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted(BENCHMARKS.glob("*.md"))], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_pages_use_the_words_of_the_field(page: Path) -> None:
     violations = [
         f"{number}: {match.group(0)}"
@@ -43,6 +55,30 @@ def test_pages_use_the_words_of_the_field(page: Path) -> None:
         for match in FOREIGN.finditer(line)
     ]
     assert not violations
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda script: script.stem)
+def test_benchmarks_use_the_words_of_the_field(script: Path) -> None:
+    with script.open("rb") as file:
+        tokens = list(tokenize.tokenize(file.readline))
+    texts = [token.string for token in tokens if token.type in {tokenize.COMMENT, tokenize.STRING}]
+    assert not [match.group(0) for text in texts for match in FOREIGN.finditer(text)]
+    names = set(defined_names(ast.parse(script.read_text(encoding="utf-8"))))
+    assert not [name for name in names if FOREIGN.search(name.replace("_", " "))]
+    assert not [name for name in names if UNINFORMATIVE.fullmatch(name.strip("_"))]
+
+
+def defined_names(tree: ast.AST) -> Iterator[str]:
+    """Yields the names of functions, classes, parameters, variables and attributes that a module defines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
 
 
 def test_help_texts_use_the_words_of_the_field() -> None:
