@@ -113,8 +113,8 @@ def measure_classification(work: Path) -> None:
 
 def measure_single_images(classifier: ImageClassifier, files: Sequence[Path]) -> None:
     """Measures B13c and B13d: one call per image, as in a server, with the model in memory."""
-    encoder, towers, _ = classifier.load_encoder()
-    transform = encoder.transform()
+    loaded = classifier.load_encoder()
+    transform = loaded.transforms[False]
 
     def predict(exact: bool) -> list[str]:
         classifier.exact = exact
@@ -122,7 +122,7 @@ def measure_single_images(classifier: ImageClassifier, files: Sequence[Path]) ->
 
     def encode() -> None:
         for file in files:
-            towers.images(transform(read_image(file))[None])
+            loaded.towers.images(transform(read_image(file))[None])
 
     if predict(exact=True) != predict(exact=False):
         raise SystemExit("exact=False gives different predictions")

@@ -18,7 +18,6 @@ from lgclip.datasets.content_ids import content_id
 from lgclip.datasets.image_decoding import read_image, to_rgb
 from lgclip.datasets.image_shards import ShardImage
 from lgclip.encoder.base import Towers
-from lgclip.encoder.views import SharedViews
 from lgclip.methods.rejection import SCORES, ScoreInputs
 from lgclip.store.keys import content_key, digest_of
 
@@ -91,8 +90,8 @@ def encode_images(
     Raises:
         ValueError: If an image cannot be read, or there is none.
     """
-    encoder, towers, device = classifier.load_encoder()
-    views = SharedViews(encoder, classifier.scales)
+    loaded = classifier.load_encoder()
+    views = loaded.views(classifier.scales)
     ids: list[str] = []
     features: list[Tensor] = []
     items = expand_sources(sources)
@@ -101,7 +100,7 @@ def encode_images(
         images = [image_of(source) for _, source in batch]
         ids += [image_id for _, image_id in images]
         pixels = torch.stack([views(image, image_id) for image, image_id in images])
-        features.append(classifier.scales.fuse(encode_views(towers, pixels, device)))
+        features.append(classifier.scales.fuse(encode_views(loaded.towers, pixels, loaded.device)))
     if not ids:
         raise ValueError("no image to encode; give at least one file")
     return ids, torch.cat(features)

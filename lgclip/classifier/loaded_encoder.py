@@ -1,11 +1,14 @@
 """Keeps the weights of an encoder in memory from one call to the next."""
 
+from collections.abc import Mapping
 from threading import Lock
 from typing import NamedTuple
 
 import torch
 
-from lgclip.encoder.base import Encoder, Towers
+from lgclip.encoder.base import Encoder, Towers, Transform
+from lgclip.encoder.scales import Scales
+from lgclip.encoder.views import SharedViews, transforms_of
 
 
 class LoadedTowers(NamedTuple):
@@ -15,43 +18,50 @@ class LoadedTowers(NamedTuple):
         encoder: The encoder, with the precision of its device.
         towers: Its models.
         device: Where they compute.
+        transforms: Its preprocessing, see `transforms_of`.
     """
 
     encoder: Encoder
     towers: Towers
     device: torch.device
+    transforms: Mapping[bool, Transform]
+
+    def views(self, scales: Scales) -> SharedViews:
+        """Returns what makes the views of an image."""
+        return SharedViews(self.encoder, scales, self.transforms)
 
 
 class LoadedEncoder:
     """Loads an encoder when it is first used, and keeps it as long as the same encoder is asked for.
 
-    Copies of a classifier share it, so that ten sessions hold one model. Threads may call it at once.
+    From then on none of its files is read, so that they may go. Copies of a classifier share it: ten sessions hold one
+    model. Threads may call it at once.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._encoder: Encoder | None = None
-        self._device: torch.device | None = None
-        self._towers: Towers | None = None
+        self._loaded: LoadedTowers | None = None
 
     def __reduce__(self) -> tuple[type["LoadedEncoder"], tuple[()]]:
         # A pickled or deeply copied classifier loads the weights again: they may be on a device that is not there.
         return LoadedEncoder, ()
 
-    def towers(self, encoder: Encoder, device: torch.device) -> Towers:
-        """Returns the towers of an encoder on a device.
+    def load(self, encoder: Encoder, device: torch.device) -> LoadedTowers:
+        """Returns an encoder in memory.
 
         Args:
-            encoder: The encoder, as `Encoder.on` gives it for the device.
+            encoder: The encoder.
             device: Where it computes.
 
         Raises:
             ValueError: If its weights cannot be had.
         """
         with self._lock:
-            if self._towers is None or self._encoder != encoder or self._device != device:
+            if self._loaded is None or self._encoder != encoder or self._loaded.device != device:
                 # Before the next model is loaded: the two are never in memory together.
-                self._towers = None
-                self._towers = encoder.load(device)
-                self._encoder, self._device = encoder, device
-            return self._towers
+                self._loaded = None
+                used = encoder.on(device)
+                self._loaded = LoadedTowers(used, used.load(device), device, transforms_of(used))
+                self._encoder = encoder
+            return self._loaded

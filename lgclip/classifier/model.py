@@ -18,7 +18,6 @@ from lgclip.classifier.sources import ImageSource, ListedImage, expand_sources
 from lgclip.datasets.base import BadImageError, checked_names
 from lgclip.encoder.base import Encoder
 from lgclip.encoder.scales import Scales
-from lgclip.encoder.views import SharedViews
 from lgclip.methods.alignment import FittedAlignment
 from lgclip.methods.calibration import Choice, FittedChoice, LeaveOneOut, Temperature, fit_choice
 from lgclip.methods.forecast import Forecast, forecast
@@ -185,14 +184,13 @@ class ImageClassifier:
         They stay in memory as long as the classifier does.
 
         Returns:
-            The encoder as it is used here, its towers, and their device: a GPU where there is one.
+            The encoder in memory, on a GPU where there is one.
 
         Raises:
             ValueError: If its weights cannot be had.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder = self.encoder.on(device)
-        return LoadedTowers(encoder, self.loaded.towers(encoder, device), device)
+        return self.loaded.load(self.encoder, device)
 
     def classify_frame(self, sources: ImageSource | Iterable[ImageSource], *, top: int = 1) -> "pd.DataFrame":
         """Returns the predictions as a pandas frame, one row per image: the columns of `lgclip classify`.
@@ -238,8 +236,8 @@ class ImageClassifier:
             top: Number of classes in `ImagePrediction.top`.
             batch_size: Number of images that are decoded and encoded at once.
         """
-        encoder, towers, device = self.load_encoder()
-        views = SharedViews(encoder, self.scales)
+        in_memory = self.load_encoder()
+        views = in_memory.views(self.scales)
         scorer = self.scorer()
         reject = rejecter(self)
 
@@ -254,7 +252,8 @@ class ImageClassifier:
             pixels = [item for item in loaded if isinstance(item, Tensor)]
             rows: Iterator[tuple[Tensor, bool | None]] = iter(())
             if pixels:
-                features = self.scales.fuse(encode_views(towers, torch.stack(pixels), device, exact=self.exact))
+                encoded = encode_views(in_memory.towers, torch.stack(pixels), in_memory.device, exact=self.exact)
+                features = self.scales.fuse(encoded)
                 scores = scorer(features)
                 probs = (scores / self.temperature.value).softmax(dim=1)
                 rows = zip(probs, reject(features, scores), strict=True)

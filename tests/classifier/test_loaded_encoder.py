@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import shutil
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lgclip.batches import CPU_ROWS
 from lgclip.classifier.loaded_encoder import LoadedEncoder
+from lgclip.classifier.loading import load_classifier
 from lgclip.classifier.model import ImageClassifier
 from lgclip.encoder.base import Encoder, Towers
 from lgclip.reporting.run_classifier import classifier_of
@@ -72,10 +74,10 @@ def test_copies_share_the_weights(classifier: ImageClassifier, images: list[Path
 def test_another_encoder_is_loaded(classifier: ImageClassifier, loads: list[Encoder]) -> None:
     device = torch.device("cpu")
     loaded = LoadedEncoder()
-    first = loaded.towers(classifier.encoder, device)
-    assert loaded.towers(classifier.encoder, device) is first
+    first = loaded.load(classifier.encoder, device)
+    assert loaded.load(classifier.encoder, device) is first
     other = replace(classifier.encoder, precision="bf16")  # pyright: ignore[reportArgumentType]
-    assert loaded.towers(other, device) is not first
+    assert loaded.load(other, device) is not first
     assert [encoder.precision for encoder in loads] == [classifier.encoder.precision, "bf16"]
 
 
@@ -85,8 +87,8 @@ def test_failed_load_is_tried_again(classifier: ImageClassifier, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(type(classifier.encoder), "load", fail)
         with pytest.raises(ValueError, match="no weights"):
-            loaded.towers(classifier.encoder, device)
-    assert loaded.towers(classifier.encoder, device) is loaded.towers(classifier.encoder, device)
+            loaded.load(classifier.encoder, device)
+    assert loaded.load(classifier.encoder, device) is loaded.load(classifier.encoder, device)
 
 
 def fail(encoder: Encoder, device: torch.device) -> Towers:
@@ -112,9 +114,9 @@ def test_copied_and_pickled_holders_are_empty(
     classifier: ImageClassifier, loads: list[Encoder], copied: Callable[[LoadedEncoder], LoadedEncoder]
 ) -> None:
     device = torch.device("cpu")
-    classifier.loaded.towers(classifier.encoder, device)
+    classifier.loaded.load(classifier.encoder, device)
     other = copied(classifier.loaded)
-    other.towers(classifier.encoder, device)
+    other.load(classifier.encoder, device)
     assert len(loads) == 2
 
 
@@ -147,3 +149,12 @@ def test_single_image_may_have_a_pass_of_its_own(
     assert passes == [rows]
     assert prediction.label == expected.label
     assert prediction.score == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_files_may_go_once_they_are_loaded(classifier: ImageClassifier, images: list[Path], tmp_path: Path) -> None:
+    saved = classifier.save(tmp_path / "saved", with_encoder=True)
+    packed = load_classifier(saved)
+    expected = classifier.predict(images)
+    packed.load_encoder()
+    shutil.rmtree(saved)
+    assert np.array_equal(packed.predict(images), expected)
