@@ -71,7 +71,7 @@ def test_gpus_follow_cuda_visible_devices(
 
 @pytest.mark.slow
 def test_jobs_use_one_gpu_at_a_time(toy: ToySweep) -> None:
-    output = toy.sweep("x=0,1,2,3", "seconds=0.3", gpus=2)
+    output = toy.sweep("x=0,1,2,3", "seconds=2", gpus=2)
     jobs = [toy.seen(number) for number in range(4)]
     assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs} == {"0", "1"}
     for gpu in ("0", "1"):

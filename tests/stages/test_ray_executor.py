@@ -69,7 +69,9 @@ def test_three_nodes_give_the_bytes_of_one_process(
     at_cluster: LocalCluster, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    stages = generate(image_stage(store, tmp_path / "log", EACH, seconds=SECONDS), store, RayExecutor(shard=8))
+    # Waits for the third worker, which may be late on a busy machine.
+    stage = image_stage(store, tmp_path / "log", EACH, seconds=SECONDS, until_nodes=3)
+    stages = generate(stage, store, RayExecutor(shard=8))
     calls = read_calls(tmp_path / "log")
     assert read_store(store) == reference
     assert not repeated(calls)
