@@ -120,11 +120,11 @@ def test_pair_resizes_each_way(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fast_run(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
+def fast_run(world: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     """Evaluates with fast preprocessing over the store of an exact run."""
     folder = tmp_path_factory.mktemp("fast") / "run"
-    result = evaluate_run(first_run.sandbox, folder, "encoder.resize=fast", "rerun=true")
-    return FirstRun(first_run.sandbox, folder, result)
+    result = evaluate_run(world, folder, "encoder.resize=fast", "rerun=true")
+    return FirstRun(world, folder, result)
 
 
 def test_features_have_their_own_keys(first_run: FirstRun, fast_run: FirstRun) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import FirstRun, computed_counts, evaluate_run
+from factories import FirstRun, Sandbox, computed_counts, evaluate_run
 from lightning import Trainer
 
 from lgclip.diffuser.base import GeneratedBatch, ImageGenerator, noise_seed
@@ -147,8 +147,8 @@ def test_groups_are_multiples_of_every_measured_size(tmp_path: Path) -> None:
     assert stage.group_size(0, "cpu") == 1
 
 
-def test_run_reuses_images_of_another_batch_size(first_run: FirstRun, tmp_path: Path) -> None:
-    result = evaluate_run(first_run.sandbox, tmp_path / "run", "diffuser.batch_size=auto")
+def test_run_reuses_images_of_another_batch_size(first_run: FirstRun, sandbox: Sandbox, tmp_path: Path) -> None:
+    result = evaluate_run(sandbox, tmp_path / "run", "diffuser.batch_size=auto")
     assert computed_counts(result) == {"prompts": 0, "images": 0, "features": 0}
     assert result["store"] == first_run.result["store"]
     assert result["metrics"] == first_run.result["metrics"]
