@@ -1,5 +1,6 @@
 """Tests that a quantized pipeline generates nearly the same images, alone as in a batch, under another key."""
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,18 @@ PROMPTS = [
 ]
 
 
+needs_torchao = pytest.mark.skipif(
+    find_spec("torchao") is None,
+    reason="the extra quantization is not installed: torchao warns of its own source when it is compiled",
+)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets torchao be found; what uses this does not import it."""
+    monkeypatch.setattr(quantization, "find_spec", lambda name: object())
+
+
 def small(**changes: Any) -> Diffuser:
     settings = {"steps": 4, "guidance": 3.0, "size": 64, "precision": "fp32", "channels_last": True}
     return Diffuser("tiny:diffuser", **{**settings, **changes})
@@ -29,6 +42,7 @@ def images(diffuser: Diffuser, prompts: list[Prompt]) -> UInt8[np.ndarray, "b h 
     return diffuser.load(CPU).generate(prompts, 0, [0] * len(prompts)).pixels
 
 
+@needs_torchao
 @pytest.mark.slow
 def test_images_are_nearly_the_same() -> None:
     exact = images(small(), PROMPTS).astype(int)
@@ -39,6 +53,7 @@ def test_images_are_nearly_the_same() -> None:
     assert np.abs(exact[0] - exact[1]).mean() > 20
 
 
+@needs_torchao
 @pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch() -> None:
     together = images(small(quantization="int8"), PROMPTS).astype(int)
@@ -47,11 +62,13 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     assert np.abs(together[1] - alone[0]).max() <= 1
 
 
+@pytest.mark.usefixtures("installed")
 def test_quantized_images_have_their_own_key() -> None:
     assert "quantization" not in small().inputs()["diffuser"]  # pyright: ignore[reportOperatorIssue]
     assert small().inputs() != small(quantization="int8").inputs()
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -71,6 +88,7 @@ def test_missing_package_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
         small(quantization="int8")
 
 
+@pytest.mark.usefixtures("installed")
 def test_device_without_fp8_is_an_error_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     diffuser = small(quantization="fp8", precision="bf16")
     monkeypatch.setattr(Diffuser, "pipeline", lambda self: pytest.fail("the weights are read"))
@@ -89,6 +107,7 @@ def test_fp8_needs_a_recent_gpu(monkeypatch: pytest.MonkeyPatch, capability: tup
             check_device("fp8", device)
 
 
+@needs_torchao
 @pytest.mark.slow
 def test_adapters_are_not_quantized() -> None:
     network = torch.nn.Sequential()
@@ -102,6 +121,7 @@ def test_adapters_are_not_quantized() -> None:
     assert (kinds["lora_A"], kinds["odd"]) == ("Tensor", "Tensor")
 
 
+@needs_torchao
 @pytest.mark.slow
 def test_pipeline_without_fitting_layers_is_an_error() -> None:
     pipeline = SimpleNamespace(components={"unet": torch.nn.Linear(10, 10)})
