@@ -23,7 +23,7 @@ _COMPRESSION = 1
 """Level of PNG's lossless compression: twice as fast as Pillow's default of 6, an eighth larger."""
 
 _SUBSAMPLING = "4:4:4"
-"""JPEG's full resolution of color: the package's objects are told apart by their color, some are a few pixels wide."""
+"""JPEG's full resolution of color: objects of the small world differ by color, and some are a few pixels wide."""
 
 _QUALITY = re.compile(r"jpeg-([1-9]|[1-9][0-9]|100)")
 

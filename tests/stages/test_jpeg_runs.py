@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import FirstRun, Sandbox, computed_counts, evaluate_run, read_arrays, run_command
+from factories import FirstRun, Sandbox, computed_counts, evaluate_run, run_command
+from run_comparison import assert_same_run, features_of
 from store_maintenance import files_of_kind, make_older
 
-from lgclip.cli.main import main
 from lgclip.cli.store.archive import export, import_archive
 from lgclip.cli.store.gc import collect
 from lgclip.cli.store.inventory import Kind
@@ -22,22 +22,6 @@ pytest_plugins = ("run_fixtures",)
 
 NOTHING = {"prompts": 0, "images": 0, "features": 0}
 JPEG = "diffuser.image_format=jpeg-95"
-
-
-def features_of(folder: Path, destination: Path) -> dict[str, np.ndarray]:
-    """Returns the features of a run by stream."""
-    assert main(["store", "features", str(folder), str(destination)]) == 0
-    return read_arrays(destination)
-
-
-def assert_same_run(folder: Path, expected_folder: Path, tmp_path: Path) -> None:
-    """Compares two runs bit by bit: predictions, and the features of every stream."""
-    assert (folder / "predictions.csv").read_bytes() == (expected_folder / "predictions.csv").read_bytes()
-    expected = features_of(expected_folder, tmp_path / "expected.npz")
-    actual = features_of(folder, tmp_path / "actual.npz")
-    assert actual.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
 @pytest.fixture(scope="module")

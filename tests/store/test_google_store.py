@@ -1,13 +1,13 @@
 """Tests a store on Google's storage, by an emulator: objects, complete runs, shards of images, push and pull."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from factories import FirstRun, computed_counts, evaluate_run, make_image_folder, read_store
 from google_storage import BUCKET, GoogleServer, Refusal
+from object_stores import CONTENT, on_machine
+from run_comparison import results
 from store_maintenance import files_of_kind
 from web_shards import images_of, write_web_dataset
 
@@ -15,7 +15,6 @@ from lgclip.cli.store.inventory import Kind
 from lgclip.cli.store.pack import unpack
 from lgclip.cli.store.transfer import pull, push
 from lgclip.datasets.web_dataset import WebDataset
-from lgclip.store import remote, tar_shards
 from lgclip.store.bucket_store import GoogleStore
 from lgclip.store.location import cache_of, parse_location
 from lgclip.store.object_store import ObjectError, object_store
@@ -29,7 +28,6 @@ pytestmark = [
 ]
 
 URL = f"gs://{BUCKET}/team"
-CONTENT = bytes(range(256)) * 40
 NOTHING = {"prompts": 0, "images": 0, "features": 0}
 
 
@@ -39,21 +37,6 @@ def opened(url: str = URL) -> GoogleStore:
     store = object_store(location)
     assert isinstance(store, GoogleStore)
     return store
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(CONTENT)
-    return path
-
-
-def on_machine(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Continues on another machine, which has an empty cache at first."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-    remote._mirror.cache_clear()
-    remote._used.clear()
-    tar_shards.shards_in.cache_clear()
 
 
 def test_objects_are_written_listed_read_and_deleted(google: GoogleServer, file: Path, tmp_path: Path) -> None:
@@ -155,12 +138,6 @@ def test_cache_is_of_one_server(google: GoogleServer, monkeypatch: pytest.Monkey
     assert other is not None
     assert cache_of(location) != cache_of(other)
     object_store(short).check()
-
-
-def results(folder: Path) -> Any:
-    """Returns the metrics and predictions of a run."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return result["metrics"], result["store"], (folder / "predictions.csv").read_bytes()
 
 
 @pytest.mark.slow

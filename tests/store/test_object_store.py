@@ -6,7 +6,7 @@ from pathlib import Path
 
 import fsspec  # noqa: F401  (its registry)
 import pytest
-from object_stores import BUCKET, Fault, S3Server, cut_download, cut_upload, slow, unavailable
+from object_stores import BUCKET, CONTENT, Fault, S3Server, cut_download, cut_upload, slow, unavailable
 
 from lgclip.store import bucket_store
 from lgclip.store.bucket_store import BucketStore, S3Store
@@ -17,8 +17,6 @@ from lgclip.store.root import StoreError, check_writable, location_of, open_root
 pytest_plugins = ("object_store_fixtures",)
 pytestmark = pytest.mark.usefixtures("own_caches")
 
-CONTENT = bytes(range(256)) * 40
-
 
 def opened(prefix: str = "team") -> S3Store:
     location = parse_location(f"s3://{BUCKET}/{prefix}")
@@ -26,13 +24,6 @@ def opened(prefix: str = "team") -> S3Store:
     store = object_store(location)
     assert isinstance(store, S3Store)
     return store
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(CONTENT)
-    return path
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Tests complete runs with a store on S3: a second machine computes nothing, and faults change no byte."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,14 +8,14 @@ from typing import Any
 
 import pytest
 from factories import NAMES, FirstRun, Sandbox, computed_counts, evaluate_run, read_arrays, read_store
-from object_stores import S3Server, cut_upload, slow, unavailable
+from object_stores import S3Server, cut_upload, on_machine, slow, unavailable
+from run_comparison import results
 from store_maintenance import files_of_kind
 
 from lgclip.cli.store.inventory import Kind
 from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_classifier import classifier_of
 from lgclip.reporting.run_folder import Run
-from lgclip.store import remote, tar_shards
 from lgclip.store.root import root_of
 from lgclip.store.shard_index import look
 from lgclip.training.student.train import StudentTraining
@@ -26,14 +25,6 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 
 URL = "s3://prototypes/team"
 NOTHING = {"prompts": 0, "images": 0, "features": 0}
-
-
-def on_machine(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Continues on another machine, which has an empty cache at first."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-    remote._mirror.cache_clear()
-    remote._used.clear()
-    tar_shards.shards_in.cache_clear()
 
 
 def remote_sandbox(sandbox: Sandbox) -> list[str]:
@@ -58,12 +49,6 @@ def others(store: Path) -> dict[str, bytes]:
         for name, data in read_store(store).items()
         if not name.endswith((".png", ".tar", "towers.json")) and "/shards/" not in name
     }
-
-
-def results(folder: Path) -> Any:
-    """Returns the metrics and predictions of a run."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return result["metrics"], result["store"], (folder / "predictions.csv").read_bytes()
 
 
 @pytest.mark.slow

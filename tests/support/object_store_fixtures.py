@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from google_storage import GoogleServer, serve_google_storage
-from object_stores import S3Server, serve_s3
+from object_stores import CONTENT, S3Server, serve_s3
 
 from lgclip.store import remote
 
@@ -39,3 +39,11 @@ def google(own_caches: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Google
     with serve_google_storage() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         yield server
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Writes a file to upload."""
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    return path

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs
 
 import boto3
+import pytest
 import requests
 from botocore.config import Config
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -18,7 +20,11 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.s3.models import s3_backends
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from lgclip.store import remote, tar_shards
+
 BUCKET = "prototypes"
+CONTENT = bytes(range(256)) * 40
+"""Content of a small object."""
 
 Fault = Callable[[dict[str, Any], Any], Iterable[bytes] | None]
 """Answers a request in place of the server; None lets it through."""
@@ -188,3 +194,11 @@ def lose_connection(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
 
 def _read_all(environ: dict[str, Any]) -> None:
     environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+
+
+def on_machine(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Continues on another machine, which has an empty cache at first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+    remote._mirror.cache_clear()
+    remote._used.clear()
+    tar_shards.shards_in.cache_clear()
