@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lgclip.datasets.splits import DatasetSplits
@@ -23,19 +22,11 @@ from lgclip.encoder.packaged_weights import PACKAGE
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job, uses_ray
-from lgclip.runtime.terminal import say_loading, single_line
-from lgclip.runtime.unused_settings import (
-    IMAGE_SETTINGS,
-    PAIR_SETTINGS,
-    PROMPT_SETTINGS,
-    TEXT_SETTINGS,
-    TRAINING_SETTINGS,
-    unused_overrides,
-)
-from lgclip.stages.counts import AUTO, ImageCounts
+from lgclip.runtime.terminal import say_loading
+from lgclip.stages.counts import ImageCounts
 from lgclip.stages.ray_cluster import check_config
 from lgclip.store.image_formats import check_image_format, check_stored
-from lgclip.store.root import check_writable, open_root, root_of
+from lgclip.store.root import open_root, root_of
 
 if TYPE_CHECKING:
     from lgclip.classifier.model import ImageClassifier
@@ -46,13 +37,12 @@ if TYPE_CHECKING:
     from lgclip.methods.base import Classifier
     from lgclip.reporting.result_schema import RunResult
     from lgclip.stages.context import RunContext
-    from lgclip.stages.direct_encoding import DirectEncoding
-    from lgclip.stages.parts import GenerationParts, RunParts
+    from lgclip.stages.parts import RunParts
     from lgclip.stages.plan import Plan
     from lgclip.stages.references import References
     from lgclip.stages.text import RunTexts
     from lgclip.training.predictor import TrainedPredictor
-    from lgclip.training.task import TrainingConfig, TrainingInputs
+    from lgclip.training.task import TrainingInputs
 
 log = logging.getLogger(__name__)
 
@@ -134,14 +124,15 @@ class Experiment:
             return None
         data = self._data
 
-        from lgclip.stages.generate import write_list
+        from lgclip.stages.context import RunContext
+        from lgclip.stages.generate import generate_images, write_list
         from lgclip.stages.parts import GenerationParts
 
-        context = self._context()
+        context = RunContext.from_config(self._cfg)
         parts = GenerationParts.from_config(self._cfg, data)
-        _check_before(context, parts)
+        context.check_models_of(parts)
         with context.stages:
-            synthetic_images = _generate(context, parts)
+            synthetic_images = generate_images(context, parts)
         if context.trainer.is_global_zero:
             class_names = parts.data.evaluated.class_names
             listed = output_folder() / "images.jsonl"
@@ -161,6 +152,7 @@ class Experiment:
         """
         data = self._data
 
+        from lgclip.methods.from_config import method_from_config
         from lgclip.methods.zero_shot import ZeroShot
         from lgclip.stages.direct_encoding import direct_encoding
         from lgclip.stages.parts import GenerationParts, RunParts
@@ -169,8 +161,8 @@ class Experiment:
         store = open_root(self._cfg.paths.store)
         if not evaluates:
             return plan_generation(GenerationParts.from_config(self._cfg, data), store)
-        parts = self._with_views(RunParts.from_config(self._cfg, data))
-        method = self._method(parts)
+        parts = RunParts.from_config(self._cfg, data).with_selection_view(self._cfg)
+        method = method_from_config(self._cfg, parts.encoder, parts.scales)
         compares = isinstance(method, ZeroShot) and method.compares_text
         encoding = direct_encoding(self._cfg.paths.images, parts.encoder, parts.scales)
         return plan_run(parts, store, needs_images=bool(method.needs_images), compares_text=compares, encoding=encoding)
@@ -192,17 +184,19 @@ class Experiment:
         if issubclass(target_of(self._cfg.method), Recipe):
             return self._fit_small_model()
 
+        from lgclip.stages.context import RunContext
         from lgclip.stages.parts import RunParts
+        from lgclip.training.from_config import training_from_config, training_inputs
         from lgclip.training.loop import run_training
 
         check_stored(self._cfg.paths.images, f"method={self._cfg.name} trains on them")
-        context = self._context()
-        recipe = self._training_config()
+        context = RunContext.from_config(self._cfg)
+        recipe = training_from_config(self._cfg)
         parts = RunParts.from_config(self._cfg, self._data)
         logger = build(self._cfg.logger, save_dir=output_folder()) if "_target_" in self._cfg.logger else False
         context = replace(context, logger=logger)
-        _check_before(context, parts)
-        inputs = _training_inputs(parts, context)
+        context.check_models_of(parts)
+        inputs = training_inputs(parts, context)
         recipe.check(inputs)
         with context.stages:
             task = recipe.prepare(inputs, context)
@@ -226,9 +220,14 @@ class Experiment:
 
     def _evaluate(self, setup: _Setup, context: RunContext) -> Evaluation:
         from lgclip.evaluation.evaluator import Evaluation, Evaluator
+        from lgclip.stages.direct_encoding import direct_encoding
+        from lgclip.stages.generate import generate_images
 
         parts, method = setup.parts, setup.method
-        synthetic_images = self._generate(context, parts) if method.needs_images else None
+        synthetic_images = None
+        if method.needs_images:
+            encoding = direct_encoding(context.image_format, parts.encoder, parts.scales)
+            synthetic_images = generate_images(context, parts, encoding)
         texts = self._texts(setup, context)
         predictor = self._predictor(setup, context, synthetic_images)
         evaluator = Evaluator(context, method, parts.encoder, parts.scales, predictor, setup.pool, texts)
@@ -288,67 +287,12 @@ class Experiment:
         Raises:
             ValueError: If the parts are incompatible, the method trains a model, or a class has no image at all.
         """
-        cfg = self._cfg
-        open_root(cfg.paths.store)
+        open_root(self._cfg.paths.store)
         data = self._data
 
-        from lgclip.classifier.build import classifier_from_features, needs_text
-        from lgclip.classifier.settings import origin_of, settings_of
-        from lgclip.methods.zero_shot import ZeroShot
-        from lgclip.stages.extract import encode_references
-        from lgclip.stages.parts import RunParts
-        from lgclip.stages.pool import pool_features
-        from lgclip.stages.text import complete_texts
+        from lgclip.classifier.from_config import classifier_from_config
 
-        parts = RunParts.from_config(cfg, data)
-        method = self._method(parts)
-        if not isinstance(method, ZeroShot) or method.trained is not None:
-            raise ValueError(
-                f"method={cfg.method.name} trains a model; a classifier is built from prototypes: use method=lgclip, "
-                "fusion or clip_text"
-            )
-        if method.transduction is not None:
-            raise ValueError(
-                f"transduction={method.transduction.key_name} classifies the images of a test together, a classifier "
-                "sees one at a time: set transduction=none"
-            )
-        configured = next(iter(method.configured.values()))
-        if needs_text(configured):
-            parts.text.check(parts.data.evaluated, parts.llm)
-        context = self._context()
-        parts = replace(parts, encoder=parts.encoder.on(context.device))
-        parts.encoder.inputs()  # an encoder that cannot be had is an error before anything is generated
-        if method.needs_images:
-            _check_before(context, parts)
-        context.stages.check_before(parts.encoder.check_weights)
-        dataset = parts.data.evaluated
-        # The view of the full image, where the selection needs it, is one of the synthetic images alone.
-        views = self._with_views(parts).scales
-        generation = replace(parts, scales=views)
-        align = method.align
-        with context.stages:
-            synthetic_images = self._generate(context, generation) if method.needs_images else None
-            unlabeled = pool_features(context, align, data, parts.encoder, parts.scales)
-            texts: RunTexts | None = None
-            if needs_text(configured):
-                texts = complete_texts(context, parts, has_prompts=False, compares=False)
-            streams = encode_references(
-                context, dataset, parts.encoder, views, synthetic_images=synthetic_images, texts=texts
-            )
-        classifier = classifier_from_features(
-            dataset,
-            parts.encoder,
-            views,
-            configured,
-            method.calibration,
-            streams=streams,
-            synthetic_images=synthetic_images,
-            settings=settings_of(cfg, parts.encoder, parts.text.for_added_classes(dataset)),
-            origin=origin_of(cfg, synthetic_images),
-            align=None if align is None else partial(align.fit, unlabeled),
-        )
-        classifier.scales = parts.scales
-        return classifier
+        return classifier_from_config(self._cfg, data)
 
     def references(self) -> References:
         """Returns what `build_classifier` uses of the store; computes nothing.
@@ -356,23 +300,9 @@ class Experiment:
         Raises:
             ValueError: If the parts cannot be built, or a class has no image in the store.
         """
-        from lgclip.classifier.build import needs_text
-        from lgclip.methods.zero_shot import ZeroShot
-        from lgclip.stages.parts import RunParts
-        from lgclip.stages.references import stored_references
+        from lgclip.classifier.from_config import references_from_config
 
-        store = open_root(self._cfg.paths.store)
-        parts = self._with_views(RunParts.from_config(self._cfg, self._data))
-        method = self._method(parts)
-        if not isinstance(method, ZeroShot) or method.trained is not None:
-            raise ValueError(
-                f"method={self._cfg.method.name}: this classifier was trained and not built from prototypes; name the "
-                "folder of its run instead"
-            )
-        configured = next(iter(method.configured.values()))
-        return stored_references(
-            parts, store, needs_images=bool(method.needs_images), needs_text=needs_text(configured)
-        )
+        return references_from_config(self._cfg, self._data)
 
     def similar_names(self, count: int) -> list[str]:
         """Names things that look similar to the classes and are none of them, for images that a classifier rejects.
@@ -388,44 +318,14 @@ class Experiment:
         open_root(self._cfg.paths.store)
         data = self._data
 
+        from lgclip.stages.context import RunContext
         from lgclip.stages.parts import GenerationParts
         from lgclip.stages.similar_names import similar_names
 
-        return similar_names(self._context, GenerationParts.from_config(self._cfg, data), count)
+        context_of = partial(RunContext.from_config, self._cfg)
+        return similar_names(context_of, GenerationParts.from_config(self._cfg, data), count)
 
     # ------------------------------------------------------------------------------------------ how they are built
-
-    def _context(self, *callbacks: Any) -> RunContext:
-        """Returns the run context, with a trainer on the run's devices."""
-        from lgclip.stages.context import RunContext, image_format
-        from lgclip.stages.runner import StageBar, Stages, quiet
-
-        quiet()
-        cfg = self._cfg
-        store = open_root(cfg.paths.store)
-        bars = [StageBar(), *callbacks]
-        # With Ray the run has one process, whatever GPUs this machine has: its workers have the others.
-        devices = {"devices": 1} if uses_ray(cfg) else {}
-        make_trainer = partial(build, cfg.trainer, **devices)
-        trainer = make_trainer(logger=False, enable_checkpointing=False, callbacks=bars)
-        executor = build(cfg.get("executor"))
-        checks = [partial(check_writable, store)]
-        if executor is not None:
-            checks.append(partial(executor.prepare, store))
-        return RunContext(
-            store=store,
-            stages=Stages(trainer, checks, executor, store),
-            make_trainer=make_trainer,
-            on_bad_image=OnBadImage.of(cfg.on_bad_image),
-            workers=None if cfg.workers == AUTO else cfg.workers,
-            image_format=image_format(cfg.paths.images, store),
-        )
-
-    def _generate(self, context: RunContext, parts: RunParts) -> SyntheticImages:
-        """Generates the images of an evaluation, which are encoded at once where `paths.images` stores none."""
-        from lgclip.stages.direct_encoding import direct_encoding
-
-        return _generate(context, parts, direct_encoding(context.image_format, parts.encoder, parts.scales))
 
     @cached_property
     def _setup(self) -> _Setup:
@@ -441,22 +341,26 @@ class Experiment:
         if "torch" not in sys.modules:
             say_loading("torch, Lightning and what the models need")
 
+        from lgclip.evaluation.config_checks import check_method, warn_of_unused
         from lgclip.evaluation.evaluator import shifts_of
+        from lgclip.methods.from_config import method_from_config
         from lgclip.runtime.devices import ConfigConsistencyCheck
         from lgclip.runtime.run_key import run_key
+        from lgclip.stages.context import RunContext
         from lgclip.stages.parts import RunParts
         from lgclip.stages.pool import unlabeled_pool
+        from lgclip.training.from_config import training_inputs
         from lgclip.training.task import TrainingConfig
 
-        parts = self._with_views(RunParts.from_config(cfg, data))
+        parts = RunParts.from_config(cfg, data).with_selection_view(cfg)
         shifted = {name: build(node, _convert_="all") for name, node in cfg.ood.items()}
         shifts = shifts_of(parts.data.evaluated, shifted)
-        method = self._method(parts)
+        method = method_from_config(cfg, parts.encoder, parts.scales)
         pool = unlabeled_pool(method.align, parts.data)
-        self._check_method(method)
-        self._warn_of_unused(parts, method)
-        context = self._context(ConfigConsistencyCheck(run_key(cfg)))
-        inputs = _training_inputs(parts, context)
+        check_method(cfg, method)
+        warn_of_unused(cfg, parts, method)
+        context = RunContext.from_config(cfg, ConfigConsistencyCheck(run_key(cfg)))
+        inputs = training_inputs(parts, context)
         if isinstance(method.trained, TrainingConfig):
             if cfg.checkpoint is None:
                 method.trained.check(inputs)
@@ -468,20 +372,10 @@ class Experiment:
         parts = replace(parts, encoder=parts.encoder.on(context.device))
         parts.encoder.inputs()  # and so is an encoder that cannot be had
         if method.needs_images:
-            _check_before(context, parts)
+            context.check_models_of(parts)
         context.stages.check_before(parts.encoder.check_weights)
         pools = build(cfg.pools, _convert_="all") if cfg.pools else None
         return _Setup(parts, shifts, method, pool, pools, replace(inputs, encoder=parts.encoder), context)
-
-    def _with_views(self, parts: RunParts) -> RunParts:
-        """Adds the view of the full image where the selection compares it with the class's sentence."""
-        from lgclip.encoder.scales import FULL_IMAGE, WithFullImage
-
-        selection = build(self._cfg.selection)
-        compares = selection.needs_text and selection.keep is not None and self._cfg.method.get("text_weight") != 1
-        if not compares or FULL_IMAGE in parts.scales.views:
-            return parts
-        return replace(parts, scales=WithFullImage(others=parts.scales))
 
     def _print_plan(self, *, evaluates: bool) -> None:
         plan = self.plan(evaluates=evaluates)
@@ -489,53 +383,6 @@ class Experiment:
         from lgclip.reporting.plan_text import plan_text
 
         print(plan_text(plan))
-
-    def _method(self, parts: RunParts) -> Classifier:
-        from lgclip.methods.from_config import method_from_config
-
-        return method_from_config(self._cfg, parts.encoder, parts.scales)
-
-    def _check_method(self, method: Classifier) -> None:
-        """Rejects `checkpoint`, `membership` and `transduction` where they do not fit."""
-        from lgclip.training.task import TrainingConfig
-
-        cfg = self._cfg
-        recipe = method.trained
-        if recipe is not None:
-            check_stored(cfg.paths.images, f"method={cfg.method.name} trains on them")
-        if cfg.membership and not (isinstance(recipe, TrainingConfig) and recipe.knows_members):
-            raise ValueError("membership=True is asked of a student: use method=student")
-        if cfg.membership and cfg.transduction:
-            raise ValueError("membership=True compares probabilities of each image by itself: set transduction=none")
-        if cfg.checkpoint is not None and recipe is None:
-            raise ValueError(
-                f"checkpoint={cfg.checkpoint} is asked of a student or a prompt: use method=student or "
-                f"method=prompt_tuning"
-            )
-
-    def _warn_of_unused(self, parts: RunParts, method: Classifier) -> None:
-        """Warns of settings on the command line that cannot change the result: they would look like an ablation."""
-        unused: set[str] = set()
-        used = {"student": {"student"}, "prompt_tuning": {"prompt_tuning", "paradigm"}}.get(
-            self._cfg.method.name, set()
-        )
-        unused.update(set(TRAINING_SETTINGS) - used)
-        if not parts.encoder.parts():
-            unused.update(PAIR_SETTINGS)
-        needs_images = bool(method.needs_images)
-        if not parts.encoder.has_text:
-            unused.add("text")
-        reads_prompts = parts.encoder.has_text and parts.text.generator(parts.llm) is not None
-        if not needs_images:
-            unused.update(set(IMAGE_SETTINGS) - set(TEXT_SETTINGS if reads_prompts else ()))
-        elif not parts.diffuser.needs_prompts:
-            unused.update(set(PROMPT_SETTINGS) - set(TEXT_SETTINGS if reads_prompts else ()))
-        without_effect = unused_overrides(HydraConfig.get().overrides.task, unused)
-        if without_effect:
-            why = "" if needs_images else ", which uses no synthetic images"
-            log.warning(
-                "no effect on method=%s%s: %s", self._cfg.method.name, why, single_line(" ".join(without_effect))
-            )
 
     def _texts(self, setup: _Setup, context: RunContext) -> RunTexts | None:
         """Returns the text sides, and adds their baselines to the method; None without a text tower."""
@@ -546,7 +393,8 @@ class Experiment:
         if not parts.encoder.has_text:
             return None
         compares = isinstance(method, ZeroShot) and method.compares_text
-        texts = complete_texts(context, parts, has_prompts=_has_prompts(parts, method), compares=compares)
+        has_prompts = bool(method.needs_images) and parts.diffuser.needs_prompts
+        texts = complete_texts(context, parts, has_prompts=has_prompts, compares=compares)
         if isinstance(method, ZeroShot):
             method.add_text_baselines(list(texts.alternatives))
         return texts
@@ -567,26 +415,6 @@ class Experiment:
             folder = str(run_training(recipe.prepare(inputs, context), context))
         return recipe.load(folder, inputs, context)
 
-    def _training_config(self) -> TrainingConfig:
-        """Returns the recipe that `train.py` runs.
-
-        Raises:
-            ValueError: If the method trains nothing, or no recipe is selected.
-        """
-        from lgclip.training.task import TrainingConfig
-
-        cfg = self._cfg
-        if issubclass(target_of(cfg.method), TrainingConfig):
-            return build(cfg.method, _convert_="all")
-        if "trained" not in cfg.method:
-            raise ValueError(
-                f"method={cfg.name} trains nothing: choose student, prompt_tuning, diffuser_lora or a recipe such as "
-                "tiny_encoder"
-            )
-        if not cfg.method.trained:  # the config of student=none is empty
-            raise ValueError(f"method={cfg.name} needs a recipe: student=tiny, small_set, release, probe or finetune")
-        return build(cfg.method.trained, _convert_="all")
-
     def _fit_small_model(self) -> Path:
         """Trains one of the small models that come with the package."""
         import torch
@@ -602,39 +430,6 @@ class Experiment:
         logger = build(cfg.logger, save_dir=folder) if "_target_" in cfg.logger else False
         fit_recipe(recipe, partial(build, cfg.trainer), logger, folder, every=cfg.checkpoint_every, ema=cfg.ema)
         return folder / "model"
-
-
-def _check_before(context: RunContext, parts: GenerationParts) -> None:
-    """Has the models of a generation checked before its first stage, where there is something to compute."""
-    if parts.diffuser.needs_prompts:
-        context.stages.check_before(parts.llm.check_weights)
-    context.stages.check_before(parts.diffuser.check_weights)
-
-
-def _generate(context: RunContext, parts: GenerationParts, encoding: DirectEncoding | None = None) -> SyntheticImages:
-    from lgclip.stages.generate import generate_images
-
-    return generate_images(context, parts.data, parts.llm, parts.diffuser, parts.counts, encoding)
-
-
-def _has_prompts(parts: GenerationParts, method: Classifier) -> bool:
-    """Returns whether a run generates prompts for images."""
-    return bool(method.needs_images) and parts.diffuser.needs_prompts
-
-
-def _training_inputs(parts: RunParts, context: RunContext) -> TrainingInputs:
-    from lgclip.stages.text import complete_texts
-    from lgclip.training.task import TrainingInputs
-
-    return TrainingInputs(
-        data=parts.data,
-        encoder=parts.encoder,
-        scales=parts.scales,
-        diffuser=parts.diffuser,
-        synthetic_images=partial(_generate, context, parts),
-        images_per_class=parts.counts.prompts_per_class,
-        texts=partial(complete_texts, context, parts, has_prompts=False, compares=False),
-    )
 
 
 def _required(synthetic_images: SyntheticImages | None) -> SyntheticImages:

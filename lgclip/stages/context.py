@@ -2,15 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
+from omegaconf import DictConfig
 
 from lgclip.datasets.unreadable import OnBadImage
-from lgclip.stages.runner import Stages
+from lgclip.runtime.instantiate import build
+from lgclip.runtime.sweep_job import uses_ray
+from lgclip.stages.counts import AUTO
+from lgclip.stages.parts import GenerationParts
+from lgclip.stages.runner import StageBar, Stages, quiet
 from lgclip.store.remote import is_remote
+from lgclip.store.root import check_writable, open_root
 
 
 def image_format(requested: str | None, store: Path) -> str:
@@ -55,6 +62,42 @@ class RunContext:
     workers: int | None = 0
     image_format: str = "files"
     logger: Any = False
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, *callbacks: Callback) -> "RunContext":
+        """Builds the context with a trainer on the run's devices; opens the store.
+
+        Args:
+            cfg: The composed config.
+            callbacks: Further callbacks of the trainer.
+
+        Raises:
+            ValueError: If the store cannot be opened, or cannot hold images in the requested format.
+        """
+        quiet()
+        store = open_root(cfg.paths.store)
+        # With Ray the run has one process, whatever GPUs this machine has: its workers have the others.
+        devices = {"devices": 1} if uses_ray(cfg) else {}
+        make_trainer = partial(build, cfg.trainer, **devices)
+        trainer = make_trainer(logger=False, enable_checkpointing=False, callbacks=[StageBar(), *callbacks])
+        executor = build(cfg.get("executor"))
+        checks = [partial(check_writable, store)]
+        if executor is not None:
+            checks.append(partial(executor.prepare, store))
+        return cls(
+            store=store,
+            stages=Stages(trainer, checks, executor, store),
+            make_trainer=make_trainer,
+            on_bad_image=OnBadImage.of(cfg.on_bad_image),
+            workers=None if cfg.workers == AUTO else cfg.workers,
+            image_format=image_format(cfg.paths.images, store),
+        )
+
+    def check_models_of(self, parts: GenerationParts) -> None:
+        """Has the models of a generation checked before its first stage, where there is something to compute."""
+        if parts.diffuser.needs_prompts:
+            self.stages.check_before(parts.llm.check_weights)
+        self.stages.check_before(parts.diffuser.check_weights)
 
     @property
     def trainer(self) -> Trainer:

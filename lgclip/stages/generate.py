@@ -19,6 +19,7 @@ from lgclip.stages.counts import ImageCounts
 from lgclip.stages.direct_encoding import DirectEncoding
 from lgclip.stages.image_stage import image_stage
 from lgclip.stages.images import ImageGenerationStage
+from lgclip.stages.parts import GenerationParts
 from lgclip.stages.prompts import PromptGenerationStage
 from lgclip.store.atomic import atomic_write
 from lgclip.store.prompts import PromptStore
@@ -48,12 +49,7 @@ class Script(Protocol):
 
 
 def generate_images(
-    context: RunContext,
-    data: DatasetSplits,
-    prompt_generator: PromptGenerator,
-    diffuser: ImageSource,
-    counts: ImageCounts,
-    encoding: DirectEncoding | None = None,
+    context: RunContext, parts: GenerationParts, encoding: DirectEncoding | None = None
 ) -> SyntheticImages:
     """Generates prompts and images, each stage only if something is missing.
 
@@ -62,17 +58,16 @@ def generate_images(
 
     Args:
         context: Runs the stages, and holds the store.
-        data: The data set, whose training images are loaded only if the prompt generator needs them.
-        prompt_generator: Generates the prompts.
-        diffuser: Source of the images.
-        counts: Numbers of prompts and images.
+        parts: Data set, prompt generator, source of the images and counts. Training images are loaded only if the
+            prompt generator needs them.
         encoding: Encoder and views of images that are not stored; None if they are stored.
 
     Raises:
         ValueError: If a class has no image at all, or the prompt generator needs training images and there are none.
     """
+    data, diffuser, counts = parts.data, parts.diffuser, parts.counts
     diffuser.inputs()  # a model that cannot be loaded is an error before anything is written
-    script = prompt_script(context.store, data, prompt_generator, diffuser, counts)
+    script = prompt_script(context.store, data, parts.llm, diffuser, counts)
     if isinstance(script, Captions):
         caption(context, script)
     elif diffuser.needs_prompts:

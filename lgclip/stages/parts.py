@@ -1,6 +1,6 @@
 """Builds the parts of a run from its config."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from lgclip.datasets.splits import DatasetSplits
 from lgclip.diffuser.base import ImageSource
 from lgclip.encoder.base import Encoder
-from lgclip.encoder.scales import Scales
+from lgclip.encoder.scales import FULL_IMAGE, Scales, WithFullImage
 from lgclip.prompts.base import PromptGenerator
 from lgclip.prompts.text_side import Ensemble, TextSide
 from lgclip.runtime.config_aliases import SECOND_ENCODER
@@ -88,3 +88,11 @@ class RunParts(GenerationParts):
         # A config of an earlier version names none: the data set's templates stood for the classes.
         text = build(cfg.text, _convert_="all") if cfg.get("text") else Ensemble("dataset", alternatives=())
         return cls(**vars(generation), encoder=encoder, scales=scales, text=text)
+
+    def with_selection_view(self, cfg: DictConfig) -> "RunParts":
+        """Adds the view of the full image where the selection compares it with the class's sentence."""
+        selection = build(cfg.selection)
+        compares = selection.needs_text and selection.keep is not None and cfg.method.get("text_weight") != 1
+        if not compares or FULL_IMAGE in self.scales.views:
+            return self
+        return replace(self, scales=WithFullImage(others=self.scales))

@@ -19,6 +19,7 @@ from lgclip.diffuser.image_folder import ImageFolder
 from lgclip.stages.context import RunContext
 from lgclip.stages.counts import ImageCounts
 from lgclip.stages.generate import generate_images
+from lgclip.stages.parts import GenerationParts
 
 pytest_plugins = ("run_fixtures",)
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,8 @@ def test_class_subset_keeps_sources(tmp_path: Path) -> None:
     root = make_image_folder(tmp_path / "drawn", each=4)
     context = RunContext(tmp_path / "store", stages())
     data = DatasetSplits(lambda **_: training)
-    synthetic_images = generate_images(context, data, ScriptedCaptioner(), ImageFolder(str(root)), ImageCounts(2))
+    parts = GenerationParts(data, ScriptedCaptioner(), ImageFolder(str(root)), ImageCounts(2))
+    synthetic_images = generate_images(context, parts)
     assert set(synthetic_images.sources) == {""}, "a folder's images go back to no caption"
     sources = [f"real {index}" for index in range(6)]
     subset = dataclasses.replace(synthetic_images, sources=sources).only([2, 0])
