@@ -6,8 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from factories import Sandbox
 
 from lgclip.cli.run_folders import claim_folder
+
+pytest_plugins = ("run_fixtures",)
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,14 +39,14 @@ def test_processes_of_a_job_share_a_folder(environment: dict[str, str], name: st
 
 
 @pytest.mark.slow
-def test_runs_of_one_second_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    """With the clock stopped, as two runs of a script that start together see it."""
+def test_runs_of_one_second_do_not_overwrite_each_other(sandbox: Sandbox, tmp_path: Path) -> None:
+    """With the clock stopped, as two runs of a script that start together see it; their images are stored."""
     code = (
         "import runpy, sys; from datetime import datetime; import hydra.core.utils as utils;"
         "utils.datetime = type('Clock', (), {'now': staticmethod(lambda: datetime(2026, 1, 1))});"
         f"sys.argv[0] = {str(ROOT / 'evaluate.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    command = [sys.executable, "-c", code, "llm=template", "prompts_per_class=1", f"paths.store={tmp_path / 'store'}"]
+    command = [sys.executable, "-c", code, *sandbox.evaluate_overrides(), "rerun=true"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
 
     assert [run.wait() for run in runs] == [0, 0]
