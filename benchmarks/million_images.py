@@ -113,7 +113,7 @@ def classify(folder: Path, shards: int) -> dict[str, Any]:
     from lgclip.api import load
     from lgclip.classifier.shard_labels import ShardLabels
     from lgclip.classifier.shard_tables import ShardTables, TableSettings
-    from lgclip.datasets.shard_files import find_shards
+    from lgclip.datasets.shard_listing import find_shards
 
     classifier = load(folder.parent / "classifier")
     classifier.encoder = _SimulatedEncoder(classifier.encoder)  # pyright: ignore[reportAttributeAccessIssue]

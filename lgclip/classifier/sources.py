@@ -9,7 +9,8 @@ from PIL import Image
 
 from lgclip.datasets.image_shards import ShardImage, is_shard, shard_images
 from lgclip.datasets.image_tree import drop_repeated, list_images
-from lgclip.datasets.shard_files import ShardFile, find_shards, local_shard
+from lgclip.datasets.shard_files import ShardFile, local_shard
+from lgclip.datasets.shard_listing import find_shards
 
 CACHE_GB = 50.0
 """Limit of the copies of shards of object stores, in 10**9 bytes; those of data sets are in the same cache."""

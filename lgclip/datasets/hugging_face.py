@@ -14,7 +14,8 @@ from lgclip.datasets.content_ids import content_ids
 from lgclip.datasets.image_files import named, sentences
 from lgclip.datasets.parquet import Rows
 from lgclip.datasets.parquet_shards import Card, checked_names, shards_of
-from lgclip.datasets.shard_files import ShardFile, files_below, local_shard
+from lgclip.datasets.shard_files import ShardFile, local_shard
+from lgclip.datasets.shard_listing import files_below
 from lgclip.runtime.hub import commit_of, download, hub_errors
 from lgclip.runtime.terminal import single_line
 from lgclip.runtime.versions import STORE_SCHEMA

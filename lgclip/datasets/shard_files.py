@@ -1,8 +1,4 @@
-"""Lists files that hold many images, on this machine or in an object store, and opens them wherever they lie.
-
-    DIR/test-*.tar, DIR/test-{000..099}.tar                 files of this machine
-    s3://BUCKET/PREFIX/test-*.tar, gs://BUCKET/...          a bucket
-    hf://datasets/OWNER/NAME/test/*.tar                     a data set of the Hugging Face Hub
+"""Opens files that hold many images, wherever they lie: on this machine or in an object store.
 
 A file of an object store is downloaded as a whole when it is opened first, into a cache with a limit: what was used
 least recently makes room. fsspec's `filecache` was considered: it has no limit, and locks nothing between processes.
@@ -10,36 +6,24 @@ least recently makes room. fsspec's `filecache` was considered: it has no limit,
 
 import glob
 import io
-import logging
 import os
-import re
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from filelock import FileLock
 
 from lgclip.store.keys import content_key, file_stamp
-from lgclip.store.location import Location, cache_folder, parse_location
+from lgclip.store.location import Location, cache_folder
 from lgclip.store.object_store import ObjectInfo, ObjectStore, object_store
-
-log = logging.getLogger(__name__)
 
 CACHE = "lgclip-shards"
 """Folder of the user's cache folder with copies of files of object stores."""
 
-_MAX_FILES = 1_000_000
 _PART = 2**16
 """Bytes that are read at least of a file of which only parts are read."""
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -162,7 +146,7 @@ class ShardFile:
             self._make_room(self.size)
             temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
             try:
-                _objects(location, os.getpid()).get(self.place, temporary, self.size)
+                open_object_store(location).get(self.place, temporary, self.size)
                 file = temporary.open("rb")
                 temporary.replace(self.path)
             except FileNotFoundError as error:
@@ -201,7 +185,7 @@ class _Parts(io.RawIOBase):
     def __init__(self, shard: ShardFile, location: Location) -> None:
         self._shard = shard
         self.name = shard.where
-        self._objects = _objects(location, os.getpid())
+        self._objects = open_object_store(location)
         self._position = 0
 
     def readable(self) -> bool:
@@ -228,36 +212,6 @@ class _Parts(io.RawIOBase):
         return len(content)
 
 
-def find_shards(pattern: str, option: str, cache_gb: float | None = None, *, folder: str = "") -> list[ShardFile]:
-    """Returns the files that fit a pattern, sorted by place.
-
-    Args:
-        pattern: A path or a URL; `*`, `[...]`, and in a path `?`, stand for characters of a name, `{a,b}` and
-            `{00..99}` for several names.
-        option: Setting that names it, for errors.
-        cache_gb: Limit of cached copies of files of object stores, in 10**9 bytes; None for none.
-        folder: Path or URL that the pattern is relative to; its own name is no pattern, whatever signs are in it.
-
-    Raises:
-        ValueError: If no file fits, or one of a range is missing.
-    """
-    limit = _bytes_of(cache_gb)
-    location = parse_location(folder or pattern, option)
-    if location is None:
-        texts = expand_braces(pattern, option)
-        files = [local_shard(path) for text in texts for path in _matching(folder, text, option)]
-    else:
-        patterns = pattern
-        if not folder:
-            fixed, patterns = _split(location.path)
-            location = replace(location, path=fixed)
-        files = _remote(location, patterns, option, limit)
-    if not files:
-        place = f"{folder}/{pattern}" if folder else pattern
-        raise ValueError(f"{option}={place}: no file fits; give a path or a URL such as data/test-*.tar")
-    return files
-
-
 def local_shard(path: Path) -> ShardFile:
     """Returns a file of this machine.
 
@@ -268,128 +222,26 @@ def local_shard(path: Path) -> ShardFile:
     return ShardFile(str(path), path.absolute(), stamp.size, repr(stamp))
 
 
-def files_below(location: Location, cache_gb: float | None = None) -> dict[str, ShardFile]:
-    """Returns all files below a folder of an object store, by place.
+def remote_shard(folder: Location, place: str, info: ObjectInfo, cache_bytes: int | None) -> ShardFile:
+    """Returns a file of an object store, with the path that its copy has.
 
     Args:
-        location: The folder.
-        cache_gb: As in `find_shards`.
-
-    Raises:
-        ObjectError: If the object store cannot be read.
+        folder: Folder in the object store.
+        place: Place of the file in the folder.
+        info: What the folder's listing says of the file.
+        cache_bytes: Limit of all cached copies; None for none.
     """
-    limit = _bytes_of(cache_gb)
-    return {place: _cached(location, place, info, limit) for place, info in _listed(location).items()}
-
-
-def _bytes_of(cache_gb: float | None) -> int | None:
-    if cache_gb is not None and not cache_gb > 0:
-        raise ValueError(f"dataset.cache_gb={cache_gb}: it must be above 0, or null for no limit")
-    return None if cache_gb is None else int(cache_gb * 10**9)
-
-
-def read_small_file(folder: str, name: str, option: str) -> str | None:
-    """Returns the text of a small file of a folder; None if there is none.
-
-    Args:
-        folder: A path or a URL.
-        name: Place of the file in it.
-        option: Setting that names the folder, for errors.
-
-    Raises:
-        ValueError: If it cannot be read, or is no text.
-    """
-    location = parse_location(folder, option)
-    try:
-        if location is None:
-            content = (Path(folder).expanduser() / name).read_bytes()
-        else:
-            with TemporaryDirectory() as aside:
-                _objects(location, os.getpid()).get(name, Path(aside) / "file", None)
-                content = (Path(aside) / "file").read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ValueError(f"{folder}/{name} cannot be read ({error.strerror or error})") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{folder}/{name} is not text in UTF-8 ({error})") from error
-
-
-def expand_braces(pattern: str, option: str) -> Iterator[str]:
-    """Yields the texts that a pattern with `{a,b}` and `{00..99}` stands for.
-
-    The braceexpand package was considered: it is not maintained, and this much is needed of it.
-
-    Raises:
-        ValueError: If a range runs backwards, or there are more than a million.
-    """
-    match = _BRACES.search(pattern)
-    if match is None:
-        yield pattern
-        return
-    head = pattern[: match.start()]
-    numbers = _RANGE.fullmatch(match[1])
-    choices: Sequence[str]
-    if numbers is None:
-        choices = match[1].split(",")
-    else:
-        first, last = int(numbers[1]), int(numbers[2])
-        if not first <= last < first + _MAX_FILES:
-            raise ValueError(f"{option}={pattern}: {{{match[1]}}} is no range of at most {_MAX_FILES:,} numbers")
-        width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        choices = [f"{number:0{width}}" for number in range(first, last + 1)]
-    for choice in choices:
-        for rest in expand_braces(pattern[match.end() :], option):
-            yield f"{head}{choice}{rest}"
-
-
-def _matching(folder: str, text: str, option: str) -> list[Path]:
-    root = Path(folder).expanduser()
-    text = str(Path(text).expanduser())
-    if (root / text).is_file():
-        return [root / text]
-    # Not by Path.glob, which takes no absolute pattern.
-    matches = [root / match for match in sorted(glob.glob(text, root_dir=root))]  # noqa: PTH207
-    if not matches and not _WILD.search(text):
-        raise ValueError(f"{option}: {text}: no such file")
-    return [match for match in matches if match.is_file()]
-
-
-def _remote(folder: Location, patterns: str, option: str, limit: int | None) -> list[ShardFile]:
-    listed = _listed(folder)
-    found: dict[str, ObjectInfo] = {}
-    for text in expand_braces(patterns, option):
-        if not _WILD.search(text):
-            if text not in listed:
-                raise ValueError(f"{option}={patterns}: there is no {folder.url}/{text}")
-            found[text] = listed[text]
-            continue
-        parts = text.split("/")
-        for place, info in listed.items():
-            names = place.split("/")
-            if len(names) == len(parts) and all(map(fnmatchcase, names, parts)):
-                found[place] = info
-    return [_cached(folder, place, found[place], limit) for place in sorted(found)]
-
-
-def _split(path: str) -> tuple[str, str]:
-    """Splits a path into the folder before its first pattern, and the rest."""
-    parts = path.split("/")
-    plain = 0
-    while plain < len(parts) - 1 and not re.search(r"[*?\[{]", parts[plain]):
-        plain += 1
-    return "/".join(parts[:plain]), "/".join(parts[plain:])
-
-
-def _cached(folder: Location, place: str, info: ObjectInfo, limit: int | None) -> ShardFile:
     where = f"{folder.url}/{place}"
     version = info.tag or info.changed
     # Equal names of another version, or of another server, are other files.
     key = content_key({"where": where, "endpoint": folder.endpoint, "size": info.size, "version": version})
     path = _cache() / f"{key}-{place.rpartition('/')[2][-60:]}"
-    return ShardFile(where, path, info.size, version, folder, place, limit)
+    return ShardFile(where, path, info.size, version, folder, place, cache_bytes)
+
+
+def open_object_store(location: Location) -> ObjectStore:
+    """Returns the object store of a folder; of this process, which makes one connection."""
+    return _objects(location, os.getpid())
 
 
 def _cache() -> Path:
@@ -400,9 +252,3 @@ def _cache() -> Path:
 def _objects(location: Location, process: int) -> ObjectStore:
     # By process: the connections of another one are of no use after a fork.
     return object_store(location)
-
-
-def _listed(location: Location) -> dict[str, ObjectInfo]:
-    objects = _objects(location, os.getpid())
-    objects.check()
-    return objects.ls()

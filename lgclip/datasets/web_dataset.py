@@ -20,7 +20,8 @@ from lgclip.datasets.image_shards import MAX_IMAGE_BYTES
 from lgclip.datasets.packed_strings import PackedHashes, PackedStrings
 from lgclip.datasets.sample_index import index_shards
 from lgclip.datasets.samples import FOLDER, SampleFields
-from lgclip.datasets.shard_files import ShardFile, find_shards, read_small_file
+from lgclip.datasets.shard_files import ShardFile
+from lgclip.datasets.shard_listing import find_shards, read_small_file
 from lgclip.runtime.terminal import single_line
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.location import parse_location

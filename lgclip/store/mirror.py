@@ -17,8 +17,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from filelock import FileLock
 from lgclip.runtime.progress import Progress
 from lgclip.store.atomic import atomic_write
 from lgclip.store.cost_log import COST_LOG
-from lgclip.store.errors import StoreError
 from lgclip.store.keys import digest_of
 from lgclip.store.location import location_in
 from lgclip.store.object_store import ObjectError, ObjectInfo, at_once, object_store
@@ -41,6 +39,7 @@ from lgclip.store.places import (
 )
 from lgclip.store.segments import Segments, generator_place
 from lgclip.store.shard_index import read_index_sum
+from lgclip.store.upload_queue import UploadQueue
 
 log = logging.getLogger(__name__)
 
@@ -59,27 +58,19 @@ class Mirror:
     """
 
     def __init__(self, root: Path) -> None:
-        location, self._writer = location_in(root)
+        location, writer = location_in(root)
         self.root = root
         self.objects = object_store(location)
         self._segments = Segments(root, root.parent / "segments")
         self._lock = threading.RLock()
-        self._pushing = threading.Lock()
         self._listed: dict[str, float] = {}
         self._known: dict[str, dict[str, ObjectInfo]] = {}
         self._merged: dict[str, set[str]] = {}
         self._searched: set[str] = set()
-        # Places to upload, in the order of writing, each with the number of its writing: 0 for what an earlier process
-        # has left here.
-        self._waiting: dict[str, int] = {}
-        self._writes = 0
         self._arriving: set[str] = set()
         self._arrived: set[str] = set()
-        self._replaced: set[str] = set()
-        self._upload: Future[None] | None = None
-        self._uploader: ThreadPoolExecutor | None = None
-        self._last_push = time.monotonic()
         self._is_checked = False
+        self._uploads = UploadQueue(root, writer, self.objects, self._segments, self._known)
 
     # ---------------------------------------------------------------------------------------------------- reading
 
@@ -123,7 +114,7 @@ class Mirror:
             self._download(entry, known, shards=shards, lists=lists)
             self._merge_segments(entry, known)
             if entry not in self._searched:
-                self._find_unsent(entry)
+                self._uploads.add_unsent(entry)
                 self._searched.add(entry)
             if not lists:
                 self._listed[entry] = now
@@ -317,26 +308,8 @@ class Mirror:
         place = path.relative_to(self.root).as_posix()
         if place in self._arriving or not _is_uploaded(place):
             return
-        with self._lock:
-            # Written again although it came from there: what came was damaged.
-            if place in self._arrived:
-                self._replaced.add(place)
-            self._writes += 1
-            self._waiting[place] = self._writes
-            is_due = time.monotonic() - self._last_push >= self.objects.push_seconds
-            if not is_due or (self._upload is not None and not self._upload.done()):
-                return
-            self._last_push = time.monotonic()
-            if self._uploader is None:
-                self._uploader = ThreadPoolExecutor(1, "upload")
-            self._upload = self._uploader.submit(self._push_quietly)
-
-    def _push_quietly(self) -> None:
-        try:
-            self.push()
-        except StoreError as error:
-            # A store that is away for minutes should not end hours of work; the end of the stage insists.
-            log.warning("%s; %d files wait here and are uploaded later", error, len(self._waiting))
+        # Written again although it came from there: what came was damaged.
+        self._uploads.add(place, is_replaced=place in self._arrived)
 
     def push(self) -> int:
         """Uploads what waits, and returns the number of objects.
@@ -344,103 +317,11 @@ class Mirror:
         Raises:
             ObjectError: If something that this process has made cannot be uploaded; it stays here.
         """
-        with self._pushing:
-            with self._lock:
-                waiting = dict(self._waiting)
-                self._last_push = time.monotonic()
-            if not waiting:
-                return 0
-            try:
-                count = self._push(list(waiting))
-            except ObjectError as error:
-                # What an earlier, interrupted process has left here is no reason to refuse a run that lacks nothing.
-                if any(waiting.values()):
-                    raise
-                log.warning("%s; %d files of an earlier run stay here", error, len(waiting))
-                return 0
-            with self._lock:
-                for place, number in waiting.items():
-                    # A file that was written again in the meantime waits on.
-                    if self._waiting.get(place) == number:
-                        del self._waiting[place]
-            return count
-
-    def _push(self, places: Sequence[str]) -> int:
-        entries = {self.entry_of_file(place, self.root / place) for place in places}
-        for entry in entries:
-            if entry not in self._known:
-                # A file by itself is put unless it is there, which takes no listing.
-                self._known[entry] = {} if is_immutable(entry) else self.objects.ls(entry)
-        plain: dict[str, str] = {}
-        for place in places:
-            if CHECKPOINTS in place.split("/"):
-                head, _, rest = place.partition(f"/{CHECKPOINTS}/")
-                plain[f"{head}/{CHECKPOINTS}/{self._writer}/{rest}"] = place
-            elif is_immutable(place):
-                plain |= {target: target for target in _with_shard(place)}
-        count = self._put_plain(plain)
-        return count + self._put_segments(entries, places)
-
-    def _put_plain(self, plain: Mapping[str, str]) -> int:
-        """Uploads files under names of their own: data first, then what describes it."""
-        count = 0
-        for phase in (False, True):
-            files: dict[str, Path] = {}
-            for target, place in plain.items():
-                is_new = target not in self._known.get(entry_of(place), {})
-                is_replaced = place in self._replaced or target != place
-                if is_marker(place) == phase and (is_new or is_replaced):
-                    files[target] = self.root / place
-            replaced = frozenset(
-                target for target in files if plain[target] in self._replaced or plain[target] != target
-            )
-            for target in self.objects.put(files, replaced):
-                size = files[target].stat().st_size if files[target].exists() else 0
-                self._known.setdefault(entry_of(target), {})[target] = ObjectInfo(size, "")
-                count += 1
-        return count
-
-    def _put_segments(self, entries: Iterable[str], places: Sequence[str]) -> int:
-        """Uploads the lines of cost logs and the prompts of classes that the object store lacks."""
-        files: dict[str, Path] = {}
-        for place, data in self._segments.new_objects(entries, places).items():
-            aside = self._segments.folder / f".{place.rpartition('/')[2]}.{os.getpid()}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(data)
-            files[place] = aside
-        put = self.objects.put(files)
-        # They stay here under the same name: so it is known what the object store has.
-        for place in put:
-            target = self._segments.folder / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files[place].replace(target)
-        return len(put)
-
-    def _find_unsent(self, entry: str) -> None:
-        """Notes what an interrupted process has left here and not uploaded."""
-        known = self._known[entry]
-        with self._lock:
-            if (self.root / entry).is_dir():
-                for path in (self.root / entry).rglob("*"):
-                    place = self._local(path)
-                    # A shard goes with its index, and a checkpoint when it is written again.
-                    is_plain = is_immutable(place) and not place.endswith(".tar") and CHECKPOINTS not in path.parts
-                    if is_plain and place not in known and path.is_file():
-                        self._waiting.setdefault(place, 0)
-            for place in self._segments.unsent(entry):
-                self._waiting.setdefault(place, 0)
+        return self._uploads.push()
 
     def discard_checkpoints(self, place: str) -> None:
         """Deletes the checkpoints of a finished training from the object store; one that may not be deleted stays."""
-        entry = entry_of(place)
-        with self._pushing, self._lock:
-            for waiting in [name for name in self._waiting if name.startswith(f"{entry}/{CHECKPOINTS}/")]:
-                del self._waiting[waiting]
-            found = [name for name in self.objects.ls(entry) if name.startswith(f"{entry}/{CHECKPOINTS}/")]
-            try:
-                self.objects.delete(found)
-            except ObjectError as error:
-                log.warning("%s; %d checkpoints of %s stay there", error, len(found), entry)
+        self._uploads.discard_checkpoints(entry_of(place))
 
 
 def _is_uploaded(place: str) -> bool:
@@ -451,13 +332,6 @@ def _is_uploaded(place: str) -> bool:
         or place.startswith("prompts/")
         or (place.rpartition("/")[2] == COST_LOG)
     )
-
-
-def _with_shard(place: str) -> list[str]:
-    """Returns an object with what has to be there before it: the shard of an index."""
-    if "/shards/" in place and place.endswith(".safetensors"):
-        return [place.removesuffix(".safetensors") + ".tar", place]
-    return [place]
 
 
 def _check_shard(url: str, place: str, target: Path, temporary: Path) -> None:

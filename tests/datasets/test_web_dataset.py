@@ -16,7 +16,8 @@ from web_shards import images_of, sample, write_tar, write_web_dataset
 
 from lgclip.datasets import sample_index
 from lgclip.datasets.folder import Folder
-from lgclip.datasets.shard_files import CACHE, expand_braces, find_shards
+from lgclip.datasets.shard_files import CACHE
+from lgclip.datasets.shard_listing import expand_braces, find_shards
 from lgclip.datasets.web_dataset import WebDataset
 from lgclip.store.bucket_store import BucketStore
 

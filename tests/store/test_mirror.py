@@ -246,7 +246,7 @@ def test_lost_store_is_a_warning_until_the_stage_ends(
         assert mirror is not None
         refused = {"code": "AccessDenied", "status": "403 Forbidden"}
         s3.faults = [unavailable("PUT", **refused), unavailable("PUT", **refused)]
-        mirror._push_quietly()
+        mirror._uploads._push_quietly()
         assert "1 files wait here and are uploaded later" in caplog.text
         with pytest.raises(ObjectError):
             remote.push_pending()
