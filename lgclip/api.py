@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _RUNTIME = ("paths", "trainer", "workers", "on_bad_image")
 """Values that belong to this machine and not to a classifier."""
+_TEXT_FILE = "text.file="
 
 
 def build(
@@ -62,6 +63,10 @@ def build(
     rejection = instantiate(cfg.rejection) if "_target_" in cfg.rejection else None
     if rejection is not None and rejection.names is not None:
         read_class_names(rejection.names, "rejection.names")  # a wrong file is an error before anything is generated
+
+    from lgclip.classifier.settings import check_negatives
+
+    check_negatives(rejection, cfg.get("text") or {}, uses_text=cfg.method.get("text_weight", 0) > 0)
     classifier = Experiment(cfg, DatasetSplits(lambda: data)).build_classifier()
     classifier.builder = _Builder(overrides, cfg)
     classifier.reject_unknown(rejection)
@@ -73,7 +78,8 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> "ImageClassifier
 
     Args:
         path: The folder or file, or `hf://USER/NAME`.
-        overrides: Overrides for classes that are added later, such as `paths.store=DIR`.
+        overrides: Overrides for classes that are added later, such as `paths.store=DIR`, or `text.file=FILE` with the
+            descriptors of these classes where the classifier's came from a file.
 
     Raises:
         ValueError: If there is no classifier, or something is damaged or gone.
@@ -142,7 +148,9 @@ class _Builder:
     """
 
     def __init__(self, overrides: Sequence[str], cfg: DictConfig | None = None) -> None:
-        self._overrides = list(overrides)
+        # What is composed is of this machine; the text side is the classifier's, which a file adds to.
+        self._overrides = [override for override in overrides if not override.startswith(_TEXT_FILE)]
+        self._text_files = [override for override in overrides if cfg is None and override.startswith(_TEXT_FILE)]
         self._cfg = cfg
 
     def build(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
@@ -155,13 +163,33 @@ class _Builder:
         from lgclip.classifier.settings import config_from
 
         composed = self._cfg or _composed(self._overrides)
-        cfg = config_from(settings, _composed([]))
+        cfg = config_from({**settings, **self._text(settings)}, _composed([]))
         for key in _RUNTIME:
             if key in composed:
                 cfg[key] = composed[key]
         # A single class is no classifier, but it joins others.
         data = ClassNames(names, context=cfg.dataset.context, templates=cfg.dataset.templates, least=1)
         return Experiment(cfg, DatasetSplits(lambda: data))
+
+    def _text(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings of the text side with the file of further descriptors, if one was named.
+
+        Raises:
+            ValueError: If the classifier has no descriptors from a file.
+        """
+        if not self._text_files:
+            return {}
+        override = self._text_files[-1]
+        text = settings.get("text") or {}
+        if not text.get("stored"):
+            raise ValueError(f"{override}: the sentences of this classifier came from no file; leave it out")
+        return {"text": {**text, "file": _value_of(override)}}
+
+
+def _value_of(override: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override).value()
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

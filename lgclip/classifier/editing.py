@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lgclip.classifier.settings import check_negatives
 from lgclip.classifier.sheet import without_tiles
 from lgclip.classifier.sources import ImageSource
 from lgclip.datasets.base import checked_names
@@ -60,6 +61,9 @@ def add_classes(classifier: "ImageClassifier", described: Mapping[str, str]) -> 
     if classifier.text is not None:
         assert built.text is not None
         classifier.text = torch.cat([classifier.text, built.text])
+    if "text" in built.settings:
+        # With the sentences that were given for the new classes.
+        classifier.settings = {**classifier.settings, "text": built.settings["text"]}
     # Something that is a class now is no negative any more.
     if classifier.rejection is not None and classifier.rejection.names is not None:
         _drop_negatives(classifier, new)
@@ -271,6 +275,7 @@ def _generate_negatives(classifier: "ImageClassifier") -> None:
     classifier.negatives = None
     if rejection is None or classifier.support is None:
         return
+    check_negatives(rejection, classifier.settings.get("text") or {}, uses_text=classifier.text is not None)
     names = _negative_names(classifier, rejection)
     if len(names) < 2:
         return

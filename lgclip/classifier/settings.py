@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lgclip.diffuser.base import SyntheticImages
 from lgclip.encoder.base import Encoder
+from lgclip.methods.rejection import Rejection
 from lgclip.stages.parts import encoder_config
 
 GROUPS = ("llm", "diffuser", "encoder", "scales", "prototype", "selection", "calibration", "method", "text")
@@ -56,6 +57,27 @@ def origin_of(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict
         origin["synthetic images"] = len(synthetic_images.ids)
         origin["seed"] = cfg.seed
     return origin
+
+
+def check_negatives(rejection: Rejection | None, text: Mapping[str, Any], *, uses_text: bool) -> None:
+    """Checks that similar things, which a classifier rejects, have sentences.
+
+    Args:
+        rejection: Which images are rejected; None if no image is.
+        text: Config values of the text side.
+        uses_text: Whether the classifier uses sentences.
+
+    Raises:
+        ValueError: If the sentences come from a file, and the similar things from a chat model.
+    """
+    comes_from_file = bool(text.get("file") or text.get("stored"))
+    if rejection is None or not uses_text or not comes_from_file or not rejection.similar_names:
+        return
+    if rejection.names is None:
+        raise ValueError(
+            f"rejection.similar_names={rejection.similar_names}: text.file has no descriptors of the things that are "
+            "named; set rejection=positives, or name things of text.file by rejection.names=FILE"
+        )
 
 
 def config_from(settings: Mapping[str, Any], base: DictConfig) -> DictConfig:

@@ -41,9 +41,11 @@ class Descriptors(TextSide):
         file: JSON file of class name to descriptors, as DCLIP's release publishes them; None asks the chat model of
             `llm`.
         count: Number of descriptors that the chat model is asked for, per class.
+        stored: Text of such a file, which a classifier keeps for classes that are added later; where `file` is set
+            too, the file comes first.
 
     Raises:
-        ValueError: If the number is below 1, or the file cannot be read.
+        ValueError: If the number is below 1, or the file or the text cannot be read.
     """
 
     key_name: ClassVar[str] = "descriptors"
@@ -52,17 +54,23 @@ class Descriptors(TextSide):
     # The descriptors are the input, not the file that they come from.
     file: str | None = field(default=None, metadata=NOT_AN_INPUT)
     count: int = 6
+    # A text, and not a mapping: OmegaConf would resolve `${...}` in descriptors, and is slow on thousands of nodes.
+    stored: str | None = field(default=None, metadata=NOT_AN_INPUT, repr=False)
     content: str | None = field(default=None, init=False)
     parsed: Mapping[str, Sequence[str]] = field(default_factory=dict, init=False, repr=False, metadata=NOT_AN_INPUT)
+    remaining: Mapping[str, Sequence[str]] = field(default_factory=dict, init=False, repr=False, metadata=NOT_AN_INPUT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.count < 1:
             raise ValueError(f"text.count={self.count}: it must be at least 1")
+        # The only way to set fields of a frozen dataclass that are computed from another one.
         if self.file is not None:
-            # The only way to set fields of a frozen dataclass that are computed from another one.
             object.__setattr__(self, "parsed", _read(Path(self.file).expanduser()))
-            object.__setattr__(self, "content", content_key(self.parsed))
+        if self.stored is not None:
+            object.__setattr__(self, "remaining", _parsed("text.stored", self.stored))
+        if self.file is not None or self.stored is not None:
+            object.__setattr__(self, "content", content_key({**self.remaining, **self.parsed}))
 
     @property
     def texts_per_class(self) -> int:
@@ -97,17 +105,44 @@ class Descriptors(TextSide):
 
     def _of_file(self, class_names: Sequence[str]) -> list[Sequence[str]]:
         """Returns the descriptors of each class, by its exact name, else by its letters and digits."""
-        similar = {sameness(name): descriptors for name, descriptors in self.parsed.items()}
-        matched = [self.parsed.get(name) or similar.get(sameness(name), ()) for name in class_names]
+        matched = _matched(self.parsed, class_names)
+        for place, descriptors in enumerate(_matched(self.remaining, class_names)):
+            matched[place] = matched[place] or descriptors
         missing = [name for name, descriptors in zip(class_names, matched, strict=True) if not descriptors]
         if missing:
             listed = ", ".join(map(repr, missing[:_MAX_LISTED]))
             more = f", and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
-            raise ValueError(
-                f"text.file={self.file}: {len(missing)} of {len(class_names)} classes have no descriptors there: "
-                f"{listed}{more}; add them"
-            )
+            lacking = f"{len(missing)} of {len(class_names)} classes have no descriptors"
+            if self.stored is not None:
+                where = "the classifier" if self.file is None else f"text.file={self.file} or the classifier"
+                raise ValueError(
+                    f"{lacking} in {where}: {listed}{more}; give theirs in a JSON file of class name to descriptors: "
+                    "lgclip add ... --override text.file=FILE"
+                )
+            raise ValueError(f"text.file={self.file}: {lacking} there: {listed}{more}; add them")
         return matched
+
+    def for_added_classes(self, dataset: Dataset) -> dict[str, object]:
+        if self.content is None:
+            return {}
+        # The file counts for these classes; for all others what was stored before.
+        kept = {**self.parsed, **self.remaining}
+        names = dataset.class_names
+        for name, used, stored in zip(names, _matched(self.parsed, names), _matched(kept, names), strict=True):
+            if used and used != stored:
+                kept[name] = used
+        return {"file": None, "stored": _as_text(kept)}
+
+
+def _matched(descriptors: Mapping[str, Sequence[str]], class_names: Sequence[str]) -> list[Sequence[str]]:
+    """Returns the descriptors of each class, by its exact name, else by its letters and digits; empty without any."""
+    similar = {sameness(name): of_class for name, of_class in descriptors.items()}
+    return [descriptors.get(name) or similar.get(sameness(name), ()) for name in class_names]
+
+
+def _as_text(descriptors: Mapping[str, Sequence[str]]) -> str:
+    """Returns descriptors as JSON, without the dollar sign, with which OmegaConf begins an interpolation."""
+    return json.dumps(descriptors, ensure_ascii=False).replace("$", "\\u0024")
 
 
 def descriptor_sentence(name: str, descriptor: str) -> str:
@@ -132,10 +167,19 @@ def _read(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise ValueError(f"{where}: no such file; it should hold a JSON object of class name to descriptors")
     try:
-        content = parse_unique(read_text(path, encoding="utf-8-sig"))
+        text = read_text(path, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: it is not JSON ({error})") from None
+    return _parsed(where, text)
+
+
+def _parsed(where: str, text: str) -> dict[str, list[str]]:
+    """Returns the descriptors of a JSON text by class name."""
+    try:
+        content = parse_unique(text)
     except RepeatedNameError as error:
         raise ValueError(f"{where}: {error.name!r} is there twice; keep one of them") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: it is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{where}: it holds {type(content).__name__}, not an object of class name to descriptors")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from captioners import ScriptedCaptioner
+from omegaconf import OmegaConf
 
 from lgclip.datasets.names import ClassNames
 from lgclip.prompts.descriptors import INSTRUCTION, Descriptors, descriptor_sentence
@@ -123,6 +124,28 @@ def test_class_without_descriptors_is_named(tmp_path: Path) -> None:
     side = Descriptors(str(file))
     with pytest.raises(ValueError, match="1 of 2 classes have no descriptors there: 'dog'; add them"):
         side.check(PETS, Templates())
+
+
+def test_stored_descriptors_replace_the_file(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps({"Dog": ["a ${price}"], "cat": ["whiskers"], "cow": ["horns"]}))
+    second.write_text(json.dumps({"dog": ["four legs"], "cat": ["stripes"]}))
+    side = Descriptors(str(first))
+    stored = side.for_added_classes(PETS)["stored"]
+    config = OmegaConf.create({"text": {"stored": stored}})
+    assert OmegaConf.to_container(config, resolve=True) == {"text": {"stored": stored}}
+    kept = Descriptors(stored=str(stored))
+    assert (kept.sentences(PETS), kept.content) == (side.sentences(PETS), side.content)
+    # A second file counts for the classes that are added, and changes no other.
+    added = Descriptors(str(second), stored=str(stored))
+    dog = ClassNames(["dog"], least=1)
+    assert added.sentences(dog) == [["dog, which has four legs"]]
+    both = Descriptors(stored=str(added.for_added_classes(dog)["stored"]))
+    assert both.sentences(PETS) == [["cat, which has whiskers"], ["dog, which has four legs"]]
+    assert both.sentences(ClassNames(["cow"], least=1)) == [["cow, which has horns"]]
+    with pytest.raises(ValueError, match=r"'fox'; give theirs in a JSON file.* --override text\.file=FILE"):
+        kept.check(ClassNames(["fox"], least=1), Templates())
+    assert Descriptors().for_added_classes(PETS) == {}
 
 
 def test_chat_models_are_asked_for_descriptors() -> None:

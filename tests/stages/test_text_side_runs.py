@@ -24,6 +24,7 @@ from factories import (
 from store_maintenance import make_older
 
 import lgclip
+from lgclip.api import experiments_of
 from lgclip.cli.main import main
 from lgclip.cli.store.gc import collect
 from lgclip.encoder.open_clip import OpenClip
@@ -184,6 +185,50 @@ def test_added_classes_have_the_same_text_side(kind: str, sandbox: Sandbox, tmp_
     default = build_in(sandbox, NAMES, "method=fusion").text
     assert default is not None
     assert not torch.allclose(classifier.text, default)
+
+
+@pytest.mark.slow
+def test_added_class_needs_a_sentence_of_its_own_alone(
+    sandbox: Sandbox, tmp_path: Path, descriptor_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["method=fusion", "text=descriptors", f"text.file={descriptor_file}", "rejection=positives"]
+    complete = build_in(sandbox, NAMES, *overrides).text
+    assert complete is not None
+    described = dict(DESCRIPTORS)
+    new = tmp_path / "new class.json"
+    new.write_text(json.dumps({NAMES[2]: described.pop(NAMES[2])}))
+    descriptor_file.write_text(json.dumps(described))
+    build_in(sandbox, NAMES[:2], *overrides).save(tmp_path / "two")
+    # On another machine.
+    descriptor_file.unlink()
+    command = ["add", str(tmp_path / "two"), NAMES[2], "--override", f"paths.store={sandbox.store}"]
+    command += ["--override", "trainer.accelerator=cpu"]
+    assert main(command) == 1
+    assert f"1 of 1 classes have no descriptors in the classifier: {NAMES[2]!r}" in capsys.readouterr().err
+    assert main([*command, "--override", f"text.file='{new}'"]) == 0
+    classifier = lgclip.load(tmp_path / "two", overrides=[f"paths.store={sandbox.store}", "trainer.accelerator=cpu"])
+    assert classifier.text is not None
+    assert torch.equal(classifier.text, complete)
+    new.unlink()
+    # The new one is kept as well: all classes can be built again.
+    (experiment,) = experiments_of(classifier, [f"paths.store={sandbox.store}", "trainer.accelerator=cpu"])
+    again = experiment.build_classifier().text
+    assert again is not None
+    assert torch.equal(again, complete)
+
+
+@pytest.mark.slow
+def test_file_of_descriptors_has_to_fit_the_classifier(sandbox: Sandbox, tmp_path: Path, descriptor_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"rejection\.similar_names=3: text\.file has no descriptors of the things"):
+        build_in(
+            sandbox, NAMES, "method=fusion", "text=descriptors", f"text.file={descriptor_file}", "rejection=negatives"
+        )
+    build_in(sandbox, NAMES[:2], "method=fusion").save(tmp_path / "two")
+    classifier = lgclip.load(
+        tmp_path / "two", overrides=[f"paths.store={sandbox.store}", f"text.file={descriptor_file}"]
+    )
+    with pytest.raises(ValueError, match=r"text\.file=.*: the sentences of this classifier came from no file"):
+        classifier.add(NAMES[2])
 
 
 @pytest.mark.slow
