@@ -144,14 +144,24 @@ class _PairedTowers:
         features: list[Tensor] = []
         for tower, size, row in zip(self._towers, self._sizes, pixels[:, :, 0].split(counts, dim=2), strict=True):
             features.append(tower.images(row.unflatten(2, tuple(size)).contiguous()))
-        return torch.cat(features, dim=1) / math.sqrt(2)
+        return join_features(*features)
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
-        return pad(self._towers[0].texts(sentences), (0, self._second_width))
+        return join_text_features(self._towers[0].texts(sentences), self._second_width)
 
     def parameters(self) -> dict[str, int]:
         first, second = (tower.parameters() for tower in self._towers)
         return {**first, "image": first["image"] + second["image"]}
+
+
+def join_features(first: Float[Tensor, "*n d1"], second: Float[Tensor, "*n d2"]) -> Float[Tensor, "*n d"]:
+    """Returns the unit features of a pair from those of each encoder."""
+    return torch.cat([first, second], dim=-1) / math.sqrt(2)
+
+
+def join_text_features(first: Float[Tensor, "*n d1"], second_width: int) -> Float[Tensor, "*n d"]:
+    """Returns the features of sentences of a pair from those of the first encoder."""
+    return pad(first, (0, second_width))
 
 
 def split_features(

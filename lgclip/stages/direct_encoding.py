@@ -24,9 +24,9 @@ from lgclip.encoder.views import SharedViews
 from lgclip.runtime.devices import device_name
 from lgclip.stages.features import FeatureQueue
 from lgclip.stages.images import ImageGenerationStage
+from lgclip.stages.paired_features import feature_store
 from lgclip.stages.streams import DECODERS
 from lgclip.store.cost_log import StoreUsage
-from lgclip.store.features import FeatureStore
 from lgclip.store.image_formats import DISCARDED
 from lgclip.store.images import ImageStore
 from lgclip.store.keys import content_key
@@ -97,7 +97,7 @@ class DirectEncodingStage(ImageGenerationStage):
         self._views = SharedViews(encoding.encoder, encoding.scales)
         self._view_names = encoding.scales.views
         source = {"source": "synthetic", "images": self.store.key}
-        self._features = FeatureStore(root, encoding.encoder.inputs(), source)
+        self._features = feature_store(root, encoding.encoder, source)
         self._thumbnails: ImageStore | None = None
         if encoding.stores_thumbnails:
             inputs = {**diffuser.inputs(), "thumbnail": THUMBNAIL}
@@ -220,7 +220,7 @@ class DirectEncodingStage(ImageGenerationStage):
         self.part_seconds[0] += generated - start
         self.part_seconds[1] += time.perf_counter() - generated
 
-    def _preprocess(self, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "s 3 h w"]:
+    def _preprocess(self, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "s 3 _ _"]:
         return self._views(Image.fromarray(pixels), name)
 
     def _encode_waiting(self) -> None:

@@ -20,9 +20,9 @@ from lgclip.methods.prototypes import SupportSet
 from lgclip.prompts.text_side import Ensemble
 from lgclip.stages.context import RunContext
 from lgclip.stages.features import FeatureExtractionStage
+from lgclip.stages.paired_features import PairedFeatureStore, feature_store
 from lgclip.stages.streams import TEXT_VIEW, Stream, Streams
 from lgclip.stages.text import ClassTexts, RunTexts
-from lgclip.store.features import FeatureStore
 from lgclip.store.keys import content_key
 from lgclip.types import Role
 
@@ -73,7 +73,7 @@ def _text_stream(
         ids=[sentence_id(sentence) for _, sentence in pairs],
         labels=[label for label, _ in pairs],
         views=TEXT_VIEW,
-        store=FeatureStore(root, encoder.inputs(), {"source": "sentences"}),
+        store=feature_store(root, encoder, {"source": "sentences"}, is_text=True),
         load=lambda place: pairs[place][1],
         where=lambda place: f"class {pairs[place][0]}, the sentence {pairs[place][1]!r}",
     )
@@ -105,7 +105,7 @@ def synthetic_stream(synthetic_images: SyntheticImages, encoder: Encoder, scales
         ids=synthetic_images.ids,
         labels=[prompt.class_index for prompt in synthetic_images.prompts],
         views=scales.views,
-        store=FeatureStore(root, encoder.inputs(), {"source": "synthetic", "images": synthetic_images.key}),
+        store=feature_store(root, encoder, {"source": "synthetic", "images": synthetic_images.key}),
         load=synthetic_images.image,
         where=partial(_where_synthetic, synthetic_images),
     )
@@ -125,7 +125,7 @@ def real_stream(dataset: Dataset, encoder: Encoder, scales: Scales, root: Path) 
         ids=dataset.ids,
         labels=dataset.labels,
         views=scales.views,
-        store=FeatureStore(root, encoder.inputs(), dataset.source()),
+        store=feature_store(root, encoder, dataset.source()),
         load=dataset.image,
         unreadable=UnreadableImages(root, dataset.source()),
         where=lambda place: f"{dataset.where(place)}, class {dataset.labels[place]} ({names[dataset.labels[place]]!r})",
@@ -183,6 +183,7 @@ def encode(
     streams.append(real)
     views = SharedViews(encoder, scales)
     data = Streams(streams, len(dataset.class_names), views, encoder.batch_size, context.workers)
+    _complete_pairs(context, encoder, streams)
     # Images that were known to be unreadable before are neither made nor reused now, so they are counted apart.
     before = len(real.unread())
     stages.complete(title, FeatureExtractionStage(encoder, data), sum(len(stream.ids) for stream in data.streams), data)
@@ -197,6 +198,18 @@ def encode(
         # The old stream still has places for the images that are left out now.
         data.streams[-1] = real_stream(dataset, encoder, scales, root)
     return data, dataset
+
+
+def _complete_pairs(context: RunContext, encoder: Encoder, streams: Sequence[Stream]) -> None:
+    """Writes the features of two encoders that each of them has stored alone."""
+    # By one process: the others can join them as well, and need no file.
+    if not context.stages.trainer.is_global_zero:
+        return
+    for stream in streams:
+        if isinstance(stream.store, PairedFeatureStore):
+            count = stream.store.complete(stream.ids, stream.views, encoder.batch_size)
+            if count:
+                log.info("%s: %d items are joined from the features of each encoder", stream.name, count)
 
 
 def encode_references(
@@ -229,6 +242,7 @@ def encode_references(
     views = SharedViews(encoder, scales)
     data = Streams(streams, len(dataset.class_names), views, encoder.batch_size, context.workers)
     stage = FeatureExtractionStage(encoder, data)
+    _complete_pairs(context, encoder, streams)
     context.stages.complete("features", stage, sum(len(stream.ids) for stream in streams), data)
     return {stream.name: stream for stream in streams}
 
@@ -248,6 +262,7 @@ def encode_pool(context: RunContext, pool: Dataset, encoder: Encoder, scales: Sc
     stream = pool_stream(pool, encoder, scales, context.store)
     views = SharedViews(encoder, scales)
     data = Streams([stream], 1, views, encoder.batch_size, context.workers)
+    _complete_pairs(context, encoder, [stream])
     context.stages.complete("features pool", FeatureExtractionStage(encoder, data), len(stream.ids), data)
     unread = stream.unread()
     if not unread:

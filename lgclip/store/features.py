@@ -64,13 +64,14 @@ class FeatureStore:
         # The width is measured once an encoder, so its file lies one folder above those of the sources.
         self.towers = self._folder.parent / "towers.json"
         self._chunks: list[Path] = []
+        self._are_discarded: list[bool] = []
         self._seen: set[Path] = set()
         # One index for each set of views: chunks of a data set that gained views later hold only the new ones.
         self._indices: dict[tuple[str, ...], _Index] = {}
 
     def __getstate__(self) -> dict[str, object]:
         # Another process reads the folder itself, if it has to: the index of a million items takes 24 MB.
-        return {**vars(self), "_chunks": [], "_seen": set(), "_indices": {}}
+        return {**vars(self), "_chunks": [], "_are_discarded": [], "_seen": set(), "_indices": {}}
 
     def refresh(self) -> None:
         """Reads what other processes have added."""
@@ -91,6 +92,7 @@ class FeatureStore:
                 continue
             fresh.setdefault(chunk.views, []).append((len(self._chunks), chunk.names))
             self._chunks.append(path)
+            self._are_discarded.append(chunk.images_discarded)
             self._seen.add(path)
         for views, added in fresh.items():
             self._indices[views] = _Index.of(added, self._indices.get(views))
@@ -195,6 +197,15 @@ class FeatureStore:
         assert out is not None
         return out
 
+    def images_discarded(self, ids: Sequence[str], views: Sequence[str]) -> list[bool]:
+        """Returns of each stored item whether its image was never stored; `missing` must have been asked before."""
+        chunks: list[list[int]] = self._find(ids, views)[..., 0].tolist()
+        return [any(self._are_discarded[chunk] for chunk in of_item) for of_item in chunks]
+
+    def measured_width(self) -> int | None:
+        """Returns the feature dimension of the encoder as it was measured; None if it was not."""
+        return _width_in(self.towers)
+
     def width(self, thing: str, view: str) -> int:
         """Returns the feature dimension, read from a stored feature."""
         return self.take([thing], [view]).shape[-1]
@@ -280,6 +291,7 @@ class _Chunk(NamedTuple):
     names: np.ndarray
     views: tuple[str, ...]
     width: int
+    images_discarded: bool
 
 
 @lru_cache(maxsize=256)  # a sweep's jobs read the same; of a large set their own index is enough
@@ -291,8 +303,8 @@ def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
             shape = file.get_slice("features").get_shape()
             # Once per process and file: a flipped bit of a feature would change a prediction without any other sign.
             is_intact = checksum_of({"features": file.get_tensor("features")}) == header.pop(CHECKSUM)
-        header.pop(IMAGES_DISCARDED, None)
-        chunk = _Chunk(_names(header["ids"]), tuple(header["views"]), shape[2])
+        images_discarded = bool(header.pop(IMAGES_DISCARDED, False))
+        chunk = _Chunk(_names(header["ids"]), tuple(header["views"]), shape[2], images_discarded)
         if header["schema"] != STORE_SCHEMA:
             log.warning(
                 "%s is of schema %s, not %d; its features are computed again", path, header["schema"], STORE_SCHEMA

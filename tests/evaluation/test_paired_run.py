@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 from encoder_families import ENCODERS
-from factories import NAMES, FirstRun, Sandbox, build_overrides, evaluate_run, read_csv
+from factories import NAMES, FirstRun, Sandbox, build_overrides, computed_counts, evaluate_run, read_csv, run_command
 from multiprocess_runs import QUIET_ENVIRONMENT, ROOT
+from store_maintenance import make_older
 
 import lgclip
 from lgclip.classifier.model import ImageClassifier
 from lgclip.cli.main import main
+from lgclip.cli.store.gc import collect
+from lgclip.encoder.base import Encoder
+from lgclip.encoder.open_clip import OpenClip
 from lgclip.encoder.paired import PairedEncoder
+from lgclip.encoder.timm import Timm
 from lgclip.reporting.restore import additional_streams, restore_run
 from lgclip.reporting.run_classifier import classifier_of
 from lgclip.reporting.run_folder import Run
@@ -229,6 +234,73 @@ def test_features_in_the_store_are_those_of_both(paired: tuple[Path, Any], world
     alone = restore_run(Run.read(first_run.folder)).streams["real"].features()[:, 0]
     torch.testing.assert_close(both[:, : alone.shape[1]] * 2**0.5, alone, atol=1e-6, rtol=0)
     assert isinstance(restore_run(Run.read(paired[0])).streams["real"].store, FeatureStore)
+
+
+def alone(second: tuple[str, ...]) -> list[str]:
+    """Returns the overrides of a run with the second encoder alone."""
+    return ["encoder=timm", *(part.replace("encoder2", "encoder") for part in second[1:])]
+
+
+def refuse_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Encoder, device: torch.device) -> None:
+        raise AssertionError(f"{self} was loaded")
+
+    for kind in (OpenClip, Timm, PairedEncoder):
+        monkeypatch.setattr(kind, "load", fail)
+
+
+@pytest.mark.parametrize("images", ["null", "none"])
+def test_nothing_is_encoded_that_each_encoder_has_stored(
+    world: Sandbox,
+    second: tuple[str, ...],
+    images: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    views = ["method=fusion", "scales=multi", f"paths.images={images}"]
+    expected = evaluate_run(world, tmp_path / "pair", *second, *views, f"paths.store={tmp_path / 'other'}")
+    stored = [*views, f"paths.store={tmp_path / 'store'}"]
+    evaluate_run(world, tmp_path / "first", *stored)
+    evaluate_run(world, tmp_path / "second", *stored, *alone(second), "method=lgclip")
+
+    with monkeypatch.context() as patches:
+        refuse_passes(patches)
+        plan = ["plan=true", f"hydra.run.dir={tmp_path / 'plan'}"]
+        capsys.readouterr()
+        run_command("evaluate", *world.evaluate_overrides(), *second, *stored, *plan)
+        rows = [row.split() for row in capsys.readouterr().out.splitlines() if row.startswith("features")]
+        assert [row[-1] for row in rows] == ["0", "0", "0"], rows
+        result = evaluate_run(world, tmp_path / "joined", *second, *stored)
+    assert set(computed_counts(result).values()) == {0}
+    assert result["metrics"] == expected["metrics"]
+    assert result["store"] == expected["store"]
+    for name in ("predictions.csv", "per_class.csv"):
+        assert (tmp_path / "joined" / name).read_bytes() == (tmp_path / "pair" / name).read_bytes()
+    runs = [restore_run(Run.read(tmp_path / name)) for name in ("pair", "joined")]
+    for name, stream in runs[0].streams.items():
+        assert torch.equal(runs[1].streams[name].features(), stream.features())
+    # Costs are those of both encoders.
+    for tower, record in expected["cost"]["towers"].items():
+        for value in ("parameters", "flops"):
+            assert result["cost"]["towers"][tower][value] == record[value]
+    assert result["cost"]["total_seconds"] > result["cost"]["seconds"]
+    # The folder of the pair suffices: what is kept for it needs no run of one encoder.
+    make_older(tmp_path / "store", 3)
+    list(collect(tmp_path / "store", keep=[tmp_path / "joined"], yes=True))
+    assert len({path.parents[1] for path in (tmp_path / "store" / "features").rglob("*.safetensors")}) == 1
+    assert not restore_run(Run.read(tmp_path / "joined")).streams["real"].missing()
+
+
+def test_one_encoder_alone_is_no_reason_to_join(world: Sandbox, second: tuple[str, ...], tmp_path: Path) -> None:
+    stored = f"paths.store={tmp_path / 'store'}"
+    evaluate_run(world, tmp_path / "first", "method=fusion", stored)
+    result = evaluate_run(world, tmp_path / "pair", "method=fusion", *second, stored)
+    expected = evaluate_run(
+        world, tmp_path / "other", "method=fusion", *second, f"paths.store={tmp_path / 'other_store'}"
+    )
+    assert computed_counts(result)["features"] == computed_counts(expected)["features"]
+    assert (tmp_path / "pair" / "predictions.csv").read_bytes() == (tmp_path / "other" / "predictions.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
