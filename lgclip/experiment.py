@@ -23,6 +23,7 @@ from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job, uses_ray
 from lgclip.runtime.terminal import say_loading
+from lgclip.runtime.value_types import check_flags
 from lgclip.stages.counts import ImageCounts
 from lgclip.stages.ray_cluster import check_config
 from lgclip.store.image_formats import check_image_format, check_stored
@@ -51,6 +52,9 @@ _PATHS = (
 )  # fmt: skip
 """Config values that name a file or folder which has to exist."""
 
+_FLAGS = ("plan", "rerun", "membership", "save_classifier")
+"""Settings that are true or false; any word, also `no`, would count as true."""
+
 
 @dataclass(frozen=True)
 class _Setup:
@@ -75,12 +79,13 @@ class Experiment:
         data: The data set, where it is not the one that the config describes; such as class names in memory.
 
     Raises:
-        ValueError: If a count is not an integer or is out of range, a policy is unknown, or a value is a key.
+        ValueError: If a value has a wrong type or is out of range, a policy is unknown, or a value is a key.
     """
 
     def __init__(self, cfg: DictConfig, data: DatasetSplits | None = None) -> None:
         refuse_secrets(cfg)  # here too, because a config can remove the callback that looks for keys before the run
         ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
+        check_flags(cfg, _FLAGS)
         OnBadImage.of(cfg.on_bad_image)
         check_image_format(cfg.paths.get("images"))
         if uses_ray(cfg):

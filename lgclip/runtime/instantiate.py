@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lgclip.runtime.api_keys import check_addresses
+from lgclip.runtime.value_types import check_types
 
 ENVIRONMENT = "LGCLIP_ALLOW"
 """Names packages whose classes and functions a config may name too, as in `mypackage,other.module`."""
@@ -71,23 +72,45 @@ def build(config: Any, **arguments: Any) -> Any:
 
     Raises:
         TargetError: If a target at any depth is not allowed. Nothing has been called then.
+        ValueError: If a value has another type than its parameter.
     """
     if config is None:
         return None
+    names = check(config, **arguments)
+    options: dict[str, Any] = {}
+    if _LISTS:
+        options["_execution_whitelist_"] = tuple(sorted(set(names)))
+    return instantiate(config, **arguments, **options)
+
+
+def check(config: Any, **arguments: Any) -> list[str]:
+    """Checks the targets of a config and the types of their values; builds nothing.
+
+    Args:
+        config: A node of the config.
+        arguments: Values that the config does not hold.
+
+    Returns:
+        The names of the targets.
+
+    Raises:
+        TargetError: If a target at any depth is not allowed.
+        ValueError: If a value has another type than its parameter.
+    """
     if not isinstance(config, DictConfig | ListConfig):
         raise TargetError(f"a part of the config is {config!r}: it must be a mapping with _target_")
     # All targets are checked before the first is called: `instantiate` builds from the inside out, so an allowed part
     # would otherwise be built before a forbidden one around it is seen.
-    named = list(_targets(_as_built(config, arguments)))
-    for key, name, node in named:
-        target = _checked(key, name)
+    targets = [(key, name, node, _checked(key, name)) for key, name, node in _targets(_as_built(config, arguments))]
+    for key, _, node, target in targets:
+        place = key.removesuffix("_target_").removesuffix(".")
         # The clients of loggers send a key of the environment to the address that their config names.
         if isinstance(target, type) and any(_qualified_name(base) == _LOGGER for base in target.__mro__):
-            check_addresses(key.removesuffix("._target_"), node)
-    options: dict[str, Any] = {}
-    if _LISTS:
-        options["_execution_whitelist_"] = tuple(sorted({name for _, name, _ in named}))
-    return instantiate(config, **arguments, **options)
+            check_addresses(place, node)
+        # Lightning checks its own values, and annotations of other packages may be narrower than what they accept.
+        if _within(_qualified_name(target), ("lgclip",)):
+            check_types(place, node, target)
+    return [name for _, name, _, _ in targets]
 
 
 def target_of(config: DictConfig) -> Any:

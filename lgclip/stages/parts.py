@@ -13,7 +13,7 @@ from lgclip.encoder.scales import FULL_IMAGE, Scales, WithFullImage
 from lgclip.prompts.base import PromptGenerator
 from lgclip.prompts.text_side import Ensemble, TextSide
 from lgclip.runtime.config_aliases import SECOND_ENCODER
-from lgclip.runtime.instantiate import build
+from lgclip.runtime.instantiate import build, check
 from lgclip.stages.counts import ImageCounts
 
 PAIR = "lgclip.encoder.paired.PairedEncoder"
@@ -60,6 +60,8 @@ def encoder_config(cfg: DictConfig) -> Any:
     """Returns the config of the run's encoder: of the pair where there is a second one."""
     if not cfg.get(SECOND_ENCODER):
         return cfg.encoder
+    for group in ("encoder", SECOND_ENCODER):
+        check(cfg[group])  # here, where an error can name the group
     # Resolved, since a copy has no `precision` of the run to refer to.
     first, second = (OmegaConf.to_container(cfg[group], resolve=True) for group in ("encoder", SECOND_ENCODER))
     return OmegaConf.create({"_target_": PAIR, "first": first, "second": second})

@@ -1,0 +1,178 @@
+"""Compares the values of a config with the types that their target declares, before the target is called.
+
+Python checks no annotation, so a value of another type fails late and obscurely, or passes: the word `no` is true.
+Pydantic compares the values as JSON, strictly: 2.5 is no integer, "10" no number, and 1 no truth value.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from lgclip.runtime.terminal import single_line
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_NOUNS: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    Path: "text",
+    NoneType: "null",
+}
+_PLURALS: Mapping[Any, str] = {int: "integers", float: "numbers", str: "texts"}
+
+_WORD = re.compile(r"[A-Za-z_./~][\w./~-]*")
+_LONGEST = 80  # characters of a value in an error
+
+# A lone half of a surrogate pair is text for Python and no JSON for pydantic.
+_SURROGATE = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
+
+
+def check_types(key: str, node: DictConfig, target: Any) -> None:
+    """Checks the values of a node against the annotations of the target's parameters.
+
+    Parts within the node, values that are no plain data, and parameters with other types than numbers, texts,
+    truth values, lists and mappings of them are left to the target.
+
+    Args:
+        key: Full key of the node, such as `encoder`.
+        node: The config of the target, with interpolations resolved.
+        target: A class or function.
+
+    Raises:
+        ValueError: If a value has another type.
+    """
+    types = _parameter_types(target)
+    for name in node:
+        if name not in types or OmegaConf.is_missing(node, name):
+            continue
+        value = node[name]
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value)
+        check_type(f"{key}.{name}" if key else str(name), value, types[name])
+
+
+def check_flags(values: Mapping[str, object], names: Sequence[str]) -> None:
+    """Checks that settings of a run are true or false.
+
+    Args:
+        values: The run's config, by name.
+        names: The settings; those that the config does not have are left out.
+
+    Raises:
+        ValueError: If one is something else.
+    """
+    for name in names:
+        if name in values:
+            check_type(name, values[name], bool)
+
+
+def check_type(key: str, value: Any, hint: Any) -> None:
+    """Checks one value against a type.
+
+    Args:
+        key: Full key of the value.
+        value: Plain data.
+        hint: An annotation.
+
+    Raises:
+        ValueError: If the value has another type.
+    """
+    if _has_parts(value) or not _is_plain(hint):
+        return
+    try:
+        data = json.dumps(value)
+    except (TypeError, ValueError):  # an object that Python code handed over
+        return
+
+    from pydantic import ValidationError
+
+    try:
+        _adapter(hint).validate_json(_SURROGATE.sub("?", data), strict=True)
+    except ValidationError:
+        raise ValueError(f"{key}={_shown(value)}: it must be {_described(hint)}{_quoting(key, value, hint)}") from None
+
+
+def _has_parts(value: Any) -> bool:
+    """Returns whether a value holds a part of its own, which its own target checks."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(_has_parts(item) for item in value.values())
+    return isinstance(value, list) and any(_has_parts(item) for item in value)
+
+
+@cache
+def _parameter_types(target: Any) -> dict[str, Any]:
+    """Returns the annotations of a target's parameters by name."""
+    types: dict[str, Any] = {}
+    for function in _constructors(target):
+        hints = get_type_hints(function)
+        parameters = inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            if parameter.name in hints and parameter.kind is not parameter.VAR_KEYWORD:
+                types.setdefault(parameter.name, hints[parameter.name])
+        # Further arguments go to the base class.
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return types
+
+
+def _constructors(target: Any) -> Iterator[Any]:
+    if not isinstance(target, type):
+        yield target
+        return
+    for base in target.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            yield vars(base)["__init__"]
+
+
+@cache
+def _adapter(hint: Any) -> "TypeAdapter[Any]":
+    # Imported here: a run that only copies a finished one builds nothing.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Returns whether a type consists of what YAML can hold."""
+    if hint is Any or hint in _NOUNS:
+        return True
+    is_container = get_origin(hint) in (list, tuple, dict, Sequence, Mapping, Union, UnionType)
+    return is_container and all(_is_plain(argument) for argument in get_args(hint))
+
+
+def _described(hint: Any) -> str:
+    """Describes a type in words."""
+    if hint in _NOUNS:
+        return _NOUNS[hint]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        nouns = dict.fromkeys(_described(argument) for argument in arguments)
+        return " or ".join(nouns)
+    if origin in (dict, Mapping):
+        return "a mapping {NAME: VALUE}"
+    return f"a list of {_PLURALS.get(arguments[0], 'values')}, as in [A,B]"
+
+
+def _shown(value: Any) -> str:
+    # A word as it was typed; quotes distinguish the text "7" from the number.
+    is_word = isinstance(value, str) and _WORD.fullmatch(value)
+    text = single_line(value if is_word else json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _quoting(key: str, value: Any, hint: Any) -> str:
+    """Returns how a word that Hydra reads as a number is written as text."""
+    members = get_args(hint) or (hint,)
+    if str not in members or not isinstance(value, int | float) or {int, float} & {*members}:
+        return ""
+    return f", which quotes make of it: '{key}=\"{_shown(value)}\"'"
