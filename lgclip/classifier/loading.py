@@ -191,7 +191,9 @@ def _restore(path: Path, folder: Path, record: Mapping[str, Any]) -> ImageClassi
 def _packed_encoder(folder: Path, files: Mapping[str, Path], config: Mapping[str, Any]) -> Encoder | None:
     """Returns the encoder, or the pair, whose weights are among a classifier's files; None without them."""
     if f"{ENCODER}/{ABOUT}" in files:
-        return PackedEncoder(str(folder / ENCODER), config.get("precision", "auto"))
+        # A prompt has the precision of the encoder that it is for.
+        precision = config.get("base", config).get("precision", "auto")
+        return PackedEncoder(str(folder / ENCODER), precision)
     parts: dict[str, Encoder] = {}
     for name in PARTS:
         if f"{ENCODER}/{name}/{ABOUT}" in files:

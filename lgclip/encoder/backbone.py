@@ -11,12 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lgclip.encoder.visual_prompt import PromptedTower
 from lgclip.encoder.weight_comparison import mismatch, model_shapes, stored_shapes
 from lgclip.encoder.weight_files import SAFE, did_you_mean
 
 TIMM = "timm"
 TORCHVISION = "torchvision"
 OPEN_CLIP = "open_clip"
+VISUAL_PROMPT = "visual_prompt"
+"""Option of a plan: numbers of blocks and vectors of a visual prompt."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Default input normalization of networks with random weights."""
@@ -29,7 +32,8 @@ class Plan:
     Attributes:
         library: `timm`, `torchvision` or `open_clip`.
         name: The library's name of the network; for open_clip only a display name.
-        options: Further constructor arguments; for open_clip the vision tower's config.
+        options: Further constructor arguments; for open_clip the vision tower's config, and numbers of blocks and
+            vectors of a visual prompt.
         pooling: How timm pools patches to one feature; None is the model's own.
     """
 
@@ -259,7 +263,10 @@ def _of_open_clip(plan: Plan) -> nn.Module:
     options: Any = dict(plan.options)
     # The text tower is built and dropped, so it is as small as can be.
     text = CLIPTextCfg(context_length=4, vocab_size=8, width=64, heads=1, layers=1)
-    return CLIP(options["embed_dim"], options["vision_cfg"], text, quick_gelu=options["quick_gelu"]).visual
+    body: Any = CLIP(options["embed_dim"], options["vision_cfg"], text, quick_gelu=options["quick_gelu"]).visual
+    if VISUAL_PROMPT not in options:
+        return body
+    return PromptedTower(body, torch.zeros(*options[VISUAL_PROMPT], body.conv1.out_channels))
 
 
 class _MainOutput(nn.Module):

@@ -162,10 +162,11 @@ class Encoder(ABC):
 
 def exact_encoder(encoder: Encoder) -> Encoder:
     """Returns an encoder in fp32, whatever device is there."""
-    parts = encoder.parts()
-    if parts:
-        return replace(encoder, **{name: exact_encoder(part) for name, part in parts.items()})  # pyright: ignore
     # An encoder of another package may have no choice of precision.
-    if not is_dataclass(encoder) or "precision" not in {field.name for field in fields(encoder)}:
+    if not is_dataclass(encoder):
         return encoder
-    return replace(encoder, precision="fp32")
+    values = {field.name: getattr(encoder, field.name) for field in fields(encoder) if field.init}
+    within = {name: exact_encoder(value) for name, value in values.items() if isinstance(value, Encoder)}
+    if within:  # a pair, or an encoder with a prompt
+        return replace(encoder, **within)
+    return replace(encoder, precision="fp32") if "precision" in values else encoder

@@ -14,9 +14,10 @@ from factories import FirstRun, Sandbox, evaluate_run, make_image_folder
 
 import lgclip
 from lgclip.classifier.model import ImageClassifier
-from lgclip.classifier.places import EXPORT_SUFFIXES, RECORD
+from lgclip.classifier.places import EXPORT_SUFFIXES
 from lgclip.cli.main import main
 from lgclip.datasets.folder import Folder
+from lgclip.encoder.packed import PackedEncoder
 
 pytest_plugins = ("run_fixtures",)
 
@@ -125,13 +126,15 @@ def test_tuned_prompts_are_saved(modality: str, sandbox: Sandbox, tmp_path: Path
     loaded = lgclip.load(place)
     assert_equal_to_run(loaded, run, sandbox)
     assert (place / "model").exists() == (modality != "text")
-    if modality == "text":
-        loaded.save(tmp_path / "packed", with_encoder=True)
-        assert_equal_to_run(lgclip.load(tmp_path / "packed"), run, sandbox)
-    else:
-        with pytest.raises(ValueError, match="with_encoder: PromptedEncoder cannot be packed"):
-            loaded.save(tmp_path / "packed", with_encoder=True)
-        assert not (tmp_path / "packed" / RECORD).exists()
+    loaded.save(tmp_path / "packed", with_encoder=True)
+    packed = lgclip.load(tmp_path / "packed")
+    assert isinstance(packed.encoder, PackedEncoder)
+    assert_equal_to_run(packed, run, sandbox)
+    if modality == "visual":
+        for classifier in (loaded, packed):
+            summary = classifier.export(tmp_path / "prompts.onnx")
+            assert summary.agreement == 1.0
+            assert summary.parameters > 3 * classifier.encoder.width()
 
 
 def test_run_saves_its_classifier(

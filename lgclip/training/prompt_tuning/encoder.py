@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lgclip.encoder.backbone import VISUAL_PROMPT, Tower
 from lgclip.encoder.base import Encoder, Towers, Transform
+from lgclip.encoder.precision import cast_weights, decided, forward
+from lgclip.encoder.visual_prompt import PromptedTower
 from lgclip.encoder.weight_files import checkpoint_content, read_trained
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import STANDS_FOR, key_inputs
-from lgclip.training.prompt_tuning.files import about_prompt, load_prompt
-from lgclip.training.prompt_tuning.soft_prompts import VisualPrompt
+from lgclip.training.prompt_tuning.files import about_prompt, load_prompt, visual_vectors
 
 ABOUT = "prompt_tuning.json"
 """File of a prompt tuning's folder that is written last, so that it marks a complete one."""
@@ -140,6 +144,11 @@ class PromptedEncoder(Encoder):
     file: str = field(metadata={STANDS_FOR: lambda part: checkpoint_content(part.file)})
 
     @property
+    def model(self) -> str:
+        """Returns the name of the encoder's model."""
+        return str(getattr(self.base, "model", type(self.base).__name__))
+
+    @property
     def precision(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Returns the encoder's own precision."""
         return self.base.precision
@@ -166,26 +175,48 @@ class PromptedEncoder(Encoder):
     def transform(self, *, squash: bool = False) -> Transform:
         return self.base.transform(squash=squash)
 
+    def preprocessing(self) -> dict[str, Any]:
+        return self.base.preprocessing()
+
+    def width(self) -> int:
+        return self.base.width()
+
+    def tower(self) -> Tower:
+        """Loads the vision tower with its prompt, on the CPU and in fp32.
+
+        Raises:
+            ValueError: If the prompt was tuned with another encoder.
+        """
+        vectors = visual_vectors(Path(self.file), self.base.prompt_key("visual"), self.model)
+        tower = self.base.tower()
+        options = {**tower.plan.options, VISUAL_PROMPT: list(vectors.shape[:2])}
+        return tower._replace(body=PromptedTower(tower.body, vectors), plan=replace(tower.plan, options=options))
+
     def load(self, device: torch.device) -> Towers:
-        prompt = load_prompt(Path(self.file), self.base.learning_towers(device, "visual"))
-        assert isinstance(prompt, VisualPrompt)
-        return _PromptedTowers(self.base.load(device), prompt, device)
+        return _PromptedTowers(self, device)
 
 
 class _PromptedTowers:
-    def __init__(self, towers: Towers, prompt: VisualPrompt, device: torch.device) -> None:
-        self._towers = towers
-        self._prompt = prompt
+    def __init__(self, encoder: PromptedEncoder, device: torch.device) -> None:
+        self._base = encoder.base
         self._device = device
+        self._precision = decided(encoder.precision, device)
+        self._tower = cast_weights(encoder.tower().body, self._precision, device)
+
+    @cached_property
+    def _towers(self) -> Towers:
+        # Only sentences need them.
+        return self._base.load(self._device)
 
     def images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         with torch.inference_mode():
-            return self._prompt(pixels.to(self._device))
+            features = forward(self._tower, pixels, self._precision, self._device)
+            return F.normalize(features.float(), dim=-1)
 
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "b d"]:
         return self._towers.texts(sentences)
 
     def parameters(self) -> dict[str, int]:
-        counts = self._towers.parameters()
-        # The towers do not know of the vectors, which are read with each image.
-        return counts | {"image": counts["image"] + self._prompt.vectors.numel()}
+        # With the vectors, of which the encoder's own towers do not know.
+        image = sum(parameter.numel() for parameter in self._tower.parameters())
+        return self._towers.parameters() | {"image": image}

@@ -1,12 +1,13 @@
 """Stores tuned prompts as safetensors files, with metadata about their type and towers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -67,9 +68,7 @@ def load_prompt(
     """
     about, vectors = _opened(path)
     # Checked before the shapes: towers of the same width and other weights would pass that test.
-    if about["encoder"] != towers.key:
-        expected = f"encoder.model={about['name']} (width {about['width']}), and this is {towers.name} of other weights"
-        raise ValueError(f"{path}: this prompt was tuned with {expected}; evaluate it with that encoder")
+    _check_towers(path, about, towers.key, towers.name)
     learned_prompts = about["class_names"]
     names = learned_prompts
     if class_names is not None:
@@ -95,6 +94,30 @@ def load_prompt(
     # The constructor has sampled random vectors. They are replaced here, so their seed does not matter.
     prompt.load_state_dict({"vectors": vectors})
     return prompt
+
+
+def visual_vectors(path: Path, key: str, name: str) -> Float[Tensor, "l n w"]:
+    """Loads the vectors of a visual prompt from its file.
+
+    Args:
+        path: The file.
+        key: Content key of the towers, see `Encoder.prompt_key`.
+        name: Name of their model, for the error message.
+
+    Raises:
+        ValueError: As in `about_prompt`; if it is no visual prompt, or was tuned with other towers.
+    """
+    about, vectors = _opened(path)
+    if about["kind"] != VisualPrompt.kind or vectors.ndim != 3:
+        raise ValueError(f"{path} holds no visual prompt")
+    _check_towers(path, about, key, name)
+    return vectors
+
+
+def _check_towers(path: Path, about: Mapping[str, Any], key: str, name: str) -> None:
+    if about["encoder"] != key:
+        expected = f"encoder.model={about['name']} (width {about['width']}), and this is {name} of other weights"
+        raise ValueError(f"{path}: this prompt was tuned with {expected}; evaluate it with that encoder")
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lgclip.encoder.base import LearningTowers
 from lgclip.encoder.precision import arithmetic
+from lgclip.encoder.visual_prompt import prompted_features
 
 POSITIONS = ("front", "middle", "end")
 
@@ -250,27 +251,9 @@ class VisualPrompt(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Computes unit features of preprocessed images, in fp32."""
-        visual: Any = self.towers.model.visual
-        patches = 1 + self.vectors.shape[1]  # where they start
         with arithmetic(self.towers.precision, self.towers.device):
-            x = visual.conv1(pixels).flatten(2).transpose(1, 2)
-            class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-            # The positions are added before the vectors come in, which have none: they are no place of the image.
-            x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
-            x = visual.ln_pre(self._with(0, x[:, :1], x[:, 1:]))
-            for number, block in enumerate(visual.transformer.resblocks):
-                if number and self.context.deep:  # eq. 6 of VPT
-                    x = self._with(number, x[:, :1], x[:, patches:])
-                x = block(x)
-            # What the prompt has become is no part of the image: means over patches are without it.
-            pooled = visual._pool(torch.cat([x[:, :1], x[:, patches:]], dim=1))[0]
-            if visual.proj is not None:
-                pooled = pooled @ visual.proj
-        return F.normalize(pooled.float(), dim=-1)
-
-    def _with(self, number: int, first: Float[Tensor, "b 1 w"], rest: Float[Tensor, "b p w"]) -> Tensor:
-        """Concatenates the class token, the vectors of a block and the patches (eq. 4 of VPT)."""
-        return torch.cat([first, self.vectors[number].to(first.dtype).expand(len(first), -1, -1), rest], dim=1)
+            features = prompted_features(self.towers.model.visual, self.vectors, pixels)
+        return F.normalize(features.float(), dim=-1)
 
 
 def read(tokenizer: Any, sentences: Sequence[str], length: int) -> tuple[list[int], list[list[int]], list[int], int]:
