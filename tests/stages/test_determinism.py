@@ -51,7 +51,6 @@ RUNS = {
     "1 process with batches of 1": (1, 1, 0),
     "2 processes with batches of 7 and 2 workers": (2, 7, 2),
     "3 processes with batches of 1": (3, 1, 0),
-    "4 processes with batches of 32": (4, 32, 0),
     "2 processes with batches of 4 and measured workers": (2, 4, "auto"),
 }
 """Processes, size of both stages' batches, workers of each process; compared with 1, 32, 0."""

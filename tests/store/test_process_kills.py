@@ -21,7 +21,7 @@ from lgclip.cli.store.gc import collect
 
 pytest_plugins = ("run_fixtures",)
 
-KILLS = 20
+KILLS = 10
 SENTENCES = 3
 IMAGES = 3 * 4 * 9
 REAL = 12

@@ -20,13 +20,13 @@ RECIPES = ("tiny_autoencoder", "tiny_denoiser", "tiny_encoder", "tiny_language",
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trains every recipe with 1, 2, 3 and 4 processes: eight images per step, which three cannot split evenly."""
+    """Trains every recipe with 1, 2 and 3 processes: eight images per step, which three cannot split evenly."""
     out = tmp_path_factory.mktemp("trained")
     wait_for_processes([start_process([sys.executable, str(SUPPORT / "fit_recipes.py"), str(out)])])
     return out
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_processes_match_one_up_to_rounding(recipe: str, processes: int, trained: Path) -> None:
     alone, shared = (load_file(trained / str(n) / f"{recipe}.safetensors") for n in (1, processes))
@@ -37,7 +37,7 @@ def test_processes_match_one_up_to_rounding(recipe: str, processes: int, trained
 
 def test_only_rank_zero_writes_checkpoints(trained: Path) -> None:
     written = {path.relative_to(trained).as_posix() for path in trained.rglob("wrote-*")}
-    assert written == {f"{processes}/wrote-0" for processes in (1, 2, 3, 4)}
+    assert written == {f"{processes}/wrote-0" for processes in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 5])
