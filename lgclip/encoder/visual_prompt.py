@@ -26,7 +26,7 @@ class PromptedTower(nn.Module):
 
 
 def prompted_features(
-    visual: Any, vectors: Float[Tensor, "l n w"], pixels: Float[Tensor, "b 3 h w"]
+    visual: Any, vectors: Float[Tensor, "l n v"], pixels: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b d"]:
     """Computes features of preprocessed images with a visual prompt; they are not normalized.
 
@@ -37,8 +37,9 @@ def prompted_features(
         pixels: The images.
     """
     patches = 1 + vectors.shape[1]  # where they start
+    # Not `len`, which would be a constant in a traced program.
     x = visual.conv1(pixels).flatten(2).transpose(1, 2)
-    class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     # The positions are added before the vectors come in, which have none: they are no place of the image.
     x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
     x = visual.ln_pre(_with_vectors(vectors[0], x[:, :1], x[:, 1:]))
@@ -55,4 +56,4 @@ def _with_vectors(
     vectors: Float[Tensor, "n w"], first: Float[Tensor, "b 1 w"], rest: Float[Tensor, "b p w"]
 ) -> Float[Tensor, "b q w"]:
     """Concatenates the class token, the vectors of a block and the patches (eq. 4 of VPT)."""
-    return torch.cat([first, vectors.to(first.dtype).expand(len(first), -1, -1), rest], dim=1)
+    return torch.cat([first, vectors.to(first.dtype).expand(first.shape[0], -1, -1), rest], dim=1)
