@@ -38,7 +38,13 @@ def decoded_batches(
     with ThreadPoolExecutor(_DECODERS) as decoders:
 
         def start() -> list[tuple[str, "Future[Tensor | str]"]]:
-            return [(item[0], decoders.submit(load, item)) for item in islice(items, batch_size)]
+            listed = list(islice(items, batch_size))
+            if len(listed) == 1:
+                # By this thread: torch's threads of another one would compete with those of the forward pass.
+                future: Future[Tensor | str] = Future()
+                future.set_result(load(listed[0]))
+                return [(listed[0][0], future)]
+            return [(item[0], decoders.submit(load, item)) for item in listed]
 
         batch = start()
         while batch:
