@@ -149,6 +149,9 @@ def _compare(args: argparse.Namespace) -> "Iterator[str | Table]":
     )
 
 
+_NEEDED = "only what these runs, sweeps and classifiers need"
+
+
 def _add_store_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands that maintain a store: see docs/guides/store_maintenance.md."""
     verify = actions.add_parser("verify", help="check every file; exit status 1 if one is faulty")
@@ -156,13 +159,20 @@ def _add_store_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPar
     verify.add_argument(
         "--manifest", action="store_true", help="write STORE/MANIFEST.sha256 with the hashes of all valid files"
     )
-    gc = actions.add_parser("gc", help="list what can be deleted: leftovers, and what no named run needs")
-    gc.add_argument("--keep", type=Path, nargs="+", default=(), metavar="RUN_OR_SWEEP", help="what they need stays")
+    gc = actions.add_parser("gc", help="list what can be deleted: leftovers, and what nothing named by --keep needs")
+    gc.add_argument(
+        "--keep",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="KEPT",
+        help="runs, sweeps and classifiers; what they need stays",
+    )
     gc.add_argument("--older-than", type=float, metavar="DAYS", help="only what has not changed for longer (1)")
     gc.add_argument("--yes", action="store_true", help="delete what is listed")
     export = actions.add_parser("export", help="write a store, or what some runs need of it, to one file")
     export.add_argument("out", type=Path, metavar="OUT.tar", help="archive to write")
-    export.add_argument("--run", type=Path, nargs="+", default=(), metavar="RUN_OR_SWEEP", help="only what they need")
+    export.add_argument("--run", type=Path, nargs="+", default=(), metavar="KEPT", help=_NEEDED)
     imported = actions.add_parser("import", help="check an archive, then add the files that the store lacks")
     imported.add_argument("archive", type=Path, metavar="IN.tar", help="archive written by lgclip store export")
     packed = actions.add_parser("pack", help="move images from files into shards of 1,000")
@@ -171,9 +181,7 @@ def _add_store_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPar
     pulled = actions.add_parser("pull", help="copy from an object store what the store lacks")
     for action in (pushed, pulled):
         action.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://..., hf://datasets/USER/NAME/PREFIX")
-        action.add_argument(
-            "--run", type=Path, nargs="+", default=(), metavar="RUN_OR_SWEEP", help="only what they need"
-        )
+        action.add_argument("--run", type=Path, nargs="+", default=(), metavar="KEPT", help=_NEEDED)
         action.add_argument(
             "--only", nargs="+", default=(), metavar="PLACE", help="only places that begin so: images/KEY"
         )

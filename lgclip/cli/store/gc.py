@@ -108,34 +108,36 @@ def used_by(places: Sequence[Path], root: Path, *, full: bool = False) -> Used:
     return used
 
 
-def needed_by(places: Sequence[Path], root: Path) -> Used:
-    """Returns what finished runs and saved classifiers need of a store, all of which must be there.
+def needed_by(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
+    """Returns what finished runs and saved classifiers need of a store.
 
     Args:
         places: Folders of runs or of sweeps, and folders or `.zip` files of classifiers.
         root: The store's folder.
+        full: Whether everything must exist.
 
     Raises:
         ValueError: If one is neither, or a required entry is missing.
     """
     classifiers = [place for place in places if place.suffix == ".zip" or (place / RECORD).is_file()]
-    used = used_by_classifiers(classifiers, root)
+    used = used_by_classifiers(classifiers, root, full=full)
     runs = [place for place in places if place not in classifiers]
     if not runs:
         return used
-    of_runs = used_by(runs, root, full=True)
+    of_runs = used_by(runs, root, full=full)
     return used.joined(of_runs)
 
 
-def used_by_classifiers(places: Sequence[Path], root: Path) -> Used:
+def used_by_classifiers(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
     """Returns what saved classifiers were built from: prompts, synthetic images and features.
 
     Args:
         places: Folders or `.zip` files of classifiers.
         root: The store's folder.
+        full: Whether everything must exist.
 
     Raises:
-        ValueError: If one is no classifier, or an entry that it was built from is missing.
+        ValueError: If one is no classifier, the images of a class are missing, or an entry is that must exist.
     """
     from lgclip.api import experiments_of, load
 
@@ -151,7 +153,7 @@ def used_by_classifiers(places: Sequence[Path], root: Path) -> Used:
             used.places |= {f"prompts/{key}.json" for key in references.prompt_keys}
             if references.synthetic_images is not None:
                 _add_images(used, references.synthetic_images, references.seed, references.attempts)
-        if missing:
+        if full and missing:
             raise StoreError(f"{place}: {missing} entries that it was built from are not in {root}")
     return used
 
@@ -284,13 +286,13 @@ def collect(
     """Lists what can be deleted of a store, and deletes it on request.
 
     Always: temporary files older than an hour, features of synthetic images that are all deleted, and companion files
-    of deleted entries. With `keep` or `older_than` also every entry that no named run needs. Except for temporary
+    of deleted entries. With `keep` or `older_than` also every entry that nothing named needs. Except for temporary
     files, nothing is deleted that has changed in the last day. Records of finished runs whose folder is gone, which
     are no part of the store, go too.
 
     Args:
         root: The store's folder.
-        keep: Folders of finished runs, or of sweeps, whose entries are kept.
+        keep: Folders of finished runs or of sweeps, and saved classifiers, whose entries are kept.
         older_than: Days; only what has not changed for longer is deleted. None for one day.
         yes: Whether to delete. Nothing is written without it.
         now: Time, in nanoseconds since 1970; None for the current time.
@@ -304,11 +306,11 @@ def collect(
     # `not >=` in place of `<`, which is false for NaN.
     if older_than is not None and not older_than >= 0:
         raise ValueError(f"--older-than {older_than}: it must be at least 0 days")
-    used = used_by(keep, existing(root)) if keep else Used()
-    # Without a reason that the user gave, no entry goes: a store without named runs is not a useless one.
+    used = needed_by(keep, existing(root), full=False) if keep else Used()
+    # Without a reason that the user gave, no entry goes: a store of which nothing was named is not a useless one.
     why = None
     if keep:
-        why = "needed by no named run"
+        why = "needed by nothing that was named"
     elif older_than is not None:
         why = f"older than {older_than:g} days"
     clock = time.time_ns() if now is None else now

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import FirstRun, Sandbox, computed_counts, evaluate_run, make_image_folder, read_tree
+from factories import (
+    NAMES,
+    FirstRun,
+    Sandbox,
+    build_in,
+    computed_counts,
+    evaluate_run,
+    make_image_folder,
+    read_tree,
+)
 from PIL import Image
 from store_maintenance import DAY, files_of_kind, make_older, read_entries
 
@@ -46,6 +55,27 @@ def test_gc_keeps_a_complete_store(sandbox: Sandbox) -> None:
     before = read_tree(sandbox.store)
     assert list(collect(sandbox.store, yes=True)) == [f"{sandbox.store}: 0 files, 0 bytes deleted"]
     assert read_tree(sandbox.store) == before
+
+
+def test_gc_keeps_what_classifiers_were_built_from(
+    empty_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = replace(empty_sandbox, store=tmp_path / "store")
+    kept = build_in(sandbox, NAMES)
+    kept.save(tmp_path / "kept.zip")
+    before = read_tree(sandbox.store)
+    build_in(sandbox, [*NAMES, "black square"]).save(tmp_path / "other.lgclip")
+    make_older(sandbox.store, 3)
+    list(collect(sandbox.store, keep=[tmp_path / "kept.zip"], yes=True))
+    names = read_tree(sandbox.store).keys()
+    assert {name for name in before if name.endswith((".png", ".json"))} <= names
+    assert {name for name in names if name.endswith(".png")} == {name for name in before if name.endswith(".png")}
+    # What it was built from is all there: nothing can be generated.
+    with monkeypatch.context() as patches:
+        patches.setattr("lgclip.stages.runner.Stages.prepare", lambda self: pytest.fail("something is missing"))
+        assert build_in(sandbox, NAMES).image_ids == kept.image_ids
+    with pytest.raises(ValueError, match="none of its images is there"):
+        list(collect(sandbox.store, keep=[tmp_path / "other.lgclip"], yes=True))
 
 
 def test_gc_keeps_entries_of_kept_runs(sandbox: Sandbox, first_run: FirstRun, tmp_path: Path) -> None:
