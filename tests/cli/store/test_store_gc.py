@@ -57,6 +57,7 @@ def test_gc_keeps_a_complete_store(sandbox: Sandbox) -> None:
     assert read_tree(sandbox.store) == before
 
 
+@pytest.mark.slow
 def test_gc_keeps_what_classifiers_were_built_from(
     empty_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
