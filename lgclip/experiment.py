@@ -23,7 +23,7 @@ from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job, uses_ray
 from lgclip.runtime.terminal import say_loading
-from lgclip.runtime.value_types import check_flags
+from lgclip.runtime.value_types import check_settings
 from lgclip.stages.counts import ImageCounts
 from lgclip.stages.ray_cluster import check_config
 from lgclip.store.image_formats import check_image_format, check_stored
@@ -52,8 +52,16 @@ _PATHS = (
 )  # fmt: skip
 """Config values that name a file or folder which has to exist."""
 
-_FLAGS = ("plan", "rerun", "membership", "save_classifier")
-"""Settings that are true or false; any word, also `no`, would count as true."""
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("plan", "rerun", "membership", "save_classifier"), bool),  # any word, also `no`, would be true
+    **dict.fromkeys(("objective", "encoder_weights"), str),
+    "tile": int | None,
+    "checkpoint": str | None,
+    "paths": Mapping[str, Any],
+    "paths.store": str | None,
+    "paths.images": str | None,
+}
+"""Settings that belong to no part."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,9 @@ class Experiment:
     def __init__(self, cfg: DictConfig, data: DatasetSplits | None = None) -> None:
         refuse_secrets(cfg)  # here too, because a config can remove the callback that looks for keys before the run
         ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
-        check_flags(cfg, _FLAGS)
+        check_settings(cfg, _TYPES)
+        if cfg.get("tile") is not None and cfg.tile < 1:
+            raise ValueError(f"tile={cfg.tile}: it must be at least 1, or null")
         OnBadImage.of(cfg.on_bad_image)
         check_image_format(cfg.paths.get("images"))
         if uses_ray(cfg):

@@ -24,14 +24,24 @@ def describe_config_error(error: HydraException | OmegaConfBaseException) -> str
         return f"{text}\n{_QUOTES}"
     if described := _with_key_first(error):
         return described
+    return text + _reason(error)
+
+
+def _reason(error: HydraException | OmegaConfBaseException) -> str:
+    """Returns what the cause of an override's error knows and Hydra does not say."""
+    text = str(error)
+    cause = error.__cause__
+    if not isinstance(cause, OmegaConfBaseException):
+        return ""
     # Hydra says that the key is not in the config, but not which keys are; its cause knows the node.
     unknown = re.search(r"Could not override '([^']+)'", text)
-    cause = error.__cause__
-    if unknown and isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+    if unknown and cause.parent_node is not None:
         *path, key = unknown.group(1).split(".")
         known = [str(k) for k in cause.parent_node.keys()]  # noqa: SIM118
-        return text + _did_you_mean(key, known, ".".join(path))
-    return text
+        return _did_you_mean(key, known, ".".join(path))
+    if text.startswith("Error merging override"):
+        return f": {str(cause).partition(chr(10))[0]}"
+    return ""
 
 
 def _with_key_first(error: HydraException | OmegaConfBaseException) -> str | None:

@@ -30,6 +30,8 @@ _NOUNS: Mapping[Any, str] = {
 }
 _PLURALS: Mapping[Any, str] = {int: "integers", float: "numbers", str: "texts"}
 
+_ABSENT = object()
+
 _WORD = re.compile(r"[A-Za-z_./~][\w./~-]*")
 _LONGEST = 80  # characters of a value in an error
 
@@ -61,19 +63,22 @@ def check_types(key: str, node: DictConfig, target: Any) -> None:
         check_type(f"{key}.{name}" if key else str(name), value, types[name])
 
 
-def check_flags(values: Mapping[str, object], names: Sequence[str]) -> None:
-    """Checks that settings of a run are true or false.
+def check_settings(config: DictConfig, types: Mapping[str, Any]) -> None:
+    """Checks settings of a run that belong to no part.
 
     Args:
-        values: The run's config, by name.
-        names: The settings; those that the config does not have are left out.
+        config: The run's config.
+        types: Annotations by key; a section comes before its values. Keys that the config does not have are left out.
 
     Raises:
-        ValueError: If one is something else.
+        ValueError: If a value has another type.
     """
-    for name in names:
-        if name in values:
-            check_type(name, values[name], bool)
+    for key, hint in types.items():
+        value = OmegaConf.select(config, key, default=_ABSENT)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value)
+        if value is not _ABSENT:
+            check_type(key, value, hint)
 
 
 def check_type(key: str, value: Any, hint: Any) -> None:
@@ -172,7 +177,7 @@ def _shown(value: Any) -> str:
 
 def _quoting(key: str, value: Any, hint: Any) -> str:
     """Returns how a word that Hydra reads as a number is written as text."""
-    members = get_args(hint) or (hint,)
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if str not in members or not isinstance(value, int | float) or {int, float} & {*members}:
         return ""
     return f", which quotes make of it: '{key}=\"{_shown(value)}\"'"

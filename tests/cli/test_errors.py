@@ -59,6 +59,7 @@ def rejected(fresh_sandbox: Sandbox, capsys: pytest.CaptureFixture[str], tmp_pat
         ("method=lgclp", ["clip_text", "fusion", "Did you mean 'lgclip'?"]),
         ("scales=mult", ["multi", "single", "Did you mean 'multi'?"]),
         ("prompt_per_class=5", ["prompt_per_class", "Did you mean 'prompts_per_class'?"]),
+        ("method.baselines=[1]", ["method.baselines=[1]: Cannot merge DictConfig with ListConfig"]),
         ("diffuser.stps=5", ["diffuser.stps", "Did you mean 'diffuser.steps'?"]),
         ("sed=1", ["sed", "Did you mean 'seed'?"]),
         ("+diffuser.unknown=1", ["unknown"]),

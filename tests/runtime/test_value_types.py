@@ -69,6 +69,8 @@ def test_valid_values_pass(value: object, hint: object) -> None:
         (2.5, int | str, "=2.5: it must be an integer or text"),
         ("few", int | None, "=few: it must be an integer or null"),
         ("abc", Sequence[str], "=abc: it must be a list of texts, as in [A,B]"),
+        (7, Sequence[str], "=7: it must be a list of texts, as in [A,B]"),
+        (7, Mapping[str, Any], "=7: it must be a mapping {NAME: VALUE}"),
         (["a"], Sequence[float], '=["a"]: it must be a list of numbers, as in [A,B]'),
         ({"a": "x"}, Mapping[str, float], '={"a": "x"}: it must be a mapping {NAME: VALUE}'),
         ("\x1b[31m", int, '="\\u001b[31m": it must be an integer'),
@@ -128,15 +130,21 @@ def test_each_value_of_a_preset_has_a_known_type_and_passes(group: str) -> None:
         ("encoder.model=null", "encoder.model=null: it must be text"),
         ("scales.fractions=[a]", 'scales.fractions=["a"]: it must be a list of numbers, as in [A,B]'),
         ("plan=no", "plan=no: it must be true or false"),
+        ("tile=2.5", "tile=2.5: it must be an integer or null"),
+        ("tile=0", "tile=0: it must be at least 1, or null"),
+        ("checkpoint=[1]", "checkpoint=[1]: it must be text or null"),
+        ("paths.store=5", "paths.store=5: it must be text or null, which quotes make of it: 'paths.store=\"5\"'"),
+        ("paths=5", "paths=5: it must be a mapping {NAME: VALUE}"),
+        ("paths.images=[tar]", 'paths.images=["tar"]: it must be text or null'),
         ("membership=1", "membership=1: it must be true or false"),
     ],
 )
 def test_run_rejects_a_wrong_type_before_it_builds(override: str, message: str, tmp_path: Path) -> None:
-    config = composed(override, f"paths.store={tmp_path}")
+    config = composed(override)
     with pytest.raises(ValueError, match="it must be") as caught:
         Experiment.from_config(config).plan()
     assert str(caught.value) == message
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_second_encoder_is_named_by_its_group(tmp_path: Path) -> None:
