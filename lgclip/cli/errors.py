@@ -117,7 +117,7 @@ def _exit_with(error: Exception) -> NoReturn:
     problem = _problem_of_setup(error)
     if problem is None and not _is_mistake(error):
         raise error
-    sys.stderr.write(f"error: {sanitized(problem or _message(error))}\n")
+    sys.stderr.write(f"error: {sanitized(problem or message_of(error))}\n")
     sys.exit(1)
 
 
@@ -159,9 +159,16 @@ def _ours(error: BaseException) -> bool:
     return package in Path(frames[-1].filename).parents or str(error).startswith("Caught ValueError in DataLoader")
 
 
-def _message(error: BaseException) -> str:
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError | OSError):
-        return str(error.__cause__)
+def reason_of(error: Exception) -> Exception:
+    """Returns the mistake that a part of the config has reported while Hydra built it; else the error itself."""
+    cause = error.__cause__
+    return cause if isinstance(error, InstantiationException) and isinstance(cause, ValueError | OSError) else error
+
+
+def message_of(error: Exception) -> str:
+    """Returns the message of an error for the user: of a mistake what is wrong and how to mend it."""
+    if reason_of(error) is not error:
+        return str(reason_of(error))
     # A WriteError has been through `refusal` already.
     if isinstance(error, OSError) and not isinstance(error, WriteError) and (reason := refusal(error)):
         return f"{error.filename or _file_of(error) or 'a file'}: {reason}; {WAY_OUT}"

@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from lgclip.cli.errors import message_of, reason_of
 from lgclip.cli.run_folders import claim_folder, is_named_by_time
 from lgclip.runtime.run_key import run_key, settings
 from lgclip.runtime.secrets import hidden
@@ -108,7 +109,7 @@ def resumed(task: Task) -> Task:
             if not failed.exists():
                 record = {
                     "overrides": job.overrides,
-                    "error": hidden(f"{type(error).__name__}: {error}"),
+                    "error": hidden(f"{type(reason_of(error)).__name__}: {message_of(error)}"),
                     "run_key": key,
                     "trace": hidden(traceback.format_exc()),
                 }
@@ -116,7 +117,9 @@ def resumed(task: Task) -> Task:
             if job.alone:
                 raise
             print(
-                f"job {job.number} failed: {sanitized(str(error))}\n{failed} has the trace", file=sys.stderr, flush=True
+                f"job {job.number} failed: {sanitized(message_of(error))}\n{failed} has the trace",
+                file=sys.stderr,
+                flush=True,
             )
             return None
 

@@ -105,6 +105,18 @@ def test_failed_job_alone_is_repeated(sandbox: Sandbox, tmp_path: Path, capsys: 
     assert "job 1 failed" in captured.err
 
 
+def test_mistake_in_a_part_is_named_as_in_a_single_run(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "encoder.batch_size=0: it must be at least 1"
+    with pytest.raises(SystemExit):
+        sweep(sandbox, tmp_path / "sweep", "scales=single", "prompts_per_class=1", "encoder.batch_size=0")
+    assert f"job 0 failed: {message}\n" in capsys.readouterr().err
+    assert (
+        json.loads((tmp_path / "sweep" / "0" / "failed.json").read_text("utf-8"))["error"] == f"ValueError: {message}"
+    )
+
+
 @pytest.mark.slow
 def test_successful_retry_removes_the_failure(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
