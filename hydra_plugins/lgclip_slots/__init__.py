@@ -1,1 +1,1 @@
-"""Hydra launcher `slots`: several jobs of a sweep at once, each a process of its own on a GPU of its own."""
+"""Hydra launcher `slots`: runs several jobs of a sweep in parallel, each in its own process on its own GPU."""

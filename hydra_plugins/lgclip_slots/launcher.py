@@ -1,4 +1,4 @@
-"""The launcher itself: which process is which job of the sweep."""
+"""The launcher: composes each job of a sweep, runs it in a process and reads its return value."""
 
 import json
 import logging
@@ -14,7 +14,15 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.lgclip_slots.processes import LOG, Process, how_ended, last_line, run_jobs, slots_of, visible_gpus
+from hydra_plugins.lgclip_slots.processes import (
+    LOG,
+    JobProcess,
+    assign_gpus,
+    describe_status,
+    last_line,
+    run_jobs,
+    visible_gpus,
+)
 from lgclip.runtime.cores import usable_cores
 from lgclip.runtime.sweep_job import FAILED, Job, command_of, environment_of, quoted
 from lgclip.store.atomic import write_json
@@ -23,71 +31,84 @@ log = logging.getLogger(__name__)
 
 
 class SlotLauncher(Launcher):
-    """Runs the jobs of a sweep side by side: `python evaluate.py -m hydra/launcher=slots`.
+    """Runs the jobs of a sweep in parallel: `python evaluate.py -m hydra/launcher=slots`.
 
-    A job is the same command with its own overrides, so nothing is forked and nothing pickled. What it prints
-    goes to `output.log` in its folder. A job that fails stops no other and has no value, which a sweeper takes
-    for a failed trial.
+    A job is the command of the sweep with the job's overrides, so nothing is forked or pickled. Its output goes to
+    `output.log` in its folder. A failing job does not stop the others; it returns no value, which a sweeper treats
+    as a failed trial.
 
     Args:
-        slots: `auto` is a slot for each GPU, or one on the CPU; a number is so many slots, which share the
-            GPUs if there are fewer; a list of GPUs, `[0,3]`, is a slot for each.
+        slots: `auto` is one slot for each GPU, or one on the CPU. A number is that many slots, which share the
+            GPUs if there are fewer. A list of GPUs, `[0,3]`, is one slot for each.
 
     Raises:
         ValueError: If `slots` is none of these.
     """
 
     def __init__(self, slots: str | int | Sequence[int | str] = "auto") -> None:
-        slots = slots if isinstance(slots, str | int) else list(slots)
-        number = isinstance(slots, int) and not isinstance(slots, bool) and slots > 0
-        if not (slots == "auto" or number or (isinstance(slots, list) and slots)):
+        if not isinstance(slots, str | int):
+            slots = list(slots)
+        is_number = isinstance(slots, int) and not isinstance(slots, bool) and slots > 0
+        is_list = isinstance(slots, list) and bool(slots)
+        if not (slots == "auto" or is_number or is_list):
             raise ValueError(f"hydra.launcher.slots={slots}: give auto, a number from 1, or GPUs as in [0,3]")
         self.slots = slots
         self.config: DictConfig = OmegaConf.create()
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        del task_function  # a job's process finds its own
-        self.hydra_context, self.config = hydra_context, config
+        """Stores what `launch` needs; called by Hydra."""
+        del task_function  # the process of a job imports it from the script
+        self.hydra_context = hydra_context
+        self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs a batch of jobs and returns their results in order; called by the sweeper."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         try:
-            slots = slots_of(self.slots, visible_gpus())
+            gpus = assign_gpus(self.slots, visible_gpus())
         except ValueError as error:
             raise HydraException(str(error)) from error
-        log.info(f"{len(job_overrides)} jobs, {len(slots)} at once: {self.config.hydra.sweep.dir}")
-        composed: dict[int, DictConfig] = {}
+        log.info(f"{len(job_overrides)} jobs, {len(gpus)} at once: {self.config.hydra.sweep.dir}")
+        configs: dict[int, DictConfig] = {}
         with TemporaryDirectory(prefix="lgclip-slots-") as values:
-            jobs = self._jobs(job_overrides, initial_job_idx, len(slots), Path(values), composed)
-            codes = run_jobs(jobs, slots)
-            returns = [_returned(config, codes[number], Path(values)) for number, config in composed.items()]
-        failed = [number for number in composed if codes[number] != 0]
+            jobs = self._compose(job_overrides, initial_job_idx, len(gpus), Path(values), configs)
+            statuses = run_jobs(jobs, gpus)
+            returns = [_job_return(config, statuses[number], Path(values)) for number, config in configs.items()]
+        failed = [number for number in configs if statuses[number] != 0]
         if failed:
-            log.error(f"{len(failed)} of {len(codes)} jobs failed: {', '.join(f'#{number}' for number in failed)}")
+            log.error(f"{len(failed)} of {len(statuses)} jobs failed: {', '.join(f'#{number}' for number in failed)}")
         return returns
 
-    def _jobs(
+    def _compose(
         self,
-        overrides: Sequence[Sequence[str]],
+        job_overrides: Sequence[Sequence[str]],
         first: int,
-        at_once: int,
+        slots: int,
         values: Path,
-        composed: dict[int, DictConfig],
-    ) -> Iterator[Process]:
-        """Each job when its turn comes; what it is composed to is kept."""
+        configs: dict[int, DictConfig],
+    ) -> Iterator[JobProcess]:
+        """Composes each job when a slot is free for it, and adds its config to `configs`."""
         assert self.hydra_context is not None
-        same = set.intersection(*(set(given) for given in overrides)) if len(overrides) > 1 else set[str]()
-        for number, given in enumerate(overrides, start=first):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(given))
+        # The terminal shows only the overrides that differ between the jobs.
+        common: set[str] = set()
+        if len(job_overrides) > 1:
+            common = set.intersection(*(set(overrides) for overrides in job_overrides))
+        for number, overrides in enumerate(job_overrides, start=first):
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(config):
-                config.hydra.job.num, config.hydra.job.id = number, str(number)
-            composed[number] = config
-            own = list(filter_overrides(given))
-            told = " ".join(override for override in own if override not in same)
-            command, environment = _command(config, given, values), _environment(config, own, at_once)
-            yield Process(number, told, _folder(config), command, environment)
+                config.hydra.job.num = number
+                config.hydra.job.id = str(number)
+            configs[number] = config
+            task_overrides = list(filter_overrides(overrides))
+            yield JobProcess(
+                number=number,
+                label=" ".join(override for override in task_overrides if override not in common),
+                folder=_folder(config),
+                command=_command(config, overrides, values),
+                environment=_environment(config, task_overrides, slots),
+            )
 
 
 def _folder(config: DictConfig) -> Path:
@@ -95,43 +116,58 @@ def _folder(config: DictConfig) -> Path:
 
 
 def _command(config: DictConfig, overrides: Sequence[str], values: Path) -> list[str]:
-    """This very command for one job, which also brings its value back."""
-    value = quoted(values / f"{config.hydra.job.num}.json")
-    back = f"{{_target_:hydra_plugins.lgclip_slots.returned.Returned,path:{value}}}"
+    """Returns the command of one job, with a callback that writes its return value to a file."""
+    value = quoted(_value_path(config, values))
+    callback = f"{{_target_:hydra_plugins.lgclip_slots.return_value.ReturnValue,path:{value}}}"
     command = command_of(Path(sys.argv[0]), config.hydra, overrides, _folder(config))
-    return [*command, f"++hydra.callbacks.lgclip_slots={back}"]
+    return [*command, f"++hydra.callbacks.lgclip_slots={callback}"]
 
 
-def _environment(config: DictConfig, overrides: list[str], at_once: int) -> dict[str, str]:
-    """Which job of which sweep a process is; and its share of the cores, or all would ask for all of them."""
-    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))} if at_once > 1 else {}
+def _environment(config: DictConfig, overrides: list[str], slots: int) -> dict[str, str]:
+    """Returns the environment of a job's process: the job it runs and its share of the cores."""
     sweep = Path(str(config.hydra.sweep.dir)).absolute()
-    return {**threads, **environment_of(Job(sweep, config.hydra.job.num, overrides, alone=True))}
+    environment = environment_of(Job(sweep, config.hydra.job.num, overrides, alone=True))
+    if slots == 1:
+        return environment
+    # Without a share each job would use all cores, and they would wait for each other.
+    return {"OMP_NUM_THREADS": str(max(1, usable_cores() // slots)), **environment}
 
 
-def _returned(config: DictConfig, code: int, values: Path) -> JobReturn:
-    """What Hydra's own launcher would have returned of a job."""
-    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    done = JobReturn(
-        overrides=list(config.hydra.overrides.task), cfg=task, hydra_cfg=OmegaConf.masked_copy(config, "hydra"),
-        working_dir=config.hydra.runtime.cwd, task_name=config.hydra.job.name, status=JobStatus.COMPLETED,
-    )  # fmt: skip
-    done.return_value = _value(values / f"{config.hydra.job.num}.json") if code == 0 else None
-    if code != 0:
-        _note_failure(config, code)
-    return done
+def _job_return(config: DictConfig, status: int, values: Path) -> JobReturn:
+    """Returns what Hydra's basic launcher returns for a job."""
+    result = JobReturn(
+        overrides=list(config.hydra.overrides.task),
+        cfg=OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
+        hydra_cfg=OmegaConf.masked_copy(config, "hydra"),
+        working_dir=config.hydra.runtime.cwd,
+        task_name=config.hydra.job.name,
+        status=JobStatus.COMPLETED,
+    )
+    if status == 0:
+        result.return_value = _read_value(_value_path(config, values))
+    else:
+        result.return_value = None
+        _record_failure(config, status)
+    return result
 
 
-def _value(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _value_path(config: DictConfig, values: Path) -> Path:
+    return values / f"{config.hydra.job.num}.json"
 
 
-def _note_failure(config: DictConfig, code: int) -> None:
-    """A job that was killed could not say so itself."""
+def _read_value(path: Path) -> Any:
+    if not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _record_failure(config: DictConfig, status: int) -> None:
+    """Writes failed.json for a job that was killed and could not write it."""
     folder = _folder(config)
     path = folder / FAILED
-    if code > 0 and path.exists():  # it has told its error itself
+    # A process that ended by itself has written its error, with more detail than is known here.
+    if status > 0 and path.exists():
         return
-    why = f"{how_ended(code)}; the last line of {LOG}: {last_line(folder / LOG)}"
-    content = {"overrides": list(config.hydra.overrides.task), "error": why, "run_key": None, "trace": ""}
-    write_json(path, content)
+    reason = f"{describe_status(status)}; the last line of {LOG}: {last_line(folder / LOG)}"
+    overrides = list(config.hydra.overrides.task)
+    write_json(path, {"overrides": overrides, "error": reason, "run_key": None, "trace": ""})

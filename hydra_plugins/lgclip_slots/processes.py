@@ -1,7 +1,6 @@
-"""Processes on slots: as many at once as there are slots, and none left behind."""
+"""Runs processes in slots: as many in parallel as there are slots; none outlives the sweep."""
 
 import functools
-import itertools
 import logging
 import os
 import signal
@@ -13,32 +12,35 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from lgclip.runtime.sweep_job import end_groups
 
 log = logging.getLogger(__name__)
 
 LOG = "output.log"
-"""Name of the file in a job's folder that takes what the job prints."""
+"""Name of the file in a job's folder that receives the job's output."""
 
-_PAUSE = 0.05  # seconds between two looks at the processes: cheap, and short beside the start of one
-_COUNT = "import torch; print(torch.cuda.device_count())"
+_POLL_INTERVAL = 0.05
+"""Seconds between two checks of the processes; short against the start of one."""
+
+_COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
 @dataclass(frozen=True)
-class Process:
-    """A process to start.
+class JobProcess:
+    """Describes the process of one job.
 
     Attributes:
-        number: Its number in the sweep.
-        told: What it is, for the terminal.
-        folder: Its folder, which takes its log.
+        number: The job's number in the sweep.
+        label: Overrides that tell the job from the others, for the terminal.
+        folder: The job's folder, which receives its log.
         command: Program and arguments.
-        environment: The whole environment; the slot adds its GPU.
+        environment: All environment variables; the slot adds its GPU.
     """
 
     number: int
-    told: str
+    label: str
     folder: Path
     command: Sequence[str]
     environment: dict[str, str]
@@ -46,130 +48,150 @@ class Process:
 
 @dataclass(frozen=True)
 class _Running:
-    job: Process
+    job: JobProcess
     process: subprocess.Popen[bytes]
-    since: float
+    start: float
 
 
-@functools.lru_cache(maxsize=1)  # a sweeper launches again and again
+@functools.lru_cache(maxsize=1)  # a sweeper launches one batch after another
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that `CUDA_VISIBLE_DEVICES` takes."""
-    # Torch itself is asked, in a process of its own: to import it here would cost every start seconds.
-    found = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=True)
-    count = int(found.stdout)
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(i) for i in range(count)] if named is None else [name.strip() for name in named.split(",")][:count]
+    """Returns the GPUs that this process may use, by the names that `CUDA_VISIBLE_DEVICES` takes."""
+    # Torch counts them in another process: importing it here would take seconds at every start.
+    output = subprocess.run([sys.executable, "-c", _COUNT_GPUS], capture_output=True, text=True, check=True)
+    count = int(output.stdout)
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return [str(index) for index in range(count)]
+    return [name.strip() for name in names.split(",")][:count]
 
 
-def slots_of(wanted: str | int | Sequence[int | str], gpus: Sequence[str]) -> list[str | None]:
-    """The GPU of each slot; None is a slot on the CPU.
+def assign_gpus(slots: str | int | Sequence[int | str], gpus: Sequence[str]) -> list[str | None]:
+    """Returns the GPU of each slot; None is a slot on the CPU.
 
     Args:
-        wanted: `auto` is a slot for each GPU, or one on the CPU; a number is so many slots, which share the
-            GPUs if there are fewer; names of GPUs are a slot each.
+        slots: `auto` is one slot for each GPU, or one on the CPU. A number is that many slots, which share the
+            GPUs if there are fewer. A list of GPUs is one slot for each.
         gpus: The GPUs that may be used.
 
     Raises:
-        ValueError: If a GPU is named that may not be used.
+        ValueError: If `slots` names a GPU that may not be used.
     """
-    if isinstance(wanted, int):
-        return [gpus[i % len(gpus)] if gpus else None for i in range(wanted)]
-    if isinstance(wanted, str):
+    if isinstance(slots, int):
+        return [gpus[index % len(gpus)] if gpus else None for index in range(slots)]
+    if isinstance(slots, str):
         return list(gpus) or [None]
-    unknown = [str(name) for name in wanted if str(name) not in gpus]
+    names = [str(name) for name in slots]
+    unknown = [name for name in names if name not in gpus]
     if unknown:
-        there = f"there are {', '.join(gpus)}" if gpus else "there is none: give a number of slots instead"
-        raise ValueError(f"hydra.launcher.slots: GPU {', '.join(unknown)} cannot be used, {there}")
-    return [str(name) for name in wanted]
+        available = f"there are {', '.join(gpus)}" if gpus else "there is none: give a number of slots instead"
+        raise ValueError(f"hydra.launcher.slots: GPU {', '.join(unknown)} cannot be used, {available}")
+    return list(names)
 
 
-def how_ended(code: int) -> str:
-    """A process's exit status in words."""
-    if code >= 0:
-        return f"exit status {code}"
+def describe_status(status: int) -> str:
+    """Returns a process's exit status in words; a negative one is the number of the signal that killed it."""
+    if status >= 0:
+        return f"exit status {status}"
     try:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"killed by {signal.Signals(-status).name}"
     except ValueError:
-        return f"killed by signal {-code}"
+        return f"killed by signal {-status}"
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something; progress bars write over their line."""
+    """Returns the last line of a log that is not empty; a progress bar counts as its last state."""
     lines = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def run_jobs(jobs: Iterable[Process], slots: Sequence[str | None]) -> dict[int, int]:
-    """Runs jobs, each as soon as a slot is free. One that fails stops no other.
+def run_jobs(jobs: Iterable[JobProcess], gpus: Sequence[str | None]) -> dict[int, int]:
+    """Runs jobs, each as soon as a slot is free. A failing job does not stop the others.
 
-    If this process is interrupted or asked to end, every job's process group is ended first.
+    If this process is interrupted or terminated, the process group of every job is ended first.
 
     Args:
-        jobs: The jobs, taken one by one.
-        slots: The GPU of each slot.
+        jobs: The jobs; the next one is requested when a slot is free.
+        gpus: The GPU of each slot.
 
     Returns:
         Exit status of each job by its number; minus the signal if one killed it.
 
     Raises:
-        SystemExit: If a signal ended the sweep; status 128 + signal, as of a shell.
+        SystemExit: If a signal ended the sweep; the status is 128 + signal, as in a shell.
     """
-    waiting, codes = iter(jobs), dict[int, int]()
+    waiting = iter(jobs)
+    statuses: dict[int, int] = {}
     running: dict[int, _Running] = {}
-    with _asked_to_stop() as asked:
+    with _stop_signals() as signals:
         try:
-            while not asked:
-                for slot in (s for s in range(len(slots)) if s not in running):
-                    for job in itertools.islice(waiting, 1):
-                        running[slot] = _start(job, slots[slot])
+            while not signals:
+                for slot in range(len(gpus)):
+                    if slot in running:
+                        continue
+                    job = next(waiting, None)
+                    if job is not None:
+                        running[slot] = _start(job, gpus[slot])
                 if not running:
-                    return codes
-                time.sleep(_PAUSE)
-                for slot, one in list(running.items()):
-                    code = one.process.poll()
-                    if code is not None:
-                        codes[one.job.number] = code
+                    return statuses
+                time.sleep(_POLL_INTERVAL)
+                for slot, active in list(running.items()):
+                    status = active.process.poll()
+                    if status is not None:
+                        statuses[active.job.number] = status
                         del running[slot]
-                        _tell(one, code)
+                        _log_end(active, status)
         finally:
-            end_groups([one.process for one in running.values()])
+            end_groups([active.process for active in running.values()])
             if running:
-                unfinished = ", ".join(f"#{one.job.number}" for one in running.values())
+                unfinished = ", ".join(f"#{active.job.number}" for active in running.values())
                 log.error(f"stopped, with jobs {unfinished} unfinished")
-    raise SystemExit(128 + asked[0])
+    raise SystemExit(128 + signals[0])
 
 
-def _start(job: Process, gpu: str | None) -> _Running:
-    log.info(f"#{job.number} starts{'' if gpu is None else f' on GPU {gpu}'}: {job.told}")
+def _start(job: JobProcess, gpu: str | None) -> _Running:
+    device = "" if gpu is None else f" on GPU {gpu}"
+    log.info(f"#{job.number} starts{device}: {job.label}")
     job.folder.mkdir(parents=True, exist_ok=True)
     environment = job.environment if gpu is None else {**job.environment, "CUDA_VISIBLE_DEVICES": gpu}
-    with (job.folder / LOG).open("ab") as output:  # a job that is taken up again adds to its log
-        # A session of its own: its group can be ended with all that it starts, and Ctrl-C comes to us alone.
+    # A resumed job appends to its log.
+    with (job.folder / LOG).open("ab") as output:
+        # In its own session: its group can be ended with all descendants, and only this process receives Ctrl-C.
         process = subprocess.Popen(
-            list(job.command), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            list(job.command),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
     return _Running(job, process, time.monotonic())
 
 
-def _tell(one: _Running, code: int) -> None:
-    seconds, path = time.monotonic() - one.since, one.job.folder / LOG
-    if code == 0:
-        log.info(f"#{one.job.number} finished in {seconds:.1f} s: {one.job.folder}")
-    else:
-        log.error(f"#{one.job.number} failed after {seconds:.1f} s ({how_ended(code)}): {last_line(path)}; {path}")
+def _log_end(active: _Running, status: int) -> None:
+    job = active.job
+    seconds = time.monotonic() - active.start
+    if status == 0:
+        log.info(f"#{job.number} finished in {seconds:.1f} s: {job.folder}")
+        return
+    path = job.folder / LOG
+    log.error(f"#{job.number} failed after {seconds:.1f} s ({describe_status(status)}): {last_line(path)}; {path}")
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Fills a list with the signals that ask this process to stop, instead of stopping it anywhere."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there Python lets signals be caught
-        yield asked
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list, so that the jobs are ended before this process."""
+    signals: list[int] = []
+    # Python allows signal handlers in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
         return
-    before = {n: signal.signal(n, lambda got, _: asked.append(got)) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def collect(number: int, _: FrameType | None) -> None:
+        signals.append(number)
+
+    previous = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

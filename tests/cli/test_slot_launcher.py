@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from toy_sweep import ROOT, ToySweep
 
 from hydra_plugins.lgclip_slots.launcher import SlotLauncher
-from hydra_plugins.lgclip_slots.processes import how_ended, last_line, slots_of, visible_gpus
-from hydra_plugins.lgclip_slots.returned import Returned
+from hydra_plugins.lgclip_slots.processes import assign_gpus, describe_status, last_line, visible_gpus
+from hydra_plugins.lgclip_slots.return_value import ReturnValue
 from lgclip.runtime.cores import usable_cores
 from lgclip.runtime.sweep_job import GRACE
 
@@ -36,14 +36,14 @@ def toy(tmp_path: Path) -> ToySweep:
     ],
 )
 def test_slots_are_gpus_or_cpu_shares(wanted: object, gpus: list[str], slots: list[str | None]) -> None:
-    assert slots_of(wanted, gpus) == slots  # pyright: ignore[reportArgumentType]
+    assert assign_gpus(wanted, gpus) == slots  # pyright: ignore[reportArgumentType]
 
 
 def test_missing_gpu_is_named() -> None:
     with pytest.raises(ValueError, match=r"GPU 7, x cannot be used, there are 0, 1"):
-        slots_of([0, 7, "x"], ["0", "1"])
+        assign_gpus([0, 7, "x"], ["0", "1"])
     with pytest.raises(ValueError, match="there is none: give a number of slots instead"):
-        slots_of([0], [])
+        assign_gpus([0], [])
 
 
 @pytest.mark.parametrize("slots", [0, -1, True, "two", "2", []])
@@ -185,18 +185,18 @@ def alive(pid: int) -> bool:
 def test_jobs_return_only_numbers(tmp_path: Path) -> None:
     done = JobReturn(status=JobStatus.COMPLETED)
     done.return_value = 0.25
-    Returned(str(tmp_path / "0.json")).on_job_end(OmegaConf.create(), done)
+    ReturnValue(str(tmp_path / "0.json")).on_job_end(OmegaConf.create(), done)
     assert json.loads((tmp_path / "0.json").read_text()) == 0.25
     done.return_value = "text"
-    Returned(str(tmp_path / "1.json")).on_job_end(OmegaConf.create(), done)
+    ReturnValue(str(tmp_path / "1.json")).on_job_end(OmegaConf.create(), done)
     failed = JobReturn(status=JobStatus.FAILED)
     failed.return_value = ValueError("no")
-    Returned(str(tmp_path / "2.json")).on_job_end(OmegaConf.create(), failed)
+    ReturnValue(str(tmp_path / "2.json")).on_job_end(OmegaConf.create(), failed)
     assert [path.name for path in tmp_path.iterdir()] == ["0.json"]
 
 
 def test_process_exit_is_described(tmp_path: Path) -> None:
-    assert (how_ended(3), how_ended(-9), how_ended(-200)) == (
+    assert (describe_status(3), describe_status(-9), describe_status(-200)) == (
         "exit status 3", "killed by SIGKILL", "killed by signal 200"
     )  # fmt: skip
     (tmp_path / "log").write_text("first\nhalf\rwhole\n \n")
