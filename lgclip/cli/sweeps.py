@@ -39,7 +39,9 @@ from lgclip.runtime.sweep_job import (
 from lgclip.runtime.terminal import sanitized
 from lgclip.store.atomic import write_json
 
-_BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+GRID_SWEEPER = "hydra_plugins.lgclip_grid.sweeper.GridSweeper"
+"""Targets of Hydra's default sweeper and of the one that takes its place."""
 
 
 def objective(cfg: DictConfig, result: Mapping[str, Any]) -> float:
@@ -159,12 +161,19 @@ def _in_a_process(task: Task, job: Job, folder: Path) -> None:
 class Sweeps(Callback):
     """Finds the folder of a sweep that was started before, and reports at the end how its jobs ended.
 
+    It also replaces Hydra's basic sweeper by `GridSweeper`, for all entry scripts. An override of the group in a config
+    would also win over the sweeper of `experiment=search`.
+
     Hydra turns a callback's errors into warnings, so an error ends the process instead.
     """
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
         # Only the basic sweeper knows its jobs ahead; a search cannot be found again by them.
-        if config_name != "evaluate" or config.hydra.sweeper.get("_target_") != _BASIC:
+        if config.hydra.sweeper.get("_target_") != BASIC_SWEEPER:
+            return
+        with read_write(config):
+            config.hydra.sweeper._target_ = GRID_SWEEPER
+        if config_name != "evaluate":
             return
         try:
             jobs = _jobs(config)
