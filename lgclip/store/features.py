@@ -1,6 +1,7 @@
 """Stores unit features, one safetensors file (a chunk) per batch, each written atomically."""
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -183,19 +184,22 @@ class FeatureStore:
                 raise StoreError(
                     f"{gone.size} of {len(ids)} features are not in the store, first {ids[int(gone[0])]!r}"
                 )
-        located = torch.from_numpy(places)
-        out: torch.Tensor | None = None
-        # Chunk by chunk, so that each file is read once however its things are ordered in `ids`.
-        for chunk in np.unique(places[..., 0]).tolist():
-            path = self._chunks[chunk]
-            features = _chunk_features(path, file_stamp(path))
+        # Sorted by chunk, so that each file is read once however its items are ordered in `ids`. NumPy copies rows ten
+        # times as fast as torch.
+        chunks, rows, columns = places.reshape(-1, 3).T
+        order = chunks.argsort(kind="stable")
+        starts = np.flatnonzero(np.diff(chunks[order], prepend=-1))
+        out: np.ndarray | None = None
+        for start, end in itertools.pairwise([*starts.tolist(), len(order)]):
+            selected = order[start:end]
+            path = self._chunks[int(chunks[selected[0]])]
+            features = _chunk_features(path, file_stamp(path)).numpy()
             if out is None:
                 # The store does not know the width before the first chunk is read.
-                out = torch.empty(len(ids), len(views), features.shape[-1])
-            mask = located[..., 0] == chunk
-            out[mask] = features[located[..., 1][mask], located[..., 2][mask]]
+                out = np.empty((len(order), features.shape[-1]), np.float32)
+            out[selected] = features[rows[selected], columns[selected]]
         assert out is not None
-        return out
+        return torch.from_numpy(out).view(len(ids), len(views), -1)
 
     def images_discarded(self, ids: Sequence[str], views: Sequence[str]) -> list[bool]:
         """Returns of each stored item whether its image was never stored; `missing` must have been asked before."""
