@@ -20,6 +20,7 @@ from lgclip.datasets.splits import DatasetSplits
 from lgclip.datasets.unreadable import OnBadImage
 from lgclip.encoder.packaged_weights import PACKAGE
 from lgclip.runtime.instantiate import build, target_of
+from lgclip.runtime.known_settings import check_known_settings
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job, uses_ray
 from lgclip.runtime.terminal import say_loading
@@ -87,13 +88,15 @@ class Experiment:
         data: The data set, where it is not the one that the config describes; such as class names in memory.
 
     Raises:
-        ValueError: If a value has a wrong type or is out of range, a policy is unknown, or a value is a key.
+        ValueError: If a value has a wrong type or is out of range, a policy or a setting is unknown, or a value is a
+            key.
     """
 
     def __init__(self, cfg: DictConfig, data: DatasetSplits | None = None) -> None:
         refuse_secrets(cfg)  # here too, because a config can remove the callback that looks for keys before the run
         ImageCounts.from_values(cfg)  # wrong numbers are an error before any model loads
         check_settings(cfg, _TYPES)
+        check_known_settings(cfg)
         if cfg.get("tile") is not None and cfg.tile < 1:
             raise ValueError(f"tile={cfg.tile}: it must be at least 1, or null")
         OnBadImage.of(cfg.on_bad_image)

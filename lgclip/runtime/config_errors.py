@@ -38,7 +38,7 @@ def _reason(error: HydraException | OmegaConfBaseException) -> str:
     if unknown and cause.parent_node is not None:
         *path, key = unknown.group(1).split(".")
         known = [str(k) for k in cause.parent_node.keys()]  # noqa: SIM118
-        return _did_you_mean(key, known, ".".join(path))
+        return did_you_mean(key, known, ".".join(path))
     if text.startswith("Error merging override"):
         return f": {str(cause).partition(chr(10))[0]}"
     return ""
@@ -61,10 +61,11 @@ def _missing_choice(error: HydraException | OmegaConfBaseException) -> str | Non
     group, _, wanted = error.missing_cfg_file.rpartition("/")
     if not group or not error.options:
         return None
-    return f"no {group}={wanted}: choose {', '.join(error.options)}" + _did_you_mean(wanted, error.options)
+    return f"no {group}={wanted}: choose {', '.join(error.options)}" + did_you_mean(wanted, error.options)
 
 
-def _did_you_mean(wanted: str, known: Sequence[str], prefix: str = "") -> str:
+def did_you_mean(wanted: str, known: Sequence[str], prefix: str = "") -> str:
+    """Returns a second line for an error that names the most similar known key; empty if none is similar."""
     # 0.5 instead of difflib's 0.6, as keys are long and users type a part of them: `promts` for `prompts_per_class`.
     close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
     if not close:

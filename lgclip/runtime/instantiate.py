@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lgclip.runtime.api_keys import check_addresses
-from lgclip.runtime.value_types import check_types
+from lgclip.runtime.value_types import check_names, check_types
 
 ENVIRONMENT = "LGCLIP_ALLOW"
 """Names packages whose classes and functions a config may name too, as in `mypackage,other.module`."""
@@ -72,7 +72,7 @@ def build(config: Any, **arguments: Any) -> Any:
 
     Raises:
         TargetError: If a target at any depth is not allowed. Nothing has been called then.
-        ValueError: If a value has another type than its parameter.
+        ValueError: If a value is no parameter of its target, or of another type.
     """
     if config is None:
         return None
@@ -95,7 +95,7 @@ def check(config: Any, **arguments: Any) -> list[str]:
 
     Raises:
         TargetError: If a target at any depth is not allowed.
-        ValueError: If a value has another type than its parameter.
+        ValueError: If a value is no parameter of its target, or of another type.
     """
     if not isinstance(config, DictConfig | ListConfig):
         raise TargetError(f"a part of the config is {config!r}: it must be a mapping with _target_")
@@ -107,6 +107,7 @@ def check(config: Any, **arguments: Any) -> list[str]:
         # The clients of loggers send a key of the environment to the address that their config names.
         if isinstance(target, type) and any(_qualified_name(base) == _LOGGER for base in target.__mro__):
             check_addresses(place, node)
+        check_names(place, node, target)
         # Lightning checks its own values, and annotations of other packages may be narrower than what they accept.
         if _within(_qualified_name(target), ("lgclip",)):
             check_types(place, node, target)

@@ -1,4 +1,4 @@
-"""Compares the values of a config with the types that their target declares, before the target is called.
+"""Compares the names and values of a config with the parameters of their target, before the target is called.
 
 Python checks no annotation, so a value of another type fails late and obscurely, or passes: the word `no` is true.
 Pydantic compares the values as JSON, strictly: 2.5 is no integer, "10" no number, and 1 no truth value.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from omegaconf import DictConfig, OmegaConf
 
+from lgclip.runtime.config_errors import did_you_mean
 from lgclip.runtime.terminal import single_line
 
 if TYPE_CHECKING:
@@ -28,12 +29,16 @@ _NOUNS: Mapping[Any, str] = {
     Path: "text",
     NoneType: "null",
 }
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+"""Kinds of parameters that a config can set."""
+
 _PLURALS: Mapping[Any, str] = {int: "integers", float: "numbers", str: "texts"}
 
 _ABSENT = object()
 
 _WORD = re.compile(r"[A-Za-z_./~][\w./~-]*")
 _LONGEST = 80  # characters of a value in an error
+_LISTED = 24  # names in an error
 
 # A lone half of a surrogate pair is text for Python and no JSON for pydantic.
 _SURROGATE = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
@@ -61,6 +66,46 @@ def check_types(key: str, node: DictConfig, target: Any) -> None:
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value)
         check_type(f"{key}.{name}" if key else str(name), value, types[name])
+
+
+def check_names(key: str, node: DictConfig, target: Any) -> None:
+    """Checks that the target takes every value of a node: `+encoder.batch=8` adds a value that nothing reads.
+
+    Args:
+        key: Full key of the node, such as `encoder`.
+        node: The config of the target.
+        target: A class or function.
+
+    Raises:
+        ValueError: If a value is no parameter of the target.
+    """
+    names = _parameter_names(target)
+    if names is None:
+        return
+    for name in map(str, node):
+        # Hydra's own, such as `_target_` and `_convert_`.
+        if not name.startswith("_"):
+            check_name(name, names, key, target.__name__)
+
+
+def check_name(name: str, known: Sequence[str], key: str, owner: str) -> None:
+    """Checks that a key of a config is known.
+
+    Args:
+        name: The last part of the key.
+        known: Names that may stand there.
+        key: The key without its last part; empty at the top of the config.
+        owner: The noun for what reads the values, such as the name of a class.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if name in known:
+        return
+    prefix = f"{key}." if key else ""
+    # Lightning's Trainer takes fifty.
+    listed = f"; it has {', '.join(known)}" if 0 < len(known) <= _LISTED else ""
+    raise ValueError(f"{prefix}{name}: {owner} has no such setting{listed}{did_you_mean(name, known, key)}")
 
 
 def check_settings(config: DictConfig, types: Mapping[str, Any]) -> None:
@@ -128,6 +173,23 @@ def _parameter_types(target: Any) -> dict[str, Any]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return types
+
+
+@cache
+def _parameter_names(target: Any) -> tuple[str, ...] | None:
+    """Returns the names of a target's parameters; None if it takes any."""
+    names: list[str] = []
+    for function in _constructors(target):
+        parameters = inspect.signature(function).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        names += [
+            parameter.name for parameter in parameters if parameter.kind in _NAMED and parameter.name not in names
+        ]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return tuple(name for name in names if name != "self")
+    # A class without a constructor takes nothing; one of C code, or with `__new__`, does not say what it takes.
+    takes_nothing = isinstance(target, type) and target.__init__ is object.__init__ and target.__new__ is object.__new__
+    return () if takes_nothing else None
 
 
 def _constructors(target: Any) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from lgclip.methods.base import Classifier
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.runtime.instantiate import build
+from lgclip.runtime.known_settings import check_known_settings
 from lgclip.tiny.recipe import Recipe
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -252,7 +253,7 @@ def test_sweeps_of_experiments_name_settings_that_exist(experiment: str) -> None
     sweeps = {override.key_or_group: sweep_values(override) for override in overrides}
     for place in range(max(map(len, sweeps.values()), default=0)):
         job = [f"{name}={values[min(place, len(values) - 1)]}" for name, values in sweeps.items()]
-        composed(root, f"experiment={experiment}", *job)
+        check_known_settings(composed(root, f"experiment={experiment}", *job))
 
 
 def test_controls_of_captions_differ_in_prompts_alone() -> None:

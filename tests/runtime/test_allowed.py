@@ -295,7 +295,7 @@ def test_list_instantiation_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allowed, "instantiate", lambda config, **kwargs: kwargs)  # of Hydra 1.4, which is not out yet
     part = build(
         OmegaConf.create(
-            {"_target_": "lgclip.methods.scoring.Mean", "more": [{"_target_": "lgclip.methods.scoring.Nearest"}]}
+            {"_target_": "lgclip.methods.scoring.Mean", "_args_": [{"_target_": "lgclip.methods.scoring.Nearest"}]}
         )
     )
     assert part == {"_execution_whitelist_": ("lgclip.methods.scoring.Mean", "lgclip.methods.scoring.Nearest")}

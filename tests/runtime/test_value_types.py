@@ -11,8 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from lgclip import Experiment
+from lgclip.runtime import known_settings
 from lgclip.runtime.config_aliases import register_second_encoders
-from lgclip.runtime.instantiate import target_of
+from lgclip.runtime.instantiate import check, target_of
 from lgclip.runtime.value_types import _parameter_types, check_type
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -151,3 +152,52 @@ def test_second_encoder_is_named_by_its_group(tmp_path: Path) -> None:
     config = composed("encoder2=timm", "encoder2.batch_size=abc", f"paths.store={tmp_path}")
     with pytest.raises(ValueError, match=r"^encoder2\.batch_size=abc: it must be an integer$"):
         Experiment.from_config(config).plan()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+encoder.bogus=3", r"^encoder\.bogus: OpenClip has no such setting; it has model, .*batch_size$"),
+        ("+encoder2.bogus=3", r"^encoder2\.bogus: OpenClip has no such setting"),
+        (
+            "+selection.kep=3",
+            r"^selection\.kep: First has no .*; it has keep\nDid you mean 'selection\.keep'",
+        ),
+        ("+executor.x=1", r"^executor\.x: LocalExecutor has no such setting$"),
+        ("+trainer.max_epoch=3", r"^trainer\.max_epoch: Trainer has no .*\nDid you mean 'trainer\.max_epochs'"),
+        ("+logger.dir=x", r"^logger\.dir: CSVLogger has no .*\nDid you mean 'logger\.save_dir'"),
+    ],
+)
+def test_part_without_a_setting_names_it(override: str, message: str) -> None:
+    config = composed("encoder2=tiny", override)
+    group = override.lstrip("+").partition(".")[0]
+    with pytest.raises(ValueError, match=message):
+        check(config[group])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("++promts_per_class=3", r"^promts_per_class: the config, .*\nDid you mean 'prompts_per_class'"),
+        ("+zzz=3", r"^zzz: the config, which --cfg job prints, has no such setting$"),
+        ("+paths.stor=x", r"^paths\.stor: .*\nDid you mean 'paths\.store'"),
+    ],
+)
+def test_run_rejects_an_unknown_setting_before_it_builds(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Experiment.from_config(composed(override))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["+note=abc", "encoder.model=${note}"], ["+shared={a: abc}", "llm.model=${shared.a}"]]
+)
+def test_values_that_interpolations_use_are_allowed(overrides: list[str]) -> None:
+    Experiment.from_config(composed(*overrides))
+
+
+def test_known_settings_are_those_of_the_entry_scripts() -> None:
+    values = set(composed())
+    assert values == set(composed(name="generate")) == {*known_settings.GROUPS, *known_settings.VALUES}
+    training = composed(name="train")
+    assert set(training) - values == set(known_settings.TRAINING_VALUES)
+    assert set(training.paths) == set(known_settings.PATHS)
