@@ -26,6 +26,7 @@ from lgclip.cli.errors import message_of, reason_of
 from lgclip.cli.run_folders import claim_folder, is_named_by_time
 from lgclip.runtime.run_key import run_key, settings
 from lgclip.runtime.secrets import hidden
+from lgclip.runtime.signals import is_stopping
 from lgclip.runtime.sweep_job import (
     FAILED,
     SWEEP,
@@ -107,6 +108,9 @@ def resumed(task: Task) -> Task:
             return objective(cfg, result)
         # Any error: one job must not end the others. Ctrl-C is no Exception and ends the sweep.
         except Exception as error:
+            # A device that was stopped may fail the others before they see the signal; the job is to be resumed.
+            if is_stopping():
+                raise
             # If the file is there, the job's own process has written it and knew more.
             if not failed.exists():
                 record = {

@@ -61,6 +61,11 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
 
 
+def is_stopping() -> bool:
+    """Returns whether a signal asked this process to stop, in or since the last `stoppable` block."""
+    return bool(_came)
+
+
 def heed() -> None:
     """Restores this process's signal handlers, if it is `stoppable`, after a library has replaced them.
 

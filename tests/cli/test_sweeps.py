@@ -22,6 +22,7 @@ from lgclip.methods.zero_shot import ZeroShot
 from lgclip.reporting.sweep_summary import summarize
 from lgclip.runtime import versions
 from lgclip.runtime.run_key import run_key
+from lgclip.runtime.signals import Stopped
 
 pytest_plugins = ("run_fixtures",)
 
@@ -115,6 +116,23 @@ def test_mistake_in_a_part_is_named_as_in_a_single_run(
     assert (
         json.loads((tmp_path / "sweep" / "0" / "failed.json").read_text("utf-8"))["error"] == f"ValueError: {message}"
     )
+
+
+def test_error_after_a_signal_is_no_failure(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks a job whose library turns the stop into an error, as when another device ends first."""
+
+    def lose_device(self: Diffuser, device: object) -> NoReturn:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped as error:
+            raise RuntimeError("a device is lost") from error
+        raise AssertionError("the signal was ignored")
+
+    monkeypatch.setattr(Diffuser, "load", lose_device)
+    with pytest.raises(SystemExit) as end:
+        sweep(sandbox, tmp_path / "sweep", "scales=single", "prompts_per_class=5,6", f"paths.store={tmp_path / 'new'}")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert not list((tmp_path / "sweep").rglob("failed.json"))
 
 
 @pytest.mark.slow
