@@ -36,11 +36,11 @@ class BucketStore(ObjectStore):
         top = self._full(folder)
         with self._errors("read it"):
             try:
-                found: dict[str, dict[str, Any]] = self._fs.find(top, detail=True)
+                entries: dict[str, dict[str, Any]] = self._fs.find(top, detail=True)
             except FileNotFoundError:
                 return {}
         objects: dict[str, ObjectInfo] = {}
-        for name, info in found.items():
+        for name, info in entries.items():
             place = str(name).removeprefix("/").removeprefix(self._location.path.removeprefix("/") + "/")
             # A console marks a folder by an empty object whose name ends in a slash.
             if info["type"] == "file" and not place.endswith("/"):
@@ -256,10 +256,10 @@ def _google_file_system(location: Location) -> Any:
 
 def _credentials(scheme: str) -> str:
     if scheme == "s3":
-        way = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        advice = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
     else:
-        way = "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
-    return f"there are no credentials; {way}"
+        advice = "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
+    return f"there are no credentials; {advice}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

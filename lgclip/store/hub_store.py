@@ -44,14 +44,14 @@ class HubStore(ObjectStore):
         objects: dict[str, ObjectInfo] = {}
         with self._errors("read it"):
             try:
-                found = list(
+                entries = list(
                     self._api.list_repo_tree(
                         self._repo, top or None, recursive=True, repo_type=self._type, revision=self._revision
                     )
                 )
             except EntryNotFoundError:
                 return {}
-        for entry in found:
+        for entry in entries:
             size = getattr(entry, "size", None)
             if size is not None:
                 place = entry.path.removeprefix(f"{self._prefix}/" if self._prefix else "")
@@ -82,18 +82,18 @@ class HubStore(ObjectStore):
         from huggingface_hub import CommitOperationAdd
 
         # A commit holds all of them or none, so the order of its files does not matter.
-        there = {place: path for place, path in files.items() if path.exists()}
-        if not there:
+        existing = {place: path for place, path in files.items() if path.exists()}
+        if not existing:
             return []
-        operations = [CommitOperationAdd(self._full(place), str(path)) for place, path in there.items()]
+        operations = [CommitOperationAdd(self._full(place), str(path)) for place, path in existing.items()]
         with self._errors("write to it"):
             self._api.create_commit(
                 self._repo,
                 operations,
-                commit_message=f"Add {len(there)} files of an lgclip store",
+                commit_message=f"Add {len(existing)} files of an lgclip store",
                 repo_type=self._type,
             )
-        return list(there)
+        return list(existing)
 
     def _put(self, place: str, path: Path, *, replace: bool) -> None:
         self.put({place: path})

@@ -28,7 +28,7 @@ from lgclip.store.atomic import atomic_write
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import digest_of
 from lgclip.store.location import location_in
-from lgclip.store.object_store import ObjectError, ObjectInfo, at_once, object_store
+from lgclip.store.object_store import ObjectError, ObjectInfo, call_in_threads, object_store
 from lgclip.store.places import (
     CHECKPOINTS,
     entry_of,
@@ -120,7 +120,7 @@ class Mirror:
                 self._listed[entry] = now
 
     def _download(self, entry: str, known: Mapping[str, ObjectInfo], *, shards: bool, lists: bool) -> None:
-        wanted: dict[str, tuple[str, Path]] = {}
+        downloads: dict[str, tuple[str, Path]] = {}
         for place in known:
             if f"/{CHECKPOINTS}/" in place:
                 continue
@@ -133,25 +133,25 @@ class Mirror:
             else:
                 continue
             if not target.exists():
-                wanted[place] = (place, target)
+                downloads[place] = (place, target)
         if not lists:
-            wanted |= self._checkpoints(entry, known)
+            downloads |= self._checkpoints(entry, known)
         # Weights before the file that marks them complete; shards last, since their indexes have their hashes.
-        shard_files = [place for place in wanted if place.endswith(".tar")]
-        first = [place for place in wanted if not is_marker(place) and not place.endswith(".tar")]
-        last = [place for place in wanted if is_marker(place)]
+        shard_files = [place for place in downloads if place.endswith(".tar")]
+        first = [place for place in downloads if not is_marker(place) and not place.endswith(".tar")]
+        last = [place for place in downloads if is_marker(place)]
         progress = None
-        if len(wanted) >= _SHOWN or any(known[place].size > 10**8 for place in wanted):
-            progress = Progress(f"download {self.objects.url}", len(wanted), "file")
+        if len(downloads) >= _SHOWN or any(known[place].size > 10**8 for place in downloads):
+            progress = Progress(f"download {self.objects.url}", len(downloads), "file")
 
         def download(place: str) -> None:
-            source, target = wanted[place]
+            source, target = downloads[place]
             self._get(source, target, known[source].size)
             if progress is not None:
                 progress.update(1)
 
         for places in (first, last, shard_files):
-            at_once(download, places)
+            call_in_threads(download, places)
         if progress is not None:
             progress.close()
 

@@ -173,7 +173,7 @@ class ObjectStore(ABC):
                 return None
             return place
 
-        return [place for place in at_once(upload, list(files)) if place is not None]
+        return [place for place in call_in_threads(upload, list(files)) if place is not None]
 
     def delete(self, places: Sequence[str]) -> None:
         """Deletes objects.
@@ -205,8 +205,8 @@ class ObjectStore(ABC):
             raise ObjectError(f"{self.url}: {reason}") from None
 
 
-def at_once(work: Callable[[str], Any], places: Sequence[str]) -> list[Any]:
-    """Calls a function for several places in threads; returns its results in order, or raises the first error."""
+def call_in_threads(work: Callable[[str], Any], places: Sequence[str]) -> list[Any]:
+    """Calls a function for several paths in threads; returns the results in order, or raises the first error."""
     if len(places) < 2:
         return [work(place) for place in places]
     with ThreadPoolExecutor(min(CONNECTIONS, len(places))) as threads:

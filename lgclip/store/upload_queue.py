@@ -120,11 +120,11 @@ class UploadQueue:
         with self._pushing, self._lock:
             for waiting in [name for name in self._waiting if name.startswith(f"{entry}/{CHECKPOINTS}/")]:
                 del self._waiting[waiting]
-            found = [name for name in self._objects.ls(entry) if name.startswith(f"{entry}/{CHECKPOINTS}/")]
+            checkpoints = [name for name in self._objects.ls(entry) if name.startswith(f"{entry}/{CHECKPOINTS}/")]
             try:
-                self._objects.delete(found)
+                self._objects.delete(checkpoints)
             except ObjectError as error:
-                log.warning("%s; %d checkpoints of %s stay there", error, len(found), entry)
+                log.warning("%s; %d checkpoints of %s stay there", error, len(checkpoints), entry)
 
     def _push_quietly(self) -> None:
         try:
