@@ -157,12 +157,12 @@ def drop_repeated(root: Path, files: Sequence[str], tree: ImageTree) -> dict[str
     if not tree.shared:
         return {}
     shared = set(tree.shared)
-    kept = {_inode((root / path).stat()): path for path in files if path not in shared}
+    paths_by_inode = {_inode((root / path).stat()): path for path in files if path not in shared}
     dropped: dict[str, str] = {}
     for path in sorted(shared, key=lambda path: (path in tree.linked, path)):
-        other = kept.setdefault(_inode((root / path).stat()), path)
-        if other != path:
-            dropped[path] = other
+        first_path = paths_by_inode.setdefault(_inode((root / path).stat()), path)
+        if first_path != path:
+            dropped[path] = first_path
             tree.leave_out(REPEATED_LINK, path)
         elif path in tree.linked:
             tree.note(LINKED, path)

@@ -135,14 +135,14 @@ class Tree:
         return folder
 
     def _hint(self, base: Path) -> str:
-        """Returns what to get and where to put it."""
+        """Returns the hint which files to get and where to put them."""
         files = ", ".join(archive.url for archive in self.archives)
-        rest = ""
+        advice = ""
         # `unpack` does not write over what is there.
         if base.is_dir():
-            rest = "; move what is half there away first"
+            advice = "; move what is half there away first"
         return (
-            f"Give dataset.download=true, or get {files} ({self.page}) and unpack it in {base}{rest}. {self.by_hand}"
+            f"Give dataset.download=true, or get {files} ({self.page}) and unpack it in {base}{advice}. {self.by_hand}"
         ).strip()
 
     def _inspect(self, base: Path) -> tuple[Path, list[str]]:

@@ -91,18 +91,18 @@ class First(Part):
 
     Args:
         full: The complete data set.
-        each: Maximum number of images per class.
+        per_class: Maximum number of images per class.
     """
 
-    def __init__(self, full: Dataset, each: int) -> None:
-        seen = [0] * len(full.class_names)
+    def __init__(self, full: Dataset, per_class: int) -> None:
+        counts = [0] * len(full.class_names)
         indices: list[int] = []
         for index, label in enumerate(full.labels):
-            if seen[label] < each:
+            if counts[label] < per_class:
                 indices.append(index)
-            seen[label] += 1
+            counts[label] += 1
         super().__init__(full, indices)
-        self.split = f"{full.split}; the first {each} of a class"
+        self.split = f"{full.split}; the first {per_class} of a class"
 
 
 def classes_in(known: Dataset, other: Dataset, name: str) -> tuple[int, ...]:
