@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, PromptWriter, Task
 from lgclip.prompts.filtering import FilterResult, filter_reply, sameness, spoilt
 from lgclip.prompts.reply_parsing import MAX_REPLY_CHARACTERS, NoPromptsError, parse_reply
 from lgclip.prompts.template import fill
@@ -49,7 +49,7 @@ class ChatHistory:
         self.tokens: Tokens | None = None
         # None before the first reply means zero, afterwards it means that some reply did not report them.
         self._paid = False
-        self.prompts = list(task.have)
+        self.prompts = list(task.existing)
         self._known = {sameness(prompt) for prompt in self.prompts}
         self._prompt_generator = prompt_generator
         self._tally: Counter[FilterResult] = Counter()
@@ -57,7 +57,7 @@ class ChatHistory:
     @property
     def missing(self) -> int:
         """Returns the number of prompts that are still missing."""
-        return max(0, self.task.wanted - len(self.prompts))
+        return max(0, self.task.requested - len(self.prompts))
 
     def add(self, replies: Sequence[str], truncated: Collection[int] = ()) -> None:
         """Adds the usable sentences of one round's replies.
@@ -108,14 +108,14 @@ class ChatHistory:
             self._known.add(sameness(sentence))
             self.prompts.append(sentence)
 
-    def result(self, because: str = "") -> Written | PromptError:
+    def result(self, because: str = "") -> GeneratedPrompts | PromptError:
         """Returns the prompts if there are enough, else the error that says why not.
 
         Args:
             because: A further reason besides rejected replies.
         """
         if not self.missing:
-            return Written(self.prompts, self.turn, self.tokens)
+            return GeneratedPrompts(self.prompts, self.turn, self.tokens)
         rejected = [f"{outcome} {n}" for outcome, n in self._tally.most_common() if outcome is not FilterResult.USABLE]
         reasons = "; ".join(reason for reason in (because, ", ".join(rejected)) if reason)
         if reasons:
@@ -125,7 +125,7 @@ class ChatHistory:
         rounds = self.turn - self.task.turn
         return PromptError(
             f"class {target_class.class_index} ({target_class.name!r}): {len(self.prompts)} usable prompts of "
-            f"{self.task.wanted} in {rounds} round{'s' * (rounds != 1)}{reasons}",
+            f"{self.task.requested} in {rounds} round{'s' * (rounds != 1)}{reasons}",
             self.prompts,
             self.turn,
             self.tokens,
@@ -191,7 +191,7 @@ class ChatPromptGenerator(PromptGenerator):
         return self.allow_fallback
 
     @abstractmethod
-    def load(self, device: torch.device) -> Pen: ...
+    def load(self, device: torch.device) -> PromptWriter: ...
 
     def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:
         # Other prompt generators read no replies: theirs are not made again when the parser changes.
@@ -200,16 +200,16 @@ class ChatPromptGenerator(PromptGenerator):
     def chat(self, history: ChatHistory) -> list[dict[str, str]]:
         """Returns the messages that request the missing prompts of a class."""
         target_class = history.task.target_class
-        wanted = history.missing
-        request = fill(self.instruction, target_class, wanted)
+        requested = history.missing
+        request = fill(self.instruction, target_class, requested)
         if self.again and history.prompts:
             # The last ones only: with hundreds of prompts the request would outgrow the model's context.
             have = "\n".join(f"- {prompt}" for prompt in history.prompts[-_MAX_LISTED:])
-            request += "\n\n" + fill(self.again, target_class, wanted, have)
+            request += "\n\n" + fill(self.again, target_class, requested, have)
         messages: list[dict[str, str]] = []
         # No empty system message: some chat templates refuse the role altogether.
         if self.system:
-            messages.append({"role": "system", "content": fill(self.system, target_class, wanted)})
+            messages.append({"role": "system", "content": fill(self.system, target_class, requested)})
         messages.append({"role": "user", "content": request})
         return messages
 

@@ -126,12 +126,12 @@ class Descriptors(TextSide):
         if self.content is None:
             return {}
         # The file counts for these classes; for all others what was stored before.
-        kept = {**self.parsed, **self.remaining}
+        descriptors = {**self.parsed, **self.remaining}
         names = dataset.class_names
-        for name, used, stored in zip(names, _matched(self.parsed, names), _matched(kept, names), strict=True):
+        for name, used, stored in zip(names, _matched(self.parsed, names), _matched(descriptors, names), strict=True):
             if used and used != stored:
-                kept[name] = used
-        return {"file": None, "stored": _as_text(kept)}
+                descriptors[name] = used
+        return {"file": None, "stored": _as_text(descriptors)}
 
 
 def _matched(descriptors: Mapping[str, Sequence[str]], class_names: Sequence[str]) -> list[Sequence[str]]:

@@ -115,17 +115,17 @@ def names(text: str, name: str) -> bool:
     parts = _ALTERNATIVES.split(name)
     # A part of one or two letters, as of "TV / monitor", is in too many sentences to be informative.
     parts = [part for part in parts if len("".join(_WORD.findall(part))) > 2]
-    return any(_holds(text, part) for part in {name, *parts})
+    return any(_contains(text, part) for part in {name, *parts})
 
 
-def _holds(text: str, name: str) -> bool:
-    wanted = _WORD.findall(_folded(name))
+def _contains(text: str, name: str) -> bool:
+    name_words = _WORD.findall(_folded(name))
     # A name of symbols alone has no words to compare.
-    if not wanted:
+    if not name_words:
         return name.strip().casefold() in text.casefold()
     # Scripts without spaces have no word bounds that a regular expression could see.
     if not _is_latin(name):
-        return "".join(wanted) in sameness(text)
+        return "".join(name_words) in sameness(text)
     words = _WORD.findall(_folded(text))
     letters = "".join(words)
     # Where words begin and end in the text without spaces: "cat" is not in "a cathode", but "sea lion" is "sealion".
@@ -133,7 +133,7 @@ def _holds(text: str, name: str) -> bool:
     # All places where the words of the name so far may end, for all beginnings at once: trying the combinations of
     # singular and plural one by one takes exponential time for a name of many short words.
     ends = bounds
-    for word in wanted:
+    for word in name_words:
         forms = _forms(word)
         ends = {end + len(form) for end in ends for form in forms if letters.startswith(form, end)}
     return not bounds.isdisjoint(ends)

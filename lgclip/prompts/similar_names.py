@@ -89,9 +89,9 @@ def recombined_names(classes: Sequence[str], count: int) -> list[str]:
     rows: list[list[str]] = []
     for parts in words:
         row = [
-            " ".join([*parts[:place], other, *parts[place + 1 :]])
+            " ".join([*parts[:place], word, *parts[place + 1 :]])
             for place, column in enumerate(columns)
-            for other in column
+            for word in column
         ]
         # By a hash, so that the choice depends on the names alone and changes different words of different classes.
         rows.append(sorted(row, key=lambda name: hashlib.sha256(name.encode()).digest()))

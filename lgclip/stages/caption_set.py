@@ -102,7 +102,7 @@ class Captions:
             ValueError: If there is no captioning model, and an image has no caption.
         """
         if self.missing():
-            self.store.add(self.prompt_generator.known(self.images))
+            self.store.add(self.prompt_generator.available_captions(self.images))
 
     def check(self, on_bad_image: OnBadImage) -> None:
         """Reports unreadable images and empty captions once everything else is captioned.

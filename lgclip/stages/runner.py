@@ -229,7 +229,7 @@ class Stages:
         if lacked and accounted and (self._cost_start.starts or self.trainer.world_size > 1):
             parts = _parts_of(accounted, lacked, seconds, work)
         # A prompt that a server writes costs time on that server, whatever this machine has.
-        device = next((part.elsewhere for part in parts if part.elsewhere), work.device)
+        device = next((part.server for part in parts if part.server), work.device)
         unit = getattr(stage, "unit", "thing")
         self._keep(StageStats(title, missing, total - missing, seconds, unit, device), work)
         self.parts[title] = parts
@@ -244,7 +244,7 @@ class Stages:
         with suppress(Exception):
             seconds = round(time.perf_counter() - start, 3)
             parts = _parts_of(accounted, lacked, seconds, work)
-            device = next((part.elsewhere for part in parts if part.elsewhere), work.device)
+            device = next((part.server for part in parts if part.server), work.device)
             # The tokens of the other devices are unknown.
             stats = StageStats("", 0, 0, seconds, device=device, devices=work.devices)
             _enter(parts, stats, self._cost_start.starts)

@@ -193,9 +193,9 @@ def test_chat_template_is_sandboxed(tmp_path: Path, marker_file: Path) -> None:
     reach = f"cycler.__init__.__globals__.os.mkdir({str(marker_file)!r})"
     malicious = f"{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{{{ {reach} }}}}"
     (folder / "chat_template.jinja").write_text(malicious)
-    pen = LocalLLM(str(folder), max_rounds=1, max_new_tokens=2).load(CPU)
+    writer = LocalLLM(str(folder), max_rounds=1, max_new_tokens=2).load(CPU)
     with pytest.raises(Exception, match=r"unsafe|not safely|SecurityError|undefined") as raised:
-        list(pen([Task(TargetClass(0, "cat", ""), 1)], 0))
+        list(writer([Task(TargetClass(0, "cat", ""), 1)], 0))
     assert not isinstance(raised.value, PromptError)
     assert not marker_file.exists()
 

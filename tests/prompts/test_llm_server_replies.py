@@ -146,7 +146,7 @@ def test_too_few_prompts_are_retried_k_times(serve: Any, tmp_path: Path) -> None
 def test_more_prompts_keep_the_existing(serve: Any, tmp_path: Path) -> None:
     model = serve(reply_always(good_reply))
     run_stage(generation_stage(tmp_path, server_llm(model)))
-    larger = generation_stage(tmp_path, server_llm(model), wanted=6)
+    larger = generation_stage(tmp_path, server_llm(model), requested=6)
     run_stage(larger)
     assert larger.texts() == [good_sentences(name) + good_sentences(name, 2)[:2] for name in NAMES]
     assert count_requests(model) == [2, 2, 2, 2]

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lgclip.datasets.base import checked_names
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.chat import ChatHistory
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.prompts.openai_client import Endpoint, Reply, _LaterError
@@ -156,7 +156,7 @@ def test_any_template_accepts_any_name(template: str, name: str, context: str, c
         assert "{}" not in template
         return
     ((_, written),) = prompt_generator.load(torch.device("cpu"))([Task(target_class, 3)], 0)
-    assert isinstance(written, Written)
+    assert isinstance(written, GeneratedPrompts)
     assert name in written.prompts[0]
 
 
@@ -205,12 +205,12 @@ def test_exhausting_reply_is_parsed(reply: str) -> None:
 
 
 @FEW
-@given(chat_replies=st.lists(replies, min_size=1, max_size=4), wanted=st.integers(1, 3))
-def test_prompts_satisfy_filters_or_error(chat_replies: list[str], wanted: int) -> None:
-    book = ChatHistory(Task(SUBJECTS[0], wanted), LocalLLM("tiny:language"))
+@given(chat_replies=st.lists(replies, min_size=1, max_size=4), requested=st.integers(1, 3))
+def test_prompts_satisfy_filters_or_error(chat_replies: list[str], requested: int) -> None:
+    history = ChatHistory(Task(SUBJECTS[0], requested), LocalLLM("tiny:language"))
     for reply in chat_replies:
-        book.add([reply])
-    outcome = book.result()
+        history.add([reply])
+    outcome = history.result()
     if isinstance(outcome, PromptError):
         assert str(outcome).startswith("class 0 ('red fox')")
     assert all("fox" in prompt.casefold() and len(prompt.split()) >= 3 for prompt in outcome.prompts)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lgclip.diffuser.base import image_id, image_prompts, noise_seed
 from lgclip.diffuser.pipeline import Diffuser
-from lgclip.prompts.base import PromptGenerator, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptGenerator, Task
 from lgclip.prompts.chat import ChatHistory, seed_of
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.prompts.server_llm import ServerLLM
@@ -139,12 +139,12 @@ def grouped(keys: Sequence[tuple[str, str]]) -> list[tuple[str, list[tuple[str, 
 
 
 def test_language_model_samples_by_name() -> None:
-    pen = TINY.load(CPU)
+    writer = TINY.load(CPU)
 
     def written(target_classes: Sequence[TargetClass]) -> dict[tuple[str, int], list[str]]:
         prompts: dict[tuple[str, int], list[str]] = {}
-        for place, outcome in pen([Task(target_class, 3) for target_class in target_classes], 0):
-            assert isinstance(outcome, Written), outcome
+        for place, outcome in writer([Task(target_class, 3) for target_class in target_classes], 0):
+            assert isinstance(outcome, GeneratedPrompts), outcome
             prompts[target_classes[place].name, target_classes[place].occurrence] = outcome.prompts
         return prompts
 

@@ -49,14 +49,14 @@ class TwoStoreStage(CountingStage):
 
     tokens = Tokens(3, 4)
 
-    def __init__(self, folder: Path, existing: set[int], *, elsewhere: str = "") -> None:
+    def __init__(self, folder: Path, existing: set[int], *, server: str = "") -> None:
         super().__init__(range(6), existing)
         self.folder = folder
-        self.elsewhere = elsewhere
+        self.server = server
 
     def parts(self) -> list[StoreUsage]:
         return [
-            StoreUsage(name, "number", f"{name}/1", self.folder / name / "costs.jsonl", 3, self.elsewhere)
+            StoreUsage(name, "number", f"{name}/1", self.folder / name / "costs.jsonl", 3, self.server)
             for name in ("quick", "slow")
         ]
 
@@ -125,7 +125,7 @@ def test_cost_line_is_added_per_used_store(stages: Stages, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
     assert [(part.used, part.computed) for part in stages.parts["numbers"]] == [(3, 0), (3, 0)]
     assert (stages.stage_stats[0].tokens, stages.stage_stats[0].peak_memory) == (None, None)
-    stages.complete("numbers", TwoStoreStage(tmp_path, {0, 1, 2, 3}, elsewhere="server at there"), 6)
+    stages.complete("numbers", TwoStoreStage(tmp_path, {0, 1, 2, 3}, server="server at there"), 6)
     assert [path.name for path in tmp_path.iterdir()] == ["slow"]
     assert [(line.count, line.device) for line in lines_of(tmp_path / "slow" / "costs.jsonl")] == [
         (2, "server at there")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lgclip.datasets.embedded import ShapesFine
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.field_guide import FieldGuide
 from lgclip.tiny.captions import facts
 from lgclip.tiny.fine_world import (
@@ -86,11 +86,11 @@ def test_sentences_are_true(fine_kind: FineKind) -> None:
             assert attributes["background"] == (f"{fine_kind.background} background",)
 
 
-def write(names: list[str], count: int, seed: int = 0, have: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    tasks = [Task(TargetClass(place, name), count, have) for place, name in enumerate(names)]
+def write(names: list[str], count: int, seed: int = 0, existing: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    tasks = [Task(TargetClass(place, name), count, existing) for place, name in enumerate(names)]
     prompts: dict[str, list[str]] = {}
     for place, written in FieldGuide().load(torch.device("cpu"))(tasks, seed):
-        assert isinstance(written, Written)
+        assert isinstance(written, GeneratedPrompts)
         prompts[names[place]] = written.prompts
     return prompts
 
@@ -101,7 +101,7 @@ def test_guide_depends_on_class_seed_and_number_alone() -> None:
     assert write(names[::-1], 3) == three
     more = write(["dax"], 5)["dax"]
     assert more[:3] == three["dax"]
-    assert write(["dax"], 5, have=tuple(more[:2]))["dax"] == more
+    assert write(["dax"], 5, existing=tuple(more[:2]))["dax"] == more
     assert write(["dax"], 5, seed=1)["dax"] != more
 
 
