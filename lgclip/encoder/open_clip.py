@@ -142,8 +142,8 @@ class OpenClip(Encoder):
         from open_clip.transform import PreprocessCfg
 
         # open_clip's list has more in these entries than preprocessing: the address of the weights, for one.
-        known = PreprocessCfg.__dataclass_fields__
-        chosen = {name: value for name, value in self._config("preprocess_cfg").items() if name in known}
+        fields = PreprocessCfg.__dataclass_fields__
+        chosen = {name: value for name, value in self._config("preprocess_cfg").items() if name in fields}
         return chosen | {"size": self._config("model_cfg")["vision_cfg"].get("image_size", 224)}
 
     def transform(self, *, squash: bool = False) -> Transform:

@@ -24,7 +24,7 @@ from lgclip.runtime.secrets import guard_environment
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.direct_encoding import direct_encoding
 from lgclip.stages.extract import pool_stream, real_stream, student_stream, synthetic_stream, text_streams
-from lgclip.stages.generate import prompt_script, wanted_images, with_sources
+from lgclip.stages.generate import prompt_script, requested_images, with_sources
 from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import RunParts
 from lgclip.stages.pool import unlabeled_pool
@@ -100,7 +100,7 @@ def restore_run(run: Run) -> RestoredRun:
         script = prompt_script(root, parts.data, parts.llm, parts.diffuser, parts.counts)
         captions = script if isinstance(script, Captions) else None
         # The keys of the images follow from the config; the images are only looked up in the store, never generated.
-        wanted = wanted_images(parts.diffuser, script, parts.counts)
+        wanted = requested_images(parts.diffuser, script, parts.counts)
         encoding = direct_encoding(cfg.paths.get("images", "files"), encoder, scales)
         stage = image_stage(parts.diffuser, root, dataset.target_classes, wanted, cfg.seed, encoding)
         synthetic_images = stage.synthetic_images()

@@ -10,7 +10,7 @@ from lgclip.runtime.hub import HubError, cached, size_of
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.direct_encoding import DirectEncoding
 from lgclip.stages.extract import real_stream, synthetic_stream, text_streams
-from lgclip.stages.generate import prompt_script, wanted_images
+from lgclip.stages.generate import prompt_script, requested_images
 from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import GenerationParts, RunParts
 from lgclip.stages.prompts import PromptGenerationStage
@@ -142,7 +142,7 @@ def _generation(
         if lacking:
             # An image is stored by its prompt: without the prompts nobody knows which images are there.
             return [*stages, PlannedStage("images", "image", total, None)], None, []
-        wanted = wanted_images(parts.diffuser, script, counts)
+        wanted = requested_images(parts.diffuser, script, counts)
         stage = image_stage(parts.diffuser, store, classes, wanted, counts.seed, encoding)
         missing = stage.missing()
         stages.append(PlannedStage("images", "image", len(wanted), len(wanted) - len(missing)))

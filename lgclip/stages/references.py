@@ -7,7 +7,7 @@ from pathlib import Path
 from lgclip.diffuser.base import ImageGenerator, SyntheticImages
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.extract import synthetic_stream, text_streams
-from lgclip.stages.generate import prompt_script, wanted_images
+from lgclip.stages.generate import prompt_script, requested_images
 from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import RunParts
 from lgclip.stages.streams import Stream
@@ -58,7 +58,7 @@ def stored_references(parts: RunParts, store: Path, *, needs_images: bool, needs
         script = prompt_script(store, parts.data, parts.llm, parts.diffuser, parts.counts)
         if not isinstance(script, Captions) and parts.diffuser.needs_prompts:
             keys += script.keys()
-        wanted = wanted_images(parts.diffuser, script, parts.counts)
+        wanted = requested_images(parts.diffuser, script, parts.counts)
         images = image_stage(
             parts.diffuser, store, dataset.target_classes, wanted, parts.counts.seed
         ).synthetic_images()

@@ -147,7 +147,7 @@ def test_prompt_is_encoded_once(family: str, folders: dict[str, Path], monkeypat
 
 
 def test_embedding_cache_is_limited(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_embeddings, "KEPT", 2)
+    monkeypatch.setattr(prompt_embeddings, "MAX_CACHED", 2)
     brush = load("sd", folders["sd"])
     texts = [f"a {shape}" for shape in ("star", "ring", "moon")]
     brush.texts(texts)
