@@ -187,8 +187,8 @@ class ZeroShot(Classifier):
             self.describe(name, predictor)
             # Diagnostics use the images of the method itself, not of its baselines.
             if images is not None and name == next(iter(self.configured)):
-                kept = used.selection.kept(compared.support or images, compared.text)
-                self.support = images.take(kept)
+                mask = used.selection.mask(compared.support or images, compared.text)
+                self.support = images.take(mask)
 
     def _fit_texts(self) -> dict[str, Tensor]:
         """Returns the text prototypes, by the stream of their sentences."""

@@ -179,9 +179,9 @@ class ChatPromptGenerator(PromptGenerator):
         if not 0 < self.top_p <= 1:
             raise ValueError(f"llm.top_p={self.top_p}: it must be in (0, 1]")
         for name in ("min_words", "max_rounds"):
-            self._at_least(name, 1)
+            self._check_at_least(name, 1)
 
-    def _at_least(self, name: str, least: float) -> None:
+    def _check_at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
         if not value >= least:
             raise ValueError(f"llm.{name}={value}: it must be at least {least}")

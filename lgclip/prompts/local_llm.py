@@ -52,8 +52,8 @@ class LocalLLM(ChatPromptGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("max_new_tokens", "replies_per_round", "batch_size"):
-            self._at_least(name, 1)
-        self._at_least("top_k", 0)
+            self._check_at_least(name, 1)
+        self._check_at_least("top_k", 0)
         local_folder(self.model)
 
     @property

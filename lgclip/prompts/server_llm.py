@@ -58,7 +58,7 @@ class ServerLLM(ChatPromptGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("max_tokens", "concurrency"):
-            self._at_least(name, 1)
+            self._check_at_least(name, 1)
         for name in ("timeout_s", "deadline_s", "backoff_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"llm.{name}={getattr(self, name)}: it must be above 0")
