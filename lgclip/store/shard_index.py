@@ -255,7 +255,7 @@ def write_index(shard: Path, listing: Listing) -> None:
         save_file(arrays, temporary)
 
 
-def look(shard: Path, size: int | None = None) -> Listing:
+def read_listing(shard: Path, size: int | None = None) -> Listing:
     """Lists a shard by its index, or by its headers if the index is missing or outdated.
 
     Args:

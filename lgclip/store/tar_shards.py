@@ -28,9 +28,9 @@ from lgclip.store.shard_index import (
     Member,
     joined,
     listing_of,
-    look,
     name_of,
     read_index,
+    read_listing,
     scan,
     write_index,
 )
@@ -86,8 +86,8 @@ class Shards:
                 return joined(known, listing_of(*scan(shard, known.end)))
             # Without a usable index the shard itself is needed, which may lie in an object store.
             if shard.exists() or (read_index(shard, size) is None and remote.fetch_file(shard)):
-                return look(shard)
-            return look(shard, size)
+                return read_listing(shard)
+            return read_listing(shard, size)
         except FileNotFoundError:  # another process has taken it away
             return None
 

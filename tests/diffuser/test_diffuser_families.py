@@ -155,7 +155,7 @@ def test_embedding_cache_is_limited(folders: dict[str, Path], monkeypatch: pytes
     assert brush.texts.encoded == 3
     brush.texts(texts[:1])
     assert brush.texts.encoded == 4, "the least recently used one had left"
-    assert len(brush.texts._kept) == 2
+    assert len(brush.texts._cached) == 2
 
 
 def test_unknown_family_gets_plain_prompts(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from lgclip.store.checksums import CHECKSUM, checksum_of, is_intact
 from lgclip.store.cost_log import parse_row
 from lgclip.store.features import IMAGES_DISCARDED
 from lgclip.store.keys import content_key, digest_of
-from lgclip.store.shard_index import look
+from lgclip.store.shard_index import read_listing
 from lgclip.types import Fault
 
 _NO_CHECKSUM = "its checksum is missing or wrong"
@@ -179,7 +179,7 @@ def outlives_images(path: Path) -> bool:
 
 def shard_names(path: Path) -> set[str]:
     """Returns the ids of the images and markers of a shard."""
-    return {name.decode() for name in look(path).ids.tolist()}
+    return {name.decode() for name in read_listing(path).ids.tolist()}
 
 
 def read_inputs(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lgclip.cli.store.inventory import Item
 from lgclip.diffuser.base import image_id
 from lgclip.store.image_codec import FORMATS, read_metadata
 from lgclip.store.keys import digest_of
-from lgclip.store.shard_index import NAME, Listing, ends_well, listing_of, look, read_index, read_manifest, scan
+from lgclip.store.shard_index import NAME, Listing, ends_well, listing_of, read_index, read_listing, read_manifest, scan
 from lgclip.types import Fault, Prompt, TargetClass
 
 TORN = "it is cut, or ends in the middle of a batch"
@@ -128,7 +128,7 @@ class Inside(NamedTuple):
 def inside(shard: Path) -> Iterator[Inside]:
     """Yields the checked content of a shard: located by its index, so that a damaged header loses nothing."""
     key = shard.parent.parent.name
-    for name, is_marker, member in look(shard).members(shard):
+    for name, is_marker, member in read_listing(shard).members(shard):
         # A fault is a value and no exception: one faulty image must not hide the others, which can be rescued.
         data = member.read_bytes()
         about = b""
@@ -160,7 +160,7 @@ def check_shard(item: Item) -> None:
                 bad.append(f"{member.name}: {error}")
     if bad:
         raise FaultyError(f"{len(bad)} of {len(members)} files in it are faulty, first {bad[0]}")
-    must(end >= look(shard).end, f"it is damaged at byte {end}")
+    must(end >= read_listing(shard).end, f"it is damaged at byte {end}")
     must(ends_well(shard, end), TORN)
     listed = read_manifest(shard.parent).get(shard.name)
     must(listed in (None, (size, digest_of(shard))), "its bytes are not those of the list of shards")

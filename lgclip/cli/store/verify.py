@@ -52,7 +52,7 @@ def verify(root: Path, *, repair: bool = False, manifest: bool = False, now: int
     listed = {} if manifest else read_manifest(root / MANIFEST)
     seen = _Seen(root, listed)
     faulty = []
-    for item, fault in seen.look(time.time_ns() if now is None else now, sums=manifest):
+    for item, fault in seen.read_listing(time.time_ns() if now is None else now, sums=manifest):
         faulty.append((item, fault))
         yield f"{item.place}: {fault}"
     gone = sorted(listed.keys() - seen.places)
@@ -106,7 +106,7 @@ class _Seen:
         self.sums = dict[str, str]()
         self._widths: defaultdict[str, dict[Item, int]] = defaultdict(dict)
 
-    def look(self, now: int, *, sums: bool) -> Iterator[tuple[Item, str]]:
+    def read_listing(self, now: int, *, sums: bool) -> Iterator[tuple[Item, str]]:
         """Yields every faulty file and what is wrong with it."""
         for item in walk(self._root):
             if item.kind == Kind.LEFTOVER and now - item.came < HOUR:

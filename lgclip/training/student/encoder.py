@@ -21,7 +21,7 @@ from lgclip.encoder.weight_files import checkpoint_content, is_intact, read_trai
 from lgclip.methods.logits import as_unit
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, key_inputs
-from lgclip.training.augmentation import Change, center_cropped, normalized
+from lgclip.training.augmentation import PixelTransform, center_cropped, normalized
 
 ABOUT = "student.json"
 WEIGHTS = "model.safetensors"
@@ -133,7 +133,7 @@ class StudentEncoder(Encoder):
 class _Look:
     """Converts an image to the pixels that a student takes."""
 
-    def __init__(self, view: Change, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, view: PixelTransform, mean: Tensor, std: Tensor) -> None:
         self._view = view
         self._mean = mean
         self._std = std

@@ -114,14 +114,18 @@ def streamed(n: int = 10, generated: int = 4, seed: int = 0) -> Batches:
     def rows(count: int, kind: int) -> Rows:
         return Rows(torch.arange(count), one_hot(torch.arange(count) % 3, 3).bool(), torch.full((count,), kind))
 
-    def look(count: int) -> CachedImages:
+    def cached_images(count: int) -> CachedImages:
         names = [str(index) for index in range(count)]
         images = Images(names, torch.arange(count)[:, None] + 0.0, lambda index: None)  # pyright: ignore[reportArgumentType]
         return CachedImages(images, None)
 
     kinds = {"real": rows(n, 1), "synthetic": rows(generated, 2)}
     return Batches(
-        kinds, {"real": look(n), "synthetic": look(generated)}, {"real": 4, "synthetic": 3}, epochs=2, seed=seed
+        kinds,
+        {"real": cached_images(n), "synthetic": cached_images(generated)},
+        {"real": 4, "synthetic": 3},
+        epochs=2,
+        seed=seed,
     )
 
 
