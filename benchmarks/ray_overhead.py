@@ -83,7 +83,7 @@ def measure(classes: int, store: Path) -> dict[str, float]:
     stage.store.in_shards = True
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     executor = RayExecutor(actors=WORKERS)
-    count = len(stage.wanted)
+    count = len(stage.prompts)
     work = Work("cpu", 1)
     try:
         executor.prepare(store)

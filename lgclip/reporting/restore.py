@@ -100,9 +100,9 @@ def restore_run(run: Run) -> RestoredRun:
         script = prompt_script(root, parts.data, parts.llm, parts.diffuser, parts.counts)
         captions = script if isinstance(script, Captions) else None
         # The keys of the images follow from the config; the images are only looked up in the store, never generated.
-        wanted = requested_images(parts.diffuser, script, parts.counts)
+        requested = requested_images(parts.diffuser, script, parts.counts)
         encoding = direct_encoding(cfg.paths.get("images", "files"), encoder, scales)
-        stage = image_stage(parts.diffuser, root, dataset.target_classes, wanted, cfg.seed, encoding)
+        stage = image_stage(parts.diffuser, root, dataset.target_classes, requested, cfg.seed, encoding)
         synthetic_images = stage.synthetic_images()
         synthetic_images = with_sources(synthetic_images, script, cfg.images_per_prompt)
         streams.append(synthetic_stream(synthetic_images, encoder, scales, root))

@@ -80,8 +80,8 @@ class Captions:
         # Other devices and other runs write to the same store.
         self.store.refresh()
         lacking = self._lacking()
-        known = self.unreadable.reasons() if lacking else {}
-        return [place for place in lacking if self.images.ids[place] not in known]
+        unreadable = self.unreadable.reasons() if lacking else {}
+        return [place for place in lacking if self.images.ids[place] not in unreadable]
 
     def _lacking(self) -> list[int]:
         # None, not empty: an empty string is a caption too, of an image for which the model returned nothing.
@@ -92,10 +92,10 @@ class Captions:
         if not self.prompt_generator.reads_captions:
             return {}
         lacking = self._lacking()
-        known = self.unreadable.reasons() if lacking else {}
-        return {place: known[self.images.ids[place]] for place in lacking if self.images.ids[place] in known}
+        unreadable = self.unreadable.reasons() if lacking else {}
+        return {place: unreadable[self.images.ids[place]] for place in lacking if self.images.ids[place] in unreadable}
 
-    def add_known(self) -> None:
+    def add_available(self) -> None:
         """Stores the captions that are available without a model.
 
         Raises:

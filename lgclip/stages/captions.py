@@ -228,14 +228,14 @@ class CaptioningStage(ShardedStage):
         n = len(self._waiting)
         if not last:
             n = n // size * size
-        done: dict[str, str] = {}
+        captions: dict[str, str] = {}
         for start in range(0, n, size):
             images = self._waiting[start : min(start + size, n)]
             pixels = [image_pixels for _, image_pixels in images]
             texts = self._generate_captions([*pixels, *pixels[-1:] * (size - len(images))])
             # Not strict: captions of the copies that pad the pass are dropped.
-            done |= {image: single_line(text) for (image, _), text in zip(images, texts, strict=False)}
-        self.captions.store.add(done)
+            captions |= {image: single_line(text) for (image, _), text in zip(images, texts, strict=False)}
+        self.captions.store.add(captions)
         self._waiting = self._waiting[n:]
 
     def _generate_captions(self, pixels: Sequence[Tensor]) -> list[str]:
@@ -260,7 +260,7 @@ def caption(context: RunContext, captions: Captions) -> None:
         ValueError: If a class has no image, images are unreadable and the policy does not allow it, or a caption is
             empty and that is not allowed.
     """
-    captions.add_known()
+    captions.add_available()
     before = len(captions.unread())
     total = 0
     if captions.prompt_generator.reads_captions:

@@ -72,11 +72,11 @@ def generate_images(
         caption(context, script)
     elif diffuser.needs_prompts:
         context.stages.complete("prompts", script, len(data.evaluated.target_classes))
-    wanted = requested_images(diffuser, script, counts)
-    stage = image_stage(diffuser, context.store, data.evaluated.target_classes, wanted, counts.seed, encoding)
+    requested = requested_images(diffuser, script, counts)
+    stage = image_stage(diffuser, context.store, data.evaluated.target_classes, requested, counts.seed, encoding)
     if isinstance(stage, ImageGenerationStage):  # the images of a folder stay where they are
         stage.store.in_shards = context.image_format == "tar"
-    context.stages.complete("images", stage, len(wanted))
+    context.stages.complete("images", stage, len(requested))
     if isinstance(stage, ImageGenerationStage):
         stage.list_shards()
     synthetic_images = stage.synthetic_images()

@@ -142,10 +142,10 @@ def _generation(
         if lacking:
             # An image is stored by its prompt: without the prompts nobody knows which images are there.
             return [*stages, PlannedStage("images", "image", total, None)], None, []
-        wanted = requested_images(parts.diffuser, script, counts)
-        stage = image_stage(parts.diffuser, store, classes, wanted, counts.seed, encoding)
+        requested = requested_images(parts.diffuser, script, counts)
+        stage = image_stage(parts.diffuser, store, classes, requested, counts.seed, encoding)
         missing = stage.missing()
-        stages.append(PlannedStage("images", "image", len(wanted), len(wanted) - len(missing)))
+        stages.append(PlannedStage("images", "image", len(requested), len(requested) - len(missing)))
         return stages, None if missing else stage.synthetic_images(), []
     except HubError as error:
         # The keys of prompts and images hold the commit of their model, which only the hub knows.

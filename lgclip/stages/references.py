@@ -58,9 +58,9 @@ def stored_references(parts: RunParts, store: Path, *, needs_images: bool, needs
         script = prompt_script(store, parts.data, parts.llm, parts.diffuser, parts.counts)
         if not isinstance(script, Captions) and parts.diffuser.needs_prompts:
             keys += script.keys()
-        wanted = requested_images(parts.diffuser, script, parts.counts)
+        requested = requested_images(parts.diffuser, script, parts.counts)
         images = image_stage(
-            parts.diffuser, store, dataset.target_classes, wanted, parts.counts.seed
+            parts.diffuser, store, dataset.target_classes, requested, parts.counts.seed
         ).synthetic_images()
         streams.append(synthetic_stream(images, parts.encoder, parts.scales, store))
     attempts = parts.diffuser.retries + 1 if isinstance(parts.diffuser, ImageGenerator) else 1

@@ -93,12 +93,12 @@ class StageBar(ProgressBar):
         self.spent[dataloader_idx] = self.spent.get(dataloader_idx, 0.0) + now - self._last
         self._last = now
         ids = getattr(batch, "ids", batch)
-        # A batch without a list of ids is one thing.
-        done = 1
+        # A batch without a list of ids is one item.
+        items = 1
         if isinstance(ids, list):
-            done = len(ids)
+            items = len(ids)
         assert self._progress is not None
-        self._progress.update(done)
+        self._progress.update(items)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._progress is not None
@@ -211,10 +211,10 @@ class Stages:
             try:
                 run = StageRun(title, stage, datamodule, self.trainer, self._cost_start.mark, self._store)
                 self._executor.compute(run, work)
-                if left := len(stage.missing()):
+                if missing_count := len(stage.missing()):
                     # Not a mistake of the user's, but a stage that does not keep its promise; what follows would fail
                     # in a way that is hard to understand.
-                    raise RuntimeError(f"{title}: {left} of {total} are still missing after the stage")
+                    raise RuntimeError(f"{title}: {missing_count} of {total} are still missing after the stage")
             # Also for a signal, which is no `Exception`.
             except BaseException:
                 if accounted and self._cost_start.starts:

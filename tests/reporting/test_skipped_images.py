@@ -33,7 +33,7 @@ from lgclip.reporting.leakage_audit import audit
 from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_folder import Run, RunError
 from lgclip.stages.features import FeatureExtractionStage
-from lgclip.stages.streams import Stream, Streams, _Seen, _stack
+from lgclip.stages.streams import Stream, Streams, _ImageViews, _stack
 from lgclip.store.cost_log import COST_LOG, lines_of
 from lgclip.store.features import FeatureStore
 from lgclip.types import Unread
@@ -52,12 +52,12 @@ def corrupted_sandbox(sandbox: Sandbox, tmp_path: Path) -> Sandbox:
 
 
 def test_batch_separates_skipped_images() -> None:
-    seen = [_Seen("a", torch.zeros(2, 3, 4, 4)), _Seen("c", torch.ones(2, 3, 4, 4))]
-    gone = Unread("b", "b.png", "it is empty")
-    batch = _stack([seen[0], gone, seen[1]])
-    assert (batch.ids, list(batch.unread)) == (["a", "c"], [gone])
-    assert torch.equal(batch.views, torch.stack([item.views for item in seen]))
-    assert _stack([gone, gone]).views.shape == (0, 0, 3, 0, 0)
+    readable = [_ImageViews("a", torch.zeros(2, 3, 4, 4)), _ImageViews("c", torch.ones(2, 3, 4, 4))]
+    unread = Unread("b", "b.png", "it is empty")
+    batch = _stack([readable[0], unread, readable[1]])
+    assert (batch.ids, list(batch.unread)) == (["a", "c"], [unread])
+    assert torch.equal(batch.views, torch.stack([item.views for item in readable]))
+    assert _stack([unread, unread]).views.shape == (0, 0, 3, 0, 0)
     assert ImageBatch(["a"], batch.views[:1]).unread == ()
 
 

@@ -24,15 +24,15 @@ class CountingStage(LightningModule):
 
     unit = "number"
 
-    def __init__(self, wanted: range, existing: set[int], deaf: frozenset[int] = frozenset()) -> None:
+    def __init__(self, requested: range, existing: set[int], deaf: frozenset[int] = frozenset()) -> None:
         super().__init__()
-        self.wanted = wanted
+        self.requested = requested
         self.stored = existing
         self.ignored = deaf
         self.loads = 0
 
     def missing(self) -> list[int]:
-        return [n for n in self.wanted if n not in self.stored]
+        return [n for n in self.requested if n not in self.stored]
 
     def on_predict_start(self) -> None:
         self.loads += 1
@@ -170,7 +170,7 @@ def test_work_of_a_faster_run_is_not_counted_twice(stages: Stages, tmp_path: Pat
 
     class Late(TwoStoreStage):
         def predict_dataloader(self) -> DataLoader[Any]:
-            self.stored.update(self.wanted)
+            self.stored.update(self.requested)
             return super().predict_dataloader()
 
     stage = Late(tmp_path, set())

@@ -136,7 +136,7 @@ def make_stages(store: Path, executor: Executor | None = None) -> Stages:
 def generate(stage: ImageGenerationStage, store: Path, executor: Executor | None = None) -> Stages:
     """Runs the stage, and closes the executor."""
     with make_stages(store, executor) as stages:
-        stages.complete("images", stage, len(stage.wanted))
+        stages.complete("images", stage, len(stage.prompts))
     return stages
 
 
