@@ -35,8 +35,8 @@ def forecast_lines(classifier: "ImageClassifier") -> list[str]:
     at_risk = []
     for index in predicted.at_risk():
         item = predicted.classes[index]
-        other = "" if item.confused_with is None else f", taken for {names[item.confused_with]}"
-        at_risk.append(f"{names[index]} ({100 * item.expected:.0f}%{other})")
+        confusion = "" if item.confused_with is None else f", taken for {names[item.confused_with]}"
+        at_risk.append(f"{names[index]} ({100 * item.expected:.0f}%{confusion})")
     if at_risk:
         lines.append(f"classes at risk, expected below 80%: {_listed(at_risk)}")
     if predicted.pairs:

@@ -106,10 +106,10 @@ def _unpack(path: Path, member: Member, target: Path) -> None:
     opened = member.read()
     assert opened is not None
     with opened as source, target.open("wb") as file:
-        left = member.size
+        remaining = member.size
         # A size that is stated too small must not unpack to more.
-        while left > 0 and (block := source.read(min(left, _BLOCK))):
-            left -= len(block)
+        while remaining > 0 and (block := source.read(min(remaining, _BLOCK))):
+            remaining -= len(block)
             file.write(block)
 
 
@@ -385,8 +385,8 @@ def _subclasses(base: type) -> Iterator[Any]:
 
 
 def _part_of(described: Mapping[str, Any], base: type, kind: str) -> Any:
-    known = {part.key_name: part for part in _subclasses(base) if "key_name" in vars(part)}
+    parts = {part.key_name: part for part in _subclasses(base) if "key_name" in vars(part)}
     settings = {name: value for name, value in described.items() if name != "part"}
-    if described["part"] not in known:
+    if described["part"] not in parts:
         raise ValueError(f"{kind} {described['part']} is unknown; import its module first")
-    return known[described["part"]](**settings)
+    return parts[described["part"]](**settings)

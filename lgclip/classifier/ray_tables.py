@@ -95,10 +95,10 @@ def _dealt(
             while waiting and len(running) < _AHEAD * _cpus():
                 shard, table = waiting.pop()
                 running[task.remote(reference, settings, shard, software_versions(), environment)] = (shard, table)
-            done, _ = ray.wait(list(running), num_returns=1)
-            shard, table = running.pop(done[0])
+            finished, _ = ray.wait(list(running), num_returns=1)
+            shard, table = running.pop(finished[0])
             try:
-                result: ShardTable = ray.get(done[0])
+                result: ShardTable = ray.get(finished[0])
             except RayError as error:
                 lines = str(error).strip().splitlines()
                 yield shard, table, f"{shard.where}: its worker was lost or failed ({lines[-1]})"

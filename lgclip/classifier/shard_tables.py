@@ -104,7 +104,7 @@ class ShardTables:
     uses_ray: bool = False
 
     def classify(self, classifier: ImageClassifier, shards: Sequence[ShardFile]) -> Iterator[str]:
-        """Classifies the images of each shard, unless its table is there.
+        """Classifies the images of each shard that has no table yet.
 
         Args:
             classifier: The classifier.
@@ -123,8 +123,8 @@ class ShardTables:
         total: Counter[str] = Counter()
         classes = ClassCounts()
         missing: list[tuple[ShardFile, Path, dict[str, Any]]] = []
-        taken = list(zip(shards, tables, strict=True))[index::parts]
-        for shard, table in taken:
+        selected = list(zip(shards, tables, strict=True))[index::parts]
+        for shard, table in selected:
             about = {"classifier": key, **self.settings.inputs(), "shard": _stamp_of(shard)}
             counts = _finished(table, about)
             if counts is None:
@@ -146,8 +146,8 @@ class ShardTables:
             classes.update(counts.pop("classes", {}))
             total.update(counts)
         yield (
-            f"{self.folder}: {total['images']} images of {len(taken) - len(damaged)} shards, {total['reused']} of them "
-            f"before; {total['rejected']} images rejected, {total['unreadable']} could not be read"
+            f"{self.folder}: {total['images']} images of {len(selected) - len(damaged)} shards, {total['reused']} of "
+            f"them before; {total['rejected']} images rejected, {total['unreadable']} could not be read"
         )
         if self.settings.labels and classes.counts:
             yield str(classes)
