@@ -130,7 +130,7 @@ def _texts_of(parts: RunParts, run: Run, root: Path) -> RunTexts:
     """Returns the text sides that a run evaluated."""
     compared = {described.get("text") for described in run.result.predictor.values()}
     texts = stored_run_texts(parts, root, has_prompts="text_llm" in compared)
-    alternatives = {name: other for name, other in texts.alternatives.items() if name in compared}
+    alternatives = {name: class_texts for name, class_texts in texts.alternatives.items() if name in compared}
     return RunTexts(texts.configured, alternatives)
 
 

@@ -98,12 +98,12 @@ def accuracies_of(result: MethodResult) -> tuple[Accuracy, Accuracy]:
     """Returns the accuracy in distribution and on a shifted set, over the same classes."""
     shifted = result.run.result.ood[result.shifted_set or ""]
     # The number of images goes along, as the fit of the line tests whether accuracies differ by more than chance.
-    known = shifted.shift.in_distribution.n
+    in_distribution_n = shifted.shift.in_distribution.n
     if result.baseline is None:
         inside = shifted.shift.in_distribution.top1
     else:
         inside = shifted.in_distribution_baselines[result.baseline].top1
-    return Accuracy(float(inside), known), Accuracy(float(result.metrics.top1), shifted.n)
+    return Accuracy(float(inside), in_distribution_n), Accuracy(float(result.metrics.top1), shifted.n)
 
 
 def _of_run(result: RunResult, metric: str) -> float | None:
