@@ -126,14 +126,14 @@ def classify_command(options: ClassifyOptions) -> Iterator[str]:
     counts = {"classified": 0, "unreadable": 0, "rejected": 0}
 
     def rows() -> Iterator[dict[str, object]]:
-        taken: set[Path] = set()
+        targets: set[Path] = set()
         for row in prediction_rows(predictions, options.top):
             counts["unreadable" if row["error"] else "classified"] += 1
             counts["rejected"] += bool(row["rejected"])
             if options.move_to is None:
                 yield dict(row)
                 continue
-            target = "" if row["error"] else str(_target(options.move_to, row, taken))
+            target = "" if row["error"] else str(_target(options.move_to, row, targets))
             if target:
                 moves[str(row["path"])] = target
             yield {**row, "moved_to": target}
@@ -203,7 +203,7 @@ def _part_of(text: str | None) -> tuple[int, int]:
     return int(first) - 1, int(second)
 
 
-def _target(folder: Path, row: Mapping[str, object], taken: set[Path]) -> Path:
+def _target(folder: Path, row: Mapping[str, object], targets: set[Path]) -> Path:
     """Returns a free path for an image in the folder of its class."""
     source = Path(str(row["path"]))
     # A class name is text of someone's, and no path.
@@ -212,10 +212,10 @@ def _target(folder: Path, row: Mapping[str, object], taken: set[Path]) -> Path:
         label = NONE_OF_THESE
     target = folder / label / source.name
     number = 2
-    while target in taken or target.exists():
+    while target in targets or target.exists():
         target = folder / label / f"{source.stem} ({number}){source.suffix}"
         number += 1
-    taken.add(target)
+    targets.add(target)
     return target
 
 

@@ -209,7 +209,7 @@ def _checked(archive: Path, aside: Path) -> dict[str, str]:
             f"{archive}: {versions}, this package reads {FORMAT}: export it with the same version of lgclip"
         )
     sums = read_manifest(aside / MANIFEST)
-    seen = set[str]()
+    checked = set[str]()
     for item in walk(aside):
         if item.place == ABOUT:
             continue
@@ -222,21 +222,21 @@ def _checked(archive: Path, aside: Path) -> dict[str, str]:
         fault = fault_in(item)
         if fault is not None:
             raise StoreError(f"{archive}: {item.place}: {fault}; nothing was placed")
-        seen.add(item.place)
-    lacking = sorted(sums.keys() - seen)
-    if lacking or not seen:
+        checked.add(item.place)
+    lacking = sorted(sums.keys() - checked)
+    if lacking or not checked:
         raise StoreError(f"{archive} lacks {len(lacking)} files of its manifest, first {lacking[:1]}; get it again")
     return sums
 
 
 def _fresh(root: Path, items: Sequence[Item], sums: Mapping[str, str]) -> list[Item]:
-    """Returns what is not in the store yet.
+    """Returns the items that are not in the store yet.
 
     Raises:
         StoreError: If an entry exists with other bytes.
     """
     fresh = []
-    other = []
+    conflicts = []
     for item in items:
         target = root / item.place
         if not target.exists():
@@ -244,10 +244,10 @@ def _fresh(root: Path, items: Sequence[Item], sums: Mapping[str, str]) -> list[I
         # Same key and other bytes: a diffusion model on another GPU, or prompts that have been added to. To choose
         # between them is the user's part.
         elif item.kind not in (Kind.COST_LOG, Kind.TOWERS) and digest_of(target) != sums[item.place]:
-            other.append(item.place)
-    if other:
+            conflicts.append(item.place)
+    if conflicts:
         raise StoreError(
-            f"{len(other)} entries are in {root} with other bytes: {', '.join(other[:5])}; nothing was placed. "
+            f"{len(conflicts)} entries are in {root} with other bytes: {', '.join(conflicts[:5])}; nothing was placed. "
             "Move them away to take those of the archive, or import into a separate store by --store DIR"
         )
     return fresh
@@ -282,7 +282,7 @@ def _move(path: Path, target: Path) -> None:
 def _add_lines(path: Path, target: Path) -> None:
     """Adds the missing lines to a cost log."""
     # By whole lines, so that a second import of the same archive adds nothing.
-    known = set(target.read_bytes().splitlines())
-    lacking = [line for line in path.read_bytes().splitlines() if line not in known]
+    existing = set(target.read_bytes().splitlines())
+    lacking = [line for line in path.read_bytes().splitlines() if line not in existing]
     with target.open("ab", buffering=0) as file:  # one call, as `cost_log.append`
         file.write(b"".join(line + b"\n" for line in lacking))

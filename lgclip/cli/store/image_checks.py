@@ -189,5 +189,5 @@ def check_list(item: Item) -> None:
     """Checks the manifest of a folder of shards."""
     listed = read_manifest(item.path.parent)
     must(bool(listed), "it lists no shards")
-    gone = [name for name in listed if not (item.path.parent / name).exists()]
-    must(not gone, f"{len(gone)} shards of it are not there, first {gone[:1]}")
+    missing = [name for name in listed if not (item.path.parent / name).exists()]
+    must(not missing, f"{len(missing)} shards of it are not there, first {missing[:1]}")

@@ -49,11 +49,11 @@ def pack(root: Path) -> Iterator[str]:
             continue
         before = {item.path for item in members if item.kind == Kind.SHARD}
         # An interrupted packing leaves images both in a file and in a full shard: these are deleted, not packed twice.
-        known: set[str] = set()
+        packed: set[str] = set()
         for item in members:
             if item not in small:
-                known |= shard_names(item.path)
-        count += write_images(ShardWriter(folder), small, known)
+                packed |= shard_names(item.path)
+        count += write_images(ShardWriter(folder), small, packed)
         shards += len(set(folder.glob("*.tar")) - before)
         # Only now, when the writer has closed its shards: until then the old files are the only sure copy.
         _delete(root, small)
@@ -113,13 +113,13 @@ def _is_small(item: Item) -> bool:
     return item.size < SHARD_BYTES / 2 and len(read_listing(item.path).ids) < SHARD_IMAGES / 2
 
 
-def write_images(writer: ShardWriter, items: Sequence[Item], known: set[str]) -> int:
+def write_images(writer: ShardWriter, items: Sequence[Item], packed: set[str]) -> int:
     """Writes images and markers to shards, and closes the last one.
 
     Args:
         writer: Writes the shards.
         items: Files of images, markers and shards.
-        known: Names of images that are left out; those that are written are added.
+        packed: Names of images that are left out; those that are written are added.
 
     Returns:
         The number of images and markers.
@@ -127,9 +127,9 @@ def write_images(writer: ShardWriter, items: Sequence[Item], known: set[str]) ->
     waiting = 0
     count = 0
     for name, is_marker, data in _contents(items):
-        if name in known:
+        if name in packed:
             continue
-        known.add(name)
+        packed.add(name)
         if is_marker:
             writer.add_fault(name, data)
         else:
