@@ -22,7 +22,7 @@ from lgclip.encoder.packaged_weights import PACKAGE
 from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job, uses_ray
-from lgclip.runtime.terminal import say_loading
+from lgclip.runtime.terminal import print_loading
 from lgclip.runtime.value_types import check_settings
 from lgclip.stages.counts import ImageCounts
 from lgclip.stages.ray_cluster import check_config
@@ -354,7 +354,7 @@ class Experiment:
             )
 
         if "torch" not in sys.modules:
-            say_loading("torch, Lightning and what the models need")
+            print_loading("torch, Lightning and what the models need")
 
         from lgclip.evaluation.config_checks import check_method, warn_of_unused
         from lgclip.evaluation.evaluator import shifts_of

@@ -40,11 +40,11 @@ def count_earlier(names: Iterable[str]) -> tuple[int, ...]:
     Args:
         names: The names of a data set's classes, in their order.
     """
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     occurrences: list[int] = []
     for name in names:
-        occurrences.append(seen.get(name, 0))
-        seen[name] = occurrences[-1] + 1
+        occurrences.append(counts.get(name, 0))
+        counts[name] = occurrences[-1] + 1
     return tuple(occurrences)
 
 

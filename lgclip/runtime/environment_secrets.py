@@ -224,9 +224,9 @@ def _parts_of_word(word: str, *, is_named: bool) -> Iterator[str]:
         return
     if not _URL.match(word):
         # NAME=value pairs, as connection strings have them.
-        key, _, right = word.partition("=")
-        if right.strip("=") and names_a_secret(_snake(key)):
-            yield from _parts_of_named(_snake(key), right)
+        key, _, value = word.partition("=")
+        if value.strip("=") and names_a_secret(_snake(key)):
+            yield from _parts_of_named(_snake(key), value)
         if looks_random(word) or (KEY_FORMAT.search(word) and is_named):
             yield word
         return
@@ -256,12 +256,12 @@ def _snake(name: str) -> str:
 
 @lru_cache(maxsize=8)
 def _secrets_of(environment: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    found: dict[str, str] = {}
+    secrets: dict[str, str] = {}
     for name, value in environment:
         for part in _parts_to_hide(name, value):
             if len(part) >= LEAST_NAMED:
-                found.setdefault(part, name)
-    return tuple(sorted(found.items(), key=lambda entry: (-len(entry[0]), entry[0])))
+                secrets.setdefault(part, name)
+    return tuple(sorted(secrets.items(), key=lambda entry: (-len(entry[0]), entry[0])))
 
 
 @lru_cache(maxsize=8)

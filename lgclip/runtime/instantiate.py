@@ -192,9 +192,9 @@ def _checked(key: str, name: Any) -> Any:
 
 def _located(target: str, name: str, yours: tuple[str, ...]) -> Any:
     """Returns the object of a dotted name, resolved as in Hydra, but not through a module of another package."""
-    place, *rest = name.split(".")
+    place, *attributes = name.split(".")
     node: Any = import_module(place)
-    for part in rest:
+    for part in attributes:
         place = f"{place}.{part}"
         try:
             node = getattr(node, part)

@@ -84,13 +84,14 @@ def fine_scene(split: Split, index: int) -> tuple[Scene, np.random.Generator]:
     Raises:
         IndexError: If `index` is negative or past the split's end.
     """
-    each = IMAGES_PER_CLASS[split]
-    if not 0 <= index < each * len(FINE_KINDS):
+    per_class = IMAGES_PER_CLASS[split]
+    if not 0 <= index < per_class * len(FINE_KINDS):
         raise IndexError(
-            f"index {index}: the split {split!r} of shapes_fine starts at 0 and ends at {each * len(FINE_KINDS) - 1}"
+            f"index {index}: the split {split!r} of shapes_fine starts at 0 and ends at "
+            f"{per_class * len(FINE_KINDS) - 1}"
         )
     rng = np.random.Generator(np.random.PCG64([_STREAMS[split], index]))
-    return _scene(FINE_KINDS[index // each], rng), rng
+    return _scene(FINE_KINDS[index // per_class], rng), rng
 
 
 def _scene(fine_kind: FineKind, rng: np.random.Generator) -> Scene:

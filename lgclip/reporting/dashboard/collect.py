@@ -303,10 +303,10 @@ def _comparisons(runs: Sequence[Run], reference: int) -> list[Comparison]:
 def _incomparable(run: Run, reference: Run, error: ComparisonError) -> str:
     """Returns in one sentence why a run is not compared with the reference."""
     data = run.result.dataset
-    expected = reference.result.dataset
+    reference_data = reference.result.dataset
     # The error names folders and hashes of contents, of which the names of two data sets are enough.
-    if (data.name, data.split) != (expected.name, expected.split):
-        return f"evaluated on {data.name}, {data.split}; the reference on {expected.name}, {expected.split}"
+    if (data.name, data.split) != (reference_data.name, reference_data.split):
+        return f"evaluated on {data.name}, {data.split}; the reference on {reference_data.name}, {reference_data.split}"
     return str(error)
 
 
