@@ -249,9 +249,9 @@ def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ..
         if not text:
             raise ValueError(f"class {index} has an empty name: {name!r}")
         clean.append(text)
-    seen = Counter(name.casefold() for name in clean if unique)
+    counts = Counter(name.casefold() for name in clean if unique)
     for name in clean:
-        if seen[name.casefold()] > 1:
+        if counts[name.casefold()] > 1:
             places = [i for i, other in enumerate(clean) if other.casefold() == name.casefold()]
             raise ValueError(f"classes {places} are all named {name!r}: give each a unique name in dataset.names=FILE")
     return tuple(clean)

@@ -178,17 +178,17 @@ def _walk(
     start: Path, prefix: str, tree: ImageTree, *, recursive: bool
 ) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
     """Yields path and entry of each image, and whether it lies in a linked folder; each folder is read once."""
-    seen = {_inode(start.stat())}
+    visited = {_inode(start.stat())}
     # Folders before links to folders: where both lead to the same one, its own path is the one that is read.
     folders = [(str(start), prefix, False)]
     links: list[tuple[str, str, bool]] = []
     while folders or links:
         place, path, is_linked = folders.pop() if folders else links.pop(0)
         inode = _inode(Path(place).stat())
-        if inode in seen and place != str(start):
+        if inode in visited and place != str(start):
             tree.leave_out(REPEATED_LINK, path)
             continue
-        seen.add(inode)
+        visited.add(inode)
         for entry in _entries(place):
             name = f"{path}/{entry.name}" if path else entry.name
             reason = is_leftover(entry.name)

@@ -93,7 +93,7 @@ class UnreadableImages:
         return self._read("notes")
 
     def _read(self, field: str) -> dict[str, str]:
-        known: dict[str, str] = {}
+        texts: dict[str, str] = {}
         fetch(self._folder)
         for path in sorted(self._folder.glob("*.json")):
             try:
@@ -101,12 +101,12 @@ class UnreadableImages:
                 if not is_intact(content):
                     raise ValueError("its checksum is wrong")
                 if content["reader"] == READER:
-                    known |= {image_id: str(text) for image_id, text in content.get(field, {}).items()}
+                    texts |= {image_id: str(text) for image_id, text in content.get(field, {}).items()}
             except FileNotFoundError:  # another process has deleted it since the folder was listed
                 continue
             except (ValueError, KeyError, TypeError, AttributeError):
                 log.warning("%s is damaged; the images that it lists are tried again", path)
-        return known
+        return texts
 
 
 class ReadableSubset(Part):

@@ -162,9 +162,9 @@ def is_intact(folder: Path, record: str, files: Mapping[str, str]) -> bool:
         return False
 
 
-def did_you_mean(value: str, known: Collection[str]) -> str:
+def did_you_mean(value: str, names: Collection[str]) -> str:
     """Returns ` (did you mean A, B?)` with the names most similar to `value`, or nothing if none is similar."""
-    plain = {name.lower().replace("_", "-"): name for name in known}
+    plain = {name.lower().replace("_", "-"): name for name in names}
     normalized = value.lower().replace("_", "-")
     near = difflib.get_close_matches(normalized, plain, n=4, cutoff=0.6)
     if not near:  # another order of words: `dinov2-vits14` for `vit-small-patch14-dinov2`

@@ -146,7 +146,7 @@ class VisionLanguageModel:
         # A decoder continues from the last position, which must be the request and not padding.
         self._processor.tokenizer.padding_side = "left"
         self._instruction = instruction
-        self._template, self._known = steady(template, thinking=False)
+        self._template, self._template_options = steady(template, thinking=False)
         self._settings = _greedy(self._model, self._processor.tokenizer, max_new_tokens)
         self.batch_size = 1 if device.type == "cpu" else batch_size
 
@@ -159,7 +159,7 @@ class VisionLanguageModel:
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
-            **self._known,
+            **self._template_options,
         ).to(self._model.device, self._model.dtype)
         with torch.inference_mode():
             tokens = self._model.generate(**inputs, generation_config=self._settings)

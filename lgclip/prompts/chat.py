@@ -50,7 +50,7 @@ class ChatHistory:
         # None before the first reply means zero, afterwards it means that some reply did not report them.
         self._paid = False
         self.prompts = list(task.existing)
-        self._known = {sameness(prompt) for prompt in self.prompts}
+        self._existing = {sameness(prompt) for prompt in self.prompts}
         self._prompt_generator = prompt_generator
         self._tally: Counter[FilterResult] = Counter()
 
@@ -98,14 +98,14 @@ class ChatHistory:
         outcome = filter_reply(
             sentence,
             self.task.target_class,
-            self._known,
+            self._existing,
             must_name=settings.must_name,
             exact_name=settings.exact_name,
             min_words=settings.min_words,
         )
         self._tally[outcome] += 1
         if outcome is FilterResult.USABLE:
-            self._known.add(sameness(sentence))
+            self._existing.add(sameness(sentence))
             self.prompts.append(sentence)
 
     def result(self, because: str = "") -> GeneratedPrompts | PromptError:

@@ -48,14 +48,14 @@ def spoilt(text: str, name: str = "") -> FilterResult | None:
 
 
 def filter_reply(
-    text: str, target_class: TargetClass, known: set[str], *, must_name: bool, exact_name: bool, min_words: int
+    text: str, target_class: TargetClass, existing: set[str], *, must_name: bool, exact_name: bool, min_words: int
 ) -> FilterResult:
     """Decides whether one sentence is usable.
 
     Args:
         text: The sentence, on one line.
         target_class: The class that it should describe.
-        known: `sameness` of the existing sentences.
+        existing: `sameness` of the existing sentences.
         must_name: Whether it must contain the class name, as `names` checks.
         exact_name: Whether the name must occur letter by letter, ignoring case.
         min_words: Minimum number of words, in scripts with spaces.
@@ -66,7 +66,7 @@ def filter_reply(
         return problem
     if must_name and not _has_name(text, target_class.name, exact=exact_name):
         return FilterResult.NO_NAME
-    if sameness(text) in known:
+    if sameness(text) in existing:
         return FilterResult.DUPLICATE
     return FilterResult.USABLE
 

@@ -111,8 +111,8 @@ class Segments:
         for entry in entries:
             if is_immutable(entry):
                 continue  # a file by itself, which has no cost log
-            known = self.cost_lines(entry)
-            new = [line for line in _lines(self._root / cost_log_of(entry)) if line not in known]
+            stored = self.cost_lines(entry)
+            new = [line for line in _lines(self._root / cost_log_of(entry)) if line not in stored]
             if new:
                 data = b"".join(line + b"\n" for line in new)
                 objects[f"{entry}/costs/{digest_of_bytes(data)}.jsonl"] = data
@@ -128,11 +128,11 @@ class Segments:
         return objects
 
     def _new_records(self, entry: str, places: Sequence[str]) -> Iterator[str]:
-        known = self.prompt_records(entry)
+        stored = self.prompt_records(entry)
         for place in sorted(places):
             text = _text(self._root / place)
             name = place.rpartition("/")[2]
-            if text is not None and text not in known.get(name, ()):
+            if text is not None and text not in stored.get(name, ()):
                 yield json.dumps({"name": name, "text": text}, ensure_ascii=False)
 
 

@@ -51,7 +51,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[str, Listing] = {}
+        self._listings: dict[str, Listing] = {}
         self._fresh: dict[tuple[str, bool], Member] = {}
         self._merge()
 
@@ -64,17 +64,17 @@ class Shards:
             sizes = {}
         # Of images in an object store the index is enough; their shard is downloaded when one is read.
         sizes = {**remote.remote_shards(self._folder), **sizes}
-        changed = self._known.keys() != sizes.keys()
+        changed = self._listings.keys() != sizes.keys()
         now: dict[str, Listing] = {}
         # By name, so that for an image in two shards every process takes the same copy.
         for name in sorted(sizes):
-            known = self._known.get(name)
+            known = self._listings.get(name)
             if known is None or known.size != sizes[name]:
                 known = self._read(self._folder / name, known, sizes[name])
                 changed = True
             if known is not None:
                 now[name] = known
-        self._known = now
+        self._listings = now
         if changed:
             self._merge()
 
@@ -93,9 +93,9 @@ class Shards:
 
     def _merge(self) -> None:
         """Sorts all ids; of duplicates the first shard's counts."""
-        self._paths = [self._folder / name for name in self._known]
+        self._paths = [self._folder / name for name in self._listings]
         self._fresh.clear()
-        self._tables = {fault: _Table(list(self._known.values()), fault) for fault in (False, True)}
+        self._tables = {fault: _Table(list(self._listings.values()), fault) for fault in (False, True)}
 
     def find(self, ids: Sequence[str], *, faults: bool = False) -> list[Member | None]:
         """Returns the locations of images, or of the markers in their place; None for those in no shard."""
@@ -113,7 +113,7 @@ class Shards:
 
     def note(self, shard: Path, listing: Listing, new: Sequence[tuple[str, bool, Member]]) -> None:
         """Adds the entries that this process has written itself."""
-        self._known[shard.name] = listing
+        self._listings[shard.name] = listing
         self._fresh.update(((name, fault), member) for name, fault, member in new)
 
 

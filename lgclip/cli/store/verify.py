@@ -162,7 +162,7 @@ def _grows(item: Item) -> bool:
 
 
 def _others(widths: Mapping[Item, int], width: int) -> str:
-    return ", ".join(str(other) for other in sorted(set(widths.values()) - {width}))
+    return ", ".join(str(other_width) for other_width in sorted(set(widths.values()) - {width}))
 
 
 def _rescue(shards: Sequence[Item]) -> list[str]:

@@ -156,7 +156,7 @@ class Session:
         if self.classifier is None or image_id not in self.classifier.image_ids:
             raise ValueError("this image is no longer part of the classifier")
         if image_id in self.marked:
-            self.marked = tuple(other for other in self.marked if other != image_id)
+            self.marked = tuple(marked_id for marked_id in self.marked if marked_id != image_id)
         else:
             self.marked = (*self.marked, image_id)
 
