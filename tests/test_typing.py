@@ -41,8 +41,8 @@ def test_pyright_checks_programs_of_users(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     errors = [
-        (Path(found["file"]).name, found["range"]["start"]["line"] + 1)
-        for found in json.loads(done.stdout)["generalDiagnostics"]
-        if found["severity"] == "error"
+        (Path(diagnostic["file"]).name, diagnostic["range"]["start"]["line"] + 1)
+        for diagnostic in json.loads(done.stdout)["generalDiagnostics"]
+        if diagnostic["severity"] == "error"
     ]
     assert errors == [("wrong.py", 4), ("wrong.py", 5), ("wrong.py", 6)]

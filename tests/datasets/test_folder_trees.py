@@ -343,14 +343,14 @@ def test_every_file_is_read_or_counted(
 ) -> None:
     """Whatever lies in a tree, each file is an image of the data set once, or counted as left out, never both."""
     root = tree(tmp_path_factory.mktemp("tree"), ["a", "b"])
-    made = {root / "a" / "0.png", root / "b" / "0.png"}
+    files = {root / "a" / "0.png", root / "b" / "0.png"}
     for number, (folder, parts) in enumerate(entries):
         path = root.joinpath(folder, *parts)
-        if any(parent in made for parent in path.parents) or path.exists():
+        if any(parent in files for parent in path.parents) or path.exists():
             continue
         picture(path, number, "PNG")
-        made.add(path)
-    folders = {path.relative_to(root).parts[0] for path in made}
+        files.add(path)
+    folders = {path.relative_to(root).parts[0] for path in files}
     try:
         data = Folder(str(root))
     except ValueError as error:
@@ -358,10 +358,10 @@ def test_every_file_is_read_or_counted(
         return
 
     read = {root / file for file in data.files}
-    assert read <= made
+    assert read <= files
     assert len(read) == len(data)
     assert set(data.class_names) == folders
-    for path in made - read:
+    for path in files - read:
         places = path.relative_to(root).parts
         assert any(part.startswith(".") or part in ("Thumbs.db", "x.png~", "a.txt") for part in places)
 

@@ -170,14 +170,14 @@ def test_nothing_is_fitted_without_left_out_images() -> None:
     text = normalize(torch.randn(CLASSES, WIDTH), dim=1)
     choice = Choice(Mean(), First(), 0.0)
     one_of_class_0 = images.take(torch.arange(CLASSES * EACH) >= EACH - 1)
-    for given_images in (support(1, each=1), one_of_class_0):
-        temperature = temperature_of(choice, References(given_images, text))
+    for fitted_on in (support(1, each=1), one_of_class_0):
+        temperature = temperature_of(choice, References(fitted_on, text))
         assert temperature == NOT_FITTED == (1.0, "not fitted")
         assert not temperature.is_fitted
     probs = (choice.fit(support(1, each=1), None)(images.features) / NOT_FITTED.value).softmax(dim=1)
     assert probs.max() < 0.9, "no probability is sure that nothing was fitted for"
-    for given_images in (images, None):
-        assert temperature_of(choice._replace(text_weight=1.0), References(given_images, text)) == DEFAULT_TEMPERATURE
+    for fitted_on in (images, None):
+        assert temperature_of(choice._replace(text_weight=1.0), References(fitted_on, text)) == DEFAULT_TEMPERATURE
 
 
 def test_separable_images_have_a_temperature() -> None:

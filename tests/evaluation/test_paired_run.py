@@ -164,15 +164,15 @@ def test_packed_classifier_needs_no_encoder(
 
 def test_added_classes_are_built_by_both_encoders(world: Sandbox, second: tuple[str, ...]) -> None:
     options = [*build_overrides(world), *second, "encoder_weights=equal"]
-    whole = lgclip.build(NAMES, llm="template", overrides=options)
+    built = lgclip.build(NAMES, llm="template", overrides=options)
     grown = lgclip.build(NAMES[:2], llm="template", overrides=options)
     grown.add(NAMES[2])
-    assert whole.support is not None
+    assert built.support is not None
     assert grown.support is not None
-    assert torch.equal(whole.support.features, grown.support.features)
-    assert grown.choice == whole.choice
-    assert classified(grown, world) == classified(whole, world)
-    assert list(whole.settings["encoder"]) == ["_target_", "first", "second"]
+    assert torch.equal(built.support.features, grown.support.features)
+    assert grown.choice == built.choice
+    assert classified(grown, world) == classified(built, world)
+    assert list(built.settings["encoder"]) == ["_target_", "first", "second"]
 
 
 @pytest.mark.parametrize(

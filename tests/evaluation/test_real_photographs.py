@@ -95,9 +95,9 @@ def test_unknown_photographs_are_rejected(kind: str, folders: Path, store: Path,
     unknown = list(classifier.classify(sorted((folders / "unknown").glob("*.png"))))
     assert len(unknown) == len(UNKNOWN) * 5
     rejected = np.mean([bool(prediction.rejected) for prediction in unknown])
-    kept = np.mean([not prediction.rejected for prediction in known])
+    accepted = np.mean([not prediction.rejected for prediction in known])
     assert rejected >= 0.9
-    assert kept >= 1 - rejected + 0.25, "a threshold that rejects everything would keep none"
+    assert accepted >= 1 - rejected + 0.25, "a threshold that rejects everything would keep none"
     labels = [True] * len(known) + [False] * len(unknown)
     assert roc_auc_score(labels, [prediction.score or 0.0 for prediction in known + unknown]) >= 0.9
     assert np.mean([prediction.label == Path(prediction.path).parent.name for prediction in known]) >= 0.9

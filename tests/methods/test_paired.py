@@ -195,9 +195,9 @@ def test_selection_by_text_uses_the_kept_images() -> None:
     sentences = torch.from_numpy(unit(np.random.default_rng(3).normal(size=(CLASSES, WIDTHS[0]))))
     text = torch.nn.functional.pad(sentences, (0, WIDTHS[1]))
     choice = Choice(Paired(Mean(), WIDTHS[0]), ByText(keep=3), 0.0)
-    kept = choice.selection.select(support, text)
+    selected = choice.selection.select(support, text)
     queries = images(50, 3).features
-    assert torch.equal(choice.fit(support, text)(queries), choice.rule.fit(kept)(queries))
+    assert torch.equal(choice.fit(support, text)(queries), choice.rule.fit(selected)(queries))
 
 
 def test_left_out_scores_learn_the_weights_once() -> None:

@@ -117,19 +117,19 @@ def test_unknown_things_are_rejected() -> None:
 
 
 def test_quality_is_that_of_unknown_things() -> None:
-    """A negative is compared with the other negatives only: by its own prototype, each would be told at once."""
+    """A negative is compared with the other negatives only: by its own prototype, each would be recognized."""
     support = clusters(0, 3)
     negatives = clusters(3, 4, each=3)
     result = fitted(Rejection(score="negatives"), negatives, support=support)
-    own: list[float] = []
+    negative_scores: list[float] = []
     scorer = CHOICE.fit(support, None)
     for index in range(negatives.num_classes):
         rest = negatives.of_classes([other for other in range(negatives.num_classes) if other != index])
         features = negatives.features[negatives.labels == index]
         inputs = ScoreInputs(scorer(features), None, CHOICE.fit(rest, None)(features), 0.1)
-        own += SCORES["negatives"](inputs).tolist()
-    assert result.rejected == pytest.approx(np.mean(np.array(own) < result.threshold))
-    assert result.negatives == len(own)
+        negative_scores += SCORES["negatives"](inputs).tolist()
+    assert result.rejected == pytest.approx(np.mean(np.array(negative_scores) < result.threshold))
+    assert result.negatives == len(negative_scores)
 
 
 @pytest.mark.parametrize("rule", [Nearest(2), Affinity()])

@@ -61,13 +61,13 @@ def test_bad_reply_is_retried(bad: Any, serve: Any, tmp_path: Path) -> None:
 
 
 def test_only_bad_replies_change_the_seed(serve: Any, tmp_path: Path) -> None:
-    for bad, same in ((BAD_FIRST["refusal"], False), (BAD_FIRST["500"], True)):
+    for bad, keeps_seed in ((BAD_FIRST["refusal"], False), (BAD_FIRST["500"], True)):
         model = serve(fail_first(bad))
-        run_stage(generation_stage(tmp_path / str(same), server_llm(model)))
+        run_stage(generation_stage(tmp_path / str(keeps_seed), server_llm(model)))
         seeds = []
         for name in NAMES:
             seeds.append([body["seed"] for body in model.requests[name]])
-        assert [first_seed == two for first_seed, two in seeds] == [same] * 4
+        assert [first_seed == two for first_seed, two in seeds] == [keeps_seed] * 4
 
 
 SHAPES: dict[str, Callable[[str], str]] = {

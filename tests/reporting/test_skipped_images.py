@@ -139,10 +139,10 @@ def write_skipping_run(folder: Path, *places: int) -> Run:
 
 
 def test_runs_with_other_skipped_images_are_not_compared(tmp_path: Path) -> None:
-    first, same, different, none = (
+    first, repeated, different, none = (
         write_skipping_run(tmp_path / str(index), *out) for index, out in enumerate([(3,), (3,), (4,), ()])
     )
-    (comparison,) = compare_with_run([MethodResult(same)], MethodResult(first))
+    (comparison,) = compare_with_run([MethodResult(repeated)], MethodResult(first))
     assert comparison.test["difference"] == 0
     with pytest.raises(
         ComparisonError, match=r"images left out as unreadable, 1 \(first \[3\]\) and 1 \(first \[4\]\)"
@@ -150,7 +150,7 @@ def test_runs_with_other_skipped_images_are_not_compared(tmp_path: Path) -> None
         compare_with_run([MethodResult(different)], MethodResult(first))
     with pytest.raises(ComparisonError, match=r"images left out as unreadable, 1 \(first \[3\]\) and none"):
         compare_with_run([MethodResult(none)], MethodResult(first))
-    page = collect([first.folder, same.folder, different.folder], title="", reference=None, images=0)
+    page = collect([first.folder, repeated.folder, different.folder], title="", reference=None, images=0)
     predictions = [run["evaluation_key"] for run in page["runs"]]
     assert predictions[0] == predictions[1] != predictions[2]
     assert [row["reason"] is None for row in page["comparisons"]] == [True, False]
@@ -209,8 +209,8 @@ def test_interrupted_run_skips_the_same_images(
     result = evaluate_run(corrupted_sandbox, tmp_path / "run", "on_bad_image=skip", "encoder.batch_size=3")
     assert len([name for name in read if name.startswith("1_")]) == len(CORRUPTIONS) - sum(map(len, calls[:2]))
     assert (result["skipped"], result["metrics"]) == (expected["skipped"], expected["metrics"])
-    same = (tmp_path / "whole" / "predictions.csv").read_bytes()
-    assert (tmp_path / "run" / "predictions.csv").read_bytes() == same
+    predictions = (tmp_path / "whole" / "predictions.csv").read_bytes()
+    assert (tmp_path / "run" / "predictions.csv").read_bytes() == predictions
 
 
 @pytest.mark.slow

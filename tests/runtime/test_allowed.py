@@ -191,10 +191,10 @@ def test_instantiate_matches_hydra(marker_file: Path) -> None:
     )
     assert build(scales, _convert_="all") == instantiate(scales, _convert_="all")
     assert build(None) is None
-    thing = object()
-    method = build(OmegaConf.create({"_target_": "lgclip.datasets.folder.Folder"}), _partial_=True, root=thing)
+    value = object()
+    method = build(OmegaConf.create({"_target_": "lgclip.datasets.folder.Folder"}), _partial_=True, root=value)
     assert method.func is Folder
-    assert method.keywords["root"] is thing, "what is given is not copied"
+    assert method.keywords["root"] is value, "what is given is not copied"
     with pytest.raises(TargetError, match="must be a mapping"):
         build("{_target_: os.system}")
 

@@ -91,8 +91,8 @@ COUNTS = ("prompts_per_class", "images_per_prompt", "seed", "prompt_pool", "prom
 
 
 @FEW
-@given(given_values=st.dictionaries(st.sampled_from(COUNTS), values))
-def test_counts_are_integers_or_rejected(given_values: dict[str, Any], config: DictConfig) -> None:
+@given(settings=st.dictionaries(st.sampled_from(COUNTS), values))
+def test_counts_are_integers_or_rejected(settings: dict[str, Any], config: DictConfig) -> None:
     least = {
         "prompts_per_class": 1,
         "images_per_prompt": 1,
@@ -101,7 +101,7 @@ def test_counts_are_integers_or_rejected(given_values: dict[str, Any], config: D
         "workers": 0,
         "prompt_order_seed": 0,
     }
-    full = {**{name: config[name] for name in COUNTS}, **given_values}
+    full = {**{name: config[name] for name in COUNTS}, **settings}
     try:
         checked = asdict(ImageCounts.from_values(full))
     except ValueError as error:
@@ -110,8 +110,8 @@ def test_counts_are_integers_or_rejected(given_values: dict[str, Any], config: D
     else:
         message = ""
     assert bool(checked) != any(message.startswith(f"{name}=") for name in COUNTS)
-    given_names = [name for name in checked if full[name] is not None]
-    for name in given_names:
+    set_names = [name for name in checked if full[name] is not None]
+    for name in set_names:
         assert checked[name] == full[name]
         assert type(full[name]) is int
         assert full[name] >= least[name]

@@ -294,9 +294,9 @@ def test_growth_is_measured() -> None:
 
 @pytest.mark.slow
 def test_every_expression_is_found() -> None:
-    found = expressions()
-    assert len(found) > 80
-    sources = [place for place, _, _ in found]
+    patterns = expressions()
+    assert len(patterns) > 80
+    sources = [place for place, _, _ in patterns]
     for name in ("filtering", "reply_markup", "loose_json", "template"):
         assert any(f"prompts.{name}" in place for place in sources), name
 

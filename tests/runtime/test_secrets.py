@@ -49,7 +49,7 @@ def leaks(content: bytes) -> list[str]:
     """Returns the canaries in some bytes, plain or in base64."""
     values = [*CANARIES.values(), "CanaryProxy4Tq9", TYPED]
     spelt = {value: (value.encode(), base64.b64encode(value.encode()).rstrip(b"=")[:-1]) for value in values}
-    return [value for value, ways in spelt.items() if any(way in content for way in ways)]
+    return [value for value, ways in spelt.items() if any(spelling in content for spelling in ways)]
 
 
 def assert_no_leak(folder: Path, *outputs: str) -> None:
@@ -202,11 +202,11 @@ def test_sweep_stores_no_environment_key(
     model = serve(echo_server)
     synthetic_images = make_image_folder(tmp_path / "pictures", NAMES, 2)
     sweep = tmp_path / "sweep"
-    taken = [o for o in fresh_sandbox.evaluate_overrides() if not o.startswith(("dataset", "llm", "logger"))]
+    overrides = [o for o in fresh_sandbox.evaluate_overrides() if not o.startswith(("dataset", "llm", "logger"))]
     command = [
-        sys.executable, str(ROOT / "evaluate.py"), "-m", *taken, "dataset=folder", f"dataset.root={synthetic_images}",
-        "llm=server", f"llm.base_url={model.url}", "llm.model=good-model,bad", "+llm.backoff_s=0.01",
-        "llm.deadline_s=30", "logger=wandb", "scales=single", "prompts_per_class=2",
+        sys.executable, str(ROOT / "evaluate.py"), "-m", *overrides, "dataset=folder",
+        f"dataset.root={synthetic_images}", "llm=server", f"llm.base_url={model.url}", "llm.model=good-model,bad",
+        "+llm.backoff_s=0.01", "llm.deadline_s=30", "logger=wandb", "scales=single", "prompts_per_class=2",
         f"hydra.sweep.dir={sweep}", "hydra.verbose=true",
     ]  # fmt: skip
     env = {name: value for name, value in os.environ.items() if not name.startswith("HYDRA")}

@@ -241,15 +241,15 @@ STUCK = "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
 
 def watchdogs(pid: int) -> list[int]:
     """Returns the processes that watch another one."""
-    found = []
+    matches = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = path.read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
         if any(part.endswith(b"watchdog.py") for part in arguments) and str(pid).encode() in arguments:
-            found.append(int(path.parent.name))
-    return found
+            matches.append(int(path.parent.name))
+    return matches
 
 
 HELD = {

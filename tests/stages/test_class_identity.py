@@ -180,13 +180,13 @@ GENERATORS: dict[str, PromptGenerator] = {
 
 @given(NAME, st.integers(0, 3), st.integers(0, 999), st.integers(0, 999), st.text(max_size=5), st.integers(0, 2))
 def test_no_key_and_no_seed_has_the_index(name: str, occurrence: int, first: int, last: int, text: str, n: int) -> None:
-    here, there = (TargetClass(index, name, "", occurrence) for index in (first, last))
+    first_class, last_class = (TargetClass(index, name, "", occurrence) for index in (first, last))
     for prompt_generator in GENERATORS.values():
-        assert prompt_generator.inputs(here, n) == prompt_generator.inputs(there, n)
-    histories = [ChatHistory(Task(target_class, 3, turn=n), TINY) for target_class in (here, there)]
+        assert prompt_generator.inputs(first_class, n) == prompt_generator.inputs(last_class, n)
+    histories = [ChatHistory(Task(target_class, 3, turn=n), TINY) for target_class in (first_class, last_class)]
     assert seed_of(n, histories[0]) == seed_of(n, histories[1])
-    assert places(here, 9, n) == places(there, 9, n)
-    prompts = [Prompt(target_class, text, n) for target_class in (here, there)]
+    assert places(first_class, 9, n) == places(last_class, 9, n)
+    prompts = [Prompt(target_class, text, n) for target_class in (first_class, last_class)]
     assert noise_seed(prompts[0], n) == noise_seed(prompts[1], n)
     assert image_id("key", prompts[0], n) == image_id("key", prompts[1], n)
 

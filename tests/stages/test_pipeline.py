@@ -153,8 +153,8 @@ def test_method_equals_its_baseline_result(
 
 def test_zero_weight_scales_change_nothing(first_run: FirstRun, sandbox: Sandbox, tmp_path: Path) -> None:
     evaluate_run(sandbox, tmp_path / "run", "scales=multi", "scales.weights=[7,0,0,0]")
-    same = (first_run.folder / "predictions.csv").read_text()
-    assert (tmp_path / "run" / "predictions.csv").read_text() == same
+    predictions = (first_run.folder / "predictions.csv").read_text()
+    assert (tmp_path / "run" / "predictions.csv").read_text() == predictions
 
 
 @pytest.mark.slow
@@ -238,8 +238,8 @@ def test_cached_run_imports_no_model_library(first_run: FirstRun, sandbox: Sandb
     assert "torch" in loaded
     # transformers is not among them: torchmetrics imports it, though none of its models.
     assert not {"diffusers", "open_clip", "timm", "wandb"} & set(loaded)
-    same = (first_run.folder / "predictions.csv").read_text()
-    assert (tmp_path / "run" / "predictions.csv").read_text() == same
+    predictions = (first_run.folder / "predictions.csv").read_text()
+    assert (tmp_path / "run" / "predictions.csv").read_text() == predictions
 
 
 @pytest.mark.multiprocess

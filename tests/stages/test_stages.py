@@ -213,11 +213,11 @@ def test_timed_block_equals_a_stage(stages: Stages) -> None:
 def test_server_tokens_are_recorded(
     stages: Stages, serve: Callable[[Answer], ChatServer], key: None, tmp_path: Path
 ) -> None:
-    def told(name: str, turn: int) -> dict[str, Any]:
+    def reply(name: str, turn: int) -> dict[str, Any]:
         usage = {"prompt_tokens": 100, "completion_tokens": turn, "total_tokens": 100 + turn}
         return {**(good_reply(name, turn) if turn > 1 else completion("")), "usage": usage}
 
-    writing = generation_stage(tmp_path, server_llm(serve(reply_always(told))))
+    writing = generation_stage(tmp_path, server_llm(serve(reply_always(reply))))
     stages.complete("prompts", writing, 4)
     (stats,) = stages.stage_stats
     assert stats.tokens == Tokens(4 * 2 * 100, 4 * (1 + 2)), "an empty reply was paid for too"

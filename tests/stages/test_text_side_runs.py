@@ -280,9 +280,9 @@ def test_shifted_set_with_some_classes_has_their_prompts(sandbox: Sandbox, tmp_p
 
 
 def server_overrides(sandbox: Sandbox, url: str) -> list[str]:
-    kept = [part for part in sandbox.evaluate_overrides() if not part.startswith(("llm", "diffuser"))]
+    overrides = [part for part in sandbox.evaluate_overrides() if not part.startswith(("llm", "diffuser"))]
     return [
-        *kept, "llm=server", "llm.model=good-model", f"llm.base_url={url}", "llm.api_key_env=null",
+        *overrides, "llm=server", "llm.model=good-model", f"llm.base_url={url}", "llm.api_key_env=null",
         "method=clip_text", "text=descriptors", "text.count=2", "llm.max_rounds=1",
     ]  # fmt: skip
 

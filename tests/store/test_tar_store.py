@@ -152,9 +152,9 @@ def append_batches(shard: Path) -> None:
 
 def script(folder: Path, body: str) -> subprocess.Popen[str]:
     """Starts a process that writes to a folder without importing torch."""
-    here = Path(__file__).parents[2]
+    root = Path(__file__).parents[2]
     code = (
-        f"import os, sys; sys.path.insert(0, {str(here)!r})\nfrom pathlib import Path\n"
+        f"import os, sys; sys.path.insert(0, {str(root)!r})\nfrom pathlib import Path\n"
         "from lgclip.store import tar_shards\nfrom lgclip.store.tar_shards import ShardWriter\n"
         f"writer = ShardWriter(Path({str(folder)!r}), images=120)\n{body}"
     )

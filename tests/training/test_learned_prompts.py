@@ -182,8 +182,8 @@ def test_train_output_is_used_by_evaluate(sandbox: Sandbox, tmp_path: Path, trai
     assert json.loads((Path(folder) / "lora.json").read_text())["key"] == Path(folder).name
     adapted = evaluate_run(sandbox, tmp_path / "adapted", f"diffuser.lora={folder}", f"dataset.train_root={training}")
     assert computed_counts(adapted)["images"] == 9, "an adapter draws other images"
-    gone = list(collect(sandbox.store, keep=[tmp_path / "adapted"], older_than=0.0))
-    assert not [line for line in gone if "adapters" in line]
+    deleted = list(collect(sandbox.store, keep=[tmp_path / "adapted"], older_than=0.0))
+    assert not [line for line in deleted if "adapters" in line]
     with pytest.raises(SystemExit):
         run_command("train", *overrides, "method=lgclip")
     assert "method=lgclip trains nothing" in capsys.readouterr().err

@@ -98,9 +98,9 @@ def test_fused_probabilities_match_numpy(seed: int, temperature: float, weight: 
     aux = softened(two, 0.1)
     assert np.allclose(text, softmax(first.numpy() / temperature, axis=1))
     paper = text.numpy() + weight * aux.numpy()
-    got = fused(text, aux, weight)
-    assert np.allclose(got, paper / paper.sum(axis=1, keepdims=True))
-    assert np.allclose(got.sum(dim=1), 1)
+    scores = fused(text, aux, weight)
+    assert np.allclose(scores, paper / paper.sum(axis=1, keepdims=True))
+    assert np.allclose(scores.sum(dim=1), 1)
 
 
 def test_zero_weight_keeps_the_text() -> None:
@@ -215,10 +215,10 @@ def test_centering_removes_what_all_images_share() -> None:
     support, centers = random_support(5, noise=0.3)
     shift = 3 * units(60, 1)[0]
     shifted = SupportSet(normalize(support.features + shift, dim=1), support.labels, CLASSES)
-    whole = shifted.means(renormalize=False).mean(dim=0)
-    assert centered_support(shifted).features.mean(dim=0).norm() < 0.2 < 0.6 < whole.norm()
+    shifted_mean = shifted.means(renormalize=False).mean(dim=0)
+    assert centered_support(shifted).features.mean(dim=0).norm() < 0.2 < 0.6 < shifted_mean.norm()
     torch.testing.assert_close(
-        centered_support(shifted).features, normalize(shifted.features - whole, dim=1), rtol=0, atol=0
+        centered_support(shifted).features, normalize(shifted.features - shifted_mean, dim=1), rtol=0, atol=0
     )
     # Real images without the shift are compared with shifted ones: centers alone make them comparable.
     real = normalize(centers.repeat_interleave(20, dim=0) + 0.3 * units(61, 20 * CLASSES), dim=1)

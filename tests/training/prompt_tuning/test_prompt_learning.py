@@ -52,9 +52,9 @@ def about(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "prompt_tuning.json").read_text())
 
 
-def assert_equal(results: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert results.keys() == wanted.keys() != set()
-    assert [name for name, value in wanted.items() if not torch.equal(results[name], value)] == []
+def assert_equal(results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert results.keys() == expected.keys() != set()
+    assert [name for name, value in expected.items() if not torch.equal(results[name], value)] == []
 
 
 def test_prompts_are_saved_atomically(tmp_path: Path) -> None:
@@ -127,13 +127,13 @@ def test_pool_metadata_has_no_hidden_label(tmp_path: Path) -> None:
 
 
 def test_text_prompts_use_stored_features(tmp_path: Path) -> None:
-    def gone(_: int) -> NoReturn:
+    def fail(_: int) -> NoReturn:
         raise AssertionError("no image is read")
 
     tuning_data = tuning_data_of(tmp_path, images=4)
     assert tuning_data.synthetic is not None
     tuning_data = replace(
-        tuning_data, pool=replace(tuning_data.pool, load=gone), synthetic=replace(tuning_data.synthetic, load=gone)
+        tuning_data, pool=replace(tuning_data.pool, load=fail), synthetic=replace(tuning_data.synthetic, load=fail)
     )
     setup = setup_of(tmp_path, tuning_data, synthetic_weight=1.0, auxiliary="selected")
     assert PromptTraining(setup).is_complete(train_prompts(setup, tmp_path))
@@ -212,8 +212,8 @@ def test_synthetic_images_are_used(tmp_path: Path) -> None:
         "cpl": {"candidate_labels": True, "alpha": 0.6, "beta": 0.5},
     }  # fmt: skip
     results = {
-        name: train_prompts(setup_of(tmp_path, tuning_data, **way), tmp_path, hidden=hidden_labels_of(tuning_data))
-        for name, way in ways.items()
+        name: train_prompts(setup_of(tmp_path, tuning_data, **settings), tmp_path, hidden=hidden_labels_of(tuning_data))
+        for name, settings in ways.items()
     }
     assert len({vectors(folder)["text"].numpy().tobytes() for folder in results.values()}) >= 5, "two may guess alike"
     assert about(results["grip"])["auxiliary"] is None
@@ -265,8 +265,8 @@ def test_prior_also_weights_the_loss(tmp_path: Path) -> None:
     grip = setup_of(tmp_path, easy)
     without = setup_of(tmp_path, easy, auxiliary="selected", synthetic_weight=1.0, prior_weight=0.0)
     # The first round's temperature is fitted on the synthetic images, which changes confidences but no ranking here.
-    wanted = vectors(train_prompts(grip, tmp_path / "grip"))
-    assert_equal(vectors(train_prompts(without, tmp_path / "prior")), wanted)
+    expected = vectors(train_prompts(grip, tmp_path / "grip"))
+    assert_equal(vectors(train_prompts(without, tmp_path / "prior")), expected)
 
 
 def test_auxiliary_rounds_end(tmp_path: Path) -> None:

@@ -49,13 +49,13 @@ def test_real_fraction_is_exact(mix: Any, batch_size: int, step: int) -> None:
 def test_batches_are_full_and_cover_every_image(mix: float) -> None:
     mixed = mixed_data(mix)
     steps = _Steps(mixed, 0, 1)
-    taken = []
+    counts = []
     for step in range(mixed.steps):
         for image in steps.images(step):
-            taken.append(image)
-    assert len(taken) == mixed.steps * 6
+            counts.append(image)
+    assert len(counts) == mixed.steps * 6
     for kind, n in (("real", 12), ("synthetic", 21)):
-        order = [(place, turn) for name, place, turn in taken if name == kind]
+        order = [(place, turn) for name, place, turn in counts if name == kind]
         assert max(Counter(order).values(), default=1) == 1
         assert [turn for _, turn in order] == [index // n for index in range(len(order))], "one pass after another"
         orders = []
