@@ -94,14 +94,14 @@ def run(command: str, folder: Path, store: Path) -> tuple[int, str]:
         "WANDB_SILENT": "true",
     }
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT,
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return 124, f"not finished after {LIMIT:.0f} s"
-    return done.returncode, done.stdout + done.stderr
+    return completed.returncode, completed.stdout + completed.stderr
 
 
 def linked_copy(folder: Path, copy: Path) -> Path:

@@ -222,8 +222,10 @@ def test_result_is_equal_on_two_devices(world: Sandbox, second: tuple[str, ...],
         f"hydra.run.dir={tmp_path / 'several'}", "trainer.devices=2", "trainer.strategy=ddp",
     ]  # fmt: skip
     environment = {**os.environ, **QUIET_ENVIRONMENT}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    completed = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert completed.returncode == 0, completed.stderr[-3000:]
     predictions = [(tmp_path / run / "predictions.csv").read_bytes() for run in ("one", "several")]
     assert predictions[0] == predictions[1]
 

@@ -145,9 +145,9 @@ def test_example_runs_as_its_page_shows(tmp_path: Path, monkeypatch: pytest.Monk
     printed = []
     for program, *arguments in commands:
         start = [sys.executable, "-m", "lgclip"] if program == "lgclip" else [sys.executable]
-        done = subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        printed.append(done.stdout)
+        completed = subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert completed.returncode == 0, completed.stderr[-3000:]
+        printed.append(completed.stdout)
     _, measured, evaluated, built, _ = printed
     accuracy = re.search(r"photographs: (\d+) of 70 correct", measured)
     assert accuracy, measured

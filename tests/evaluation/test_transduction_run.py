@@ -163,8 +163,10 @@ def test_result_is_equal_on_any_number_of_devices(world: Sandbox, tmp_path: Path
         f"hydra.run.dir={tmp_path / 'several'}", f"trainer.devices={devices}", "trainer.strategy=ddp",
     ]  # fmt: skip
     environment = {**os.environ, **QUIET_ENVIRONMENT}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    completed = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert completed.returncode == 0, completed.stderr[-3000:]
     predictions = [(tmp_path / run / "predictions.csv").read_bytes() for run in ("one", "several")]
     assert predictions[0] == predictions[1]
 

@@ -179,13 +179,13 @@ def test_two_processes_share_classes_and_errors(tmp_path: Path) -> None:
         "trainer.devices=2", "trainer.strategy=ddp",
     ]  # fmt: skip
     for rounds in (1, 2):
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "generate.py", *arguments],
             cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        assert done.returncode == 1, done.stderr
-        assert "error: 1 of 4 classes have too few prompts" in done.stderr
-        assert "still missing" not in done.stderr
+        assert completed.returncode == 1, completed.stderr
+        assert "error: 1 of 4 classes have too few prompts" in completed.stderr
+        assert "still missing" not in completed.stderr
         entries = [json.loads(path.read_text()) for path in (tmp_path / "store" / "prompts").glob("*.json")]
         turns = {entry["inputs"]["class"]: entry["turn"] for entry in entries}
         assert turns == {**dict.fromkeys(names, 1), names[3]: rounds}

@@ -216,17 +216,17 @@ def test_interrupted_run_skips_the_same_images(
 @pytest.mark.slow
 def test_two_processes_skip_the_same_images(corrupted_sandbox: Sandbox, tmp_path: Path) -> None:
     alone = evaluate_run(replace(corrupted_sandbox, store=tmp_path / "other"), tmp_path / "one", "on_bad_image=skip")
-    done = in_processes(corrupted_sandbox, tmp_path / "raise")
-    assert done.returncode == 1, done.stderr
-    error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    completed = in_processes(corrupted_sandbox, tmp_path / "raise")
+    assert completed.returncode == 1, completed.stderr
+    error = next(line for line in completed.stderr.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: {len(CORRUPTIONS)} of {GOOD + len(CORRUPTIONS)} images of pictures: ")
     assert [entry["file"] for entry in alone["skipped"] if entry["file"] not in error] == []
     assert not (tmp_path / "raise" / "result.json").exists()
     assert not [name for name in read_store(corrupted_sandbox.store) if "/." in name], "half-written files"
 
-    done = in_processes(corrupted_sandbox, tmp_path / "two", "on_bad_image=quarantine")
-    assert done.returncode == 0, done.stderr
-    assert f"{GOOD} of {GOOD + len(CORRUPTIONS)} images, {len(CORRUPTIONS)} could not be read" in done.stdout
+    completed = in_processes(corrupted_sandbox, tmp_path / "two", "on_bad_image=quarantine")
+    assert completed.returncode == 0, completed.stderr
+    assert f"{GOOD} of {GOOD + len(CORRUPTIONS)} images, {len(CORRUPTIONS)} could not be read" in completed.stdout
     result = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8"))
     for key in ("skipped", "n", "images_in_dataset", "metrics", "baselines"):
         assert result[key] == alone[key]

@@ -223,12 +223,12 @@ def test_environment_allows_more_packages(allow: str, name: str, message: str, t
         f"try: print('built', build(OmegaConf.create({{'_target_': {name!r}, 'path': 'there'}})).path)\n"
         "except TargetError as error: print(error)\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
         env={"PYTHONPATH": str(tmp_path), "PATH": "", ENVIRONMENT: allow},
     )  # fmt: skip
-    assert message in done.stdout
-    assert ("there" in done.stdout) == (message == "built")
+    assert message in completed.stdout
+    assert ("there" in completed.stdout) == (message == "built")
     assert (tmp_path / "mark").exists() == (message == "built" or "is the module" in message), (
         "imported only if allowed"
     )

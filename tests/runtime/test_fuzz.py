@@ -278,12 +278,12 @@ def test_errors_of_types_are_plain(config: DictConfig) -> None:
     """Checks in a separate process, without the annotation checks of the tests."""
     unusual = [None, True, -1, 0.5, math.nan, -math.inf, "", "x", "../..", [], ["x"], {"a": {"b": [None]}}]
     arguments = json.dumps([str(CONF), places(config), unusual])
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", LOOK, arguments], cwd=CONF.parent, capture_output=True, text=True, timeout=400,
         check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    looks = done.stderr.split("\n@ ")
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert "Traceback" not in completed.stderr
+    looks = completed.stderr.split("\n@ ")
     assert len(looks) == len(places(config)) * len(unusual) + 1
     assert [look for look in looks if len(look.splitlines()) > 8] == []

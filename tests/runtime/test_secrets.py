@@ -213,9 +213,9 @@ def test_sweep_stores_no_environment_key(
     env |= {**CANARIES, "OMP_NUM_THREADS": "1", "OPENAI_LOG": "debug", "WANDB_SILENT": "false", "HF_HUB_OFFLINE": "1"}
     env["LGCLIP_KEYS"] = "OPENAI_API_KEY@127.0.0.1"
     env |= {f"WANDB_{kind}_DIR": str(tmp_path / "wandb's own" / kind) for kind in ("CONFIG", "DATA", "CACHE")}
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert model.keys == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}, done.stderr[-2000:]
-    assert (sweep / "0" / "result.json").is_file(), done.stderr[-2000:]
+    completed = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert model.keys == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}, completed.stderr[-2000:]
+    assert (sweep / "0" / "result.json").is_file(), completed.stderr[-2000:]
     assert "HTTP 401: bad key ***" in json.loads((sweep / "1" / "failed.json").read_text())["error"]
     assert list(sweep.rglob("*.wandb"))
     assert list(sweep.rglob("debug*.log"))
@@ -226,8 +226,8 @@ def test_sweep_stores_no_environment_key(
     assert main(["report", str(sweep), "-o", str(tmp_path / "report.html")]) == 0
     assert main(["audit", str(sweep / "0")]) == 0
     captured = capsys.readouterr()
-    assert_no_leak(tmp_path, done.stdout, done.stderr, captured.out, captured.err)
-    assert "\x1b[2J" not in done.stdout + done.stderr
+    assert_no_leak(tmp_path, completed.stdout, completed.stderr, captured.out, captured.err)
+    assert "\x1b[2J" not in completed.stdout + completed.stderr
 
 
 class _Echo(BaseHTTPRequestHandler):

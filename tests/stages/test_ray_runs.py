@@ -249,15 +249,15 @@ def test_interrupt_stops_run_and_cluster_and_the_next_run_goes_on(
     assert "stopped by SIGINT; what is stored stays" in output
     before = images_in(fresh_sandbox.store)
     assert 0 < len(before) < 270
-    done = subprocess.run(command, timeout=240, check=False, **settings)
-    assert done.returncode == 0, done.stdout
-    assert "270 images of 3 classes" in done.stdout
+    completed = subprocess.run(command, timeout=240, check=False, **settings)
+    assert completed.returncode == 0, completed.stdout
+    assert "270 images of 3 classes" in completed.stdout
     after = images_in(fresh_sandbox.store)
     assert len(after) == 270
     assert before.items() <= after.items()
     # Nothing of Ray is left, and it printed nothing.
     assert processes_of(short_folder) == []
-    assert "ray" not in done.stdout.replace(str(tmp_path), "")
+    assert "ray" not in completed.stdout.replace(str(tmp_path), "")
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -168,8 +168,8 @@ def test_repeated_run_connects_to_nothing(s3: S3Server, first_run: FirstRun, tmp
     command = [sys.executable, "-c", code, *overrides]
     subprocess.run(command, capture_output=True, check=True, timeout=120)
     s3.requests.clear()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+    completed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert completed.stdout.strip().splitlines()[-1] == "[]"
     assert s3.requests == []
 
 

@@ -195,11 +195,11 @@ def test_packing_is_lossless(sandbox: Sandbox, first_run: FirstRun, tmp_path: Pa
 def test_devices_write_separate_shards(fresh_sandbox: Sandbox, first_run: FirstRun, tmp_path: Path) -> None:
     arguments = [*fresh_sandbox.generate_overrides(), "images_per_prompt=2", "++paths.images=tar"]
     arguments += [f"hydra.run.dir={tmp_path / 'two'}"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "generate.py", *arguments, "trainer.devices=2", "trainer.strategy=ddp"],
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     shards = files_of_kind(fresh_sandbox.store, Kind.SHARD)
     assert sorted(len(read_listing(shard).ids) for shard in shards) == [8, 10], "a pass each"
     assert read_manifest(shards[0].parent).keys() == {shard.name for shard in shards}
