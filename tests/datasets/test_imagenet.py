@@ -28,7 +28,7 @@ def wnids(indices: Sequence[int]) -> list[str]:
 
 @pytest.fixture
 def sorted_tree(tmp_path: Path) -> Path:
-    return trees.class_folders(tmp_path / "root", [f"val/{wnid}" for wnid in wnids(SOME)], each=2)
+    return trees.class_folders(tmp_path / "root", [f"val/{wnid}" for wnid in wnids(SOME)], per_class=2)
 
 
 # The lists that the package holds.
@@ -172,7 +172,7 @@ def test_missing_class_is_named(sorted_tree: Path) -> None:
 
 
 def test_incomplete_class_is_named(tmp_path: Path) -> None:
-    root = trees.class_folders(tmp_path, [f"val/{wnid}" for wnid in wnids([0, 1])], each=50)
+    root = trees.class_folders(tmp_path, [f"val/{wnid}" for wnid in wnids([0, 1])], per_class=50)
     full_dataset = ImageNet(str(root), classes=[0, 1])
     assert (len(full_dataset), full_dataset.split) == (100, "val; 2 of 1000 classes (0 1)"), "a whole class has 50"
     (root / "val" / WNIDS[1] / f"{WNIDS[1]}_7.JPEG").unlink()

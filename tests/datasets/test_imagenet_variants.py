@@ -24,14 +24,14 @@ def wnids(indices: Sequence[int]) -> list[str]:
     return [WNIDS[index] for index in indices]
 
 
-def v2_tree(root: Path, split: str, indices: Sequence[int], each: int = 10) -> Path:
+def v2_tree(root: Path, split: str, indices: Sequence[int], per_class: int = 10) -> Path:
     inside = imagenet_variants.V2_FOLDERS[split]
-    return trees.class_folders(root, [f"{inside}/{index}" for index in indices], each, ".jpeg")
+    return trees.class_folders(root, [f"{inside}/{index}" for index in indices], per_class, ".jpeg")
 
 
 @pytest.mark.parametrize("split", imagenet_variants.V2_FOLDERS)
 def test_v2_folders_are_ordered_numerically(split: str, tmp_path: Path) -> None:
-    root = v2_tree(tmp_path, split, range(1000), each=1)
+    root = v2_tree(tmp_path, split, range(1000), per_class=1)
     data = ImageNetV2(str(root), split=split, counts=False)
     assert data.labels == tuple(range(1000))
     assert [int(Path(file).parent.name) for file in data.files] == list(range(1000))

@@ -135,7 +135,7 @@ def test_one_image_per_class_starts_at_the_default_temperature(world: Sandbox, t
 
 
 def test_shifted_sets_are_pools_of_their_own(world: Sandbox, tmp_path: Path) -> None:
-    shifted = make_image_folder(tmp_path / "shifted", each=2)
+    shifted = make_image_folder(tmp_path / "shifted", per_class=2)
     result = evaluate_run(
         world, tmp_path / "run", "transduction=stata",
         "+ood.sketch._target_=lgclip.datasets.folder.Folder", f"+ood.sketch.root={shifted}",

@@ -225,7 +225,7 @@ def test_list_of_another_run_with_repeated_names_goes_by_index(tmp_path: Path) -
 
 def test_prompts_of_another_run_are_reused(tmp_path: Path) -> None:
     """Runs generate.py with templates, then with the list it wrote: the same images, generated once."""
-    synthetic_images = make_image_folder(tmp_path / "pictures", each=1)
+    synthetic_images = make_image_folder(tmp_path / "pictures", per_class=1)
     common = [
         "dataset=folder", f"dataset.root={synthetic_images}", "prompts_per_class=2", "diffuser.size=32",
         "diffuser.steps=1", f"paths.store={tmp_path / 'store'}", "trainer.accelerator=cpu",

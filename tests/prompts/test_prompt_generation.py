@@ -172,7 +172,7 @@ def test_many_failed_classes_are_named() -> None:
 def test_two_processes_share_classes_and_errors(tmp_path: Path) -> None:
     """Checks a second run with work for one process alone, for which the other waits."""
     names = ("blue moon", "green ring", "red star", "\N{LLAMA} x")  # the small model cannot spell the last
-    synthetic_images = make_image_folder(tmp_path / "pictures", names, each=1)
+    synthetic_images = make_image_folder(tmp_path / "pictures", names, per_class=1)
     arguments = [
         "dataset=folder", f"dataset.root={synthetic_images}", "llm=tiny", "llm.max_rounds=1", "prompts_per_class=2",
         f"paths.store={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}", "trainer.accelerator=cpu",

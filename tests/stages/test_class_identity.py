@@ -56,7 +56,7 @@ def generate(sandbox: Sandbox, folder: Path, names: Sequence[str], *overrides: s
     """Generates two images of each class in the order of `names`; returns them by class and prompt."""
     # Folders of numbers, so that the order of the classes is that of the list and not of the alphabet.
     numbers = [f"{index:03}" for index in range(len(names))]
-    root = make_image_folder(folder / "pictures", numbers, each=1)
+    root = make_image_folder(folder / "pictures", numbers, per_class=1)
     listed_names = folder / "names.txt"
     listed_names.write_text("".join(f"{number}\t{name}\n" for number, name in zip(numbers, names, strict=True)))
     run_command(

@@ -102,8 +102,8 @@ def batches(size: int, workers: int | str) -> list[str]:
 def runs(empty_sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Evaluates every run of `RUNS` in forked processes."""
     folder = tmp_path_factory.mktemp("exact")
-    synthetic_images = make_image_folder(folder / "pictures", each=5)
-    few = make_image_folder(folder / "few", NAMES[:2], each=1)
+    synthetic_images = make_image_folder(folder / "pictures", per_class=5)
+    few = make_image_folder(folder / "few", NAMES[:2], per_class=1)
     for extra in ("blue_moon/0.png", "red_star/3.png"):
         (synthetic_images / extra).unlink()
     session = Runs(

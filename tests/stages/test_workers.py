@@ -106,7 +106,7 @@ def test_image_is_decoded_once_for_all_views(model: str, tmp_path: Path) -> None
 
 def test_many_views_form_one_batch(model: str, tmp_path: Path) -> None:
     encoder = OpenClip(model, precision="fp32", batch_size=2)
-    dataset = Folder(str(make_image_folder(tmp_path / "pictures", each=1)))
+    dataset = Folder(str(make_image_folder(tmp_path / "pictures", per_class=1)))
     data, stages = encoded(real_stream(dataset, encoder, SCALES, tmp_path / "store"), encoder, SCALES, 0)
     assert stages.stage_stats[0].computed == 3
     assert data.streams[0].features().shape[:2] == (3, 3)

@@ -133,7 +133,7 @@ def caption_overrides(sandbox: Sandbox, train: Path, folder: Path, *overrides: s
 
 @pytest.mark.slow
 def test_gc_and_archives_keep_captions(fresh_sandbox: Sandbox, tmp_path: Path) -> None:
-    train = make_image_folder(tmp_path / "train", each=4)
+    train = make_image_folder(tmp_path / "train", per_class=4)
     store = fresh_sandbox.store
     vit_gpt2(tmp_path / "captioner")
     overrides = caption_overrides(fresh_sandbox, train, tmp_path)
@@ -202,7 +202,7 @@ def test_contradicting_import_is_rejected(tmp_path: Path) -> None:
 
 def test_command_accepts_generate_overrides(tmp_path: Path) -> None:
     train = make_image_folder(tmp_path / "train")
-    test = make_image_folder(tmp_path / "test", each=1)
+    test = make_image_folder(tmp_path / "test", per_class=1)
     vit_gpt2(tmp_path / "captioner")
     arguments = [
         "dataset=folder", f"dataset.root={test}", f"dataset.train_root={train}", "llm=vit_gpt2", "llm.revision=null",

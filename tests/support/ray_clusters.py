@@ -115,10 +115,10 @@ def read_calls(log: Path) -> list[Call]:
     return [Call(int(process), node, int(index), int(repeat)) for process, node, index, repeat in rows]
 
 
-def image_stage(store: Path, log: Path, each: int, **settings: Any) -> ImageGenerationStage:
+def image_stage(store: Path, log: Path, per_class: int, **settings: Any) -> ImageGenerationStage:
     """Returns a stage that generates images of three classes."""
     texts = [[f"a photo of a {target_class.name}"] for target_class in CLASSES]
-    prompts = image_prompts(CLASSES, texts, 1, each)
+    prompts = image_prompts(CLASSES, texts, 1, per_class)
     return ImageGenerationStage(LoggedDiffuser(str(log), **settings), store, CLASSES, prompts, seed=0)
 
 

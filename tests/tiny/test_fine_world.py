@@ -46,9 +46,9 @@ def test_backgrounds_are_used_equally_often() -> None:
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_scenes_show_what_distinguishes_the_class(split: Split) -> None:
-    each = IMAGES_PER_CLASS[split]
-    for index in range(0, each * len(FINE_KINDS), 7):
-        fine_kind = FINE_KINDS[index // each]
+    per_class = IMAGES_PER_CLASS[split]
+    for index in range(0, per_class * len(FINE_KINDS), 7):
+        fine_kind = FINE_KINDS[index // per_class]
         scene = fine_scene(split, index)[0]
         assert scene.kind == fine_kind.kind
         if fine_kind.size:
@@ -115,11 +115,11 @@ def test_guide_rejects_unknown_classes() -> None:
 @pytest.mark.parametrize("values", [{}, {"split": "train"}, {"style": "photo"}], ids=str)
 def test_data_set_has_its_labels_and_ids(values: dict[str, Any]) -> None:
     data = ShapesFine(**values)
-    each = len(data) // len(FINE_KINDS)
-    assert data.labels == tuple(index // each for index in range(len(data)))
+    per_class = len(data) // len(FINE_KINDS)
+    assert data.labels == tuple(index // per_class for index in range(len(data)))
     assert len(set(data.ids)) == len(data)
     if values:
         assert not set(data.ids) & set(ShapesFine().ids)
-    index = 7 * each
+    index = 7 * per_class
     expected = fine_image("train" if "split" in values else "test", index)
     assert np.array_equal(np.asarray(data.image(index)), expected) == ("style" in values)

@@ -96,8 +96,8 @@ def test_round_matches_manual_sgd(tmp_path: Path) -> None:
     for step in range(batches.steps):
         batch = batches.steps_of(0, 1)[step]
         share = torch.softmax(batch.inputs @ prompt().T / 0.1, dim=1)
-        each = -(share * batch.sets).sum(dim=1).log()
-        parts = [w * each[batch.kinds == kind] for kind, w in enumerate(weights)]
+        cross_entropies = -(share * batch.sets).sum(dim=1).log()
+        parts = [w * cross_entropies[batch.kinds == kind] for kind, w in enumerate(weights)]
         loss = torch.stack([part.mean() for part in parts if len(part)]).sum()
         (gradient,) = torch.autograd.grad(loss, prompt.vectors)
         lr = 0.05 * (step / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 6)) / 2)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from factories import read_csv, read_tree
 from multiprocess_runs import start_process, wait_for_processes
 from prompt_factories import (
-    EACH,
+    PER_CLASS,
     Relabelled,
     encoder_of,
     hidden_labels_of,
@@ -100,7 +100,7 @@ def test_hidden_labels_change_nothing(kind: str, tmp_path: Path) -> None:
     assert "precision" in about(seeing)["rounds"][1]
     assert "precision" not in about(blind)["rounds"][1]
     # The unlabelled images' labels the other way round: classes, division and key stay as they are.
-    labels = list(ColorPatches(EACH, "train").labels)
+    labels = list(ColorPatches(PER_CLASS, "train").labels)
     for index, label in zip(tuning_data.class_split.unlabelled.tolist(), hidden[::-1], strict=True):
         labels[index] = label
     if kind != "ssl":  # there, which images are drawn to be labelled depends on the classes' sizes and places
@@ -117,7 +117,7 @@ def test_pool_metadata_has_no_hidden_label(tmp_path: Path) -> None:
     assert (
         len(tuning_data.labels)
         == len(tuning_data.class_split.labelled)
-        == EACH * len(tuning_data.class_split.seen_classes)
+        == PER_CLASS * len(tuning_data.class_split.seen_classes)
     )
     assert (
         set(tuning_data.class_split.targets)
@@ -336,7 +336,11 @@ def test_invalid_settings_are_rejected_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no text tower"):
         PromptTuningSetup(small_config(), Timm("test_vit", checkpoint=None, precision="fp32"), tuning_data)
     streams, pool = encode(
-        build_context(tmp_path / "store"), ColorPatches(EACH, "train"), encoder, SquareCrops(), synthetic_images=None
+        build_context(tmp_path / "store"),
+        ColorPatches(PER_CLASS, "train"),
+        encoder,
+        SquareCrops(),
+        synthetic_images=None,
     )
     with pytest.raises(ValueError, match="choose an encoder with a text tower"):
         PromptTuningData.create(streams.streams[1:], pool, Paradigm(), SquareCrops())
@@ -346,8 +350,8 @@ class PatchSplits(DatasetSplits):
     """Contains test images and a pool of others."""
 
     def __init__(self) -> None:
-        super().__init__(lambda **_: ColorPatches(EACH, "test"))
-        self.unlabeled_pool = ColorPatches(EACH, "train")
+        super().__init__(lambda **_: ColorPatches(PER_CLASS, "test"))
+        self.unlabeled_pool = ColorPatches(PER_CLASS, "train")
 
 
 def test_setup_separates_hidden_labels(tmp_path: Path) -> None:
@@ -369,9 +373,9 @@ def test_diverging_rate_is_reported(tmp_path: Path) -> None:
 
 
 def test_no_test_image_is_used() -> None:
-    check_apart(ColorPatches(EACH, "train"), ColorPatches(EACH, "test"))
+    check_apart(ColorPatches(PER_CLASS, "train"), ColorPatches(PER_CLASS, "test"))
     with pytest.raises(ValueError, match="24 of the 24 images to train on are among the evaluated ones, first image"):
-        check_apart(ColorPatches(EACH, "test"), ColorPatches(EACH, "test"))
+        check_apart(ColorPatches(PER_CLASS, "test"), ColorPatches(PER_CLASS, "test"))
 
 
 def test_aligned_images_move_by_the_mean_difference(tmp_path: Path) -> None:

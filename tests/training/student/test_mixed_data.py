@@ -135,10 +135,10 @@ def test_workers_give_the_same_batches() -> None:
 
 
 @given(st.integers(1, 40), st.floats(0, 0.9))
-def test_held_out_fraction_is_per_class(each: int, share: float) -> None:
-    learned, out = held_out(source(ColorPatches(each)), share, 0)
-    assert sorted([*learned.ids, *out.ids]) == sorted(ColorPatches(each).ids)
-    expected = min(each - 1, int(share * each + 0.5))
+def test_held_out_fraction_is_per_class(per_class: int, share: float) -> None:
+    learned, out = held_out(source(ColorPatches(per_class)), share, 0)
+    assert sorted([*learned.ids, *out.ids]) == sorted(ColorPatches(per_class).ids)
+    expected = min(per_class - 1, int(share * per_class + 0.5))
     assert Counter(out.labels) == ({} if not expected else dict.fromkeys(range(len(NAMES)), expected))
 
 

@@ -179,7 +179,7 @@ def test_key_depends_on_images_and_recipe(tmp_path: Path) -> None:
     assert plain == key(StudentSetup(small_student(checkpoint_every=7), ColorPatches(9), images, None)), (
         "nothing of this is used"
     )
-    fewer = synthetic_patches(tmp_path / "drawn", each=9)
+    fewer = synthetic_patches(tmp_path / "drawn", per_class=9)
     variants = [
         StudentSetup(small_student(seed=1), ColorPatches(), images),
         StudentSetup(small_student(crop=(0.6, 1.0)), ColorPatches(), images),
