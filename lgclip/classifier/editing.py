@@ -96,7 +96,7 @@ def remove_classes(classifier: "ImageClassifier", names: Sequence[str]) -> None:
 
 
 def builder_of(classifier: "ImageClassifier") -> "Builder":
-    """Returns what builds further classes.
+    """Returns the builder of further classes.
 
     Raises:
         ValueError: If the classifier was trained, or its settings are unknown.

@@ -1,4 +1,4 @@
-"""Says in a sentence each what a classifier's expected accuracy, probabilities and threshold mean and come from."""
+"""Explains a classifier's expected accuracy, probabilities and threshold in a sentence each."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ def forecast_lines(classifier: "ImageClassifier") -> list[str]:
 
 
 def probability_line(classifier: "ImageClassifier") -> str:
-    """Returns what the probabilities were fitted on."""
+    """Returns the sentence on the data that the probabilities were fitted on."""
     temperature = classifier.temperature
     if not temperature.is_fitted:
         return (

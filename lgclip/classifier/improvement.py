@@ -42,7 +42,7 @@ class _Candidate(NamedTuple):
     """Holds how a set of images of a class does on left-out images.
 
     Attributes:
-        action: What is done to the images of the class.
+        action: Change to the images of the class.
         accuracy: Accuracy on the old images of all classes.
         loss: Mean negative log-probability of the true class, on the old and the new images.
     """

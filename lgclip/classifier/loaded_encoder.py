@@ -27,7 +27,7 @@ class LoadedTowers(NamedTuple):
     transforms: Mapping[bool, Transform]
 
     def views(self, scales: Scales) -> SharedViews:
-        """Returns what makes the views of an image."""
+        """Returns the function that computes the views of an image."""
         return SharedViews(self.encoder, scales, self.transforms)
 
 

@@ -31,19 +31,19 @@ from lgclip.stages.ray_cluster import (
 from lgclip.store.atomic import atomic_write
 
 _TRIES = 3
-"""How often a shard is dealt again whose worker is lost, before it counts as damaged."""
+"""Number of times that a shard of a lost worker is dealt again, before it counts as damaged."""
 
 _AHEAD = 2
 """Tasks per CPU of the cluster that wait or run: finished tables are kept in memory until they are written."""
 
 
 class ShardTable(NamedTuple):
-    """Holds what a worker returns of a shard.
+    """Holds a worker's result for a shard.
 
     Attributes:
         content: Bytes of the table; empty if there is none.
         counts: As `TableSettings.write` returns them.
-        error: Why there is no table; empty if there is one.
+        error: Reason why there is no table; empty if there is one.
         is_unknown_label: Whether a label is no class of the classifier.
     """
 

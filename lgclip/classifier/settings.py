@@ -46,7 +46,7 @@ def _with_precision(config: Any, encoder: Encoder) -> dict[str, Any]:
 
 
 def origin_of(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict[str, object]:
-    """Returns what a classifier was built from, for its card.
+    """Returns the origin of a classifier, for its card.
 
     Args:
         cfg: The composed config.

@@ -24,7 +24,7 @@ from lgclip.store.keys import digest_of
 
 @dataclass(frozen=True)
 class TableSettings:
-    """Holds what the content of a table depends on beside classifier and shard.
+    """Holds the settings that the content of a table depends on besides classifier and shard.
 
     Attributes:
         table_format: `csv`, `jsonl` or `parquet`.
@@ -79,7 +79,7 @@ class TableSettings:
         return {**counts, "classes": dict(classes.counts)} if self.labels else counts
 
     def inputs(self) -> dict[str, Any]:
-        """Returns what the record of a table says of them."""
+        """Returns the settings as the record of a table has them."""
         labels = {"labels": self.labels.inputs()} if self.labels else {}
         return {"top": self.top, **labels}
 
@@ -93,7 +93,7 @@ class ShardTables:
 
     Args:
         folder: Folder of the tables.
-        settings: What the tables hold.
+        settings: Settings of the tables.
         part: Index and number of the processes that share the shards, from 0.
         uses_ray: Whether the workers of a Ray cluster classify the shards.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PROMPTS_SHOWN = 3
 _ID_SHOWN = 12
 NONE_OF_THESE = "none of these"
-"""What an image is called that shows none of the classes, and the folder that it is moved to."""
+"""Label of an image that shows none of the classes, and the folder that it is moved to."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def add_shots_command(place: Path, folder: Path, out: Path | None) -> Iterator[s
     Args:
         place: The classifier.
         folder: Folder with a folder of images per class, named as the class.
-        out: Where to save it; None for its place.
+        out: Path to save it to; None overwrites it.
 
     Raises:
         ValueError: If a folder is no class, an image cannot be read or is there already.

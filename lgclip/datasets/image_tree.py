@@ -90,7 +90,7 @@ class ImageTree:
 
 
 def is_leftover(name: str) -> str | None:
-    """Returns why a name is never read: hidden, or left behind by an operating system or a tool; None otherwise."""
+    """Returns the reason why a name is never read: hidden, or left by an operating system or a tool; None otherwise."""
     if name.startswith("."):
         return HIDDEN
     lower = name.lower()

@@ -89,7 +89,7 @@ class UnreadableImages:
         return self._read("reasons")
 
     def notes(self) -> dict[str, str]:
-        """Returns what is unusual about readable images of the source, by id; see `image_note`."""
+        """Returns the notes on readable images of the source with an unusual format, by id; see `image_note`."""
         return self._read("notes")
 
     def _read(self, field: str) -> dict[str, str]:

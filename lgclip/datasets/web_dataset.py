@@ -58,7 +58,7 @@ class WebDataset(Dataset):
             `zeroshot_classification_templates.txt`.
         split: The split, which replaces `{split}` in `shards`.
         shards: The shards below `root`, such as `{split}/*.tar` or `val-{000..049}.tar`.
-        label: What holds the class of a sample, see `SampleFields`.
+        label: Field with the class of a sample, see `SampleFields`.
         image: Extension of the image where a sample has several; None for the only one.
         names: `folder` for the names that the data set's own files give, or a text file with one name per line.
         context: Type of the classes.

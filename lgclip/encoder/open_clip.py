@@ -116,7 +116,7 @@ class OpenClip(Encoder):
         return inputs
 
     def stands_for(self) -> str | dict[str, str]:
-        """Returns what identifies the model in a key: a folder's content, or names and the hub's commits."""
+        """Returns the model's identity in a key: a folder's content, or names and the hub's commits."""
         source = self._source
         identity = source.stands_for()
         # The hash of a folder covers its tokenizer too.

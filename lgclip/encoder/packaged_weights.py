@@ -37,7 +37,7 @@ class PackagedWeights:
 
     @property
     def checkpoint(self) -> str:
-        """Returns how a config names these weights."""
+        """Returns the name of these weights in a config."""
         return PACKAGE + self.package
 
     def path(self) -> Path:

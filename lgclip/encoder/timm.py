@@ -117,7 +117,7 @@ class Timm(Encoder):
         return inputs
 
     def stands_for(self) -> str | dict[str, str]:
-        """Returns what identifies the model in a key: a folder's content, or names and the hub's commit."""
+        """Returns the model's identity in a key: a folder's content, or names and the hub's commit."""
         return self._source.stands_for()
 
     def _described(self) -> tuple[str, dict[str, Any], dict[str, Any]]:

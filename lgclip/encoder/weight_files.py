@@ -96,7 +96,7 @@ def checkpoint_file(path: str, allow_pickle: bool) -> Path:
 
 
 def checkpoint_content(path: str | None) -> str | None:
-    """Returns what identifies a checkpoint in a key: the hash of its content, None for no checkpoint."""
+    """Returns a checkpoint's identity in a key: the hash of its content; None for no checkpoint."""
     if path is None:
         return None
     packaged = packaged_weights(path)

@@ -62,7 +62,7 @@ class Source(ABC):
 
     @abstractmethod
     def stands_for(self) -> str | dict[str, str]:
-        """Returns what identifies the config and the weights in a key."""
+        """Returns the identity of the config and the weights in a key."""
 
 
 @dataclass(frozen=True)

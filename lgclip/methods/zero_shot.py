@@ -239,7 +239,7 @@ class ZeroShot(Classifier):
 
     @property
     def prototype_predictors(self) -> Mapping[str, PrototypePredictor]:
-        """Returns what scored each name by prototypes in the last test."""
+        """Returns the predictor of each name by prototypes in the last test."""
         return self._prototypes
 
     def describe(self, name: str, predictor: Predictor) -> None:

@@ -133,7 +133,7 @@ class PromptGenerator(ABC):
             snapshot(repository, revision)
 
     def waits_for(self) -> str:
-        """Returns what it needs that only the user can provide, such as a key; empty if nothing."""
+        """Returns the requirement that only the user can provide, such as a key; empty if there is none."""
         return ""
 
     @abstractmethod

@@ -42,7 +42,7 @@ _WORDS = ("form", "empty", "shuffle")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionGenerator(PromptGenerator):
-    """Makes a prompt of each real training image: its caption, and the name of its class.
+    """Generates a prompt from each real training image: its caption, and the name of its class.
 
     Args:
         form: One of `FORMS`, or a custom sentence with `{name}` and `{caption}` or one of them. Without

@@ -77,7 +77,7 @@ class Reply(NamedTuple):
 
     Attributes:
         text: The answer.
-        outcome: Why there is none; None if there is one.
+        outcome: Reason why there is none; None if there is one.
         tokens: Its token counts.
         is_truncated: Whether the model reached its token limit, so that the last sentence may be half of one.
     """

@@ -140,7 +140,7 @@ def _marks(text: str) -> list[_Mark]:
 
 
 def _visible_turns(text: str) -> tuple[str, int]:
-    """Returns what the assistant says to the user, without special tokens; thinking tokens become tags.
+    """Returns the assistant's reply to the user, without special tokens; thinking tokens become tags.
 
     A model that misses its end goes on with the user's next turn, and Harmony's messages name a channel each.
     """
@@ -338,7 +338,7 @@ def _words(name: str) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    """Returns what the tags of a name hold: thinking, an answer, formatting, a web page, or something unknown."""
+    """Returns the content of the tags of a name: thinking, an answer, formatting, a web page, or something unknown."""
     words = _words(name)
     if any(word.startswith(_THINKING) for word in words):
         return "thinking"

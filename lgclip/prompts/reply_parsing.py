@@ -29,7 +29,7 @@ _ENDS = (".", "!", "?", "…", "。", "！", "？", '"', "”", "'", "’", ")")
 
 
 class ParsedReply(NamedTuple):
-    """Holds what a reply consists of.
+    """Holds the sentences of a reply, and the outcome of each other part.
 
     Attributes:
         sentences: The sentences, each on one line, still to be filtered.

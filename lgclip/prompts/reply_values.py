@@ -154,7 +154,7 @@ class _Search:
 
 
 def _rank(key: str) -> int | None:
-    """Returns how likely a key is to hold prompts, from 0, or None if it never does."""
+    """Returns the rank of a key by its likelihood to hold prompts, from 0, or None if it never does."""
     name = key.lower()
     if name.startswith(_HIDDEN) or "negative" in name:
         return None

@@ -28,7 +28,7 @@ class StageTotal:
 
 @dataclass(frozen=True)
 class ReusedSet:
-    """Holds what several runs reused of one store, each item once, with its past cost; None where it is unknown."""
+    """Holds the items that several runs reused of one store, each once, with the past cost; None if unknown."""
 
     name: str
     key: str
@@ -45,7 +45,7 @@ class TotalCost:
         runs: Number of runs.
         stages: Work of each stage.
         seconds: Duration of the runs.
-        reused: What they reused.
+        reused: Reused sets.
         reused_seconds: Past cost of that; None where no cost log has it.
         total_seconds: The sum of both.
     """
@@ -276,7 +276,7 @@ def _shared(results: Sequence[RunResult]) -> dict[str, list[tuple[str, ReusedPar
 
 
 def _once(shared: Sequence[tuple[str, ReusedPart]]) -> ReusedSet:
-    """Returns what several runs reused of one set: the largest, without what they computed of it themselves.
+    """Returns the items that several runs reused of one set: the largest set, without the items that they computed.
 
     A run that found nothing of it was the first one: what others reuse was computed by one of them, perhaps more than
     it needed, since a language model may write more sentences in a round than requested.

@@ -62,7 +62,7 @@ class FinishedRun(NamedTuple):
     Attributes:
         folder: Its folder.
         files: The files that it has written there, relative to the folder.
-        warnings: What it has logged.
+        warnings: Its logged warnings.
     """
 
     folder: Path
@@ -156,7 +156,7 @@ class FinishedRuns:
         return self._files is not None and all(str(target).startswith(_OURS) for target in targets)
 
     def _warnings(self) -> str:
-        """Returns what this run has logged: warnings, which hold for the same run again."""
+        """Returns the warnings that this run has logged, which hold for the same run again."""
         texts: list[str] = []
         for path in sorted(self._folder.glob("*.log")):
             with path.open(encoding="utf-8", errors="replace") as file:
@@ -339,7 +339,7 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[object, ...]]:
-    """Returns what changes with a file: size, times and inode. No program can set the time of a change of the inode."""
+    """Returns the stamps of files: size, times and inode. No program can set the time of a change of the inode."""
     stamps: list[tuple[object, ...]] = []
     for path in files:
         try:

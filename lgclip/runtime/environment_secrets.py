@@ -88,7 +88,7 @@ documentation and the source of scientific packages. Half of the pairs of random
 
 
 def secret_values() -> dict[str, str]:
-    """Returns what must not be shown of the environment: each value or part of one, with its variable's name.
+    """Returns the secrets of the environment: each value or part of one, with its variable's name.
 
     The longest come first: if one holds another, hiding the shorter one would leave the rest of the longer one visible.
     """
@@ -175,7 +175,7 @@ def _is_word(letters: str) -> bool:
 
 
 def _kinds(text: str) -> int:
-    """Returns how many kinds of characters a text has: lower case, upper case, digits, others."""
+    """Returns the number of kinds of characters in a text: lower case, upper case, digits, others."""
     tests = (str.islower, str.isupper, str.isdigit, lambda letter: not letter.isalnum())
     return sum(any(map(test, text)) for test in tests)
 

@@ -162,7 +162,7 @@ _wakeup: list[socket.socket] = []
 
 
 def _forget_wakeup() -> None:
-    """Takes a forked process, such as a loader's worker, off the watch: its signals are not its parent's."""
+    """Detaches a forked process, such as a loader's worker, from the watch: its signals are not its parent's."""
     if _wakeup:
         signal.set_wakeup_fd(-1)
     while _wakeup:

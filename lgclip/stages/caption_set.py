@@ -88,7 +88,7 @@ class Captions:
         return [place for place, image in enumerate(self.images.ids) if self.store.get(image) is None]
 
     def unread(self) -> dict[int, str]:
-        """Returns why each image without a caption cannot be read, by its index in `images`."""
+        """Returns the reason why each image without a caption cannot be read, by its index in `images`."""
         if not self.prompt_generator.reads_captions:
             return {}
         lacking = self._lacking()

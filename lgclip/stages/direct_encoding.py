@@ -56,7 +56,7 @@ class DirectEncoding:
 
 
 def direct_encoding(image_format: str | None, encoder: Encoder, scales: Scales) -> DirectEncoding | None:
-    """Returns how images are encoded that are not stored; None if `paths.images` stores them.
+    """Returns the settings to encode images that are not stored; None if `paths.images` stores them.
 
     Args:
         image_format: Value of `paths.images`; None stores images.

@@ -82,7 +82,7 @@ def choose_workers(times: LoadTimes, images: int, machine: Machine) -> int:
     both get slower.
 
     Args:
-        times: What an image takes.
+        times: Seconds per image.
         images: Number of images that are still to be loaded.
         machine: Cores and memory.
     """

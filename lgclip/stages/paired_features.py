@@ -1,4 +1,4 @@
-"""Takes the features of two encoders from those that each has stored alone, so that nothing is encoded twice."""
+"""Joins the features of two encoders from those that each has stored alone, so that nothing is encoded twice."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -24,7 +24,7 @@ class PlannedStage:
 
     Attributes:
         stage: Name of the stage.
-        unit: What is counted.
+        unit: Unit of the counts.
         total: Number of items that the run uses.
         stored: Number of those in the store; None where that depends on earlier stages or on a hub out of reach.
     """

@@ -283,7 +283,7 @@ def probe(
 
 
 def _problem_of_object_store(url: str, cache: Path) -> str:
-    """Returns why a machine cannot use an object store; empty if it can."""
+    """Returns the reason why a machine cannot use an object store; empty if it can."""
     try:
         store = open_root(url)
         check_writable(store)

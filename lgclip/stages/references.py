@@ -16,7 +16,7 @@ from lgclip.stages.text import stored_run_texts, writing_stage
 
 @dataclass(frozen=True)
 class References:
-    """Holds what a classifier's prototypes are made from, as far as it is in the store.
+    """Holds the images and sentences of a classifier's prototypes, as far as they are in the store.
 
     Attributes:
         streams: Sentences and synthetic images, with their stored features.
@@ -34,7 +34,7 @@ class References:
 
 
 def stored_references(parts: RunParts, store: Path, *, needs_images: bool, needs_text: bool) -> References:
-    """Returns what a classifier was built from; computes nothing.
+    """Returns the images and sentences that a classifier was built from; computes nothing.
 
     Args:
         parts: The parts of its run, whose data set has class names alone.

@@ -260,11 +260,11 @@ class ShardQueue:
         return Shard(self._loader, selected.tolist())
 
     def put_back(self, job: Job) -> None:
-        """Takes back a shard that was not begun."""
+        """Returns a shard that was not begun to the queue."""
         self._again.appendleft(job)
 
     def lose(self, job: Job, worker: int, failure: Failure) -> None:
-        """Takes back the shard of a worker that is gone: the machine may be at fault, or the shard."""
+        """Returns the shard of a lost worker to the queue: the machine may be at fault, or the shard."""
         job.losses += 1
         if job.losses < MAX_TRIES:
             self._again.appendleft(job)
@@ -274,7 +274,7 @@ class ShardQueue:
         self.fail(job, worker, failure)
 
     def fail(self, job: Job, worker: int, failure: Failure) -> None:
-        """Takes back a shard that has failed: it is tried again, divided, or its only item is left out."""
+        """Returns a failed shard to the queue: it is tried again, divided, or its only item is left out."""
         job.failures += 1
         job.avoided.add(worker)
         if job.failures < MAX_TRIES:

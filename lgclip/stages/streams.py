@@ -97,7 +97,7 @@ class Stream:
         return {place: notes_by_id[item] for place, item in enumerate(self.ids) if item in notes_by_id}
 
     def unread(self) -> dict[int, str]:
-        """Returns why each item without features cannot be read, by index; only known ones."""
+        """Returns the known reasons why items without features cannot be read, by index."""
         unreadable = self.unreadable.reasons() if self.unreadable else {}
         # The usual case, in which the store need not be searched.
         if not unreadable:

@@ -117,24 +117,24 @@ class _Page(NamedTuple):
 
     Attributes:
         objects: The objects, by their names in the bucket.
-        following: What to ask for next; empty after the last part.
+        page_token: Token of the next part; empty after the last one.
     """
 
     objects: dict[str, ObjectInfo]
-    following: str
+    page_token: str
 
 
 class _ListedStore(BucketStore):
     """Lists a bucket by the provider's own request: fsspec's `find` sends further ones where nothing is found."""
 
     @abstractmethod
-    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
+    def _page(self, bucket: str, prefix: str, page_token: str = "", limit: int | None = None) -> _Page:
         """Returns a part of the list.
 
         Args:
             bucket: The bucket.
-            prefix: What the names begin with.
-            following: Where the list goes on; empty for its beginning.
+            prefix: Prefix of the names.
+            page_token: Token of the part; empty for the first one.
             limit: Maximum number of objects; the provider's own if None.
 
         Raises:
@@ -152,27 +152,27 @@ class _ListedStore(BucketStore):
         bucket, _, prefix = self._full(folder).partition("/")
         top = self._location.path.partition("/")[2]
         objects: dict[str, ObjectInfo] = {}
-        following = ""
+        page_token = ""
         while True:
             with self._errors("read it"):
                 try:
-                    page = self._page(bucket, f"{prefix}/" if prefix else "", following)
+                    page = self._page(bucket, f"{prefix}/" if prefix else "", page_token)
                 except FileNotFoundError:
                     raise self._no_bucket() from None
             for name, info in page.objects.items():
                 place = name.removeprefix(f"{top}/" if top else "")
                 if not place.endswith("/"):
                     objects[place] = info
-            following = page.following
-            if not following:
+            page_token = page.page_token
+            if not page_token:
                 return objects
 
 
 class S3Store(_ListedStore):
     """Keeps objects in a bucket of S3, or of a server that speaks its protocol."""
 
-    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
-        query: dict[str, Any] = {"ContinuationToken": following} if following else {}
+    def _page(self, bucket: str, prefix: str, page_token: str = "", limit: int | None = None) -> _Page:
+        query: dict[str, Any] = {"ContinuationToken": page_token} if page_token else {}
         if limit:
             query["MaxKeys"] = limit
         page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **query)
@@ -186,8 +186,8 @@ class S3Store(_ListedStore):
 class GoogleStore(_ListedStore):
     """Keeps objects in a bucket of Google Cloud Storage, or of an emulator of it."""
 
-    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
-        query: dict[str, Any] = {"pageToken": following} if following else {}
+    def _page(self, bucket: str, prefix: str, page_token: str = "", limit: int | None = None) -> _Page:
+        query: dict[str, Any] = {"pageToken": page_token} if page_token else {}
         if limit:
             query["maxResults"] = limit
         page = self._fs.call("GET", "b/{}/o", bucket, json_out=True, prefix=prefix, **query)

@@ -97,7 +97,7 @@ class ImageStore:
         return None
 
     def fault(self, image_id: str) -> str | None:
-        """Returns why an image could not be used; None if no fault is recorded."""
+        """Returns the recorded fault of an image; None if there is none."""
         inside = self._shards.find([image_id], faults=True)[0]
         marker = inside or self._marker(image_id)
         try:

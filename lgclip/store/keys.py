@@ -93,7 +93,7 @@ def local_folder(model: str) -> Path | None:
 
 
 def weights_of(model: str, revision: str | None = None) -> str:
-    """Returns what identifies a model's weights in a key: a local folder's content hash, or hub id and commit."""
+    """Returns the identity of a model's weights in a key: a local folder's content hash, or hub id and commit."""
     folder = local_folder(model)
     if folder is None:
         return f"{model}@{commit_of(model, revision)}"

@@ -1,4 +1,4 @@
-"""Keeps a folder of this machine and an object store alike, entry by entry.
+"""Synchronizes a folder of this machine with an object store, entry by entry.
 
 No object is ever replaced by other content of the same entry, so that two machines may fill one store at once:
 

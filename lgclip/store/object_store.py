@@ -85,11 +85,11 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def _check(self) -> None:
-        """Asks the store for one thing, so that a wrong name, missing rights or no network raise their error."""
+        """Sends the store one request, so that a wrong name, missing rights or no network raise their error."""
 
     @abstractmethod
     def _translate(self, error: Exception, doing: str) -> str:
-        """Returns why an operation failed, and the way out; empty for an error that is not the store's."""
+        """Returns the reason why an operation failed, and how to fix it; empty for an error that is not the store's."""
 
     def check(self) -> None:
         """Checks that the store can be read.

@@ -24,7 +24,7 @@ class PromptEntry(NamedTuple):
         prompts: Prompts in the order of generation.
         turn: Number of rounds in which the language model was queried.
         fallback: Template sentences that replace prompts that it did not provide.
-        failure: Why there are too few prompts, empty if there are enough.
+        failure: Reason why there are too few prompts; empty if there are enough.
     """
 
     prompts: list[str]

@@ -19,7 +19,7 @@ _used: "dict[tuple[int, Path], Mirror]" = {}
 
 
 def mirror_of(path: Path) -> "Mirror | None":
-    """Returns what connects the store that a path lies in with its object store; None for a store in a folder.
+    """Returns the mirror of the store that a path lies in; None for a store in a folder.
 
     Args:
         path: A path in the store, which need not exist.

@@ -1,4 +1,4 @@
-"""Keeps what several machines add to: cost logs, and the prompts of a generator, as objects of lines.
+"""Stores files that several machines add to, as objects of lines: cost logs, and the prompts of a generator.
 
 A line is put once, in an object that is called by the hash of its content, and no object is ever changed. So writers
 need not know of each other: what an entry holds is the union of all lines.
@@ -172,7 +172,7 @@ class _Progress(NamedTuple):
 
 
 def _progress_of(text: str) -> _Progress:
-    """Returns how far the prompts of a class were; that of a damaged file is below all."""
+    """Returns the progress of a class's prompts; that of a damaged file is below all others."""
     try:
         entry = json.loads(text)
         return _Progress(len(entry["prompts"]), int(entry.get("turn", 0)))

@@ -45,7 +45,7 @@ def place_words(scene: Scene) -> str:
 
 
 def tilt_words(scene: Scene) -> str:
-    """Returns how the object is turned."""
+    """Returns the words for the object's rotation."""
     if abs(scene.angle) < 10:
         return "upright"
     return "tilted to the right" if scene.angle > 0 else "tilted to the left"

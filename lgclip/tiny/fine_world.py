@@ -43,7 +43,7 @@ class FineKind:
 
     @property
     def description(self) -> str:
-        """Returns what distinguishes the class, in words that the small models know."""
+        """Returns the distinguishing attributes of the class, in words that the small models know."""
         if self.size:
             return f"{self.size} {self.kind.name}"
         assert self.background

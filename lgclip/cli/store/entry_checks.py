@@ -34,7 +34,7 @@ _UNIT = 1e-3  # as `store.FeatureStore.add`
 
 
 def fault_in(item: Item) -> str | None:
-    """Returns what is wrong with a file of a store; None for nothing.
+    """Returns the fault of a file of a store; None if it has none.
 
     Raises:
         FileNotFoundError: If it does not exist any more.

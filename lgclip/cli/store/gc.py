@@ -34,7 +34,7 @@ ELSEWHERE = content_key({"diffuser": {"part": ImageFolder.key_name}, "schema": S
 
 @dataclass
 class Used:
-    """Holds what some runs need of a store.
+    """Holds the entries of a store that some runs need.
 
     Attributes:
         places: Files of prompts, images and trained artifacts, whether or not they exist.
@@ -109,7 +109,7 @@ def used_by(places: Sequence[Path], root: Path, *, full: bool = False) -> Used:
 
 
 def needed_by(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
-    """Returns what finished runs and saved classifiers need of a store.
+    """Returns the entries of a store that finished runs and saved classifiers need.
 
     Args:
         places: Folders of runs or of sweeps, and folders or `.zip` files of classifiers.
@@ -129,7 +129,7 @@ def needed_by(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
 
 
 def used_by_classifiers(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
-    """Returns what saved classifiers were built from: prompts, synthetic images and features.
+    """Returns the entries that saved classifiers were built from: prompts, synthetic images and features.
 
     Args:
         places: Folders or `.zip` files of classifiers.

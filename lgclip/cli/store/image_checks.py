@@ -115,7 +115,7 @@ class Inside(NamedTuple):
         is_marker: Whether it is a marker in place of an image.
         data: Its bytes.
         about: Its inputs; for a marker all of its content.
-        fault: What is wrong with it; None for nothing.
+        fault: Its fault; None if it has none.
     """
 
     name: str

@@ -161,7 +161,7 @@ class Session:
             self.marked = (*self.marked, image_id)
 
     def drop_marked(self) -> str:
-        """Takes the marked images out for good.
+        """Removes the marked images permanently.
 
         Raises:
             ValueError: If none is marked, or a class would have none left.
@@ -228,7 +228,7 @@ class Session:
         return f"{photo.name} is an example of {name} now; the photographs were classified again"
 
     def details(self, place: int) -> str:
-        """Returns what is known about a photograph, each number with its meaning."""
+        """Returns the prediction for a photograph, each number with its meaning."""
         if not 0 <= place < len(self.photos):
             return ""
         photo = self.photos[place]
@@ -397,7 +397,7 @@ class Session:
 
 
 def error_message(error: Exception) -> str:
-    """Returns what a page shows of an error: the message of a mistake, and nothing of the code."""
+    """Returns the text that a page shows of an error: the message of a mistake, and nothing of the code."""
     if isinstance(error, ValueError | OSError):
         return str(error)
     log.error("unexpected error", exc_info=error)

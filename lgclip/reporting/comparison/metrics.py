@@ -196,7 +196,7 @@ def format_value(value: float, metric: str, signed: bool = False) -> str:
 
 
 def robustness_notes(reader: MetricReader, metrics: Sequence[str]) -> list[str]:
-    """Returns how effective robustness was computed; empty where it is not requested."""
+    """Returns notes on the computation of effective robustness; empty where it is not requested."""
     if ROBUSTNESS not in metrics:
         return []
     notes = ["effective robustness: top-1 above what accuracy in distribution predicts, in points (arXiv:2007.00644)"]

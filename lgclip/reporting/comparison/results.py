@@ -85,7 +85,7 @@ class MethodResult:
 
     @property
     def identity(self) -> tuple[Path, str | None, str | None]:
-        """Returns what distinguishes it from every other result."""
+        """Returns a unique identifier of the result."""
         # Resolved, so that a folder named twice (`runs/1` and `runs/../runs/1`) is one run.
         return self.run.folder.resolve(), self.baseline, self.shifted_set
 

@@ -120,7 +120,7 @@ class PromptTuningData:
         )
 
     def inputs(self, *, synthetic_labels: bool) -> dict[str, object]:
-        """Returns what a tuned prompt depends on, besides the encoder and the recipe.
+        """Returns the data that a tuned prompt depends on, besides the encoder and the recipe.
 
         Args:
             synthetic_labels: Whether the synthetic images are used.

@@ -37,7 +37,7 @@ from lgclip.training.prompt_tuning.soft_prompts import TextContext, TextPrompt, 
 
 
 class State(NamedTuple):
-    """Holds what a round passes on to the next.
+    """Holds the state that a round passes on to the next.
 
     Attributes:
         learned_prompts: The prompts' vectors, by name.

@@ -90,7 +90,7 @@ class StudentEncoder(Encoder):
         return {"encoder": key_inputs(self), "schema": STORE_SCHEMA}
 
     def stands_for(self) -> dict[str, object]:
-        """Returns what identifies the folder in a key: its weights, their use, and the preprocessing."""
+        """Returns the folder's identity in a key: its weights, their use, and the preprocessing."""
         about = self.about
         # Names of classes change no logit, so a student whose classes are renamed keeps its features. How an image is
         # cropped and scaled does change them.
