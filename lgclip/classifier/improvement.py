@@ -101,7 +101,7 @@ def improve(classifier: "ImageClassifier", rounds: int, *, judges: bool = True) 
             line = f"{classifier.class_names[index]} (confused with {names}): {action}, {len(new.ids)} new ones tried"
             lines.append(line)
             if action != _KEEP:
-                _take_in(classifier, index, new, replaces=action == _REPLACE)
+                _add_images(classifier, index, new, replaces=action == _REPLACE)
                 classifier.edits = (*classifier.edits, f"improved {line}")
                 is_changed = True
         if not is_changed:
@@ -137,7 +137,7 @@ def _new_images(classifier: "ImageClassifier", index: int, built: "ImageClassifi
     return _NewImages(support, ids, built.classes[place].prompts, built.strips[place])
 
 
-def _take_in(classifier: "ImageClassifier", index: int, new: _NewImages, *, replaces: bool) -> None:
+def _add_images(classifier: "ImageClassifier", index: int, new: _NewImages, *, replaces: bool) -> None:
     """Adds new images to a class, or replaces its images by them."""
     assert classifier.support is not None
     if replaces:

@@ -91,9 +91,9 @@ def read_small_file(folder: str, name: str, option: str) -> str | None:
         if location is None:
             content = (Path(folder).expanduser() / name).read_bytes()
         else:
-            with TemporaryDirectory() as aside:
-                open_object_store(location).get(name, Path(aside) / "file", None)
-                content = (Path(aside) / "file").read_bytes()
+            with TemporaryDirectory() as temporary:
+                open_object_store(location).get(name, Path(temporary) / "file", None)
+                content = (Path(temporary) / "file").read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -190,20 +190,20 @@ def quarantine(folder: Path, dataset: Dataset) -> None:
     images = left_out(dataset)
     target = folder / QUARANTINE
     # Built under another name and moved in one step, so that no half-filled folder is taken for a complete one.
-    aside = Path(mkdtemp(dir=folder, prefix=f".{QUARANTINE}."))
+    temporary = Path(mkdtemp(dir=folder, prefix=f".{QUARANTINE}."))
     try:
         for image in images:
             assert isinstance(dataset, ReadableSubset)
-            image["copy"] = _copy(dataset.full.original(image["index"]), aside, image)
+            image["copy"] = _copy(dataset.full.original(image["index"]), temporary, image)
         lines = "".join(json.dumps(image, ensure_ascii=False) + "\n" for image in images)
-        (aside / LISTED).write_text(lines, encoding="utf-8")
+        (temporary / LISTED).write_text(lines, encoding="utf-8")
         # Also without images: those of an earlier run in the same folder are not this run's.
         shutil.rmtree(target, ignore_errors=True)
         if images:
-            aside.chmod(0o755)  # mkdtemp allows only the owner
-            aside.replace(target)
+            temporary.chmod(0o755)  # mkdtemp allows only the owner
+            temporary.replace(target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy(original: Path | bytes | None, folder: Path, record: Mapping[str, Any]) -> str | None:

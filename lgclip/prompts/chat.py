@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, PromptWriter, Task
-from lgclip.prompts.filtering import FilterResult, filter_reply, sameness, spoilt
+from lgclip.prompts.filtering import FilterResult, error_or_refusal, filter_reply, normal_form
 from lgclip.prompts.reply_parsing import MAX_REPLY_CHARACTERS, NoPromptsError, parse_reply
 from lgclip.prompts.template import fill
 from lgclip.runtime.versions import REPLY_PARSER
@@ -50,7 +50,7 @@ class ChatHistory:
         # None before the first reply means zero, afterwards it means that some reply did not report them.
         self._paid = False
         self.prompts = list(task.existing)
-        self._existing = {sameness(prompt) for prompt in self.prompts}
+        self._existing = {normal_form(prompt) for prompt in self.prompts}
         self._prompt_generator = prompt_generator
         self._tally: Counter[FilterResult] = Counter()
 
@@ -73,12 +73,12 @@ class ChatHistory:
                 parsed = parse_reply(reply, name, is_truncated=index in truncated)
             except NoPromptsError as error:
                 # A server's error often comes as JSON; its text is more informative than "wrong format".
-                self.note(spoilt(str(error)) or FilterResult.NOT_PROMPTS)
+                self.note(error_or_refusal(str(error)) or FilterResult.NOT_PROMPTS)
                 continue
             self._tally.update(parsed.dropped)
             # Lines that only introduce a list are not sentences; the complete reply is still checked for a refusal.
             if not parsed.sentences and FilterResult.REFUSAL not in parsed.dropped:
-                self.note(spoilt(reply[:MAX_REPLY_CHARACTERS], name) or FilterResult.EMPTY)
+                self.note(error_or_refusal(reply[:MAX_REPLY_CHARACTERS], name) or FilterResult.EMPTY)
             for sentence in parsed.sentences:
                 self._take(sentence)
 
@@ -105,19 +105,19 @@ class ChatHistory:
         )
         self._tally[outcome] += 1
         if outcome is FilterResult.USABLE:
-            self._existing.add(sameness(sentence))
+            self._existing.add(normal_form(sentence))
             self.prompts.append(sentence)
 
-    def result(self, because: str = "") -> GeneratedPrompts | PromptError:
+    def result(self, reason: str = "") -> GeneratedPrompts | PromptError:
         """Returns the prompts if there are enough, else the error that says why not.
 
         Args:
-            because: A further reason besides rejected replies.
+            reason: A further reason besides rejected replies.
         """
         if not self.missing:
             return GeneratedPrompts(self.prompts, self.turn, self.tokens)
         rejected = [f"{outcome} {n}" for outcome, n in self._tally.most_common() if outcome is not FilterResult.USABLE]
-        reasons = "; ".join(reason for reason in (because, ", ".join(rejected)) if reason)
+        reasons = "; ".join(text for text in (reason, ", ".join(rejected)) if text)
         if reasons:
             reasons = f" ({reasons})"
         target_class = self.task.target_class

@@ -10,7 +10,7 @@ from typing import ClassVar
 from lgclip.datasets.base import Dataset
 from lgclip.prompts.base import PromptGenerator
 from lgclip.prompts.chat import ChatPromptGenerator, reads_requests
-from lgclip.prompts.filtering import sameness
+from lgclip.prompts.filtering import normal_form
 from lgclip.prompts.text_side import TextSide
 from lgclip.prompts.unique_json import RepeatedNameError, parse_unique
 from lgclip.runtime.regular_files import read_text
@@ -136,8 +136,8 @@ class Descriptors(TextSide):
 
 def _matched(descriptors: Mapping[str, Sequence[str]], class_names: Sequence[str]) -> list[Sequence[str]]:
     """Returns the descriptors of each class, by its exact name, else by its letters and digits; empty without any."""
-    similar = {sameness(name): of_class for name, of_class in descriptors.items()}
-    return [descriptors.get(name) or similar.get(sameness(name), ()) for name in class_names]
+    similar = {normal_form(name): of_class for name, of_class in descriptors.items()}
+    return [descriptors.get(name) or similar.get(normal_form(name), ()) for name in class_names]
 
 
 def _as_text(descriptors: Mapping[str, Sequence[str]]) -> str:

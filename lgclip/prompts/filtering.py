@@ -33,7 +33,7 @@ _WORD = re.compile(r"[^\W_]+")
 _ALTERNATIVES = re.compile(r"(?<!\s)\s+or\s+|[,;/|]|\([^()]*\)")
 
 
-def spoilt(text: str, name: str = "") -> FilterResult | None:
+def error_or_refusal(text: str, name: str = "") -> FilterResult | None:
     """Checks whether a text is a refusal or an error message rather than a description; None if neither.
 
     Args:
@@ -55,7 +55,7 @@ def filter_reply(
     Args:
         text: The sentence, on one line.
         target_class: The class that it should describe.
-        existing: `sameness` of the existing sentences.
+        existing: `normal_form` of the existing sentences.
         must_name: Whether it must contain the class name, as `names` checks.
         exact_name: Whether the name must occur letter by letter, ignoring case.
         min_words: Minimum number of words, in scripts with spaces.
@@ -66,13 +66,13 @@ def filter_reply(
         return problem
     if must_name and not _has_name(text, target_class.name, exact=exact_name):
         return FilterResult.NO_NAME
-    if sameness(text) in existing:
+    if normal_form(text) in existing:
         return FilterResult.DUPLICATE
     return FilterResult.USABLE
 
 
 def _problem_of_content(text: str, name: str) -> FilterResult | None:
-    if problem := spoilt(text, name):
+    if problem := error_or_refusal(text, name):
         return problem
     if is_chat(text, name):
         return FilterResult.CHAT
@@ -100,7 +100,7 @@ def _has_name(text: str, name: str, *, exact: bool) -> bool:
     return names(text, name)
 
 
-def sameness(text: str) -> str:
+def normal_form(text: str) -> str:
     """Returns a normal form that ignores case, spaces and punctuation, to detect duplicates."""
     return "".join(_WORD.findall(_folded(text))) or text
 
@@ -125,7 +125,7 @@ def _contains(text: str, name: str) -> bool:
         return name.strip().casefold() in text.casefold()
     # Scripts without spaces have no word bounds that a regular expression could see.
     if not _is_latin(name):
-        return "".join(name_words) in sameness(text)
+        return "".join(name_words) in normal_form(text)
     words = _WORD.findall(_folded(text))
     letters = "".join(words)
     # Where words begin and end in the text without spaces: "cat" is not in "a cathode", but "sea lion" is "sealion".

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, PromptWriter, Task
-from lgclip.prompts.filtering import sameness
+from lgclip.prompts.filtering import normal_form
 from lgclip.prompts.unique_json import RepeatedNameError, check_unique, parse_unique
 from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import NOT_AN_INPUT
@@ -125,12 +125,12 @@ def _match(parsed: ParsedFile, target_classes: Sequence[TargetClass]) -> list[li
 
 def _of_index(parsed: ParsedFile, target_class: TargetClass) -> list[str] | str:
     index = str(target_class.class_index)
-    name = sameness(target_class.name)
+    name = normal_form(target_class.name)
     # A class named "7" that is not class 7, as digits are in another order than 0 to 9: the intended one is ambiguous.
     if name.isdecimal() and name != index and name in parsed.prompts:
         return "an index or a name? Give a list of lists, in the order of the classes"
     # Most often the files count from 1. `startswith`, because a file name may hold only the first word.
-    if index in parsed.labels and not name.startswith(sameness(parsed.labels[index])):
+    if index in parsed.labels and not name.startswith(normal_form(parsed.labels[index])):
         return f"the file of index {index} is of {parsed.labels[index]!r}; indices count from 0"
     return parsed.prompts.get(index, "not there")
 
@@ -138,14 +138,14 @@ def _of_index(parsed: ParsedFile, target_class: TargetClass) -> list[str] | str:
 def _by_name(prompts: Mapping[str, list[str]], target_classes: Sequence[TargetClass]) -> list[list[str] | str]:
     similar: dict[str, list[str]] = {}
     for name in prompts:
-        similar.setdefault(sameness(name), []).append(name)
+        similar.setdefault(normal_form(name), []).append(name)
     candidates: list[list[str]] = []
     for target_class in target_classes:
         # The exact name first: "Crane" and "crane" may both be there, for two classes.
         if target_class.name in prompts:
             candidates.append([target_class.name])
         else:
-            candidates.append(similar.get(sameness(target_class.name), []))
+            candidates.append(similar.get(normal_form(target_class.name), []))
     uses = Counter(options[0] for options in candidates if len(options) == 1)
 
     def choose(options: Sequence[str]) -> list[str] | str:

@@ -88,7 +88,7 @@ def extract_answer(reply: str) -> Answer:
     # A server that removes special tokens leaves the names of the channels: "analysis...assistantfinal...".
     if _HARMONY_START.match(text):
         hidden += 1
-        text = _after_last(_HARMONY_FINAL, text, otherwise="")
+        text = _after_last(_HARMONY_FINAL, text, default="")
     elif "assistantfinal" in text:
         hidden += 1
         text = text.rpartition("assistantfinal")[2]
@@ -97,17 +97,17 @@ def extract_answer(reply: str) -> Answer:
     text = text.strip()
     if _SPOKEN_START.match(text) and _SPOKEN_END.search(text):
         hidden += 1
-        text = _after_last(_SPOKEN_END, text, otherwise=text)
+        text = _after_last(_SPOKEN_END, text, default=text)
     text = text[_end_of_match(_LEADING_ROLE, text) :]
     return Answer(text, hidden + turns + blocks)
 
 
-def _after_last(pattern: re.Pattern[str], text: str, otherwise: str) -> str:
+def _after_last(pattern: re.Pattern[str], text: str, default: str) -> str:
     last: re.Match[str] | None = None
     for match in pattern.finditer(text):
         last = match
     if last is None:
-        return otherwise
+        return default
     return text[last.end() :]
 
 

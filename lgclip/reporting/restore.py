@@ -78,10 +78,10 @@ def restore_run(run: Run) -> RestoredRun:
         parts = RunParts.from_config(cfg)
     except (InstantiationException, TargetError) as error:
         # Hydra's own message names a class; the reason, such as a missing folder, is its cause.
-        why = error
+        reason = error
         if not isinstance(error, TargetError):
-            why = error.__cause__ or error
-        raise RunError(f"{run.folder} cannot be restored: {why}") from error
+            reason = error.__cause__ or error
+        raise RunError(f"{run.folder} cannot be restored: {reason}") from error
     encoder = parts.encoder
     scales = parts.scales
     dataset = _as_evaluated(parts.data.evaluated, run)

@@ -50,7 +50,7 @@ class Stopped(SystemExit):
         return f"stopped by {name}; what is stored stays, and the same command goes on from there"
 
 
-_heeded: list[signal.Signals] = []
+_handled_signals: list[signal.Signals] = []
 _received: list[int] = []
 """Signals that stop this process, and those that were received."""
 
@@ -61,13 +61,13 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number)
 
 
-def heed() -> None:
+def restore_handlers() -> None:
     """Restores this process's signal handlers, if it is `stoppable`, after a library has replaced them.
 
     Lightning's own handler forwards SIGTERM by a collective, which waits forever for a busy device.
     """
     if threading.current_thread() is threading.main_thread():
-        for number in _heeded:
+        for number in _handled_signals:
             signal.signal(number, _stop)
 
 
@@ -93,8 +93,8 @@ def stoppable() -> Iterator[None]:
     with _known_to_children() as parent, _clock(finished):
         if parent is not None:
             threading.Thread(target=_watch, args=(parent, finished), daemon=True).start()
-        _heeded[:] = before
-        heed()
+        _handled_signals[:] = before
+        restore_handlers()
         try:
             yield
         except BaseException as error:
@@ -111,7 +111,7 @@ def stoppable() -> Iterator[None]:
             raise Stopped(number) from error
         finally:
             finished.set()
-            _heeded.clear()
+            _handled_signals.clear()
             for number, handler in before.items():
                 signal.signal(number, handler)
 

@@ -116,7 +116,9 @@ class Captions:
         """
         unread = self.unread()
         if unread and on_bad_image is OnBadImage.RAISE:
-            reasons = "; ".join(f"{self._named(place)}: {why}" for place, why in list(unread.items())[:_MAX_LISTED])
+            reasons = "; ".join(
+                f"{self._named(place)}: {reason}" for place, reason in list(unread.items())[:_MAX_LISTED]
+            )
             raise ValueError(
                 f"{len(unread):,} of {len(self.images):,} training images cannot be read: {reasons}"
                 f"{_and_more(len(unread))}. Repair them or move them away, or leave them out by on_bad_image=skip; all "
@@ -222,7 +224,7 @@ class Captions:
         """Returns the prompts of each class, in the order of the training images."""
         return [_texts(prompts) for prompts in self.with_sources()]
 
-    def standing_in(self) -> list[list[int]]:
+    def fallback_positions(self) -> list[list[int]]:
         """Returns the positions of each class's prompts that have the basic form because the caption is empty."""
         return [_stand_ins(prompts) for prompts in self.with_sources()]
 

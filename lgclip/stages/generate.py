@@ -43,7 +43,7 @@ class Script(Protocol):
         """Returns the prompts of each class, at most `count`."""
         ...
 
-    def standing_in(self) -> Sequence[Sequence[int]]:
+    def fallback_positions(self) -> Sequence[Sequence[int]]:
         """Returns the positions of each class's prompts that are template sentences in place of a model's."""
         ...
 
@@ -84,7 +84,9 @@ def generate_images(
         return synthetic_images
     # Of the prompts that an order leaves out, none counts: the report is about the images that were generated.
     templated = []
-    for target_class, texts, stand_ins in zip(script.target_classes, script.texts(), script.standing_in(), strict=True):
+    for target_class, texts, stand_ins in zip(
+        script.target_classes, script.texts(), script.fallback_positions(), strict=True
+    ):
         used = places(target_class, len(texts), counts.prompt_order_seed)[: counts.prompts_per_class]
         templated.append(len(set(used) & set(stand_ins)))
     return with_sources(replace(synthetic_images, templated=templated), script, counts.images_per_prompt)

@@ -94,7 +94,7 @@ class PromptGenerationStage(ShardedStage):
         """Returns for each class how many of `texts` are template sentences in place of a language model's."""
         return [max(0, len(self._texts(entry)) - len(entry.prompts)) for entry in self._entries()]
 
-    def standing_in(self) -> list[range]:
+    def fallback_positions(self) -> list[range]:
         """Returns the positions of those template sentences, by class: they come last."""
         return [
             range(len(texts) - last, len(texts)) for texts, last in zip(self.texts(), self.templated(), strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lgclip.runtime import versions
-from lgclip.runtime.signals import heed
+from lgclip.runtime.signals import restore_handlers
 from lgclip.store.location import ENDPOINT_VARIABLES
 from lgclip.store.remote import url_of
 from lgclip.store.root import check_writable, open_root
@@ -88,7 +88,7 @@ class RayCluster:
                 self._start()
         finally:
             # Ray sets a handler of its own for SIGTERM.
-            heed()
+            restore_handlers()
 
     def _joined(self) -> bool:
         """Connects to a cluster that runs on this machine; returns whether there is one."""
@@ -126,7 +126,7 @@ class RayCluster:
 
         self._connected = False
         ray.shutdown()
-        heed()
+        restore_handlers()
 
     def check_machines(self, store: Path) -> None:
         """Checks that every machine has the same software and sees the store.

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 
 from lgclip.runtime.devices import Peak, device_name
 from lgclip.runtime.progress import Progress
-from lgclip.runtime.signals import heed
+from lgclip.runtime.signals import restore_handlers
 from lgclip.stages.executor import Executor, LocalExecutor, StageRun, Work
 from lgclip.store import remote
 from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, append, append_start
@@ -63,10 +63,10 @@ class StageBar(ProgressBar):
         self._enabled = False
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heed()
+        restore_handlers()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heed()
+        restore_handlers()
         # Lightning hands on what the stage gave it: one loader or a list.
         loaders: Any = trainer.predict_dataloaders
         if not isinstance(loaders, list):

@@ -93,22 +93,22 @@ class BucketStore(ObjectStore):
         with suppress(FileNotFoundError):
             self._fs.ls(self._location.path, detail=False)
 
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         chain = list(_chain(error))
         names = {type(link).__name__ for link in chain}
         if names & set(_NO_CREDENTIALS):
             return _credentials(self._location.scheme)
         if any(isinstance(link, PermissionError) for link in chain):
             return (
-                f"no rights to {doing}: the credentials of the environment or of the machine's role do not allow it; "
-                "grant them to read, write and list objects, or name another store by paths.store"
+                f"no rights to {operation}: the credentials of the environment or of the machine's role do not allow "
+                "it; grant them to read, write and list objects, or name another store by paths.store"
             )
         causes = [type(link).__name__ for link in chain if isinstance(link, OSError) or _is_client_error(link)]
         if not causes:
             return ""
         return (
             f"it cannot be reached ({', '.join(dict.fromkeys(causes))}), after "
-            f"repeated tries to {doing}; what was made is kept on this machine, and the same command goes on"
+            f"repeated tries to {operation}; what was made is kept on this machine, and the same command goes on"
         )
 
 
@@ -202,14 +202,14 @@ class GoogleStore(_ListedStore):
         with suppress(FileNotFoundError):
             super()._delete(places)
 
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         # gcsfs raises plain errors of the system for the answers 401 and 403.
         for link in _chain(error):
             if str(getattr(link, "code", "")) == "401":
                 return _credentials(self._location.scheme)
             if isinstance(link, OSError) and str(link).startswith("Forbidden"):
-                return super()._translate(PermissionError(), doing)
-        return super()._translate(error, doing)
+                return super()._translate(PermissionError(), operation)
+        return super()._translate(error, operation)
 
 
 def _file_system(location: Location) -> Any:

@@ -98,7 +98,7 @@ class HubStore(ObjectStore):
     def _put(self, place: str, path: Path, *, replace: bool) -> None:
         self.put({place: path})
 
-    def check_writable(self, aside: Path) -> None:
+    def check_writable(self, folder: Path) -> None:
         # No commit for a test: the hub answers whether the token may write.
         with self._errors("write to it"):
             self._api.auth_check(self._repo, repo_type=self._type, write=True)
@@ -110,18 +110,18 @@ class HubStore(ObjectStore):
         self._api.repo_info(self._repo, repo_type=self._type, timeout=20)
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def _errors(self, operation: str) -> Iterator[None]:
         from huggingface_hub.errors import EntryNotFoundError
 
         from lgclip.runtime.hub import HubError, hub_errors
 
         try:
-            with hub_errors(self._repo, "store", upload=doing != "read it"):
+            with hub_errors(self._repo, "store", upload=operation != "read it"):
                 yield
         except EntryNotFoundError as error:
             raise FileNotFoundError(self.url) from error
         except HubError as error:
             raise ObjectError(f"{self.url}: {error}") from None
 
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         return ""

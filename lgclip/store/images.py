@@ -90,7 +90,7 @@ class ImageStore:
         path = self.path(image_id)
         try:
             # The stamp is part of the cache's key: a file that was generated again is checked again.
-            if _ends_well(path, file_stamp(path)):
+            if _is_closed(path, file_stamp(path)):
                 return path
         except FileNotFoundError:
             pass
@@ -164,7 +164,7 @@ def _json(content: Mapping[str, object]) -> bytes:
 
 
 @lru_cache(maxsize=65536)
-def _ends_well(path: Path, stamp: FileStamp) -> bool:
+def _is_closed(path: Path, stamp: FileStamp) -> bool:
     """Checks whether a file has the end of its format; cached, since the jobs of a sweep ask repeatedly."""
     end = _ENDS[path.suffix]
     with path.open("rb") as file:

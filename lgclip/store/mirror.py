@@ -209,18 +209,18 @@ class Mirror:
                 return
             self._searched.add(place)
         # Of each process its own: until it is complete it must not be found under the name of another.
-        aside = self._segments.folder / f".{place.replace('/', '-')}.{os.getpid()}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._segments.folder / f".{place.replace('/', '-')}.{os.getpid()}"
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.objects.get(place, aside, None)
-            self._remote_objects[place] = {place: ObjectInfo(aside.stat().st_size, "")}
+            self.objects.get(place, temporary, None)
+            self._remote_objects[place] = {place: ObjectInfo(temporary.stat().st_size, "")}
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                aside.replace(path)
+                temporary.replace(path)
         except FileNotFoundError:
             pass  # there is none
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def entry_of_file(self, place: str, path: Path) -> str:
         """Returns the entry of a file that lies in some store.

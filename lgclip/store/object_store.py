@@ -88,7 +88,7 @@ class ObjectStore(ABC):
         """Sends the store one request, so that a wrong name, missing rights or no network raise their error."""
 
     @abstractmethod
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         """Returns the reason why an operation failed, and how to fix it; empty for an error that is not the store's."""
 
     def check(self) -> None:
@@ -100,16 +100,16 @@ class ObjectStore(ABC):
         with self._errors("read it"):
             self._check()
 
-    def check_writable(self, aside: Path) -> None:
+    def check_writable(self, folder: Path) -> None:
         """Checks that objects can be written, by writing a small one.
 
         Args:
-            aside: Folder for a temporary file.
+            folder: Folder for a temporary file.
 
         Raises:
             ObjectError: If they cannot.
         """
-        file = aside / f"{_PROBE}.{os.getpid()}"
+        file = folder / f"{_PROBE}.{os.getpid()}"
         file.write_bytes(b"")
         try:
             with self._errors("write to it"):
@@ -186,19 +186,19 @@ class ObjectStore(ABC):
                 self._delete(places)
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def _errors(self, operation: str) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, ObjectError):
             raise
         except Exception as error:
             # A full disk of this machine would look like a lost connection.
-            if isinstance(error, OSError) and error.errno in _NO_ROOM and doing == "read it":
+            if isinstance(error, OSError) and error.errno in _NO_ROOM and operation == "read it":
                 raise ObjectError(
                     f"{self.url}: its copy on this machine: {error.strerror}; make room, or name another folder by "
                     "XDG_CACHE_HOME"
                 ) from error
-            reason = self._translate(error, doing)
+            reason = self._translate(error, operation)
             if not reason:
                 raise
             # Without the library's own error, whose text may repeat what a server was sent.

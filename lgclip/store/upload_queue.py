@@ -172,10 +172,10 @@ class UploadQueue:
         """Uploads the lines of cost logs and the prompts of classes that the object store lacks."""
         files: dict[str, Path] = {}
         for place, data in self._segments.new_objects(entries, places).items():
-            aside = self._segments.folder / f".{place.rpartition('/')[2]}.{os.getpid()}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(data)
-            files[place] = aside
+            temporary = self._segments.folder / f".{place.rpartition('/')[2]}.{os.getpid()}"
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            files[place] = temporary
         put = self._objects.put(files)
         # They stay here under the same name: so it is known what the object store has.
         for place in put:

@@ -220,7 +220,7 @@ def test_silent_captioner_is_rejected(training: Folder, tmp_path: Path, caplog: 
     captions = caption_dataset(training, dataclasses.replace(prompt_generator, empty="name"), tmp_path / "store")
     assert len(prompt_generator.loads) == 1, "that nothing is said is known"
     assert captions.texts() == [[f"a photo of {name}"] * PER_CLASS for name in NAMES]
-    assert captions.standing_in() == [list(range(PER_CLASS))] * 3
+    assert captions.fallback_positions() == [list(range(PER_CLASS))] * 3
     assert {prompt.source for prompt in chain.from_iterable(captions.with_sources())} == {""}
     assert "nothing is said of 15 training images: they have the basic form" in caplog.text
 

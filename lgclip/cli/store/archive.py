@@ -170,11 +170,11 @@ def import_archive(root: Path, archive: Path) -> Iterator[str]:
         raise StoreError(f"{archive}: no such file")
     # Inside the store's folder, so that placing is a rename on the same disk and takes no second copy.
     root.mkdir(parents=True, exist_ok=True)
-    aside = Path(mkdtemp(dir=root, prefix=".import."))
+    temporary = Path(mkdtemp(dir=root, prefix=".import."))
     try:
-        unpack(archive, aside)
-        sums = _checked(archive, aside)
-        items = [item for item in walk(aside) if item.place != ABOUT]
+        unpack(archive, temporary)
+        sums = _checked(archive, temporary)
+        items = [item for item in walk(temporary) if item.place != ABOUT]
         fresh = _fresh(root, items, sums)
         _place(root, fresh)
         # A log of costs grows in each store on its own; neither is wrong, so their lines are united.
@@ -187,16 +187,16 @@ def import_archive(root: Path, archive: Path) -> Iterator[str]:
         lasting = {item.place: sums[item.place] for item in items if item.kind not in (Kind.COST_LOG, Kind.TOWERS)}
         write_manifest(root / MANIFEST, {**old, **lasting})
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     size = sum(item.size for item in fresh)
     yield f"{root}: {amount(len(fresh), size)} placed, {len(items) - len(fresh)} were there"
 
 
-def _checked(archive: Path, aside: Path) -> dict[str, str]:
+def _checked(archive: Path, temporary: Path) -> dict[str, str]:
     """Checks every file of an unpacked archive; returns their hashes."""
     try:
         # The file of an export has 60 bytes; only so much is read, whatever is there.
-        with (aside / ABOUT).open("rb") as file:
+        with (temporary / ABOUT).open("rb") as file:
             about = json.loads(file.read(_MAX_ABOUT_BYTES).decode())
     except (OSError, ValueError, RecursionError):
         about = None
@@ -208,9 +208,9 @@ def _checked(archive: Path, aside: Path) -> dict[str, str]:
         raise StoreError(
             f"{archive}: {versions}, this package reads {FORMAT}: export it with the same version of lgclip"
         )
-    sums = read_manifest(aside / MANIFEST)
+    sums = read_manifest(temporary / MANIFEST)
     checked = set[str]()
-    for item in walk(aside):
+    for item in walk(temporary):
         if item.place == ABOUT:
             continue
         # A list of what is allowed, not of what is forbidden: links, and places where no entry lies, are refused.

@@ -168,7 +168,7 @@ def chunk_names(path: Path) -> tuple[list[str], list[str]] | None:
     return header["ids"], header["views"]
 
 
-def outlives_images(path: Path) -> bool:
+def has_discarded_images(path: Path) -> bool:
     """Checks whether a chunk says that its images were never stored."""
     try:
         header, _ = _header(path)

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lgclip.classifier.places import RECORD
-from lgclip.cli.store.entry_checks import caption_names, chunk_names, outlives_images, read_inputs, shard_names
+from lgclip.cli.store.entry_checks import caption_names, chunk_names, has_discarded_images, read_inputs, shard_names
 from lgclip.cli.store.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
 from lgclip.diffuser.base import SyntheticImages, image_id
 from lgclip.diffuser.image_folder import ImageFolder
@@ -308,14 +308,14 @@ def collect(
         raise ValueError(f"--older-than {older_than}: it must be at least 0 days")
     used = needed_by(keep, existing(root), full=False) if keep else Used()
     # Without a reason that the user gave, no entry goes: a store of which nothing was named is not a useless one.
-    why = None
+    reason = None
     if keep:
-        why = "needed by nothing that was named"
+        reason = "needed by nothing that was named"
     elif older_than is not None:
-        why = f"older than {older_than:g} days"
+        reason = f"older than {older_than:g} days"
     clock = time.time_ns() if now is None else now
     before = clock - (DAY if older_than is None else int(older_than * DAY))
-    plan = _plan(root, used, why, before, clock)
+    plan = _plan(root, used, reason, before, clock)
     records = lapsed_records()
     if records:
         size = amount(len(records), sum(records.values()))
@@ -341,7 +341,7 @@ def collect(
     yield f"{root}: {amount(len(affected_items), sum(item.size for item in affected_items))} {outcome}"
 
 
-def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dict[tuple[str, str], list[Item]]:
+def _plan(root: Path, used: Used, reason: str | None, before: int, now: int) -> dict[tuple[str, str], list[Item]]:
     """Returns the files to delete, by folder and reason."""
     plan: defaultdict[tuple[str, str], list[Item]] = defaultdict(list)
     remaining: list[Item] = []
@@ -356,10 +356,10 @@ def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dic
         elif item.kind in COMPANIONS:
             companions.append(item)
         elif item.kind in ENTRIES:
-            if why is None or item.changed >= before or used.needs(item):
+            if reason is None or item.changed >= before or used.needs(item):
                 remaining.append(item)
             else:
-                plan[_folder(item), why].append(item)
+                plan[_folder(item), reason].append(item)
     # Three steps, each of what the one before leaves: entries, features of images that went, companions of both.
     generated = {item.path.stem for item in remaining if item.kind == Kind.IMAGE}
     generated.update(*(shard_names(item.path) for item in remaining if item.kind == Kind.SHARD))
@@ -393,7 +393,7 @@ def _is_orphan(item: Item, generated: set[str]) -> bool:
         return False
     # A chunk that cannot be read is no orphan but damaged, which `verify` reports.
     names = chunk_names(item.path)
-    return names is not None and generated.isdisjoint(names[0]) and not outlives_images(item.path)
+    return names is not None and generated.isdisjoint(names[0]) and not has_discarded_images(item.path)
 
 
 def _delete(items: Sequence[Item]) -> list[Item]:

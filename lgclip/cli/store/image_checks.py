@@ -14,7 +14,16 @@ from lgclip.cli.store.inventory import Item
 from lgclip.diffuser.base import image_id
 from lgclip.store.image_codec import FORMATS, read_metadata
 from lgclip.store.keys import digest_of
-from lgclip.store.shard_index import NAME, Listing, ends_well, listing_of, read_index, read_listing, read_manifest, scan
+from lgclip.store.shard_index import (
+    NAME,
+    Listing,
+    is_properly_closed,
+    listing_of,
+    read_index,
+    read_listing,
+    read_manifest,
+    scan,
+)
 from lgclip.types import Fault, Prompt, TargetClass
 
 TORN = "it is cut, or ends in the middle of a batch"
@@ -161,7 +170,7 @@ def check_shard(item: Item) -> None:
     if bad:
         raise FaultyError(f"{len(bad)} of {len(members)} files in it are faulty, first {bad[0]}")
     must(end >= read_listing(shard).end, f"it is damaged at byte {end}")
-    must(ends_well(shard, end), TORN)
+    must(is_properly_closed(shard, end), TORN)
     listed = read_manifest(shard.parent).get(shard.name)
     must(listed in (None, (size, digest_of(shard))), "its bytes are not those of the list of shards")
 

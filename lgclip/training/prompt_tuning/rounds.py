@@ -30,7 +30,7 @@ from lgclip.training.prompt_tuning.pseudo_labelling import (
     assign_pseudo_labels,
     auxiliary_scores,
     images_of_class,
-    watched,
+    pseudo_label_quality,
 )
 from lgclip.training.prompt_tuning.pseudo_labels import RELEASE_VALIDATES_FROM, training_part
 from lgclip.training.prompt_tuning.soft_prompts import TextContext, TextPrompt, VisualPrompt, VisualTokens
@@ -129,7 +129,7 @@ class PromptTuningLoop:
         Args:
             make_trainer: Builds a trainer.
             trainer: An existing trainer, which is returned if no round is left.
-            hidden: True class of each unlabelled image, passed only to `watched`.
+            hidden: True class of each unlabelled image, passed only to `pseudo_label_quality`.
             logger: Logs the metrics of each round.
 
         Returns:
@@ -148,7 +148,7 @@ class PromptTuningLoop:
             module, trainer = self._fit(turn, pseudo_labels, state, make_trainer)
             # On every device, before the branch for the first one: it is a collective operation.
             cosines = self._cosines(module.prompts, trainer)
-            row |= {"losses": module.losses, **watched(pseudo_labels, cosines, truth)}
+            row |= {"losses": module.losses, **pseudo_label_quality(pseudo_labels, cosines, truth)}
             state = State(module.prompts.learned_prompts(), cosines, [*state.rows, row])
             if trainer.is_global_zero:
                 self._keep(turn, state)
@@ -228,7 +228,7 @@ class PromptTuningLoop:
         config = self.config
         folder = self._folder / f"{turn:02}"
         # GRIP starts every round again: a prompt that goes on would keep the errors of earlier pseudo-labels.
-        prompts = self._prompts(state.learned_prompts if config.goes_on else {})
+        prompts = self._prompts(state.learned_prompts if config.starts_from_previous else {})
         labelled = len(self._labelled())
         pseudo_labelled = len(pseudo_labels.places)
         module = PromptRound(prompts, config, weights_of(self.data.paradigm, labelled, pseudo_labelled, config))

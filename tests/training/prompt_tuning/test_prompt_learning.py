@@ -179,8 +179,8 @@ def test_rounds_restart_or_continue(tmp_path: Path) -> None:
 def test_release_templates_and_warm_start(tmp_path: Path) -> None:
     tuning_data = tuning_data_of(tmp_path)
     encoder = encoder_of(tmp_path)
-    assert small_config(release_bugs=True).goes_on
-    assert not small_config(release_bugs=True, modality="visual").goes_on
+    assert small_config(release_bugs=True).starts_from_previous
+    assert not small_config(release_bugs=True, modality="visual").starts_from_previous
     text_features = encoder.load(CPU).texts([f"a photo of a {{}}{name}" for name in NAMES])
     loop = PromptTuningLoop(small_config(release_bugs=True, rounds=0), encoder, tuning_data, tmp_path / "zero", CPU, 0)
     trained, _ = loop.run(one_cpu, one_cpu(logger=False, enable_checkpointing=False), None, False)
