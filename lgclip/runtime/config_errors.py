@@ -28,7 +28,7 @@ def describe_config_error(error: HydraException | OmegaConfBaseException) -> str
 
 
 def _reason(error: HydraException | OmegaConfBaseException) -> str:
-    """Returns details on an override's error from its cause, which Hydra's message lacks."""
+    """Returns what the cause of an override's error knows and Hydra does not say."""
     text = str(error)
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException):
@@ -37,8 +37,8 @@ def _reason(error: HydraException | OmegaConfBaseException) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown and cause.parent_node is not None:
         *path, key = unknown.group(1).split(".")
-        keys = [str(k) for k in cause.parent_node.keys()]  # noqa: SIM118
-        return _did_you_mean(key, keys, ".".join(path))
+        known = [str(k) for k in cause.parent_node.keys()]  # noqa: SIM118
+        return _did_you_mean(key, known, ".".join(path))
     if text.startswith("Error merging override"):
         return f": {str(cause).partition(chr(10))[0]}"
     return ""
@@ -58,15 +58,15 @@ def _missing_choice(error: HydraException | OmegaConfBaseException) -> str | Non
     """Describes a choice that a config group does not have; None for any other error."""
     if not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
         return None
-    group, _, choice = error.missing_cfg_file.rpartition("/")
+    group, _, wanted = error.missing_cfg_file.rpartition("/")
     if not group or not error.options:
         return None
-    return f"no {group}={choice}: choose {', '.join(error.options)}" + _did_you_mean(choice, error.options)
+    return f"no {group}={wanted}: choose {', '.join(error.options)}" + _did_you_mean(wanted, error.options)
 
 
-def _did_you_mean(value: str, names: Sequence[str], prefix: str = "") -> str:
+def _did_you_mean(wanted: str, known: Sequence[str], prefix: str = "") -> str:
     # 0.5 instead of difflib's 0.6, as keys are long and users type a part of them: `promts` for `prompts_per_class`.
-    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
     if not close:
         return ""
     name = f"{prefix}.{close[0]}" if prefix else close[0]
