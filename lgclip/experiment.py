@@ -320,7 +320,7 @@ class Experiment:
         return references_from_config(self._cfg, self._data)
 
     def similar_names(self, count: int) -> list[str]:
-        """Names things that look similar to the classes and are none of them, for images that a classifier rejects.
+        """Names objects that look similar to the classes and belong to none, for images that a classifier rejects.
 
         The chat model of `llm` is asked; without one, words of the class names are recombined.
 

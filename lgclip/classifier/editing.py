@@ -268,7 +268,7 @@ def set_rejection(classifier: "ImageClassifier", rejection: Rejection | None) ->
 
 
 def _generate_negatives(classifier: "ImageClassifier") -> None:
-    """Generates images of things that are similar to the classes and are none."""
+    """Generates images of objects that are similar to the classes and belong to none."""
     from lgclip.classifier.parts import Negatives
 
     rejection = classifier.rejection

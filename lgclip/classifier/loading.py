@@ -305,7 +305,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> N
 
 
 def _check_extra(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int) -> None:
-    """Checks the tensors beside the classes' own: real images, and images of things that are no class."""
+    """Checks the further tensors: real images, and images of objects that belong to no class."""
     if "features" in tensors and len(record["images"]["ids"]) != len(tensors["features"]):
         raise ValueError(f"{path}: {len(record['images']['ids'])} image ids for {len(tensors['features'])} features")
     _check_labels(path, tensors, "shots", "shot_labels", classes)

@@ -130,7 +130,7 @@ class ImageClassifier:
 
     @property
     def negative_references(self) -> References | None:
-        """Returns the images and sentences of things that are no class, aligned as those of the classes."""
+        """Returns the images and sentences of objects of no class, aligned as those of the classes."""
         return None if self.negatives is None else self.aligned(self.negatives.references)
 
     def aligned(self, references: References) -> References:

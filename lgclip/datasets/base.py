@@ -104,7 +104,7 @@ class Dataset(ABC):
         return f"image {index} of {self.name}"
 
     def original(self, index: int) -> Path | bytes | None:
-        """Returns the file of the image at `index`, or its bytes; None if there is no such thing."""
+        """Returns the file of the image at `index`, or its bytes; None if it has neither."""
         return None
 
     def description(self, index: int) -> str | None:

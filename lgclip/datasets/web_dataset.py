@@ -29,7 +29,7 @@ from lgclip.store.location import parse_location
 _CLASS_NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
 _SHARD_COUNT = "nshards.txt"
-"""Files that the data sets of CLIP benchmark have beside their shards."""
+"""Files that the data sets of CLIP benchmark have next to their shards."""
 
 _SPLIT = "{split}"
 
@@ -152,7 +152,7 @@ class WebDataset(Dataset):
 
 
 def _check_count(files: Sequence[ShardFile], folder: str, shards: str, split: str) -> None:
-    """Compares the number of shards with the one that CLIP benchmark states beside them: fewer are a smaller split."""
+    """Compares the number of shards with the one that CLIP benchmark states: fewer are a smaller split."""
     place, _, last = shards.replace(_SPLIT, split).rpartition("/")
     # A range, or some of the names, is a choice of the user's.
     if last != "*.tar" or any(sign in place for sign in "*[{"):

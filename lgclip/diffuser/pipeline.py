@@ -329,7 +329,7 @@ class Diffuser(ImageGenerator):
             _compile(parts)
 
     def _prepare_decoder(self, vae: Any, device: torch.device) -> None:
-        """Sets how images are decoded; asked when the weights are on the device."""
+        """Sets how images are decoded; called when the weights are on the device."""
         slicing = self.slicing
         if slicing is None and device.type != "cpu":
             # Decoding a whole batch takes more memory than all denoising steps before it; decoding the images one by

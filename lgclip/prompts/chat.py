@@ -109,7 +109,7 @@ class ChatHistory:
             self.prompts.append(sentence)
 
     def result(self, reason: str = "") -> GeneratedPrompts | PromptError:
-        """Returns the prompts if there are enough, else the error that says why not.
+        """Returns the prompts if there are enough, else the error with the reason.
 
         Args:
             reason: A further reason besides rejected replies.
@@ -134,7 +134,7 @@ class ChatHistory:
 
 @dataclass(frozen=True)
 class ChatPromptGenerator(PromptGenerator):
-    """Asks a chat model for descriptions, in rounds until there are enough usable ones.
+    """Requests descriptions from a chat model, in rounds until there are enough usable ones.
 
     Every round has its own seed, derived from the class and the round's number, so that a later request for more
     prompts continues after the last round. `filtering` decides which sentences are usable.
@@ -215,7 +215,7 @@ class ChatPromptGenerator(PromptGenerator):
 
 
 def reads_requests(generator: PromptGenerator) -> bool:
-    """Returns whether a generator's chat model can be asked for something other than prompts."""
+    """Returns whether a generator's chat model can answer other requests than for prompts."""
     # The small model of the package continues a name with a caption; it understands no request.
     return isinstance(generator, ChatPromptGenerator) and generator.instruction.strip() != "{name}"
 

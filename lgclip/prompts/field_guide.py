@@ -1,4 +1,4 @@
-"""Describes the classes of the fine world, as a language model would that knows them."""
+"""Describes the classes of the fine world, in place of a language model that knows them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Names things that look similar to the classes and are none of them: negatives for a rejection threshold."""
+"""Names objects that look similar to the classes and belong to none: negatives for a rejection threshold."""
 
 import hashlib
 import re

@@ -187,7 +187,7 @@ def download(
 
 
 def size_of(repo: str, revision: str | None = None) -> int | None:
-    """Returns the bytes of a repository's safetensors weights; None if neither the cache nor the hub can tell."""
+    """Returns the bytes of a repository's safetensors weights; None if neither the cache nor the hub has the number."""
     from huggingface_hub import HfApi
 
     if cached(repo, revision):

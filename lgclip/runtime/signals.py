@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.25  # seconds between two looks at the parent
 
 
 class Stopped(SystemExit):
-    """Reports that a signal asked this process to stop. The exit status is 128 + signal, as in a shell.
+    """Reports that a signal has stopped this process. The exit status is 128 + signal, as in a shell.
 
     It is not a `KeyboardInterrupt`, which Lightning turns into exit status 1, and not an `Exception`, which a sweep
     turns into a failed job.

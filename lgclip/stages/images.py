@@ -310,7 +310,7 @@ class ImageGenerationStage(ShardedStage):
         return self._probed or self._pass_size(self.device.type)
 
     def _pass_size(self, device: str) -> int:
-        """Returns the number of images of a pass, as far as the config says it; a measured size divides it."""
+        """Returns the number of images of a pass by the config alone; a measured size divides it."""
         if device != "cpu":
             return LARGEST_BATCH if isinstance(self.diffuser.batch_size, str) else self.diffuser.batch_size
         # From the config alone and not from the memory that is free: the size of a pass may change an image's last

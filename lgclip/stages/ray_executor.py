@@ -353,7 +353,7 @@ class _Dealer:
             self._remove(worker)
 
     def _lose(self, worker: _Worker, error: Exception) -> None:
-        """Deals the shards of a worker that is gone again."""
+        """Deals the shards of a lost worker again."""
         lines = str(error).strip().splitlines()
         # The last line of a traceback says what is wrong, such as a module that is not installed there.
         reason = lines[-1] if "creation task" in lines[0] else lines[0]

@@ -44,7 +44,7 @@ from lgclip.store.upload_queue import UploadQueue
 log = logging.getLogger(__name__)
 
 _LISTED_SECONDS = 30.0
-"""Time for which a listing of an entry holds; what a stage lacks is asked many times."""
+"""Seconds for which a listing of an entry is valid; a stage lists its missing items many times."""
 
 _SHOWN = 100
 """Number of files from which on a download shows its progress."""
@@ -85,7 +85,7 @@ class Mirror:
             self._is_checked = True
 
     def expire(self) -> None:
-        """Has every entry listed again when it is asked for next: another machine may have written to it."""
+        """Invalidates the listings of all entries: another machine may have written to them."""
         with self._lock:
             self._listed.clear()
 

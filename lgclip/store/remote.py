@@ -128,7 +128,7 @@ def push_pending(root: Path | None = None) -> None:
 
 
 def expire(root: Path | None = None) -> None:
-    """Has the object store of a store listed again when it is asked next.
+    """Invalidates the listing of a store's object store.
 
     Args:
         root: The store; None stands for all that this process has used.

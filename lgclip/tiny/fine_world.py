@@ -116,7 +116,7 @@ def fine_image(split: Split, index: int) -> UInt8[np.ndarray, "64 64 3"]:
 
 
 def guide_sentence(fine_kind: FineKind, rng: np.random.Generator) -> str:
-    """Returns one true sentence on a class: what distinguishes it, and other things that vary within it.
+    """Returns one true sentence on a class: its distinguishing attributes, and others that vary within it.
 
     Args:
         fine_kind: The class.

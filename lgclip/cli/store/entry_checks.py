@@ -169,7 +169,7 @@ def chunk_names(path: Path) -> tuple[list[str], list[str]] | None:
 
 
 def has_discarded_images(path: Path) -> bool:
-    """Checks whether a chunk says that its images were never stored."""
+    """Checks whether the images of a chunk were never stored, by its metadata."""
     try:
         header, _ = _header(path)
     except FaultyError:

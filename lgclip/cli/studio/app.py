@@ -272,7 +272,7 @@ def _connect_photos(
 
 
 def _deferred(start: Callable[[], Iterator[str]]) -> Iterator[str]:
-    """Calls `start` when the first text is asked for, so that its errors come there too."""
+    """Calls `start` when the first text is requested, so that its errors are raised there too."""
     yield from start()
 
 

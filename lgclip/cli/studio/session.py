@@ -1,4 +1,4 @@
-"""Holds what one browser tab has built, and what its buttons do; tested without a page, since it knows no Gradio."""
+"""Holds the state of one browser tab and its buttons' actions; needs no Gradio, so that tests need no page."""
 
 import logging
 import queue
@@ -91,7 +91,7 @@ class Session:
     # ------------------------------------------------------------------------------------------------------- classes
 
     def build(self, text: str) -> Iterator[str]:
-        """Builds a classifier and yields the progress so far; the last text says what was built.
+        """Builds a classifier and yields the progress so far; the last text describes the classifier.
 
         Args:
             text: One class name per line, or `NAME<TAB>DESCRIPTION`.
