@@ -120,8 +120,8 @@ def write_indexes(root: Path, count: int) -> None:
 def read_in_new_process(root: Path, count: int, content: str) -> dict[str, float]:
     """Returns the metrics of `read_images` in a new process."""
     command = [sys.executable, __file__, "read", str(root), str(count), content]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return json.loads(done.stdout)
+    completed = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return json.loads(completed.stdout)
 
 
 def format_cell(value: float | None) -> str:

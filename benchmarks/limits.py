@@ -177,8 +177,10 @@ def rejection_rows(runs: Runs) -> Iterator[str]:
     ]
     for title, world_name, classes, unknowns in cases:
         for method in ("lgclip", "fusion"):
-            for other, images in unknowns.items():
-                yield from _rejection_case(runs, f"{title}, {method}", world_name, classes, other, images, method)
+            for unknown_name, images in unknowns.items():
+                yield from _rejection_case(
+                    runs, f"{title}, {method}", world_name, classes, unknown_name, images, method
+                )
     yield _ceiling_row(runs, names)
 
 
@@ -188,7 +190,7 @@ def _ceiling_row(runs: Runs, classes: Sequence[str]) -> str:
 
     classifier = runs.classifier(classes, 0, "method=lgclip")
     images_per_kind = 20
-    known = [
+    class_images = [
         world.image_of("train", 100 * label + number)
         for label in range(len(classes))
         for number in range(images_per_kind)
@@ -197,7 +199,7 @@ def _ceiling_row(runs: Runs, classes: Sequence[str]) -> str:
     others = [world.image_of("pretrain", start + index) for index in range(210 * images_per_kind)]
     features = torch.cat(
         [
-            runs.features(classifier, "single", "real images of the classes", known),
+            runs.features(classifier, "single", "real images of the classes", class_images),
             runs.features(classifier, "single", "real images of the other kinds", others),
         ]
     )
@@ -218,7 +220,7 @@ def _rejection_case(
     title: str,
     world_name: str,
     classes: Sequence[str],
-    other: str,
+    unknown_name: str,
     images: Sequence[np.ndarray],
     method: str,
 ) -> Iterator[str]:
@@ -234,7 +236,7 @@ def _rejection_case(
         inside = compute_rejection_scores(classifier, features[labels < len(classes)])
         outside_features = features[labels >= len(classes)]
         if images:
-            outside_features = runs.features(classifier, "single", other, images)
+            outside_features = runs.features(classifier, "single", unknown_name, images)
         outside = compute_rejection_scores(classifier, outside_features)
         for name, values in inside.items():
             rows.setdefault(name, []).append((auroc(values, outside[name]), fpr_at(values, outside[name])))
@@ -250,14 +252,14 @@ def _rejection_case(
         selection = f"{chosen.count(name)} of {len(chosen)} seeds" if name in chosen else ""
         cells = [
             title,
-            other,
+            unknown_name,
             name,
             format_mean([pair[0] for pair in pairs], 1, 3),
             format_mean([pair[1] for pair in pairs]),
         ]
         yield "| " + " | ".join([*cells, f"chosen: {selection}" if selection else "", "", ""]) + " |"
     yield (
-        f"| {title} | {other} | **the classifier's threshold** | | "
+        f"| {title} | {unknown_name} | **the classifier's threshold** | | "
         f"| {format_mean(accepted)} | {format_mean(rejected)} | {predicted} |"
     )
 

@@ -34,7 +34,7 @@ from lgclip.types import Prompt, TargetClass
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/ray_overhead.py --full"
-CLASSES, EACH = 21_841, 50
+CLASSES, PER_CLASS = 21_841, 50
 IMAGE_MS, WORKERS = 20.0, 2
 PIXELS = 64 * 64 * 3
 
@@ -79,11 +79,11 @@ def measure(classes: int, store: Path) -> dict[str, float]:
     store.mkdir(parents=True)
     names = [TargetClass(index, f"class {index}") for index in range(classes)]
     texts = [[f"a photo of a {target_class.name}"] for target_class in names]
-    stage = ImageGenerationStage(StubDiffuser(), store, names, image_prompts(names, texts, 1, EACH), seed=0)
+    stage = ImageGenerationStage(StubDiffuser(), store, names, image_prompts(names, texts, 1, PER_CLASS), seed=0)
     stage.store.in_shards = True
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[StageBar()])
     executor = RayExecutor(actors=WORKERS)
-    count = len(stage.wanted)
+    count = len(stage.prompts)
     work = Work("cpu", 1)
     try:
         executor.prepare(store)

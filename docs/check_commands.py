@@ -74,8 +74,8 @@ def split(block: str) -> Iterator[str]:
         command = [line]
         while command[-1].endswith("\\"):
             command.append(next(lines))
-        if here := re.search(r"<<'(\w+)'", command[-1]):
-            while command[-1] != here[1]:
+        if delimiter := re.search(r"<<'(\w+)'", command[-1]):
+            while command[-1] != delimiter[1]:
                 command.append(next(lines))
         yield "\n".join(command)
 
@@ -94,14 +94,14 @@ def run(command: str, folder: Path, store: Path) -> tuple[int, str]:
         "WANDB_SILENT": "true",
     }
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT,
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return 124, f"not finished after {LIMIT:.0f} s"
-    return done.returncode, done.stdout + done.stderr
+    return completed.returncode, completed.stdout + completed.stderr
 
 
 def linked_copy(folder: Path, copy: Path) -> Path:
@@ -129,18 +129,18 @@ class Checker:
     def __init__(self, store: Path) -> None:
         self.counts: Counter[str] = Counter()
         self._store = store
-        self._known: set[str] = set()
+        self._checked: set[str] = set()
         self._lock = Lock()
 
     def check_page(self, page: Sequence[Command], folder: Path) -> None:
         """Runs the commands of a page in their order, unless they are skipped or were run before."""
         for command in page:
             with self._lock:
-                is_repeated = command.text in self._known
+                is_repeated = command.text in self._checked
                 if command.reason or is_repeated:
                     self.counts["skipped" if command.reason else "repeated"] += 1
                     continue
-                self._known.add(command.text)
+                self._checked.add(command.text)
             start = time.monotonic()
             status, output = run(command.text, folder, self._store)
             with self._lock:
@@ -151,12 +151,12 @@ class Checker:
                     print(f"exit status {status}\n{output[-3000:]}", flush=True)
 
 
-def check(found: Sequence[Command], jobs: int) -> int:
+def check(selected: Sequence[Command], jobs: int) -> int:
     """Runs the commands of all pages, prints a line about each, and returns the number of failures."""
     start = time.monotonic()
-    pages_found = [list(group) for _, group in itertools.groupby(found, key=lambda command: command.page)]
-    first = [page for page in pages_found if page[0].page.startswith(FIRST)]
-    others = [page for page in pages_found if page not in first]
+    commands_by_page = [list(group) for _, group in itertools.groupby(selected, key=lambda command: command.page)]
+    first = [page for page in commands_by_page if page[0].page.startswith(FIRST)]
+    others = [page for page in commands_by_page if page not in first]
     with tempfile.TemporaryDirectory(prefix="lgclip-docs-") as temporary:
         folder = Path(temporary) / "first"
         folder.mkdir()
@@ -187,12 +187,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="commands that run at a time")
     args = parser.parse_args()
     chosen = [page.resolve() for page in args.pages] or pages()
-    found = [command for page in chosen for command in commands(page)]
+    selected = [command for page in chosen for command in commands(page)]
     if args.list:
-        for command in found:
+        for command in selected:
             print(f"{command.page}: {f'[{command.reason}] ' if command.reason else ''}{command.text.splitlines()[0]}")
         return 0
-    return min(check(found, args.jobs), 1)
+    return min(check(selected, args.jobs), 1)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ FIELDS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces the markers of a page, as mkdocs' hook of this name."""
-    return MARKER.sub(lambda found: "\n".join(GENERATORS[found.group(1)]()), markdown)
+    return MARKER.sub(lambda match: "\n".join(GENERATORS[match.group(1)]()), markdown)
 
 
 # ------------------------------------------------------------------------------------------------------------- config
@@ -116,9 +116,9 @@ def config_reference() -> Iterator[str]:
         ValueError: If a group of conf/ is not described in `GROUPS`.
     """
     conf = ROOT / "conf"
-    found = {_group_of(path, conf) for path in conf.glob("*/**/*.yaml")}
-    if found != set(GROUPS):
-        raise ValueError(f"GROUPS and conf/ differ: {sorted(found ^ set(GROUPS))}; describe each group")
+    groups = {_group_of(path, conf) for path in conf.glob("*/**/*.yaml")}
+    if groups != set(GROUPS):
+        raise ValueError(f"GROUPS and conf/ differ: {sorted(groups ^ set(GROUPS))}; describe each group")
     defaults = _default_choices(conf / "evaluate.yaml")
     yield "## Top-level values\n"
     yield "| value | default | meaning |\n|---|---|---|"
@@ -272,7 +272,7 @@ def _cell(text: str) -> str:
     """Returns a text as it is shown in a cell of a table."""
     text = text.replace("|", "\\|").replace("<", "&lt;")
     # Addresses become links only in angle brackets.
-    return re.sub(r"https?://[^\s,;)]*[^\s,;.)]", lambda found: f"<{found.group(0)}>", text)
+    return re.sub(r"https?://[^\s,;)]*[^\s,;.)]", lambda match: f"<{match.group(0)}>", text)
 
 
 GENERATORS = {"config": config_reference, "cli": cli_reference, "result": result_reference}

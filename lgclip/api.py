@@ -103,7 +103,7 @@ def load(path: str | Path, *, overrides: Sequence[str] = ()) -> "ImageClassifier
 
 
 def experiments_of(classifier: "ImageClassifier", overrides: Sequence[str] = ()) -> list[Experiment]:
-    """Returns the experiments that build a classifier again: of its classes, and of similar things that it rejects.
+    """Returns the experiments that build a classifier again: of its classes, and of similar objects that it rejects.
 
     Args:
         classifier: The classifier.

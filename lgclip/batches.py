@@ -23,7 +23,7 @@ class ImageBatch(NamedTuple):
         ids: Content keys of the images.
         views: Preprocessed pixels.
         unread: Images that belong to the batch but cannot be read.
-        notes: What is unusual about some of the images, by id.
+        notes: Notes on images with an unusual format, by id.
     """
 
     ids: list[str]

@@ -23,7 +23,7 @@ from lgclip.runtime.instantiate import build, target_of
 from lgclip.runtime.known_settings import check_known_settings
 from lgclip.runtime.secrets import refuse_secrets
 from lgclip.runtime.sweep_job import choices, output_folder, sweep_job, uses_ray
-from lgclip.runtime.terminal import say_loading
+from lgclip.runtime.terminal import print_loading
 from lgclip.runtime.value_types import check_settings
 from lgclip.stages.counts import ImageCounts
 from lgclip.stages.ray_cluster import check_config
@@ -323,7 +323,7 @@ class Experiment:
         return references_from_config(self._cfg, self._data)
 
     def similar_names(self, count: int) -> list[str]:
-        """Names things that look similar to the classes and are none of them, for images that a classifier rejects.
+        """Names objects that look similar to the classes and belong to none, for images that a classifier rejects.
 
         The chat model of `llm` is asked; without one, words of the class names are recombined.
 
@@ -357,7 +357,7 @@ class Experiment:
             )
 
         if "torch" not in sys.modules:
-            say_loading("torch, Lightning and what the models need")
+            print_loading("torch, Lightning and what the models need")
 
         from lgclip.evaluation.config_checks import check_method, warn_of_unused
         from lgclip.evaluation.evaluator import shifts_of

@@ -29,7 +29,7 @@ class TargetClass(NamedTuple):
     occurrence: int = 0
 
     def identity(self) -> dict[str, object]:
-        """Returns what identifies the class in keys and seeds, wherever it is in a list."""
+        """Returns the class's identity in keys and seeds, independent of its index."""
         # Two classes may share a name, as "missile" does in ImageNet; each has its own prompts and images.
         return {"class": self.name, "occurrence": self.occurrence}
 
@@ -40,11 +40,11 @@ def count_earlier(names: Iterable[str]) -> tuple[int, ...]:
     Args:
         names: The names of a data set's classes, in their order.
     """
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     occurrences: list[int] = []
     for name in names:
-        occurrences.append(seen.get(name, 0))
-        seen[name] = occurrences[-1] + 1
+        occurrences.append(counts.get(name, 0))
+        counts[name] = occurrences[-1] + 1
     return tuple(occurrences)
 
 
@@ -67,7 +67,7 @@ class Prompt(NamedTuple):
         return self.target_class.class_index
 
     def identity(self) -> dict[str, object]:
-        """Returns what identifies the prompt in keys and seeds; the context is not in it, since the sentence is."""
+        """Returns the prompt's identity in keys and seeds; the context is not part of it, since the sentence is."""
         return {**self.target_class.identity(), "text": self.text, "repeat": self.repeat}
 
 
@@ -77,7 +77,7 @@ class Unread(NamedTuple):
     Attributes:
         id: Content key of the image.
         where: File of the image, or its position in a file.
-        reason: Why it cannot be read.
+        reason: Reason why it cannot be read.
     """
 
     id: str

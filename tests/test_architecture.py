@@ -77,8 +77,8 @@ def test_help_and_config_load_nothing_heavy() -> None:
         "    except SystemExit as end: assert not end.code, call\n"
         "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
-    *lines, loaded = done.stdout.splitlines()
+    completed = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    *lines, loaded = completed.stdout.splitlines()
     assert "prompts_per_class: 10" in lines, "of Hydra's own, beside other words"
     assert "scales: multi, official_code, paper, single, ten" in lines
     assert "  scales          multi, official_code, paper, *single, ten" in lines

@@ -136,18 +136,18 @@ def test_benchmarks_document_their_command(name: str) -> None:
 @pytest.mark.multiprocess
 def test_benchmarks_import() -> None:
     """Imports all benchmarks in one process, because each needs torch."""
-    done = run_script("-c", f"import importlib\nfor name in {SCRIPTS!r}: importlib.import_module(name)")
-    assert done.returncode == 0, done.stderr
+    completed = run_script("-c", f"import importlib\nfor name in {SCRIPTS!r}: importlib.import_module(name)")
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.multiprocess
 def test_gpu_benchmark_runs_small() -> None:
     before = stored_results()
-    done = run_script(str(HERE / "gpu.py"), "--device", "cpu", "--small")
-    assert done.returncode == 0, done.stderr
+    completed = run_script(str(HERE / "gpu.py"), "--device", "cpu", "--small")
+    assert completed.returncode == 0, completed.stderr
     for part in ("bf16 matrix product of", "G1a", "G1b", "G1c", "G2a", "G3", "G4", "G5"):
-        assert part in done.stdout
-    assert "sweep of 2 cells" in done.stdout
+        assert part in completed.stdout
+    assert "sweep of 2 cells" in completed.stdout
     assert stored_results() == before
 
 

@@ -160,10 +160,10 @@ def test_every_command_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from check_commands import commands, pages, split  # pyright: ignore[reportMissingImports]
 
     assert set(pages()) == {ROOT / "README.md", *DOCS.rglob("*.md")}
-    found_commands = [command for page in pages() for command in commands(page)]
+    all_commands = [command for page in pages() for command in commands(page)]
     blocks = sum(page.read_text(encoding="utf-8").count("\n```bash\n") for page in pages())
-    assert len({(command.page, command.text) for command in found_commands}) >= blocks
-    assert sum(not command.reason for command in found_commands) > 50
+    assert len({(command.page, command.text) for command in all_commands}) >= blocks
+    assert sum(not command.reason for command in all_commands) > 50
     assert list(split("# no command\na \\\n  b\nc - <<'X'\nd\nX\ne")) == ["a \\\n  b", "c - <<'X'\nd\nX", "e"]
 
 

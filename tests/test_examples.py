@@ -87,7 +87,7 @@ def command(script: str, example: str, images: Path, folder: Path, *overrides: s
     """Runs a script with an example as its page shows it; returns its output."""
     code = ROOT / "examples" / example
     module = next(code.glob("*.py")).stem
-    done = subprocess.run(
+    completed = subprocess.run(
         [
             sys.executable, script, "--config-dir", str(code / "conf"), "diffuser=folder",
             f"diffuser.root={images / 'synthetic'}", f"prompts_per_class={IMAGES_PER_CLASS}",
@@ -97,8 +97,8 @@ def command(script: str, example: str, images: Path, folder: Path, *overrides: s
         cwd=ROOT, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(code), "LGCLIP_ALLOW": module},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stdout
 
 
 def evaluate(example: str, images: Path, folder: Path, *overrides: str) -> Run:
@@ -218,13 +218,13 @@ def test_onnx_only_example(images: Path, features: Features, tmp_path: Path) -> 
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "assert not {'torch', 'lgclip', 'timm', 'open_clip'} & sys.modules.keys()\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, str(script), str(tmp_path / "shapes.onnx"), *map(str, files)],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    rows = [line.split("\t") for line in completed.stdout.splitlines()]
     assert [row[0] for row in rows] == [str(file) for file in files]
     assert [row[1] for row in rows] == classifier.predict(files).tolist()
     assert [float(row[2]) for row in rows] == pytest.approx(classifier.predict_proba(files).max(axis=1), abs=1e-3)
@@ -256,11 +256,11 @@ def test_notebook_runs(tmp_path: Path) -> None:
         "NotebookClient(notebook, km=kernel, timeout=600).execute()\n"
         "nbformat.write(notebook, 'executed.ipynb')\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, str(NOTEBOOK)], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert completed.returncode == 0, completed.stderr[-3000:]
     notebook: Any = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
 
     text = printed(notebook)

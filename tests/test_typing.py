@@ -36,13 +36,13 @@ def test_pyright_checks_programs_of_users(tmp_path: Path) -> None:
     assert (ROOT / "lgclip" / "py.typed").is_file()
     (tmp_path / "right.py").write_text(RIGHT)
     (tmp_path / "wrong.py").write_text(WRONG)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, str(tmp_path)],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     errors = [
-        (Path(found["file"]).name, found["range"]["start"]["line"] + 1)
-        for found in json.loads(done.stdout)["generalDiagnostics"]
-        if found["severity"] == "error"
+        (Path(diagnostic["file"]).name, diagnostic["range"]["start"]["line"] + 1)
+        for diagnostic in json.loads(completed.stdout)["generalDiagnostics"]
+        if diagnostic["severity"] == "error"
     ]
     assert errors == [("wrong.py", 4), ("wrong.py", 5), ("wrong.py", 6)]

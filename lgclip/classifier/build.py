@@ -49,7 +49,7 @@ def classifier_from_features(
         synthetic_images: The synthetic images; None if the method uses none.
         fitted: The settings after calibration, where they are known.
         settings: Resolved config groups, to build further classes with.
-        origin: What it is built from, for people.
+        origin: Origin of the images and sentences, for people.
         full_image: Features of the full synthetic images where the selection compares them and they are no view of
             the streams.
         align: Fits the alignment with real images; None compares them as they are.

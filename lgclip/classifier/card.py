@@ -26,7 +26,7 @@ def card_text(classifier: ImageClassifier, *, packed: bool = False) -> str:
         "",
         f"# Image classifier of {len(classifier.classes)} classes",
         "",
-        _how(classifier),
+        _provenance(classifier),
         "",
         "![Synthetic images of the classes](prototypes.png)",
         "",
@@ -59,13 +59,14 @@ def card_text(classifier: ImageClassifier, *, packed: bool = False) -> str:
 
 
 def _changes(classifier: ImageClassifier) -> list[str]:
-    """Returns what was changed since the classifier was built; nothing if it was not."""
+    """Returns the changes since the classifier was built; empty if there are none."""
     if not classifier.edits:
         return []
     return ["## Changes", "", *[f"- {edit}" for edit in classifier.edits], ""]
 
 
-def _how(classifier: ImageClassifier) -> str:
+def _provenance(classifier: ImageClassifier) -> str:
+    """Returns the sentence on the images and sentences that the classifier was made from."""
     if classifier.is_trained:
         return (
             f"A model that lgclip has trained: method={classifier.origin['trained']}. `lgclip audit` of its run lists "

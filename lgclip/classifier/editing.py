@@ -96,7 +96,7 @@ def remove_classes(classifier: "ImageClassifier", names: Sequence[str]) -> None:
 
 
 def builder_of(classifier: "ImageClassifier") -> "Builder":
-    """Returns what builds further classes.
+    """Returns the builder of further classes.
 
     Raises:
         ValueError: If the classifier was trained, or its settings are unknown.
@@ -124,7 +124,7 @@ def _joined(first: SupportSet, second: SupportSet, shift: int) -> SupportSet:
 
 
 def drop_images(classifier: "ImageClassifier", prefixes: Sequence[str], *, fits: bool = True) -> list[str]:
-    """Takes synthetic images out for good: see `ImageClassifier.drop`.
+    """Removes synthetic images permanently: see `ImageClassifier.drop`.
 
     Args:
         classifier: The classifier.
@@ -138,14 +138,14 @@ def drop_images(classifier: "ImageClassifier", prefixes: Sequence[str], *, fits:
     if classifier.support is None or not classifier.image_ids:
         raise ValueError("this classifier has no synthetic images to drop")
     ids = [_complete(classifier, prefix) for prefix in prefixes]
-    left = [image_id not in ids for image_id in classifier.image_ids]
+    mask = [image_id not in ids for image_id in classifier.image_ids]
     remaining = Counter(
-        label for label, is_kept in zip(classifier.support.labels.tolist(), left, strict=True) if is_kept
+        label for label, is_kept in zip(classifier.support.labels.tolist(), mask, strict=True) if is_kept
     )
     for index, name in enumerate(classifier.class_names):
         if not remaining[index]:
             raise ValueError(f"class {name!r} would have no image left; remove the class, or keep one image")
-    keep_images(classifier, left)
+    keep_images(classifier, mask)
     classifier.dropped = tuple(dict.fromkeys([*classifier.dropped, *ids]))
     classifier.edits = (*classifier.edits, f"dropped {len(ids)} synthetic images: {', '.join(i[:12] for i in ids)}")
     if fits:
@@ -165,23 +165,23 @@ def _complete(classifier: "ImageClassifier", prefix: str) -> str:
     return matches[0]
 
 
-def keep_images(classifier: "ImageClassifier", left: Sequence[bool]) -> None:
+def keep_images(classifier: "ImageClassifier", mask: Sequence[bool]) -> None:
     """Keeps some of the synthetic images, and their tiles in the sheet."""
     support = classifier.support
     assert support is not None
-    gone: dict[int, list[int]] = {}
-    seen: Counter[int] = Counter()
-    for label, is_kept in zip(support.labels.tolist(), left, strict=True):
+    removed: dict[int, list[int]] = {}
+    counts: Counter[int] = Counter()
+    for label, is_kept in zip(support.labels.tolist(), mask, strict=True):
         if not is_kept:
-            gone.setdefault(label, []).append(seen[label])
-        seen[label] += 1
+            removed.setdefault(label, []).append(counts[label])
+        counts[label] += 1
     strips = list(classifier.strips)
-    for label, places in gone.items():
+    for label, places in removed.items():
         strips[label] = without_tiles(strips[label], places)
     classifier.strips = tuple(strips)
-    classifier.support = support.take(torch.tensor(left))
+    classifier.support = support.take(torch.tensor(mask))
     if classifier.image_ids:
-        ids = zip(classifier.image_ids, left, strict=True)
+        ids = zip(classifier.image_ids, mask, strict=True)
         classifier.image_ids = tuple(image_id for image_id, is_kept in ids if is_kept)
 
 
@@ -268,7 +268,7 @@ def set_rejection(classifier: "ImageClassifier", rejection: Rejection | None) ->
 
 
 def _generate_negatives(classifier: "ImageClassifier") -> None:
-    """Generates images of things that are similar to the classes and are none."""
+    """Generates images of objects that are similar to the classes and belong to none."""
     from lgclip.classifier.parts import Negatives
 
     rejection = classifier.rejection
@@ -285,11 +285,11 @@ def _generate_negatives(classifier: "ImageClassifier") -> None:
 
 
 def _drop_negatives(classifier: "ImageClassifier", names: Sequence[str]) -> None:
-    """Takes out the negatives of some names, which came from a file that may be gone by now."""
+    """Removes the negatives of some names, whose file may be missing by now."""
     if classifier.negatives is None:
         return
-    known = {name.casefold() for name in names}
-    remaining = [place for place, name in enumerate(classifier.negatives.names) if name.casefold() not in known]
+    dropped = {name.casefold() for name in names}
+    remaining = [place for place, name in enumerate(classifier.negatives.names) if name.casefold() not in dropped]
     if not remaining:
         classifier.negatives = None
         return
@@ -306,12 +306,12 @@ def _drop_negatives(classifier: "ImageClassifier", names: Sequence[str]) -> None
 
 
 def _negative_names(classifier: "ImageClassifier", rejection: Rejection) -> dict[str, str]:
-    """Returns names of negatives with their descriptions: of a file, or of things similar to the classes."""
+    """Returns names of negatives with their descriptions: from a file, or names similar to the classes."""
     classes = {(info.prompted_as or info.name): info.description for info in classifier.classes}
     if rejection.names is not None:
         described = read_class_names(Path(rejection.names), "rejection.names")
-        known = {name.casefold() for name in (*classes, *classifier.class_names)}
-        return {name: text for name, text in described.items() if name.casefold() not in known}
+        class_names = {name.casefold() for name in (*classes, *classifier.class_names)}
+        return {name: text for name, text in described.items() if name.casefold() not in class_names}
     if not rejection.similar_names:
         return {}
     count = max(1, min(rejection.similar_names, rejection.most_names // len(classes)))

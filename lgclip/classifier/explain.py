@@ -1,4 +1,4 @@
-"""Says in a sentence each what a classifier's expected accuracy, probabilities and threshold mean and come from."""
+"""Explains a classifier's expected accuracy, probabilities and threshold in a sentence each."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,8 +35,8 @@ def forecast_lines(classifier: "ImageClassifier") -> list[str]:
     at_risk = []
     for index in predicted.at_risk():
         item = predicted.classes[index]
-        other = "" if item.confused_with is None else f", taken for {names[item.confused_with]}"
-        at_risk.append(f"{names[index]} ({100 * item.expected:.0f}%{other})")
+        confusion = "" if item.confused_with is None else f", taken for {names[item.confused_with]}"
+        at_risk.append(f"{names[index]} ({100 * item.expected:.0f}%{confusion})")
     if at_risk:
         lines.append(f"classes at risk, expected below 80%: {_listed(at_risk)}")
     if predicted.pairs:
@@ -50,7 +50,7 @@ def forecast_lines(classifier: "ImageClassifier") -> list[str]:
 
 
 def probability_line(classifier: "ImageClassifier") -> str:
-    """Returns what the probabilities were fitted on."""
+    """Returns the sentence on the data that the probabilities were fitted on."""
     temperature = classifier.temperature
     if not temperature.is_fitted:
         return (

@@ -224,7 +224,7 @@ def _metadata(
     views: list[dict[str, Any]],
     plans: Sequence[Plan],
 ) -> Mapping[str, object]:
-    """Returns what a program needs to prepare photographs and to name the classes, as plain values."""
+    """Returns the preprocessing of photographs and the class names for a program, as plain values."""
     choice = classifier.choice
     means = [list(preprocessing.mean) for preprocessing in preprocessings]
     deviations = [list(preprocessing.std) for preprocessing in preprocessings]

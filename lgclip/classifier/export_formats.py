@@ -35,7 +35,7 @@ _ONNX_LIMIT = 2**31 - 2**24
 """Bytes of weights: a protobuf message ends at 2 GiB, and the graph itself takes some."""
 
 _TORCH_WARNINGS = ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", "The given buffer is not writable")
-"""What torch 2.10 warns of its own: that it copies a traced program, and that it reads one."""
+"""Warnings of torch 2.10 about its own code: that it copies a traced program, and that it reads one."""
 
 Pixels = UInt8[np.ndarray, "b *s 3 h w"]
 Runner = Callable[[Pixels], Float[np.ndarray, "b c"]]

@@ -135,13 +135,13 @@ class PrototypeHead(nn.Module):
 
     def __init__(self, choice: Choice, support: SupportSet, text: Float[Tensor, "c d"] | None) -> None:
         super().__init__()
-        kept = choice.selection.select(support, text)
+        selected = choice.selection.select(support, text)
         # The scorer holds these very tensors, so that they are in the file once.
-        self.register_buffer("features", kept.features)
-        self.register_buffer("labels", kept.labels)
+        self.register_buffer("features", selected.features)
+        self.register_buffer("labels", selected.labels)
         if text is not None and choice.text_weight > 0:
             self.register_buffer("text", text)
-        self._score = choice._replace(selection=First()).fit(kept, text)
+        self._score = choice._replace(selection=First()).fit(selected, text)
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         return self._score(features)

@@ -166,7 +166,7 @@ def _tensors(classifier: ImageClassifier) -> dict[str, Tensor]:
 
 
 def _alignment_values(classifier: ImageClassifier) -> dict[str, object] | None:
-    """Returns what an alignment was estimated from; null without one."""
+    """Returns the data that an alignment was estimated from; null without one."""
     alignment = classifier.alignment
     return None if alignment is None else {"images": alignment.images, "source": alignment.source}
 

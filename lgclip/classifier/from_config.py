@@ -88,7 +88,7 @@ def classifier_from_config(cfg: DictConfig, data: DatasetSplits) -> ImageClassif
 
 
 def references_from_config(cfg: DictConfig, data: DatasetSplits) -> References:
-    """Returns what the classifier of a config uses of the store; computes nothing.
+    """Returns the entries of the store that the classifier of a config uses; computes nothing.
 
     Args:
         cfg: The composed config.

@@ -42,7 +42,7 @@ class _Candidate(NamedTuple):
     """Holds how a set of images of a class does on left-out images.
 
     Attributes:
-        action: What is done to the images of the class.
+        action: Change to the images of the class.
         accuracy: Accuracy on the old images of all classes.
         loss: Mean negative log-probability of the true class, on the old and the new images.
     """
@@ -101,7 +101,7 @@ def improve(classifier: "ImageClassifier", rounds: int, *, judges: bool = True) 
             line = f"{classifier.class_names[index]} (confused with {names}): {action}, {len(new.ids)} new ones tried"
             lines.append(line)
             if action != _KEEP:
-                _take_in(classifier, index, new, replaces=action == _REPLACE)
+                _add_images(classifier, index, new, replaces=action == _REPLACE)
                 classifier.edits = (*classifier.edits, f"improved {line}")
                 is_changed = True
         if not is_changed:
@@ -128,22 +128,22 @@ def _new_images(classifier: "ImageClassifier", index: int, built: "ImageClassifi
     """Returns the images of class `place` of a build that the classifier has not had before, as images of a class."""
     assert classifier.support is not None
     assert built.support is not None
-    known = {*classifier.image_ids, *classifier.dropped}
+    previous_ids = {*classifier.image_ids, *classifier.dropped}
     labels = built.support.labels.tolist()
-    rows = [row for row, label in enumerate(labels) if label == place and built.image_ids[row] not in known]
-    taken = built.support.take(torch.tensor(rows, dtype=torch.long))
-    support = SupportSet(taken.features, torch.full_like(taken.labels, index), classifier.support.num_classes)
+    rows = [row for row, label in enumerate(labels) if label == place and built.image_ids[row] not in previous_ids]
+    selected = built.support.take(torch.tensor(rows, dtype=torch.long))
+    support = SupportSet(selected.features, torch.full_like(selected.labels, index), classifier.support.num_classes)
     ids = tuple(built.image_ids[row] for row in rows)
     return _NewImages(support, ids, built.classes[place].prompts, built.strips[place])
 
 
-def _take_in(classifier: "ImageClassifier", index: int, new: _NewImages, *, replaces: bool) -> None:
+def _add_images(classifier: "ImageClassifier", index: int, new: _NewImages, *, replaces: bool) -> None:
     """Adds new images to a class, or replaces its images by them."""
     assert classifier.support is not None
     if replaces:
-        left = [label != index for label in classifier.support.labels.tolist()]
-        replaced = [image_id for image_id, stays in zip(classifier.image_ids, left, strict=True) if not stays]
-        keep_images(classifier, left)
+        mask = [label != index for label in classifier.support.labels.tolist()]
+        replaced = [image_id for image_id, stays in zip(classifier.image_ids, mask, strict=True) if not stays]
+        keep_images(classifier, mask)
         classifier.dropped = (*classifier.dropped, *replaced)
     support = classifier.support
     strips = list(classifier.strips)
@@ -176,8 +176,8 @@ def _contrast(classifier: "ImageClassifier", index: int, rivals: Sequence[int]) 
 
 def _next_seed(classifier: "ImageClassifier", number: int) -> int:
     """Returns a seed that the classifier has not used: prompts and images of another seed are new ones."""
-    done = sum(edit.startswith("improved") for edit in classifier.edits)
-    return int(classifier.settings.get("seed", 0)) + 1000 * number + done
+    improvements = sum(edit.startswith("improved") for edit in classifier.edits)
+    return int(classifier.settings.get("seed", 0)) + 1000 * number + improvements
 
 
 def _best_candidate(classifier: "ImageClassifier", index: int, new: SupportSet) -> _Candidate:

@@ -72,7 +72,7 @@ def encode_views(
     Args:
         towers: The models.
         views: Views of each image.
-        device: Where the models are.
+        device: Device of the models.
         exact: Whether all passes on a CPU have one size: a feature is then the same in any batch, and that of one image
             takes as long as those of `CPU_ROWS`.
     """
@@ -113,7 +113,7 @@ def encode_images(
 
 
 def rejecter(classifier: "ImageClassifier") -> Callable[[Tensor, Tensor], Sequence[bool | None]]:
-    """Returns what tells from features (q, d) and scores (q, c) whether images show none of the classes.
+    """Returns a function of features (q, d) and scores (q, c) that detects images of none of the classes.
 
     It gives None for every image where the classifier has no threshold.
     """

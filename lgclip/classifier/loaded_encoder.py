@@ -1,4 +1,4 @@
-"""Keeps the weights of an encoder in memory from one call to the next."""
+"""Caches the weights of an encoder in memory between calls."""
 
 from collections.abc import Mapping
 from threading import Lock
@@ -27,12 +27,12 @@ class LoadedTowers(NamedTuple):
     transforms: Mapping[bool, Transform]
 
     def views(self, scales: Scales) -> SharedViews:
-        """Returns what makes the views of an image."""
+        """Returns the function that computes the views of an image."""
         return SharedViews(self.encoder, scales, self.transforms)
 
 
 class LoadedEncoder:
-    """Loads an encoder when it is first used, and keeps it as long as the same encoder is asked for.
+    """Loads an encoder at its first use, and keeps it in memory until another encoder is requested.
 
     From then on none of its files is read, so that they may go. Copies of a classifier share it: ten sessions hold one
     model. Threads may call it at once.

@@ -106,10 +106,10 @@ def _unpack(path: Path, member: Member, target: Path) -> None:
     opened = member.read()
     assert opened is not None
     with opened as source, target.open("wb") as file:
-        left = member.size
+        remaining = member.size
         # A size that is stated too small must not unpack to more.
-        while left > 0 and (block := source.read(min(left, _BLOCK))):
-            left -= len(block)
+        while remaining > 0 and (block := source.read(min(remaining, _BLOCK))):
+            remaining -= len(block)
             file.write(block)
 
 
@@ -305,7 +305,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], classes: int) -> N
 
 
 def _check_extra(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int) -> None:
-    """Checks the tensors beside the classes' own: real images, and images of things that are no class."""
+    """Checks the further tensors: real images, and images of objects that belong to no class."""
     if "features" in tensors and len(record["images"]["ids"]) != len(tensors["features"]):
         raise ValueError(f"{path}: {len(record['images']['ids'])} image ids for {len(tensors['features'])} features")
     _check_labels(path, tensors, "shots", "shot_labels", classes)
@@ -385,8 +385,8 @@ def _subclasses(base: type) -> Iterator[Any]:
 
 
 def _part_of(described: Mapping[str, Any], base: type, kind: str) -> Any:
-    known = {part.key_name: part for part in _subclasses(base) if "key_name" in vars(part)}
+    parts = {part.key_name: part for part in _subclasses(base) if "key_name" in vars(part)}
     settings = {name: value for name, value in described.items() if name != "part"}
-    if described["part"] not in known:
+    if described["part"] not in parts:
         raise ValueError(f"{kind} {described['part']} is unknown; import its module first")
-    return known[described["part"]](**settings)
+    return parts[described["part"]](**settings)

@@ -60,7 +60,7 @@ class ImageClassifier:
         negatives: Images of similar things that are no class; None if there are none.
         rejector: The fitted threshold; None where nothing can be fitted.
         alignment: Aligns real images with the synthetic ones; None compares them as they are.
-        edits: What was changed since it was built, for people.
+        edits: Changes since it was built, for people.
         exact: Whether a prediction on a CPU is the same to the last bit in a batch of any size, and that of an
             evaluation. False makes a single image several times as fast, and its scores may differ in the last bits.
         loaded: The encoder's weights, which stay in memory from the first image on, as long as the classifier does.
@@ -116,7 +116,7 @@ class ImageClassifier:
         return self.fitted.temperature
 
     def scorer(self) -> Scorer:
-        """Returns what computes the scores of the classes from fused unit features."""
+        """Returns the function that computes the class scores of fused unit features."""
         if self.gives_logits:
             return from_unit
         compared = self.references
@@ -125,12 +125,12 @@ class ImageClassifier:
 
     @property
     def references(self) -> References:
-        """Returns what images are compared with, aligned with real images where the classifier does that."""
+        """Returns the references of images, aligned with real images where the classifier does that."""
         return self.aligned(References(self.support, self.text, self.shots))
 
     @property
     def negative_references(self) -> References | None:
-        """Returns the images and sentences of things that are no class, aligned as those of the classes."""
+        """Returns the images and sentences of objects of no class, aligned as those of the classes."""
         return None if self.negatives is None else self.aligned(self.negatives.references)
 
     def aligned(self, references: References) -> References:
@@ -316,7 +316,7 @@ class ImageClassifier:
     # -------------------------------------------------------------------------------------------------- its prototypes
 
     def drop(self, images: str | Sequence[str]) -> None:
-        """Takes synthetic images out for good: no later change brings them back.
+        """Removes synthetic images permanently: no later change brings them back.
 
         Args:
             images: Their ids, or the first letters of them; `image_ids` has all.

@@ -53,7 +53,7 @@ class ClassInfo(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """Holds images of things that are similar to the classes and are none.
+    """Holds images of objects that are similar to the classes and belong to none.
 
     Attributes:
         names: What they show, by class index.
@@ -72,7 +72,7 @@ class Builder(Protocol):
         ...
 
     def similar_names(self, names: Mapping[str, str], settings: Mapping[str, Any], count: int) -> list[str]:
-        """Returns names of things that look similar to some classes and are none of them, `count` per class at most."""
+        """Returns names of objects that look similar to some classes and belong to none, at most `count` per class."""
         ...
 
 

@@ -38,7 +38,7 @@ def export_format(path: Path) -> str:
     Raises:
         ValueError: If it stands for none.
     """
-    known = EXPORT_SUFFIXES.get(path.suffix.lower())
-    if known is None:
+    suffix_format = EXPORT_SUFFIXES.get(path.suffix.lower())
+    if suffix_format is None:
         raise ValueError(f"{path}: name a file that ends with {', '.join(EXPORT_SUFFIXES)}, or choose a format")
-    return known
+    return suffix_format

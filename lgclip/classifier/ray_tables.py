@@ -31,19 +31,19 @@ from lgclip.stages.ray_cluster import (
 from lgclip.store.atomic import atomic_write
 
 _TRIES = 3
-"""How often a shard is dealt again whose worker is lost, before it counts as damaged."""
+"""Number of times that a shard of a lost worker is dealt again, before it counts as damaged."""
 
 _AHEAD = 2
 """Tasks per CPU of the cluster that wait or run: finished tables are kept in memory until they are written."""
 
 
 class ShardTable(NamedTuple):
-    """Holds what a worker returns of a shard.
+    """Holds a worker's result for a shard.
 
     Attributes:
         content: Bytes of the table; empty if there is none.
         counts: As `TableSettings.write` returns them.
-        error: Why there is no table; empty if there is one.
+        error: Reason why there is no table; empty if there is one.
         is_unknown_label: Whether a label is no class of the classifier.
     """
 
@@ -95,10 +95,10 @@ def _dealt(
             while waiting and len(running) < _AHEAD * _cpus():
                 shard, table = waiting.pop()
                 running[task.remote(reference, settings, shard, software_versions(), environment)] = (shard, table)
-            done, _ = ray.wait(list(running), num_returns=1)
-            shard, table = running.pop(done[0])
+            finished, _ = ray.wait(list(running), num_returns=1)
+            shard, table = running.pop(finished[0])
             try:
-                result: ShardTable = ray.get(done[0])
+                result: ShardTable = ray.get(finished[0])
             except RayError as error:
                 lines = str(error).strip().splitlines()
                 yield shard, table, f"{shard.where}: its worker was lost or failed ({lines[-1]})"

@@ -46,7 +46,7 @@ def _with_precision(config: Any, encoder: Encoder) -> dict[str, Any]:
 
 
 def origin_of(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict[str, object]:
-    """Returns what a classifier was built from, for its card.
+    """Returns the origin of a classifier, for its card.
 
     Args:
         cfg: The composed config.
@@ -60,7 +60,7 @@ def origin_of(cfg: DictConfig, synthetic_images: SyntheticImages | None) -> dict
 
 
 def check_negatives(rejection: Rejection | None, text: Mapping[str, Any], *, uses_text: bool) -> None:
-    """Checks that similar things, which a classifier rejects, have sentences.
+    """Checks that similar objects, which a classifier rejects, have sentences.
 
     Args:
         rejection: Which images are rejected; None if no image is.

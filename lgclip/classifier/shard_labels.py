@@ -16,7 +16,7 @@ class UnknownLabelError(ValueError):
 
 @dataclass(frozen=True)
 class ShardLabels:
-    """Says where the true class of an image in a shard is.
+    """Locates the true class of an image in a shard.
 
     Attributes:
         fields: The files of a sample, or the column of a parquet file.
@@ -62,7 +62,7 @@ class ShardLabels:
         return name
 
     def inputs(self) -> dict[str, object]:
-        """Returns what the record of a table says of them."""
+        """Returns the settings as the record of a table has them."""
         return {"label": self.fields.label, "names": list(self.names)}
 
 

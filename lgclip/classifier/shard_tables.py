@@ -24,7 +24,7 @@ from lgclip.store.keys import digest_of
 
 @dataclass(frozen=True)
 class TableSettings:
-    """Holds what the content of a table depends on beside classifier and shard.
+    """Holds the settings that the content of a table depends on besides classifier and shard.
 
     Attributes:
         table_format: `csv`, `jsonl` or `parquet`.
@@ -79,7 +79,7 @@ class TableSettings:
         return {**counts, "classes": dict(classes.counts)} if self.labels else counts
 
     def inputs(self) -> dict[str, Any]:
-        """Returns what the record of a table says of them."""
+        """Returns the settings as the record of a table has them."""
         labels = {"labels": self.labels.inputs()} if self.labels else {}
         return {"top": self.top, **labels}
 
@@ -93,7 +93,7 @@ class ShardTables:
 
     Args:
         folder: Folder of the tables.
-        settings: What the tables hold.
+        settings: Settings of the tables.
         part: Index and number of the processes that share the shards, from 0.
         uses_ray: Whether the workers of a Ray cluster classify the shards.
     """
@@ -104,7 +104,7 @@ class ShardTables:
     uses_ray: bool = False
 
     def classify(self, classifier: ImageClassifier, shards: Sequence[ShardFile]) -> Iterator[str]:
-        """Classifies the images of each shard, unless its table is there.
+        """Classifies the images of each shard that has no table yet.
 
         Args:
             classifier: The classifier.
@@ -123,8 +123,8 @@ class ShardTables:
         total: Counter[str] = Counter()
         classes = ClassCounts()
         missing: list[tuple[ShardFile, Path, dict[str, Any]]] = []
-        taken = list(zip(shards, tables, strict=True))[index::parts]
-        for shard, table in taken:
+        selected = list(zip(shards, tables, strict=True))[index::parts]
+        for shard, table in selected:
             about = {"classifier": key, **self.settings.inputs(), "shard": _stamp_of(shard)}
             counts = _finished(table, about)
             if counts is None:
@@ -146,8 +146,8 @@ class ShardTables:
             classes.update(counts.pop("classes", {}))
             total.update(counts)
         yield (
-            f"{self.folder}: {total['images']} images of {len(taken) - len(damaged)} shards, {total['reused']} of them "
-            f"before; {total['rejected']} images rejected, {total['unreadable']} could not be read"
+            f"{self.folder}: {total['images']} images of {len(selected) - len(damaged)} shards, {total['reused']} of "
+            f"them before; {total['rejected']} images rejected, {total['unreadable']} could not be read"
         )
         if self.settings.labels and classes.counts:
             yield str(classes)

@@ -100,13 +100,13 @@ def write_sheet(path: Path, names: Sequence[str], strips: Sequence[Image.Image |
     width = max([math.ceil(small.getlength(title)), *(strip.width for _, strip in shown if strip)])
     heights = [strip.height if strip else SMALL_TILE // 2 for _, strip in shown]
     sheet = Image.new("RGB", (NAME_WIDTH + width + GAP, _HEAD + sum(heights) + GAP * len(shown)), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, 8), "class", FAINT, small)
-    pen.text((NAME_WIDTH, 8), title, FAINT, small)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 8), "class", FAINT, small)
+    draw.text((NAME_WIDTH, 8), title, FAINT, small)
     boxes: list[list[int]] = []
     top = _HEAD
     for (name, strip), height in zip(shown, heights, strict=True):
-        pen.text((GAP, top + height // 2 - 9), fit_text(name, font, NAME_WIDTH - 2 * GAP), TEXT, font)
+        draw.text((GAP, top + height // 2 - 9), fit_text(name, font, NAME_WIDTH - 2 * GAP), TEXT, font)
         box: list[int] = []
         if strip is not None:
             sheet.paste(strip, (NAME_WIDTH, top))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PROMPTS_SHOWN = 3
 _ID_SHOWN = 12
 NONE_OF_THESE = "none of these"
-"""What an image is called that shows none of the classes, and the folder that it is moved to."""
+"""Label of an image that shows none of the classes, and the folder that it is moved to."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ def classify_command(options: ClassifyOptions) -> Iterator[str]:
     counts = {"classified": 0, "unreadable": 0, "rejected": 0}
 
     def rows() -> Iterator[dict[str, object]]:
-        taken: set[Path] = set()
+        targets: set[Path] = set()
         for row in prediction_rows(predictions, options.top):
             counts["unreadable" if row["error"] else "classified"] += 1
             counts["rejected"] += bool(row["rejected"])
             if options.move_to is None:
                 yield dict(row)
                 continue
-            target = "" if row["error"] else str(_target(options.move_to, row, taken))
+            target = "" if row["error"] else str(_target(options.move_to, row, targets))
             if target:
                 moves[str(row["path"])] = target
             yield {**row, "moved_to": target}
@@ -203,7 +203,7 @@ def _part_of(text: str | None) -> tuple[int, int]:
     return int(first) - 1, int(second)
 
 
-def _target(folder: Path, row: Mapping[str, object], taken: set[Path]) -> Path:
+def _target(folder: Path, row: Mapping[str, object], targets: set[Path]) -> Path:
     """Returns a free path for an image in the folder of its class."""
     source = Path(str(row["path"]))
     # A class name is text of someone's, and no path.
@@ -212,10 +212,10 @@ def _target(folder: Path, row: Mapping[str, object], taken: set[Path]) -> Path:
         label = NONE_OF_THESE
     target = folder / label / source.name
     number = 2
-    while target in taken or target.exists():
+    while target in targets or target.exists():
         target = folder / label / f"{source.stem} ({number}){source.suffix}"
         number += 1
-    taken.add(target)
+    targets.add(target)
     return target
 
 
@@ -328,7 +328,7 @@ def add_shots_command(place: Path, folder: Path, out: Path | None) -> Iterator[s
     Args:
         place: The classifier.
         folder: Folder with a folder of images per class, named as the class.
-        out: Where to save it; None for its place.
+        out: Path to save it to; None overwrites it.
 
     Raises:
         ValueError: If a folder is no class, an image cannot be read or is there already.

@@ -97,17 +97,17 @@ def packages() -> tuple[str, list[str]]:
         # A marker that no extra fulfills is one of the platform.
         if need.marker and not need.marker.evaluate({"extra": ""}):
             continue
-        way = f"pip install '{need.name}{need.specifier}'"
+        advice = f"pip install '{need.name}{need.specifier}'"
         try:
             have = version(need.name)
         except PackageNotFoundError:
-            problems.append(f"package {need.name} is missing: {way}")
+            problems.append(f"package {need.name} is missing: {advice}")
             continue
         # With pre-releases: nightly builds of torch are ones, and new GPUs need them.
         if need.specifier.contains(have, prereleases=True):
             installed.append(f"{need.name} {have}")
         else:
-            problems.append(f"package {need.name} {have} does not fit: {way}")
+            problems.append(f"package {need.name} {have} does not fit: {advice}")
     return ", ".join(sorted(installed, key=str.lower)), problems
 
 

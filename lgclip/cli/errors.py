@@ -21,8 +21,8 @@ from lgclip.runtime import garbage_collection
 from lgclip.runtime.api_keys import refuse_redirection
 from lgclip.runtime.config_errors import describe_config_error
 from lgclip.runtime.secrets import KeyInConfigError, guard_environment, refuse_on_command_line
-from lgclip.runtime.signals import Stopped, say, stoppable
-from lgclip.runtime.terminal import sanitized, say_loading
+from lgclip.runtime.signals import Stopped, print_stop, stoppable
+from lgclip.runtime.terminal import print_loading, sanitized
 from lgclip.runtime.yaml_checks import UnsafeYamlError, check_config_folders
 from lgclip.store.atomic import WAY_OUT, WriteError, refusal
 
@@ -50,7 +50,7 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
             script = sys.modules[run.__module__]
             return print(usage(Path(str(script.__file__)), str(script.__doc__)))
         garbage_collection.collect_less()
-        say_loading("the config and the data set")
+        print_loading("the config and the data set")
         try:
             refuse_on_command_line(sys.argv[1:])  # Hydra's own errors would repeat the key
             # A script that Python was given as text has no file.
@@ -61,7 +61,7 @@ def plain_errors(run: Callable[[], object]) -> Callable[[], object]:
         except (KeyInConfigError, UnsafeYamlError) as error:
             sys.exit(f"error: {sanitized(str(error))}")
         except Stopped as stopped:
-            say(stopped)
+            print_stop(stopped)
             sys.exit(stopped.code)
 
     return plain

@@ -28,7 +28,7 @@ def fetch_command(overrides: Sequence[str], conf: Path, *, multirun: bool = Fals
     Raises:
         ValueError: If a part cannot be built, or the hub or a server cannot be reached.
     """
-    seen: set[str] = set()
+    reported: set[str] = set()
     register_second_encoders()
     for job in _jobs(overrides, conf) if multirun else [list(overrides)]:
         with initialize_config_dir(str(conf), version_base="1.3"):
@@ -36,8 +36,8 @@ def fetch_command(overrides: Sequence[str], conf: Path, *, multirun: bool = Fals
         try:
             for line in _fetch(cfg):
                 # The jobs of a sweep share most of their models.
-                if line not in seen:
-                    seen.add(line)
+                if line not in reported:
+                    reported.add(line)
                     yield line
         # Hydra wraps a ValueError of a constructor; its message is the one that helps.
         except InstantiationException as error:
@@ -49,8 +49,8 @@ def _jobs(overrides: Sequence[str], conf: Path) -> list[list[str]]:
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose("evaluate", [part for part in overrides if part.startswith("experiment=")], True)
         params = cfg.hydra.sweeper.get("params") or {}
-        given = {part.partition("=")[0] for part in overrides}
-        grid = [f"{key}={value}" for key, value in params.items() if key not in given]
+        overridden = {part.partition("=")[0] for part in overrides}
+        grid = [f"{key}={value}" for key, value in params.items() if key not in overridden]
         parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides([*grid, *overrides])
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return [list(job) for job in jobs]

@@ -361,11 +361,11 @@ def _output(args: argparse.Namespace) -> "Iterator[str | Table]":
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line; overrides may stand before and after options."""
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and (args.part not in ("build", "studio") or any(part.startswith("-") for part in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        args.values += rest
+    args, remaining = parser.parse_known_args(argv)
+    if remaining and (args.part not in ("build", "studio") or any(part.startswith("-") for part in remaining)):
+        parser.error(f"unrecognized arguments: {' '.join(remaining)}")
+    if remaining:
+        args.values += remaining
     return args
 
 

@@ -20,7 +20,7 @@ def claim_folder(folder: Path, environment: Mapping[str, str] = os.environ) -> P
     tells the job apart: the id of the cluster's job or of the launcher's run, or its port.
 
     Args:
-        folder: The wanted folder.
+        folder: The requested folder.
         environment: Environment variables, which tell whether this process is one of several.
     """
     if any(int(environment.get(name, "1") or 1) > 1 for name in _PROCESSES):
@@ -28,13 +28,13 @@ def claim_folder(folder: Path, environment: Mapping[str, str] = os.environ) -> P
         folder = folder.with_name(f"{folder.name}-{job}".rstrip("-"))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    wanted = folder
+    requested = folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     for number in count(2):
         try:
             folder.mkdir()
         except FileExistsError:
-            folder = folder.with_name(f"{wanted.name}_{number}")
+            folder = folder.with_name(f"{requested.name}_{number}")
         else:
             return folder
     raise AssertionError("count() does not end")

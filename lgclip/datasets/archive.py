@@ -41,17 +41,17 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise ArchiveError(f"{archive}: {size / 1e9:.1f} GB unpacked, {folder} has {free / 1e9:.1f} GB left")
-    aside = folder / f".{archive.name}.unpacking"  # one place, so that what a killed run left is found and removed
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = folder / f".{archive.name}.unpacking"  # one place, so that what a killed run left is found and removed
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(archive, aside, files)
+        _write(archive, temporary, files)
         places = [folder / top for top in tops]
         # Files first: a data set is found by its folder, which must not exist before everything else does.
-        for place in sorted(places, key=lambda p: (aside / p.name).is_dir()):
-            (aside / place.name).replace(place)
+        for place in sorted(places, key=lambda p: (temporary / p.name).is_dir()):
+            (temporary / place.name).replace(place)
         return places
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _checked(archive: Path, folder: Path) -> tuple[list[str], int, int]:

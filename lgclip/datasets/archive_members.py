@@ -1,4 +1,4 @@
-"""Reads the members of foreign archives: whatever is wrong with one is one error, and no header takes much memory.
+"""Reads the members of foreign archives: every fault is one kind of error, and no header takes much memory.
 
 `tarfile` and `zipfile` trust what they read: a damaged archive raises any of a dozen exceptions, an extended header is
 read into memory whatever its size, and a damaged header in the middle of a tar counts as its end.

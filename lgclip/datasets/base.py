@@ -104,7 +104,7 @@ class Dataset(ABC):
         return f"image {index} of {self.name}"
 
     def original(self, index: int) -> Path | bytes | None:
-        """Returns the file of the image at `index`, or its bytes; None if there is no such thing."""
+        """Returns the file of the image at `index`, or its bytes; None if it has neither."""
         return None
 
     def description(self, index: int) -> str | None:
@@ -249,9 +249,9 @@ def checked_names(names: Sequence[str], *, unique: bool = True) -> tuple[str, ..
         if not text:
             raise ValueError(f"class {index} has an empty name: {name!r}")
         clean.append(text)
-    seen = Counter(name.casefold() for name in clean if unique)
+    counts = Counter(name.casefold() for name in clean if unique)
     for name in clean:
-        if seen[name.casefold()] > 1:
+        if counts[name.casefold()] > 1:
             places = [i for i, other in enumerate(clean) if other.casefold() == name.casefold()]
             raise ValueError(f"classes {places} are all named {name!r}: give each a unique name in dataset.names=FILE")
     return tuple(clean)

@@ -41,7 +41,7 @@ def sort_folders(names: Sequence[str]) -> list[str]:
 
 
 def assign_names(
-    folders: Sequence[str], path: Path, choice: str, *, what: str = "folders", sorted_here: bool = True
+    folders: Sequence[str], path: Path, choice: str, *, noun: str = "folders", sorted_by_name: bool = True
 ) -> list[str]:
     """Reads the class name of each folder from a text file.
 
@@ -49,8 +49,8 @@ def assign_names(
         folders: Names of the folders, in the order of the class indices.
         path: The file: a name per line in that order, or `FOLDER<TAB>NAME` per line in any order.
         choice: The user's name for the file.
-        what: What the names refer to, for error messages.
-        sorted_here: Whether the order of the folders comes from sorting their names; else the data set defines it.
+        noun: Noun for the named items, for error messages.
+        sorted_by_name: Whether the folders are in the order of their names; else the data set defines their order.
 
     Raises:
         ValueError: If the file is not text, does not match the folders, or leaves open which name is whose.
@@ -61,13 +61,13 @@ def assign_names(
         unknown = sorted(names.keys() - set(folders))
         if lacking or unknown:
             raise ValueError(
-                f"dataset.names={choice} names {len(names)} {what}: no line for {lacking[:6]}, "
+                f"dataset.names={choice} names {len(names)} {noun}: no line for {lacking[:6]}, "
                 f"and lines for {unknown[:6]}, which are not there"
             )
         return [names[folder] for folder in folders]
     if len(names) != len(folders):
-        raise ValueError(f"dataset.names={choice} holds {len(names)} names for {len(folders)} {what}")
-    if sorted_here and not _are_numbers(folders) and sorted(folders, key=_natural) != sorted(folders):
+        raise ValueError(f"dataset.names={choice} holds {len(names)} names for {len(folders)} {noun}")
+    if sorted_by_name and not _are_numbers(folders) and sorted(folders, key=_natural) != sorted(folders):
         raise ValueError(
             f"dataset.names={choice}: folders such as {_out_of_order(folders)} have one order as text and another as "
             f"numbers, so that it is open which name is whose. State it as FOLDER<TAB>NAME, one per line; by number it "
@@ -77,7 +77,7 @@ def assign_names(
     conflict = _contradiction(folders, names)
     if conflict:
         raise ValueError(
-            f"dataset.names={choice}: {conflict}. The names are in another order than the {what}. If they are not, "
+            f"dataset.names={choice}: {conflict}. The names are in another order than the {noun}. If they are not, "
             f"state it as FOLDER<TAB>NAME, one per line; the map would be:\n{_map_text(folders, names)}"
         )
     return names

@@ -78,7 +78,7 @@ class _Cache:
 
     def digests(self, files: Sequence[str], *, stores: bool = True) -> np.ndarray:
         """Returns the sha256 of each file, as rows of bytes; hashes what is not cached."""
-        known = self._read()
+        cached = self._read()
         now = time.time_ns()
         names = np.empty((len(files), _DIGEST), np.uint8)
         settled = np.empty(len(files), bool)
@@ -88,7 +88,7 @@ class _Cache:
             settled[index] = now - changed > _YOUNG
         keys = names.view(f"V{_DIGEST}").ravel()
         digests = np.empty((len(files), 32), np.uint8)
-        missing = [index for index in range(len(files)) if not _take(known, keys[index], digests, index)]
+        missing = [index for index in range(len(files)) if not _take(cached, keys[index], digests, index)]
         for start in range(0, len(missing), _BLOCK):
             block = missing[start : start + _BLOCK]
             with ThreadPoolExecutor(_READERS) as readers:
@@ -122,8 +122,8 @@ class _Cache:
             np.savez(file, names=names, digests=digests, checksum=checksum)
 
 
-def _take(known: dict[bytes, np.ndarray], key: np.void, digests: np.ndarray, index: int) -> bool:
-    digest = known.get(key.tobytes())
+def _take(cached: dict[bytes, np.ndarray], key: np.void, digests: np.ndarray, index: int) -> bool:
+    digest = cached.get(key.tobytes())
     if digest is None:
         return False
     digests[index] = digest
@@ -135,7 +135,7 @@ def _checksum(names: np.ndarray, digests: np.ndarray) -> bytes:
 
 
 def _name(root: Path, file: str) -> tuple[bytes, int]:
-    """Returns what identifies a file's present state, and the time of its last change in nanoseconds."""
+    """Returns an identifier of a file's present state, and the time of its last change in nanoseconds."""
     try:
         stamp = file_stamp(root / file)
     except OSError as error:

@@ -38,9 +38,9 @@ class Cub(PublicDataset):
         labels = _column(folder / "image_class_labels.txt", names)
         is_train = _column(folder / "train_test_split.txt", names)
         codes = {"train": "1", "test": "0"}
-        wanted = {codes[part] for part in selection.parts}
+        selected_codes = {codes[part] for part in selection.parts}
         for image, name in names.items():
-            if is_train[image] in wanted:
+            if is_train[image] in selected_codes:
                 label = number(folder / "image_class_labels.txt", labels[image], len(listing.class_names))
                 listing.add(f"images/{name}", label - 1)
         return listing

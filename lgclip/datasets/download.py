@@ -129,10 +129,10 @@ def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
 def _check(path: Path, url: str, checksum: str | None, way_out: str) -> None:
     if checksum is None:
         return
-    algorithm, _, wanted = checksum.partition(":")
+    algorithm, _, expected = checksum.partition(":")
     digest = digest_of(path, algorithm)
-    if digest != wanted:
-        raise DownloadError(f"{url}: its {algorithm} is {digest}, not {wanted}, as published; {way_out}")
+    if digest != expected:
+        raise DownloadError(f"{url}: its {algorithm} is {digest}, not {expected}, as published; {way_out}")
 
 
 def _complete(part: _Part, name: str) -> bool:

@@ -50,8 +50,8 @@ class RenderedDataset(Dataset):
         if split == "train":
             self.training = _LACKING
         self._split: _Split = "train" if split == "train" else "test"
-        each = images_per_class[self._split]
-        self.labels = tuple(index // each for index in range(each * len(self.class_names)))
+        per_class = images_per_class[self._split]
+        self.labels = tuple(index // per_class for index in range(per_class * len(self.class_names)))
         self._style = style
 
     @abstractmethod
@@ -87,8 +87,8 @@ class Shapes(RenderedDataset):
         from lgclip.tiny.world import HELD_OUT_KINDS, TEST_IMAGES_PER_CLASS, TRAIN_IMAGES_PER_CLASS
 
         name = "shapes" if style == "photo" else f"shapes_{style}"
-        each: dict[_Split, int] = {"test": TEST_IMAGES_PER_CLASS, "train": TRAIN_IMAGES_PER_CLASS}
-        super().__init__(name, [kind.name for kind in HELD_OUT_KINDS], each, split, style)
+        images_per_class: dict[_Split, int] = {"test": TEST_IMAGES_PER_CLASS, "train": TRAIN_IMAGES_PER_CLASS}
+        super().__init__(name, [kind.name for kind in HELD_OUT_KINDS], images_per_class, split, style)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:

@@ -55,8 +55,8 @@ class Flowers102(PublicDataset):
             for file, label in coop_split(path, selection.parts):
                 # CoOp's labels count from 0, those of the MATLAB file from 1.
                 image = file.removeprefix("image_").removesuffix(".jpg")
-                known = image.isdigit() and 1 <= int(image) <= len(labels)
-                if not known or labels[int(image) - 1] - 1 != label:
+                is_valid = image.isdigit() and 1 <= int(image) <= len(labels)
+                if not is_valid or labels[int(image) - 1] - 1 != label:
                     raise ValueError(f"{path} does not fit imagelabels.mat: {file} has the label {label}")
                 listing.add(f"jpg/{file}", label)
             return listing

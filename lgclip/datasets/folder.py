@@ -100,9 +100,9 @@ class Folder(Dataset):
                 raise ValueError(
                     f"{self.root}: {single_line(other)} and {single_line(path)} are one file in two classes; keep one"
                 )
-        kept = [index for index, file in enumerate(self.files) if file not in dropped]
-        self.labels = tuple(self.labels[index] for index in kept)
-        self.files = PackedStrings(self.files[index] for index in kept)
+        remaining = [index for index, file in enumerate(self.files) if file not in dropped]
+        self.labels = tuple(self.labels[index] for index in remaining)
+        self.files = PackedStrings(self.files[index] for index in remaining)
         empty = sorted(set(range(len(self.class_names))) - set(self.labels))
         if empty:
             raise ValueError(
@@ -115,8 +115,8 @@ class Folder(Dataset):
         if named:
             pairs = [f"{folder} = {name}" for folder, name in list(self.folder_names.items())[:_SHOWN]]
             more = len(self.folder_names) - len(pairs)
-            rest = f", {more} more in result.json" if more else ""
-            log.info("%s: class names: %s%s", self.name, single_line("; ".join(pairs)), rest)
+            suffix = f", {more} more in result.json" if more else ""
+            log.info("%s: class names: %s%s", self.name, single_line("; ".join(pairs)), suffix)
         elif all(name.isdigit() for name in self.class_names):
             log.warning(
                 "%s: the class folders are numbers, which say nothing to a language model or a text encoder; give "
@@ -170,7 +170,7 @@ class Folder(Dataset):
         return {"dataset": "folder", "schema": STORE_SCHEMA}
 
 
-def _check_level(given: str, root: Path, folders: Sequence[str], tree: ImageTree) -> None:
+def _check_level(root_text: str, root: Path, folders: Sequence[str], tree: ImageTree) -> None:
     """Checks that the folders inside a root are classes, and not splits or a level too high or too low.
 
     Raises:
@@ -179,26 +179,26 @@ def _check_level(given: str, root: Path, folders: Sequence[str], tree: ImageTree
     loose = tree.left_out[NO_CLASS]
     if not folders and loose:
         raise ValueError(
-            f"dataset.root={given}: it holds {loose} images and no folder; it should hold one folder of images per "
+            f"dataset.root={root_text}: it holds {loose} images and no folder; it should hold one folder of images per "
             f"class. If it is itself the folder of a class, give its parent: dataset.root={root.parent}"
         )
     if not folders:
-        raise ValueError(f"dataset.root={given}: no folder in it; it should hold one folder of images per class")
+        raise ValueError(f"dataset.root={root_text}: no folder in it; it should hold one folder of images per class")
     splits = {folder.casefold(): folder for folder in folders if folder.casefold() in _SPLIT_NAMES}
     inner = {folder: class_folders(root / folder)[0] for folder in splits.values()}
     # Classes may well be named "test" and "train": the folders of a split hold folders, and of other splits the same.
     if splits and (len(splits) == len(folders) or len(splits) > 1) and all(inner.values()):
         split = next((splits[name] for name in _TEST_NAMES if name in splits), next(iter(splits.values())))
         raise ValueError(
-            f"dataset.root={given}: its folders {', '.join(splits.values())} are splits, not classes; give one of "
+            f"dataset.root={root_text}: its folders {', '.join(splits.values())} are splits, not classes; give one of "
             f"them: dataset.root={root / split}"
         )
     if len(folders) == 1:
         inside = class_folders(root / folders[0])[0]
-        way = "a classifier needs two at least"
+        advice = "a classifier needs two at least"
         if inside:
-            way = f"if the classes are the folders in it, give dataset.root={root / folders[0]}"
-        raise ValueError(f"dataset.root={given}: only one class folder, {folders[0]}; {way}")
+            advice = f"if the classes are the folders in it, give dataset.root={root / folders[0]}"
+        raise ValueError(f"dataset.root={root_text}: only one class folder, {folders[0]}; {advice}")
 
 
 def _names(folders: Sequence[str], file: str | None) -> tuple[str, ...]:

@@ -102,10 +102,10 @@ class HubImages(Dataset):
                 f"dataset={self.name}: {self.rows.total} rows in split {split}, its card states {stated}; get its "
                 "files again, or set dataset.counts=false"
             )
-        labels, names_in_data, sorted_here = _labels(self.rows, label_column, card, names)
+        labels, names_in_data, sorted_by_name = _labels(self.rows, label_column, card, names)
         self.labels = tuple(labels)
         self.names = names
-        self.class_names = named("hub", names, names_in_data, sorted_here=sorted_here)
+        self.class_names = named("hub", names, names_in_data, sorted_by_name=sorted_by_name)
         self.context = context
         self.templates = sentences(context, templates)
         if split == "train":
@@ -161,8 +161,8 @@ def _from_hub(repo: str, commit: str, config: str | None, split: str) -> tuple[P
         # The card first, since it says which files are the split: a repository may hold terabytes of others.
         card = Card.read(snapshot / "README.md", config)
         config, shards = shards_of(files, card, split, where)
-        wanted = [escape(shard) for shard in shards]  # names of files, in which [ and * are no patterns
-        folder = download(repo, commit, wanted, kind="dataset")
+        escaped = [escape(shard) for shard in shards]  # in a file name, [ and * are no patterns
+        folder = download(repo, commit, escaped, kind="dataset")
     return folder, config, shards, card
 
 
@@ -196,17 +196,17 @@ def _check_columns(rows: Rows, image_column: str, label_column: str) -> None:
         if column not in rows.columns:
             raise ValueError(f"dataset.{value}={column}: the columns are {', '.join(rows.columns)}")
     if not rows.holds_images(image_column):
-        those = [column for column in rows.columns if rows.holds_images(column)]
+        image_columns = [column for column in rows.columns if rows.holds_images(column)]
         raise ValueError(
             f"dataset.image_column={image_column} holds {rows.columns[image_column]}, no images; "
-            f"columns that may: {', '.join(those) or 'none'}"
+            f"columns that may: {', '.join(image_columns) or 'none'}"
         )
 
 
 def _labels(rows: Rows, column: str, card: Card, names: str) -> tuple[list[int], Sequence[str], bool]:
-    """Returns the class index of each row, the names that the data set's own files give, and whether they are sorted.
+    """Returns the class index of each row, the class names in the data set's own files, and whether they are sorted.
 
-    Names that are the labels themselves are sorted here; else the data set defines the order of its classes.
+    Names that are the labels themselves are sorted; else the data set defines the order of its classes.
     """
     values = rows.values(column)
     # Test labels that are kept secret are -1 on the hub.

@@ -142,7 +142,7 @@ def is_flat(image: Image.Image) -> bool:
 
 
 def image_note(image: Image.Image) -> str:
-    """Returns what is unusual about an image that `read_image` has decoded; empty for nothing."""
+    """Returns a note on the unusual format of an image that `read_image` has decoded; empty for none."""
     notes = [str(image.info[NOTE])] if NOTE in image.info else []
     if is_flat(image):
         notes.insert(0, FLAT_NOTE)

@@ -161,7 +161,7 @@ def images_below(root: Path, folder: str, tree: ImageTree | None = None) -> list
     return [file for file in listed.files if file not in dropped]
 
 
-def named(dataset: str, choice: str, folder_names: Sequence[str], *, sorted_here: bool = False) -> tuple[str, ...]:
+def named(dataset: str, choice: str, folder_names: Sequence[str], *, sorted_by_name: bool = False) -> tuple[str, ...]:
     """Returns the class names of a data set from the requested list.
 
     Args:
@@ -169,7 +169,7 @@ def named(dataset: str, choice: str, folder_names: Sequence[str], *, sorted_here
         choice: `folder` for the names that the data set's own files give, the name of a list in the
             package, or the path of a text file with one name per line, or FOLDER<TAB>NAME per line.
         folder_names: The names that the data set's own files give, by class index; empty where they give none.
-        sorted_here: Whether the class indices come from sorting these names; else the data set defines them.
+        sorted_by_name: Whether the class indices are the order of these names; else the data set defines them.
 
     Raises:
         ValueError: If the list does not exist or does not match.
@@ -190,7 +190,7 @@ def named(dataset: str, choice: str, folder_names: Sequence[str], *, sorted_here
     path = Path(choice).expanduser()
     if not path.is_file():
         raise ValueError(f"dataset.names={choice}: choose {ways}, or a text file with one name per line")
-    names = assign_names(folder_names, path, choice, what="classes", sorted_here=sorted_here)
+    names = assign_names(folder_names, path, choice, noun="classes", sorted_by_name=sorted_by_name)
     return checked_names(names, unique=False)
 
 

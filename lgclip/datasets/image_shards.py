@@ -35,7 +35,7 @@ class ShardImage(NamedTuple):
     Attributes:
         where: Its location, `SHARD!NAME` or `SHARD!ROW`.
         content: Its bytes; empty where it could not be read.
-        error: Why it could not be read; empty if it could.
+        error: Reason why it could not be read; empty if it could.
         label: Its class as the shard states it; empty if it was not asked for.
     """
 
@@ -65,7 +65,7 @@ def shard_images(shard: ShardFile, fields: SampleFields | None = None) -> Iterat
 
     Args:
         shard: The shard.
-        fields: What holds the label of an image, of a parquet file the name of the column; None reads no label.
+        fields: Field with the label of an image, of a parquet file the name of the column; None reads no label.
 
     Raises:
         ValueError: If it is damaged or cut, a parquet file has no column of images, or several, or a label is missing.

@@ -90,7 +90,7 @@ class ImageTree:
 
 
 def is_leftover(name: str) -> str | None:
-    """Returns why a name is never read: hidden, or left behind by an operating system or a tool; None otherwise."""
+    """Returns the reason why a name is never read: hidden, or left by an operating system or a tool; None otherwise."""
     if name.startswith("."):
         return HIDDEN
     lower = name.lower()
@@ -157,12 +157,12 @@ def drop_repeated(root: Path, files: Sequence[str], tree: ImageTree) -> dict[str
     if not tree.shared:
         return {}
     shared = set(tree.shared)
-    kept = {_inode((root / path).stat()): path for path in files if path not in shared}
+    paths_by_inode = {_inode((root / path).stat()): path for path in files if path not in shared}
     dropped: dict[str, str] = {}
     for path in sorted(shared, key=lambda path: (path in tree.linked, path)):
-        other = kept.setdefault(_inode((root / path).stat()), path)
-        if other != path:
-            dropped[path] = other
+        first_path = paths_by_inode.setdefault(_inode((root / path).stat()), path)
+        if first_path != path:
+            dropped[path] = first_path
             tree.leave_out(REPEATED_LINK, path)
         elif path in tree.linked:
             tree.note(LINKED, path)
@@ -178,17 +178,17 @@ def _walk(
     start: Path, prefix: str, tree: ImageTree, *, recursive: bool
 ) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
     """Yields path and entry of each image, and whether it lies in a linked folder; each folder is read once."""
-    seen = {_inode(start.stat())}
+    visited = {_inode(start.stat())}
     # Folders before links to folders: where both lead to the same one, its own path is the one that is read.
     folders = [(str(start), prefix, False)]
     links: list[tuple[str, str, bool]] = []
     while folders or links:
         place, path, is_linked = folders.pop() if folders else links.pop(0)
         inode = _inode(Path(place).stat())
-        if inode in seen and place != str(start):
+        if inode in visited and place != str(start):
             tree.leave_out(REPEATED_LINK, path)
             continue
-        seen.add(inode)
+        visited.add(inode)
         for entry in _entries(place):
             name = f"{path}/{entry.name}" if path else entry.name
             reason = is_leftover(entry.name)

@@ -145,28 +145,28 @@ def wordnet_ids(dataset: str = "imagenet") -> tuple[str, ...]:
     return tuple((CLASSNAMES / f"{dataset}.wnids.txt").read_text(encoding="utf-8").split())
 
 
-def chosen_indices(dataset: str, classes: Sequence[int] | None, held: Sequence[int]) -> tuple[int, ...]:
+def chosen_indices(dataset: str, classes: Sequence[int] | None, available: Sequence[int]) -> tuple[int, ...]:
     """Returns the indices of the ImageNet classes to evaluate, ascending.
 
     Args:
         dataset: Name of the data set.
         classes: Indices among ImageNet's 1000; None for all that the data set has. Those that it lacks
             are left out with a warning, so that one list serves the whole family.
-        held: The indices that the data set has.
+        available: The indices that the data set has.
 
     Raises:
         ValueError: If an index is not a class of ImageNet or is a duplicate, or none is left.
     """
     if classes is None:
-        return tuple(held)
+        return tuple(available)
     invalid = [index for index in classes if not 0 <= index < NUM_CLASSES]
     twice = [index for index, times in Counter(classes).items() if times > 1]
     if invalid:
         raise ValueError(f"dataset.classes: {invalid} are none of ImageNet's indices 0..999")
     if twice:
         raise ValueError(f"dataset.classes: {twice} occur twice")
-    present = sorted(set(classes) & set(held))
-    absent = sorted(set(classes) - set(held))
+    present = sorted(set(classes) & set(available))
+    absent = sorted(set(classes) - set(available))
     if not present:
         raise ValueError(f"dataset.classes={list(classes)[:_MAX_LISTED]}: {dataset} has none of these classes")
     if absent:
@@ -180,13 +180,13 @@ def _abbreviated(indices: Sequence[int]) -> str:
     return " ".join(map(str, indices))
 
 
-def check_each(dataset: str, images: Mapping[int, Sequence[str]], each: int | None, hint: str) -> None:
+def check_each(dataset: str, images: Mapping[int, Sequence[str]], images_per_class: int | None, hint: str) -> None:
     """Compares the number of images of every class with the official count.
 
     Args:
         dataset: Name of the data set.
         images: The images of each class, by its index among ImageNet's 1000.
-        each: Required number of images per class; None requires at least one.
+        images_per_class: Required number of images per class; None requires at least one.
         hint: How to fix a mismatch.
 
     Raises:
@@ -195,14 +195,14 @@ def check_each(dataset: str, images: Mapping[int, Sequence[str]], each: int | No
     invalid: dict[int, int] = {}
     for index, files in images.items():
         count = len(files)
-        if count == 0 or (each and count != each):
+        if count == 0 or (images_per_class and count != images_per_class):
             invalid[index] = count
     if invalid:
         ids = wordnet_ids()
         examples = ", ".join(f"{ids[index]} (class {index}) has {count}" for index, count in list(invalid.items())[:5])
-        wanted = f"{each} images" if each else "images"
+        required = f"{images_per_class} images" if images_per_class else "images"
         raise ValueError(
-            f"dataset={dataset}: {len(invalid)} of {len(images)} classes have not the {wanted} they should: "
+            f"dataset={dataset}: {len(invalid)} of {len(images)} classes have not the {required} they should: "
             f"{examples}. {hint}"
         )
 

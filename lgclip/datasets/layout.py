@@ -135,14 +135,14 @@ class Tree:
         return folder
 
     def _hint(self, base: Path) -> str:
-        """Returns what to get and where to put it."""
+        """Returns the hint which files to get and where to put them."""
         files = ", ".join(archive.url for archive in self.archives)
-        rest = ""
+        advice = ""
         # `unpack` does not write over what is there.
         if base.is_dir():
-            rest = "; move what is half there away first"
+            advice = "; move what is half there away first"
         return (
-            f"Give dataset.download=true, or get {files} ({self.page}) and unpack it in {base}{rest}. {self.by_hand}"
+            f"Give dataset.download=true, or get {files} ({self.page}) and unpack it in {base}{advice}. {self.by_hand}"
         ).strip()
 
     def _inspect(self, base: Path) -> tuple[Path, list[str]]:
@@ -227,22 +227,22 @@ def chosen(split: str, partitions: Partitions) -> Selection:
         ValueError: If there is no such split; the message lists the available ones.
     """
     first = next(iter(partitions))
-    ways = {"all": (first, tuple(partitions[first]))}
-    known = []
+    selections = {"all": (first, tuple(partitions[first]))}
+    names = []
     for partition, counts in partitions.items():
         if partition == "all":
             continue
-        known.append(partition + "".join(f"[-{part}]" for part in counts))
+        names.append(partition + "".join(f"[-{part}]" for part in counts))
         # Imagenette has no test images; its val is what everybody evaluates.
         evaluated = "test" if "test" in counts else "val"
-        ways[partition] = (partition, (evaluated,))
+        selections[partition] = (partition, (evaluated,))
         for part in counts:
-            ways[f"{partition}-{part}"] = (partition, (part,))
+            selections[f"{partition}-{part}"] = (partition, (part,))
         if {"train", "val"} <= counts.keys():
-            ways[f"{partition}-trainval"] = (partition, ("train", "val"))
-    if split not in ways:
-        raise ValueError(f"dataset.split={split}: choose {', '.join([*known, 'all'])}")
-    partition, parts = ways[split]
+            selections[f"{partition}-trainval"] = (partition, ("train", "val"))
+    if split not in selections:
+        raise ValueError(f"dataset.split={split}: choose {', '.join([*names, 'all'])}")
+    partition, parts = selections[split]
     images: int | None = 0
     for part in parts:
         count = partitions[partition][part]

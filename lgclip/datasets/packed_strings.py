@@ -70,10 +70,10 @@ class PackedHashes(_Packed):
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
-        held = bytearray()  # a join would first list them all
+        packed = bytearray()  # a join would first list them all
         for key in keys:
-            held += bytes.fromhex(key)
-        self._bytes = bytes(held)
+            packed += bytes.fromhex(key)
+        self._bytes = bytes(packed)
 
     @classmethod
     def from_bytes(cls, keys: bytes) -> "PackedHashes":

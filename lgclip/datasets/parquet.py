@@ -148,11 +148,11 @@ def iterate_images(file: ShardFile, label: str | None = None) -> Iterator[tuple[
         raise ValueError(f"{file.where}: one column must hold images, as bytes or as on the Hub; it has {listed}")
     if label is not None and label not in rows.columns:
         raise ValueError(f"{file.where}: there is no column {label!r} of labels; it has {', '.join(rows.columns)}")
-    wanted = [*columns, *([label] if label else [])]
+    selected = [*columns, *([label] if label else [])]
     names = (rows.features.get(label) or {}).get("names") if label else None
     row = 0
     with _opened(file) as parquet:
-        for batch in parquet.iter_batches(_ROWS_PER_BLOCK, columns=wanted, use_threads=False):
+        for batch in parquet.iter_batches(_ROWS_PER_BLOCK, columns=selected, use_threads=False):
             images = batch.column(columns[0]).to_pylist()
             labels = batch.column(label).to_pylist() if label else [""] * len(images)
             for value, stated in zip(images, labels, strict=True):

@@ -61,15 +61,15 @@ class Card:
             raise ValueError(f"{path}: its header is damaged ({single_line(str(error))[:300]})") from error
         configs = {str(entry.get("config_name", "default")): entry for entry in _entries(metadata.get("configs"))}
         infos = {str(entry.get("config_name", "default")): entry for entry in _entries(metadata.get("dataset_info"))}
-        known = list(configs) or list(infos)
-        if config is None and known:
+        choices = list(configs) or list(infos)
+        if config is None and choices:
             # As `datasets` chooses: what the card marks as default, or what is called so, or the only one.
             defaults = [name for name, entry in configs.items() if _is_true(entry.get("default")) or name == "default"]
-            if len(known) > 1 and not defaults:
-                raise ValueError(f"dataset.config: choose one of {', '.join(known)}")
-            config = [*defaults, *known][0]
-        elif known and config not in known:
-            raise ValueError(f"dataset.config={config}: choose {' or '.join(known)}")
+            if len(choices) > 1 and not defaults:
+                raise ValueError(f"dataset.config: choose one of {', '.join(choices)}")
+            config = [*defaults, *choices][0]
+        elif choices and config not in choices:
+            raise ValueError(f"dataset.config={config}: choose {' or '.join(choices)}")
         return cls(config, _patterns(configs.get(str(config), {}).get("data_files")), infos.get(str(config), {}))
 
     def images(self, split: str) -> int | None:

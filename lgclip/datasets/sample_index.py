@@ -127,11 +127,11 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[int, int,
     content = archive.extractfile(member)
     assert content is not None, "it is a regular file"
     digest = hashlib.sha256()
-    left = member.size
+    remaining = member.size
     while block := content.read(_BLOCK):
         digest.update(block)
-        left -= len(block)
-    if left:
+        remaining -= len(block)
+    if remaining:
         raise EOFError(f"{member.name} is cut")
     return member.offset_data, member.size, bytes.fromhex(content_id(digest.hexdigest()))
 

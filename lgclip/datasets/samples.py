@@ -22,7 +22,7 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class SampleFields:
-    """Says which files of a sample hold its image and its label.
+    """Defines which files of a sample hold its image and its label.
 
     Attributes:
         image: Extension of the image, such as `jpg`; None for the only one that is an image's.
@@ -83,7 +83,7 @@ class Sample(Generic[Content]):
     """Holds the files of one sample.
 
     Attributes:
-        key: What their names share.
+        key: Common part of their names.
         images: Name and content of its images.
         labels: Its labels.
         extensions: Of all its files.

@@ -125,18 +125,18 @@ class ShardFile:
             self._download(self.location).close()
 
     def _download(self, location: Location) -> BinaryIO:
-        """Downloads it, and opens it before it can be taken out of the cache."""
+        """Downloads the file, and opens it before it can be deleted from the cache."""
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Loaders ask for one file together: one of them downloads it.
-            held = FileLock(self.path.with_name(f"{self.path.name}.lock")).acquire()
+            lock = FileLock(self.path.with_name(f"{self.path.name}.lock")).acquire()
         except OSError as error:
             raise ValueError(
                 f"{self.where}: it cannot be copied to {folder} ({error.strerror}); name another folder by "
                 "XDG_CACHE_HOME"
             ) from error
-        with held:
+        with lock:
             with suppress(FileNotFoundError):
                 return self.path.open("rb")
             # What a killed process has left of this file.

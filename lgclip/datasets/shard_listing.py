@@ -91,9 +91,9 @@ def read_small_file(folder: str, name: str, option: str) -> str | None:
         if location is None:
             content = (Path(folder).expanduser() / name).read_bytes()
         else:
-            with TemporaryDirectory() as aside:
-                open_object_store(location).get(name, Path(aside) / "file", None)
-                content = (Path(aside) / "file").read_bytes()
+            with TemporaryDirectory() as temporary:
+                open_object_store(location).get(name, Path(temporary) / "file", None)
+                content = (Path(temporary) / "file").read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -128,8 +128,8 @@ def expand_braces(pattern: str, option: str) -> Iterator[str]:
         width = len(numbers[1]) if numbers[1].startswith("0") else 0
         choices = [f"{number:0{width}}" for number in range(first, last + 1)]
     for choice in choices:
-        for rest in expand_braces(pattern[match.end() :], option):
-            yield f"{head}{choice}{rest}"
+        for tail in expand_braces(pattern[match.end() :], option):
+            yield f"{head}{choice}{tail}"
 
 
 def _matching(folder: str, text: str, option: str) -> list[Path]:
@@ -146,19 +146,19 @@ def _matching(folder: str, text: str, option: str) -> list[Path]:
 
 def _remote(folder: Location, patterns: str, option: str, limit: int | None) -> list[ShardFile]:
     listed = _listed(folder)
-    found: dict[str, ObjectInfo] = {}
+    matches: dict[str, ObjectInfo] = {}
     for text in expand_braces(patterns, option):
         if not _WILD.search(text):
             if text not in listed:
                 raise ValueError(f"{option}={patterns}: there is no {folder.url}/{text}")
-            found[text] = listed[text]
+            matches[text] = listed[text]
             continue
         parts = text.split("/")
         for place, info in listed.items():
             names = place.split("/")
             if len(names) == len(parts) and all(map(fnmatchcase, names, parts)):
-                found[place] = info
-    return [remote_shard(folder, place, found[place], limit) for place in sorted(found)]
+                matches[place] = info
+    return [remote_shard(folder, place, matches[place], limit) for place in sorted(matches)]
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -91,49 +91,49 @@ class First(Part):
 
     Args:
         full: The complete data set.
-        each: Maximum number of images per class.
+        per_class: Maximum number of images per class.
     """
 
-    def __init__(self, full: Dataset, each: int) -> None:
-        seen = [0] * len(full.class_names)
+    def __init__(self, full: Dataset, per_class: int) -> None:
+        counts = [0] * len(full.class_names)
         indices: list[int] = []
         for index, label in enumerate(full.labels):
-            if seen[label] < each:
+            if counts[label] < per_class:
                 indices.append(index)
-            seen[label] += 1
+            counts[label] += 1
         super().__init__(full, indices)
-        self.split = f"{full.split}; the first {each} of a class"
+        self.split = f"{full.split}; the first {per_class} of a class"
 
 
-def classes_in(known: Dataset, other: Dataset, name: str) -> tuple[int, ...]:
+def classes_in(reference: Dataset, other: Dataset, name: str) -> tuple[int, ...]:
     """Maps the classes of a data set to those of another: by their index among ImageNet's 1000, else by name.
 
     Args:
-        known: The data set that a classifier was built for.
+        reference: The data set that a classifier was built for.
         other: A data set of the same classes, or of some of them.
         name: Name of the other data set, for error messages.
 
     Raises:
-        ValueError: If the other has a class that the first lacks.
+        ValueError: If the other data set has a class that the reference lacks.
     """
-    ours: Sequence[object] = known.class_names
+    ours: Sequence[object] = reference.class_names
     theirs: Sequence[object] = other.class_names
     by_index = False
     way_out = f"give it the same names by ood.{name}.names=FILE"
     # Indices where both have them: two data sets may call one class "tench" and "tench, Tinca tinca".
-    if known.class_indices is not None and other.class_indices is not None:
-        ours = known.class_indices
+    if reference.class_indices is not None and other.class_indices is not None:
+        ours = reference.class_indices
         theirs = other.class_indices
         by_index = True
         way_out = f"leave them out by ood.{name}.classes=[INDICES]"
     places = {key: index for index, key in enumerate(ours)}
     if not by_index and len(places) < len(ours):
-        raise ValueError(f"ood.{name}: {known.name} has two classes of the same name, which cannot be matched")
+        raise ValueError(f"ood.{name}: {reference.name} has two classes of the same name, which cannot be matched")
     unknown = [index for index, key in enumerate(theirs) if key not in places]
     if unknown:
         examples = ", ".join(repr(other.class_names[index]) for index in unknown[:5])
         raise ValueError(
-            f"ood.{name}: {len(unknown)} of its {len(theirs)} classes are none of {known.name}'s "
+            f"ood.{name}: {len(unknown)} of its {len(theirs)} classes are none of {reference.name}'s "
             f"{len(ours)}: {examples}; {way_out}, or evaluate it in a separate run"
         )
     return tuple(places[key] for key in theirs)

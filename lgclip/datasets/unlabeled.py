@@ -12,7 +12,7 @@ CLASS_NAME = "unlabelled"
 
 
 class Unlabeled(Part):
-    """Provides some images of a data set, evenly spaced, all with the label 0: nothing can read their classes.
+    """Provides evenly spaced images of a data set, all with the label 0, so that nothing can read their classes.
 
     Args:
         full: The complete data set.
@@ -21,10 +21,10 @@ class Unlabeled(Part):
 
     def __init__(self, full: Dataset, limit: int | None = None) -> None:
         count = len(full)
-        taken = count if limit is None else min(limit, count)
+        size = count if limit is None else min(limit, count)
         # Evenly spaced and not the first ones, because data sets are often sorted by class.
-        super().__init__(full, [place * count // taken for place in range(taken)])
-        self.labels = (0,) * taken
+        super().__init__(full, [place * count // size for place in range(size)])
+        self.labels = (0,) * size
         self.class_names = (CLASS_NAME,)
         self.class_indices = None
         self.occurrences = None

@@ -89,11 +89,11 @@ class UnreadableImages:
         return self._read("reasons")
 
     def notes(self) -> dict[str, str]:
-        """Returns what is unusual about readable images of the source, by id; see `image_note`."""
+        """Returns the notes on readable images of the source with an unusual format, by id; see `image_note`."""
         return self._read("notes")
 
     def _read(self, field: str) -> dict[str, str]:
-        known: dict[str, str] = {}
+        texts: dict[str, str] = {}
         fetch(self._folder)
         for path in sorted(self._folder.glob("*.json")):
             try:
@@ -101,12 +101,12 @@ class UnreadableImages:
                 if not is_intact(content):
                     raise ValueError("its checksum is wrong")
                 if content["reader"] == READER:
-                    known |= {image_id: str(text) for image_id, text in content.get(field, {}).items()}
+                    texts |= {image_id: str(text) for image_id, text in content.get(field, {}).items()}
             except FileNotFoundError:  # another process has deleted it since the folder was listed
                 continue
             except (ValueError, KeyError, TypeError, AttributeError):
                 log.warning("%s is damaged; the images that it lists are tried again", path)
-        return known
+        return texts
 
 
 class ReadableSubset(Part):
@@ -190,20 +190,20 @@ def quarantine(folder: Path, dataset: Dataset) -> None:
     images = left_out(dataset)
     target = folder / QUARANTINE
     # Built under another name and moved in one step, so that no half-filled folder is taken for a complete one.
-    aside = Path(mkdtemp(dir=folder, prefix=f".{QUARANTINE}."))
+    temporary = Path(mkdtemp(dir=folder, prefix=f".{QUARANTINE}."))
     try:
         for image in images:
             assert isinstance(dataset, ReadableSubset)
-            image["copy"] = _copy(dataset.full.original(image["index"]), aside, image)
+            image["copy"] = _copy(dataset.full.original(image["index"]), temporary, image)
         lines = "".join(json.dumps(image, ensure_ascii=False) + "\n" for image in images)
-        (aside / LISTED).write_text(lines, encoding="utf-8")
+        (temporary / LISTED).write_text(lines, encoding="utf-8")
         # Also without images: those of an earlier run in the same folder are not this run's.
         shutil.rmtree(target, ignore_errors=True)
         if images:
-            aside.chmod(0o755)  # mkdtemp allows only the owner
-            aside.replace(target)
+            temporary.chmod(0o755)  # mkdtemp allows only the owner
+            temporary.replace(target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy(original: Path | bytes | None, folder: Path, record: Mapping[str, Any]) -> str | None:

@@ -29,7 +29,7 @@ from lgclip.store.location import parse_location
 _CLASS_NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
 _SHARD_COUNT = "nshards.txt"
-"""Files that the data sets of CLIP benchmark have beside their shards."""
+"""Files that the data sets of CLIP benchmark have next to their shards."""
 
 _SPLIT = "{split}"
 
@@ -58,7 +58,7 @@ class WebDataset(Dataset):
             `zeroshot_classification_templates.txt`.
         split: The split, which replaces `{split}` in `shards`.
         shards: The shards below `root`, such as `{split}/*.tar` or `val-{000..049}.tar`.
-        label: What holds the class of a sample, see `SampleFields`.
+        label: Field with the class of a sample, see `SampleFields`.
         image: Extension of the image where a sample has several; None for the only one.
         names: `folder` for the names that the data set's own files give, or a text file with one name per line.
         context: Type of the classes.
@@ -101,10 +101,10 @@ class WebDataset(Dataset):
             coded.extend(codes.setdefault(text, len(codes)) for text in index.labels)
         self._keys = bytes(keys)
         class_names = _lines(read_small_file(folder, _CLASS_NAMES, "dataset.root"))
-        numbers, names_in_data, sorted_here = _classes(list(codes), class_names, label, names)
+        numbers, names_in_data, sorted_by_name = _classes(list(codes), class_names, label, names)
         self.labels = tuple(numbers[code] for code in coded)
         self.names = names
-        self.class_names = named("webdataset", names, names_in_data, sorted_here=sorted_here)
+        self.class_names = named("webdataset", names, names_in_data, sorted_by_name=sorted_by_name)
         self.context = context
         if templates is None and not context:
             templates = _templates(read_small_file(folder, _TEMPLATES, "dataset.root"))
@@ -152,7 +152,7 @@ class WebDataset(Dataset):
 
 
 def _check_count(files: Sequence[ShardFile], folder: str, shards: str, split: str) -> None:
-    """Compares the number of shards with the one that CLIP benchmark states beside them: fewer are a smaller split."""
+    """Compares the number of shards with the one that CLIP benchmark states: fewer are a smaller split."""
     place, _, last = shards.replace(_SPLIT, split).rpartition("/")
     # A range, or some of the names, is a choice of the user's.
     if last != "*.tar" or any(sign in place for sign in "*[{"):
@@ -188,8 +188,8 @@ def _classes(texts: list[str], class_names: list[str], label: str, names: str) -
     Args:
         texts: The labels that occur.
         class_names: The names in the data set's own file, by class index; empty if it has none.
-        label: What holds the label, for errors.
-        names: What the user wants the classes to be called by.
+        label: Value of `dataset.label`, for error messages.
+        names: Value of `dataset.names`.
     """
     if not texts:
         raise ValueError("dataset.shards: the shards hold no image")
@@ -201,13 +201,13 @@ def _classes(texts: list[str], class_names: list[str], label: str, names: str) -
                 f"dataset.label={label}: the labels are numbers up to {max(numbers)}, and dataset.root has no "
                 f"{_CLASS_NAMES}; give dataset.names=FILE with one name per line"
             )
-        known = class_names or [str(number) for number in range(_count(numbers, names))]
-        if max(numbers) >= len(known):
+        ordered_names = class_names or [str(number) for number in range(_count(numbers, names))]
+        if max(numbers) >= len(ordered_names):
             raise ValueError(
-                f"dataset.label={label}: class {max(numbers)} is none of the {len(known)} that are named in "
+                f"dataset.label={label}: class {max(numbers)} is none of the {len(ordered_names)} that are named in "
                 f"{_CLASS_NAMES}"
             )
-        return numbers, known, False
+        return numbers, ordered_names, False
     if class_names and label != FOLDER:
         places = {name: index for index, name in enumerate(class_names)}
         unknown = [text for text in texts if text not in places]
@@ -217,6 +217,6 @@ def _classes(texts: list[str], class_names: list[str], label: str, names: str) -
             )
         return [places[text] for text in texts], class_names, False
     # By name: the order in which they come differs between splits.
-    known = sort_folders(sorted(texts))
-    places = {name: index for index, name in enumerate(known)}
-    return [places[text] for text in texts], known, True
+    ordered_names = sort_folders(sorted(texts))
+    places = {name: index for index, name in enumerate(ordered_names)}
+    return [places[text] for text in texts], ordered_names, True

@@ -124,7 +124,9 @@ class SyntheticImages:
                 raise ValueError(self._nothing_of(target_class))
 
     def _nothing_of(self, target_class: TargetClass) -> str:
-        faults = [gone.faults[-1] for gone in self.missing if gone.prompt.class_index == target_class.class_index]
+        faults = [
+            missing.faults[-1] for missing in self.missing if missing.prompt.class_index == target_class.class_index
+        ]
         if not faults:
             return (
                 f"class {target_class.class_index} ({target_class.name!r}): none of its images is there; name the "
@@ -192,8 +194,8 @@ class SyntheticImages:
         try:
             return read_image(BytesIO(place.read_bytes()), where=str(place))
         except BadImageError as error:
-            way = "lgclip store verify --repair takes it out of the store, and a run generates it again"
-            raise BadImageError(error.where, f"{error.reason}; {way}") from error
+            advice = "lgclip store verify --repair takes it out of the store, and a run generates it again"
+            raise BadImageError(error.where, f"{error.reason}; {advice}") from error
         except OSError as error:
             raise ValueError(f"{place} cannot be read ({error.strerror}); a run generates it again") from error
 
@@ -343,13 +345,13 @@ def image_prompts(
         prompts_per_class: Number of prompts to use per class.
         images_per_prompt: Number of images per prompt.
     """
-    wanted: list[Prompt] = []
+    prompts: list[Prompt] = []
     for target_class, sentences in zip(target_classes, texts, strict=True):
         # A sentence may occur twice among those of a class, as templates that are repeated in turn do. Its repeats are
         # counted on, since two images of one sentence and one number would be the same image.
         repeats: dict[str, int] = {}
         for text in sentences[:prompts_per_class]:
             for _ in range(images_per_prompt):
-                wanted.append(Prompt(target_class, text, repeats.setdefault(text, 0)))
+                prompts.append(Prompt(target_class, text, repeats.setdefault(text, 0)))
                 repeats[text] += 1
-    return wanted
+    return prompts

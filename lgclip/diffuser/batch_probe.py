@@ -64,7 +64,7 @@ class CudaMeter:
 
 
 def memory_meter(device: torch.device) -> MemoryMeter | None:
-    """Returns what measures a device's memory; None on a CPU, where larger batches are not faster."""
+    """Returns the meter of a device's memory; None on a CPU, where larger batches are not faster."""
     if device.type == "cuda":
         return CudaMeter(device)
     return None

@@ -31,22 +31,22 @@ def class_folders(root: Path, target_classes: Sequence[TargetClass]) -> list[Pat
     """
     free = {name: root / name for name in folders_below(root)[0]}
     # How many classes share a name, by each spelling in which names are compared.
-    same_name: dict[Callable[[str], str], Counter[str]] = {
+    name_counts: dict[Callable[[str], str], Counter[str]] = {
         str: Counter(target_class.name for target_class in target_classes),
         plain: Counter(plain(target_class.name) for target_class in target_classes),
     }
     folders: dict[int, Path] = {}
     # All classes by the surest way, then what is left by the next. Class by class, a class "cat" could take the
     # folder "Cat" before a class "Cat" is processed.
-    for of_folder, of_class, spelt in _WAYS:
-        known: dict[object, list[str]] = {}
+    for of_folder, of_class, normalize in _MATCHING_RULES:
+        folders_by_key: dict[object, list[str]] = {}
         for name in free:
-            known.setdefault(of_folder(name), []).append(name)
+            folders_by_key.setdefault(of_folder(name), []).append(name)
         claims: dict[int, list[str]] = {}
         for target_class in target_classes:
             if target_class.class_index not in folders:
-                shared = same_name[spelt][spelt(target_class.name)] > 1
-                names = known.get(of_class(target_class), [])
+                shared = name_counts[normalize][normalize(target_class.name)] > 1
+                names = folders_by_key.get(of_class(target_class), [])
                 claims[target_class.class_index] = [
                     name for name in names if _by_index(name, target_class) or not shared
                 ]
@@ -54,13 +54,13 @@ def class_folders(root: Path, target_classes: Sequence[TargetClass]) -> list[Pat
         folders |= {index: free.pop(names[0]) for index, names in claims.items() if names}
     lacking = [target_class for target_class in target_classes if target_class.class_index not in folders]
     if lacking:
-        raise ValueError(_no_folder(root, lacking, same_name[plain], free))
+        raise ValueError(_no_folder(root, lacking, name_counts[plain], free))
     return [folders[target_class.class_index] for target_class in target_classes]
 
 
 def _by_index(name: str, target_class: TargetClass) -> bool:
-    number, rest = split_number(name)
-    return number == target_class.class_index and rest in ("", plain(target_class.name))
+    number, suffix = split_number(name)
+    return number == target_class.class_index and suffix in ("", plain(target_class.name))
 
 
 def _name_alone(target_class: TargetClass) -> str:
@@ -69,7 +69,7 @@ def _name_alone(target_class: TargetClass) -> str:
     )  # a name of signs alone fits no folder but its own
 
 
-_WAYS: tuple[tuple[Callable[[str], object], Callable[[TargetClass], object], Callable[[str], str]], ...] = (
+_MATCHING_RULES: tuple[tuple[Callable[[str], object], Callable[[TargetClass], object], Callable[[str], str]], ...] = (
     (str, lambda target_class: target_class.name, str),
     (split_number, lambda target_class: (target_class.class_index, plain(target_class.name)), plain),
     (plain, _name_alone, plain),
@@ -121,8 +121,8 @@ def images_in(folder: Path, tree: ImageTree | None = None) -> list[Path]:
     numbered: dict[int, Path] = {}
     for file in files:
         if match := _LEADING.match(file.name):
-            other = numbered.setdefault(int(match[0]), file)
-            if other is not file:
-                raise ValueError(f"{folder}: {other.name} and {file.name} have the same number; which comes first?")
-    rest = [file for file in files if not _LEADING.match(file.name)]
-    return [numbered[number] for number in sorted(numbered)] + rest
+            first = numbered.setdefault(int(match[0]), file)
+            if first is not file:
+                raise ValueError(f"{folder}: {first.name} and {file.name} have the same number; which comes first?")
+    unnumbered = [file for file in files if not _LEADING.match(file.name)]
+    return [numbered[number] for number in sorted(numbered)] + unnumbered

@@ -76,21 +76,21 @@ class ImageFolder(ImageCollection):
             for target_class, folder in zip(target_classes, folders, strict=True)
         }
         tree.report(self._folder)
-        wanted = {target_class.class_index: 0 for target_class in target_classes}
+        counts = {target_class.class_index: 0 for target_class in target_classes}
         files = []
         for prompt in prompts:
-            place = wanted[prompt.class_index]
-            wanted[prompt.class_index] += 1
+            place = counts[prompt.class_index]
+            counts[prompt.class_index] += 1
             # A slice, which is empty behind the end: all classes are gone through before the error below.
             files += inside[prompt.class_index][place : place + 1]
         few = [
             target_class
             for target_class in target_classes
-            if len(inside[target_class.class_index]) < wanted[target_class.class_index]
+            if len(inside[target_class.class_index]) < counts[target_class.class_index]
         ]
         if few:
             examples = ", ".join(f"{s.class_index} ({s.name!r}) has {len(inside[s.class_index])}" for s in few[:5])
-            most = max(wanted.values())
+            most = max(counts.values())
             raise ValueError(
                 f"diffuser.root={self.root}: {len(few)} classes have fewer images than the {most} of "
                 f"prompts_per_class x images_per_prompt: class {examples}; ask for fewer or add images"
@@ -121,7 +121,7 @@ class FolderImages:
         self._subjects = target_classes
         self._prompts = prompts
         self._files = list(files)
-        self._known = root / "images" / key
+        self._cache_folder = root / "images" / key
 
     def missing(self) -> list[int]:
         return []
@@ -147,15 +147,15 @@ class FolderImages:
         """Returns the fault of each image; every image is decoded once, and the result stored."""
         # Named by the content of the images, so that the finding holds for a copy of the folder, and an image that
         # was changed is checked again.
-        path = self._known / f"{content_key({'ids': sorted(set(ids))})}.json"
+        path = self._cache_folder / f"{content_key({'ids': sorted(set(ids))})}.json"
         try:
             content = json.loads(read_text(path))
             if not is_intact(content):
                 raise ValueError("its checksum is wrong")
             bad = content["faults"]
-            known: dict[str, Fault | None] = dict.fromkeys(ids)
-            known |= {name: Fault(bad[name]) for name in ids if name in bad}
-            return known
+            cached_faults: dict[str, Fault | None] = dict.fromkeys(ids)
+            cached_faults |= {name: Fault(bad[name]) for name in ids if name in bad}
+            return cached_faults
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # A dict, since files of equal content need to be decoded only once.
             faults = _checked(dict(zip(ids, self._files, strict=True)).items())

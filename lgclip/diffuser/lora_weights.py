@@ -110,7 +110,7 @@ def _shapes(file: Path, requested: str) -> dict[str, Sequence[int]]:
 
 
 def mismatch(changed: Shapes, part: str, present: Shapes) -> str | None:
-    """Returns why LoRA weights do not fit a network; None if they fit, or are in a format that only diffusers can read.
+    """Returns the reason why LoRA weights do not fit a network; None if they fit, or only diffusers can read them.
 
     Args:
         changed: Shapes of the LoRA weights.
@@ -136,7 +136,7 @@ def mismatch(changed: Shapes, part: str, present: Shapes) -> str | None:
 
 
 def adapter_weights(lora: str | None, revision: str | None) -> str | None:
-    """Returns what identifies LoRA weights in a key: a file's content hash, or the hub's id and commit."""
+    """Returns the identity of LoRA weights in a key: a file's content hash, or the hub's id and commit."""
     if lora is None:
         return None
     file = adapter_file(lora)

@@ -125,9 +125,9 @@ class Diffuser(ImageGenerator):
     def __post_init__(self) -> None:
         self._check_numbers()
         codec_of(self.image_format)  # called for its error
-        for name, known in (("precision", ("auto", *PRECISIONS)), ("noise", NOISES), ("offload", OFFLOADS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"diffuser.{name}={getattr(self, name)}: choose {', '.join(known)}")
+        for name, choices in (("precision", ("auto", *PRECISIONS)), ("noise", NOISES), ("offload", OFFLOADS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"diffuser.{name}={getattr(self, name)}: choose {', '.join(choices)}")
         for name in self.options:
             if name in OURS:
                 raise ValueError(f"diffuser.options.{name}: this has a field of its own or is not to be set")
@@ -329,7 +329,7 @@ class Diffuser(ImageGenerator):
             _compile(parts)
 
     def _prepare_decoder(self, vae: Any, device: torch.device) -> None:
-        """Sets how images are decoded; asked when the weights are on the device."""
+        """Sets how images are decoded; called when the weights are on the device."""
         slicing = self.slicing
         if slicing is None and device.type != "cpu":
             # Decoding a whole batch takes more memory than all denoising steps before it; decoding the images one by

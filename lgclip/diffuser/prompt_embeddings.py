@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-KEPT = 256
+MAX_CACHED = 256
 """Size of the LRU cache of prompt embeddings on the device: about 1 MB each for SDXL, 4 MB for Flux."""
 
 _CLIP = ("prompt_embeds", "negative_prompt_embeds")
@@ -51,14 +51,14 @@ class PromptEmbeddings:
         self._device = device
         self._negative = negative
         self._names = RETURNS.get(type(pipeline).__name__)
-        self._call = inspect.signature(pipeline.__call__).parameters
+        self._call_parameters = inspect.signature(pipeline.__call__).parameters
         self._shared: dict[str, Any] = {}
-        self._kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._cached: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.encoded = 0
         if self._names:
-            self._takes = inspect.signature(pipeline.encode_prompt).parameters
+            self._encode_parameters = inspect.signature(pipeline.encode_prompt).parameters
             # The call's own defaults, which differ from those of `encode_prompt` for some pipelines.
-            shared = {name: p.default for name, p in self._call.items() if name in self._takes}
+            shared = {name: p.default for name, p in self._call_parameters.items() if name in self._encode_parameters}
             self._arguments = {name: (options or {}).get(name, default) for name, default in shared.items()}
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Any]:
@@ -71,10 +71,10 @@ class PromptEmbeddings:
             return arguments
         rows = {prompt: self._row(prompt) for prompt in dict.fromkeys(prompts)}
         # Only now, since a new prompt could otherwise push out one that is needed later in the same batch.
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        while len(self._cached) > MAX_CACHED:
+            self._cached.popitem(last=False)
         # The default of some pipelines is "", which they refuse together with its embeddings.
-        if self._shared and "negative_prompt" in self._call:
+        if self._shared and "negative_prompt" in self._call_parameters:
             arguments["negative_prompt"] = None
         for name in (*rows[prompts[0]], *self._shared):
             values = [self._shared.get(name, rows[prompt].get(name)) for prompt in prompts]
@@ -82,34 +82,36 @@ class PromptEmbeddings:
         return arguments
 
     def _row(self, prompt: str) -> dict[str, Any]:
-        if prompt in self._kept:
-            self._kept.move_to_end(prompt)
+        if prompt in self._cached:
+            self._cached.move_to_end(prompt)
         else:
             # `encode_prompt` encodes the negative prompt each time it is asked to; once is enough.
-            first = not self._kept and not self._shared
+            first = not self._cached and not self._shared
             encoded = self._encode(prompt, self._negative, negatives=first)
             if first:
                 self._shared = {name: value for name, value in encoded.items() if name.startswith("negative_")}
                 self._shared |= self._apart()
-            self._kept[prompt] = {name: v for name, v in encoded.items() if not name.startswith("negative_")}
-        return self._kept[prompt]
+            self._cached[prompt] = {name: v for name, v in encoded.items() if not name.startswith("negative_")}
+        return self._cached[prompt]
 
     def _apart(self) -> dict[str, Any]:
         """Encodes the negative prompt like any other, for pipelines whose `encode_prompt` does not take one."""
-        if "negative_prompt" in self._takes or "negative_prompt_embeds" not in self._call:
+        if "negative_prompt" in self._encode_parameters or "negative_prompt_embeds" not in self._call_parameters:
             return {}
-        if "negative_prompt" in self._call and self._negative is None:
+        if "negative_prompt" in self._call_parameters and self._negative is None:
             return {}  # the pipeline then guides by nothing
         encoded = self._encode(self._negative or "", None, negatives=False)
-        return {f"negative_{name}": value for name, value in encoded.items() if f"negative_{name}" in self._call}
+        return {
+            f"negative_{name}": value for name, value in encoded.items() if f"negative_{name}" in self._call_parameters
+        }
 
     def _encode(self, prompt: str, negative: str | None, *, negatives: bool) -> dict[str, Any]:
         assert self._names is not None
         self.encoded += 1
         arguments = {**self._arguments, "prompt": [prompt], "device": self._device}
-        if negative is not None and "negative_prompt" in self._takes:
+        if negative is not None and "negative_prompt" in self._encode_parameters:
             arguments["negative_prompt"] = [negative]
-        if "do_classifier_free_guidance" in self._takes:
+        if "do_classifier_free_guidance" in self._encode_parameters:
             arguments["do_classifier_free_guidance"] = negatives
         returned = self._pipeline.encode_prompt(**arguments)
         named = zip(self._names, returned, strict=True)

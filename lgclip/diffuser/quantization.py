@@ -19,7 +19,7 @@ FP8_CAPABILITY = (8, 9)
 """First compute capability of NVIDIA's GPUs that multiplies in fp8: Ada and Hopper."""
 
 _MULTIPLE = 16
-"""What rows and columns of a matrix must be a multiple of in the GPU's 8-bit products."""
+"""Divisor of the rows and columns of a matrix in the GPU's 8-bit products."""
 
 _DENOISERS = ("unet", "transformer")
 

@@ -35,26 +35,29 @@ def arguments_of(
         ValueError: If the pipeline does not take one: everything in the key must affect the image.
     """
     kind = type(pipeline).__name__
-    known = inspect.signature(pipeline.__call__).parameters
+    parameters = inspect.signature(pipeline.__call__).parameters
     arguments: dict[str, Any] = {}
     for field, (value, *names) in settings.items():
         if value is None:
             continue
         # One field may be several arguments, as `size` is the height and the width.
         for name in names:
-            if name not in known:
+            if name not in parameters:
                 raise ValueError(f"diffuser.{field}={value}: {kind} takes no {name}; set it to null")
             arguments[name] = value
     for name, value in options.items():
-        if name not in known:
+        if name not in parameters:
             raise ValueError(f"diffuser.options.{name}={value}: {kind} takes no {name}")
         arguments[name] = value
     if negative is not None:
-        if "negative_prompt" not in known:
+        if "negative_prompt" not in parameters:
             raise ValueError(f"diffuser.negative_prompt={negative!r}: {kind} takes none; set it to null")
         # Flux is distilled with guidance and takes a negative prompt without using it, unless real classifier-free
         # guidance is switched on by a scale above 1.
-        if "true_cfg_scale" in known and not options.get("true_cfg_scale", known["true_cfg_scale"].default) > 1:
+        if (
+            "true_cfg_scale" in parameters
+            and not options.get("true_cfg_scale", parameters["true_cfg_scale"].default) > 1
+        ):
             raise ValueError(
                 f"diffuser.negative_prompt={negative!r}: {kind} uses it only with "
                 "diffuser.options.true_cfg_scale above 1"
@@ -88,9 +91,9 @@ class SamplingPipeline:
         self._noise = noise
         self._size = size
         self.texts = PromptEmbeddings(pipeline, device, negative, arguments)
-        known = inspect.signature(pipeline.__call__).parameters
+        parameters = inspect.signature(pipeline.__call__).parameters
         # The latents are checked where the pipeline allows it: a decoder may turn NaN into pixels that look right.
-        watched = "callback_on_step_end" in known and "latents" in getattr(pipeline, "_callback_tensor_inputs", ())
+        watched = "callback_on_step_end" in parameters and "latents" in getattr(pipeline, "_callback_tensor_inputs", ())
         self._watched = watched
 
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> UInt8[np.ndarray, "b h w 3"]:

@@ -18,14 +18,14 @@ def scheduler_class(name: str) -> Any:
     import diffusers
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
+    scheduler_names = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
     scheduler: Any = None
     # By the list and not by `getattr` alone, which would also import any other part of diffusers by its name.
-    if name in known:
+    if name in scheduler_names:
         scheduler = getattr(diffusers, name)
     # Some entries are placeholders for a package that is not installed; they derive from nothing.
     if not (inspect.isclass(scheduler) and issubclass(scheduler, SchedulerMixin)):
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        close = difflib.get_close_matches(name, scheduler_names, n=3, cutoff=0.3)
         hint = ""
         if close:
             hint = f"; did you mean {' or '.join(close)}?"
@@ -39,10 +39,12 @@ def check_scheduler(name: str, options: Mapping[str, object]) -> None:
     Raises:
         ValueError: With the names that it takes.
     """
-    known = [parameter for parameter in inspect.signature(scheduler_class(name)).parameters if parameter != "kwargs"]
+    parameters = [
+        parameter for parameter in inspect.signature(scheduler_class(name)).parameters if parameter != "kwargs"
+    ]
     for option in options:
-        if option not in known:
-            raise ValueError(f"diffuser.scheduler_options.{option}: {name} takes {', '.join(known)}")
+        if option not in parameters:
+            raise ValueError(f"diffuser.scheduler_options.{option}: {name} takes {', '.join(parameters)}")
 
 
 def replace_scheduler(pipeline: Any, name: str, options: Mapping[str, object]) -> None:

@@ -125,9 +125,9 @@ def split_name(backbone: str) -> tuple[str, str]:
         name = backbone
     if library not in (TIMM, TORCHVISION):
         raise ValueError(f"student.backbone={backbone}: write timm:NAME, torchvision:NAME or encoder")
-    known = _known(library)
-    if name not in known:
-        raise ValueError(f"student.backbone={backbone}: {library} has no such network{did_you_mean(name, known)}")
+    names = _network_names(library)
+    if name not in names:
+        raise ValueError(f"student.backbone={backbone}: {library} has no such network{did_you_mean(name, names)}")
     return library, name
 
 
@@ -144,9 +144,9 @@ def untrained(backbone: str, image_size: int | None) -> Tower:
     if library == TIMM:
         from timm.models import get_pretrained_cfg
 
-        known = get_pretrained_cfg(name)
+        config = get_pretrained_cfg(name)
         # Transformers have a position embedding for each patch; convolutional networks take no such argument.
-        if known is not None and known.fixed_input_size:
+        if config is not None and config.fixed_input_size:
             options["img_size"] = size
     plan = Plan(library, name, options)
     return Tower(plan.body(), plan, size, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
@@ -223,7 +223,7 @@ def with_head(tower: Tower, num_classes: int, *, frozen: bool) -> Network:
     return Network(body, features.shape[1], num_classes, frozen=frozen)
 
 
-def _known(library: str) -> list[str]:
+def _network_names(library: str) -> list[str]:
     if library == TIMM:
         import timm
 

@@ -161,7 +161,7 @@ class Encoder(ABC):
 
 
 def exact_encoder(encoder: Encoder) -> Encoder:
-    """Returns an encoder in fp32, whatever device is there."""
+    """Returns an encoder in fp32, independent of the device."""
     # An encoder of another package may have no choice of precision.
     if not is_dataclass(encoder):
         return encoder

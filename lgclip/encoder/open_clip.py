@@ -116,7 +116,7 @@ class OpenClip(Encoder):
         return inputs
 
     def stands_for(self) -> str | dict[str, str]:
-        """Returns what identifies the model in a key: a folder's content, or names and the hub's commits."""
+        """Returns the model's identity in a key: a folder's content, or names and the hub's commits."""
         source = self._source
         identity = source.stands_for()
         # The hash of a folder covers its tokenizer too.
@@ -142,8 +142,8 @@ class OpenClip(Encoder):
         from open_clip.transform import PreprocessCfg
 
         # open_clip's list has more in these entries than preprocessing: the address of the weights, for one.
-        known = PreprocessCfg.__dataclass_fields__
-        chosen = {name: value for name, value in self._config("preprocess_cfg").items() if name in known}
+        fields = PreprocessCfg.__dataclass_fields__
+        chosen = {name: value for name, value in self._config("preprocess_cfg").items() if name in fields}
         return chosen | {"size": self._config("model_cfg")["vision_cfg"].get("image_size", 224)}
 
     def transform(self, *, squash: bool = False) -> Transform:

@@ -12,7 +12,7 @@ from lgclip.store.keys import weights_of
 LAYOUT = Layout(
     config="open_clip_config.json",
     weights=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-    weights_here=(
+    local_weights=(
         "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
         "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
     ),

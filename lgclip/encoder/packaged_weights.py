@@ -37,7 +37,7 @@ class PackagedWeights:
 
     @property
     def checkpoint(self) -> str:
-        """Returns how a config names these weights."""
+        """Returns the name of these weights in a config."""
         return PACKAGE + self.package
 
     def path(self) -> Path:
@@ -96,10 +96,10 @@ def packaged_weights(checkpoint: str) -> PackagedWeights | None:
     """
     if not checkpoint.startswith(PACKAGE):
         return None
-    known = {weights.checkpoint: weights for weights in _PACKAGES}
-    if checkpoint not in known:
-        raise ValueError(f"encoder.checkpoint={checkpoint}: no such package of weights; choose {', '.join(known)}")
-    return known[checkpoint]
+    packages = {weights.checkpoint: weights for weights in _PACKAGES}
+    if checkpoint not in packages:
+        raise ValueError(f"encoder.checkpoint={checkpoint}: no such package of weights; choose {', '.join(packages)}")
+    return packages[checkpoint]
 
 
 def names_in_order(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> Mapping[str, str]:
@@ -117,8 +117,8 @@ def names_in_order(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str,
     if len(stored) != len(expected):
         raise ValueError(f"the file has {len(stored)} tensors, the model {len(expected)}")
     for place, (name, model_name) in enumerate(zip(stored, expected, strict=True), start=1):
-        same_role = name.rpartition(".")[2] == model_name.rpartition(".")[2]
-        if not same_role or stored[name] != expected[model_name]:
+        is_same_role = name.rpartition(".")[2] == model_name.rpartition(".")[2]
+        if not is_same_role or stored[name] != expected[model_name]:
             raise ValueError(
                 f"tensor {place} of the file is {name} {list(stored[name])}, that of the model "
                 f"{model_name} {list(expected[model_name])}: their order differs"

@@ -59,13 +59,13 @@ def measure(encoder: Encoder, towers: Towers, path: Path, device: str) -> None:
 
 def seconds_of(call: Callable[[], Tensor]) -> float:
     """Returns the minimum time of a call until its result is on the CPU."""
-    taken = []
+    seconds = []
     for _ in range(_TRIES):
         start = time.perf_counter()
         # A GPU works asynchronously: without the copy only the time to queue the work would be measured.
         call().cpu()
-        taken.append(time.perf_counter() - start)
-    return round(min(taken), 9)
+        seconds.append(time.perf_counter() - start)
+    return round(min(seconds), 9)
 
 
 def flops_of(call: Callable[[], Tensor]) -> int:

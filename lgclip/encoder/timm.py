@@ -117,7 +117,7 @@ class Timm(Encoder):
         return inputs
 
     def stands_for(self) -> str | dict[str, str]:
-        """Returns what identifies the model in a key: a folder's content, or names and the hub's commit."""
+        """Returns the model's identity in a key: a folder's content, or names and the hub's commit."""
         return self._source.stands_for()
 
     def _described(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -129,14 +129,16 @@ class Timm(Encoder):
             raise ValueError(f"encoder.model={self.model}: its {LAYOUT.config} names no architecture of timm")
         weights = config.get("pretrained_cfg", config)  # older files keep all of it at the top
         # A file by a newer release of timm may have fields that this one does not know.
-        known = {name: value for name, value in weights.items() if name in PretrainedCfg.__dataclass_fields__}
+        pretrained_config = {
+            name: value for name, value in weights.items() if name in PretrainedCfg.__dataclass_fields__
+        }
         options = dict(config.get("model_args") or {})
         if "img_size" in options:  # then the tower was built for another size than its architecture's
             size = options["img_size"]
             if isinstance(size, int):
                 size = (size, size)
-            known["input_size"] = (3, *size)
-        return config["architecture"], known, options
+            pretrained_config["input_size"] = (3, *size)
+        return config["architecture"], pretrained_config, options
 
     def _preprocessing(self) -> dict[str, Any]:
         """Returns the arguments of timm's evaluation transform."""

@@ -16,7 +16,7 @@ from lgclip.store.keys import weights_of
 
 _SAFE = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
-LAYOUT = Layout(config="config.json", weights=(_SAFE, _PICKLE), weights_here=(_SAFE, _PICKLE))
+LAYOUT = Layout(config="config.json", weights=(_SAFE, _PICKLE), local_weights=(_SAFE, _PICKLE))
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Named(Source):
                 f"encoder.model={self.model}: timm has no such architecture{did_you_mean(name, timm.list_models())}; "
                 f"or give a folder, or {HUB}OWNER/NAME"
             )
-        known = timm.list_pretrained(f"{name}.*")
-        if tag and self.model not in known:
+        pretrained_names = timm.list_pretrained(f"{name}.*")
+        if tag and self.model not in pretrained_names:
             raise ValueError(
-                f"encoder.model={self.model}: {name} has no such weights{did_you_mean(self.model, known)}; "
-                f"it has {', '.join(known) or 'none, so give encoder.checkpoint=FILE'}"
+                f"encoder.model={self.model}: {name} has no such weights{did_you_mean(self.model, pretrained_names)}; "
+                f"it has {', '.join(pretrained_names) or 'none, so give encoder.checkpoint=FILE'}"
             )
         if self.checkpoint is not None:
             self.weights(allow_pickle)

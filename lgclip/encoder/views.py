@@ -1,4 +1,4 @@
-"""Makes the pixels that a tower takes from an image, at every scale."""
+"""Computes the pixels of an image for a tower, at every scale."""
 
 from collections.abc import Mapping
 

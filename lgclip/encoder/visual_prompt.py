@@ -42,18 +42,18 @@ def prompted_features(
     class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     # The positions are added before the vectors come in, which have none: they are no place of the image.
     x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
-    x = visual.ln_pre(_with_vectors(vectors[0], x[:, :1], x[:, 1:]))
+    x = visual.ln_pre(_insert_vectors(vectors[0], x[:, :1], x[:, 1:]))
     for number, block in enumerate(visual.transformer.resblocks):
         if 0 < number < len(vectors):  # eq. 6 of VPT
-            x = _with_vectors(vectors[number], x[:, :1], x[:, patches:])
+            x = _insert_vectors(vectors[number], x[:, :1], x[:, patches:])
         x = block(x)
     # What the prompt has become is no part of the image: means over patches are without it.
     pooled = visual._pool(torch.cat([x[:, :1], x[:, patches:]], dim=1))[0]
     return pooled if visual.proj is None else pooled @ visual.proj
 
 
-def _with_vectors(
-    vectors: Float[Tensor, "n w"], first: Float[Tensor, "b 1 w"], rest: Float[Tensor, "b p w"]
+def _insert_vectors(
+    vectors: Float[Tensor, "n w"], first: Float[Tensor, "b 1 w"], patches: Float[Tensor, "b p w"]
 ) -> Float[Tensor, "b q w"]:
     """Concatenates the class token, the vectors of a block and the patches (eq. 4 of VPT)."""
-    return torch.cat([first, vectors.to(first.dtype).expand(first.shape[0], -1, -1), rest], dim=1)
+    return torch.cat([first, vectors.to(first.dtype).expand(first.shape[0], -1, -1), patches], dim=1)

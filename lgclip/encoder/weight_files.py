@@ -41,10 +41,10 @@ def hub_file(repo: str, commit: str, names: Sequence[str], allow_pickle: bool = 
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    wanted = [name for name in names if allow_pickle or not name.endswith(PICKLES)]
+    allowed = [name for name in names if allow_pickle or not name.endswith(PICKLES)]
     unreached: LocalEntryNotFoundError | None = None
     with hub_errors(repo):
-        for name in wanted:
+        for name in allowed:
             try:
                 return Path(hf_hub_download(repo, name, revision=commit))
             except LocalEntryNotFoundError as error:
@@ -56,8 +56,8 @@ def hub_file(repo: str, commit: str, names: Sequence[str], allow_pickle: bool = 
         # "It holds no such file" would be wrong if the hub could not be reached.
         if unreached is not None:
             raise unreached
-    message = f"model {repo!r} holds no {' or '.join(wanted)} at {commit[:12]}"
-    if len(wanted) < len(names):
+    message = f"model {repo!r} holds no {' or '.join(allowed)} at {commit[:12]}"
+    if len(allowed) < len(names):
         message += f"; if it has weights as a pickle, {_ALLOW}"
     raise ValueError(message)
 
@@ -96,7 +96,7 @@ def checkpoint_file(path: str, allow_pickle: bool) -> Path:
 
 
 def checkpoint_content(path: str | None) -> str | None:
-    """Returns what identifies a checkpoint in a key: the hash of its content, None for no checkpoint."""
+    """Returns a checkpoint's identity in a key: the hash of its content; None for no checkpoint."""
     if path is None:
         return None
     packaged = packaged_weights(path)
@@ -162,13 +162,13 @@ def is_intact(folder: Path, record: str, files: Mapping[str, str]) -> bool:
         return False
 
 
-def did_you_mean(value: str, known: Collection[str]) -> str:
+def did_you_mean(value: str, names: Collection[str]) -> str:
     """Returns ` (did you mean A, B?)` with the names most similar to `value`, or nothing if none is similar."""
-    plain = {name.lower().replace("_", "-"): name for name in known}
-    wanted = value.lower().replace("_", "-")
-    near = difflib.get_close_matches(wanted, plain, n=4, cutoff=0.6)
+    plain = {name.lower().replace("_", "-"): name for name in names}
+    normalized = value.lower().replace("_", "-")
+    near = difflib.get_close_matches(normalized, plain, n=4, cutoff=0.6)
     if not near:  # another order of words: `dinov2-vits14` for `vit-small-patch14-dinov2`
-        longest = max(wanted.split("-"), key=len)
+        longest = max(normalized.split("-"), key=len)
         # Shorter words, such as "vit" or "b16", stand in hundreds of names.
         near = [name for name in plain if len(longest) > 3 and longest in name][:4]
     if not near:

@@ -18,12 +18,12 @@ class Layout:
     Attributes:
         config: The model's config.
         weights: Its weights in a repository, best first.
-        weights_here: Its weights in a folder, in the library's search order.
+        local_weights: Its weights in a folder, in the library's search order.
     """
 
     config: str
     weights: tuple[str, ...]
-    weights_here: tuple[str, ...]
+    local_weights: tuple[str, ...]
 
 
 class Source(ABC):
@@ -62,7 +62,7 @@ class Source(ABC):
 
     @abstractmethod
     def stands_for(self) -> str | dict[str, str]:
-        """Returns what identifies the config and the weights in a key."""
+        """Returns the identity of the config and the weights in a key."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Folder(Source):
         return read_config(self.path / self.layout.config)
 
     def weights(self, allow_pickle: bool) -> Path:
-        for name in self.layout.weights_here:
+        for name in self.layout.local_weights:
             file = self.path / name
             if file.is_file():
                 # Rejected instead of skipped: the library reads the first file that it finds, so the next one
@@ -85,7 +85,7 @@ class Folder(Source):
                     raise pickle_refused(f"model {str(self.path)!r}: {name}")
                 return file
         raise ValueError(
-            f"model {str(self.path)!r}: there are no weights in it; expected {self.layout.weights_here[0]}"
+            f"model {str(self.path)!r}: there are no weights in it; expected {self.layout.local_weights[0]}"
         )
 
     def repositories(self) -> list[tuple[str, str | None]]:

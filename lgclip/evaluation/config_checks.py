@@ -64,5 +64,5 @@ def warn_of_unused(cfg: DictConfig, parts: RunParts, method: Classifier) -> None
         unused.update(set(PROMPT_SETTINGS) - used_by_text)
     without_effect = unused_overrides(HydraConfig.get().overrides.task, unused)
     if without_effect:
-        why = "" if needs_images else ", which uses no synthetic images"
-        log.warning("no effect on method=%s%s: %s", cfg.method.name, why, single_line(" ".join(without_effect)))
+        reason = "" if needs_images else ", which uses no synthetic images"
+        log.warning("no effect on method=%s%s: %s", cfg.method.name, reason, single_line(" ".join(without_effect)))

@@ -147,7 +147,7 @@ def _margins(prototypes: Float[Tensor, "c d"]) -> tuple[Float[Tensor, " c"], Int
 
 def _claimed(support: SupportSet) -> Float[Tensor, " c"]:
     """Computes the fraction of each class's images for which their own class, without them, is not the nearest."""
-    lost = (LeaveOneOut().worth(support, None) < 0).double()
+    lost = (LeaveOneOut().rank_scores(support, None) < 0).double()
     return lost.new_zeros(support.num_classes).index_add(0, support.labels, lost) / support.counts()
 
 

@@ -43,11 +43,11 @@ class Shift(NamedTuple):
     classes: tuple[int, ...]
 
 
-def shifts_of(known: Dataset, sets: Mapping[str, Dataset]) -> dict[str, Shift]:
+def shifts_of(reference: Dataset, sets: Mapping[str, Dataset]) -> dict[str, Shift]:
     """Returns out-of-distribution sets, by name.
 
     Args:
-        known: The data set that the classifier is built for.
+        reference: The data set that the classifier is built for.
         sets: The out-of-distribution data sets.
 
     Raises:
@@ -56,7 +56,7 @@ def shifts_of(known: Dataset, sets: Mapping[str, Dataset]) -> dict[str, Shift]:
     for name, dataset in sets.items():
         # Over one class every prediction is correct.
         check_size(dataset, f"ood.{name}")
-    return {name: Shift(dataset, classes_in(known, dataset, name)) for name, dataset in sets.items()}
+    return {name: Shift(dataset, classes_in(reference, dataset, name)) for name, dataset in sets.items()}
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Evaluator:
             return [asdict(result) for result in comparison.results(starts, torch.tensor(real.labels))]
 
     def evaluate_shifts(
-        self, known: Dataset, synthetic_images: SyntheticImages | None, shifts: Mapping[str, Shift]
+        self, reference: Dataset, synthetic_images: SyntheticImages | None, shifts: Mapping[str, Shift]
     ) -> dict[str, dict[str, Any]]:
         """Evaluates out-of-distribution sets, each next to the in-distribution images of the same classes.
 
@@ -191,7 +191,7 @@ class Evaluator:
         classes' prototypes are left out, as is standard for ImageNet-R and -A.
 
         Args:
-            known: The images that were evaluated.
+            reference: The images that were evaluated.
             synthetic_images: The synthetic images of their classes.
             shifts: The shifted sets, by name.
 
@@ -203,14 +203,14 @@ class Evaluator:
             # Evaluating a set overwrites the method's results on the last one, and each set is compared with the data
             # set itself.
             with _unchanged(self.method):
-                entries[name] = self._evaluate_shift(known, synthetic_images, shift, name)
+                entries[name] = self._evaluate_shift(reference, synthetic_images, shift, name)
         return entries
 
     def _evaluate_shift(
-        self, known: Dataset, synthetic_images: SyntheticImages | None, shift: Shift, name: str
+        self, reference: Dataset, synthetic_images: SyntheticImages | None, shift: Shift, name: str
     ) -> dict[str, Any]:
         dataset, classes = shift
-        is_complete = classes == tuple(range(len(known.class_names)))
+        is_complete = classes == tuple(range(len(reference.class_names)))
         columns = None
         # With fewer classes to choose from every accuracy is higher. So the in-distribution images of these classes are
         # evaluated again over them: otherwise the difference would be of the number of classes, not of the shift.
@@ -218,7 +218,7 @@ class Evaluator:
             columns = classes
             if synthetic_images is not None:
                 synthetic_images = synthetic_images.only(classes)
-            self.evaluate(Selected(known, classes), synthetic_images, columns, f"in distribution {name}")
+            self.evaluate(Selected(reference, classes), synthetic_images, columns, f"in distribution {name}")
         # Copied, because the next test fills the same dictionary.
         earlier = dict(self.method.results)
         _, evaluated = self.evaluate(dataset, synthetic_images, columns, name)

@@ -28,7 +28,7 @@ AUTO = "auto"
 ESTIMATED = "estimated"
 EQUAL = "equal"
 SHARES = (AUTO, ESTIMATED, EQUAL)
-"""What the classes' shares of the unlabelled images are taken to be; `auto` takes the offset that fits better."""
+"""Assumptions on the classes' shares of the unlabelled images; `auto` takes the offset that fits better."""
 
 
 _ROWS = 1024

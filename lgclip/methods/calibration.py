@@ -48,14 +48,14 @@ class Choice(NamedTuple):
             assert text is not None
             return self.rule.text_scorer(text)
         assert support is not None
-        kept = self.selection.select(support, text)
-        image = self.rule.fit(kept)
+        selected = self.selection.select(support, text)
+        image = self.rule.fit(selected)
         if self.text_weight == 0:
             return image
         assert text is not None
         text_scorer = self.rule.text_scorer(text)
         if self.rule.is_rescaled:
-            image = _rescaled(image, text_scorer, kept)
+            image = _rescaled(image, text_scorer, selected)
         return lambda features: self.text_weight * text_scorer(features) + (1 - self.text_weight) * image(features)
 
     def fixed(self, support: SupportSet | None, text: Float[Tensor, "c d"] | None) -> "Choice":
@@ -151,10 +151,10 @@ class LeaveOneOut:
         # folds as they have images, so each image is left out exactly once.
         for fold in folds.unique().tolist():
             mask = folds == fold
-            rest = support.take(~mask)
+            remaining = support.take(~mask)
             left_out = support.take(mask)
             for index, candidate in enumerate(fixed):
-                scores = candidate.fit(rest, text)(left_out.features)
+                scores = candidate.fit(remaining, text)(left_out.features)
                 correct[index] += int((scores.argmax(dim=1) == left_out.labels).sum())
         winner = int(correct.argmax())  # the first among equals
         return candidates[winner], int(correct[winner]) / len(support.labels)
@@ -267,9 +267,9 @@ def likeliest_temperature(
     scores = scores - scores.amax(dim=1, keepdim=True)
     target_scores = scores.gather(1, labels[:, None])[:, 0]
     if smooth and scores.shape[1] > 1:
-        other = 1 / (len(labels) + 2)
+        smoothing = 1 / (len(labels) + 2)
         others = (scores.sum(dim=1) - target_scores) / (scores.shape[1] - 1)
-        target_scores = (1 - other) * target_scores + other * others
+        target_scores = (1 - smoothing) * target_scores + smoothing * others
 
     # With b = 1 / temperature the loss is log(sum exp(b s)) - b s_target, and its derivative is the mean score under
     # the softmax less s_target. The loss is convex in b, so the derivative has one root at most. The search is over the

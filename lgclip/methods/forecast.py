@@ -40,7 +40,7 @@ class ClassForecast(NamedTuple):
 
 
 class ConfusablePair(NamedTuple):
-    """Names two classes whose images are hard to tell apart.
+    """Names two classes whose images are hard to distinguish.
 
     Attributes:
         first: Index of the first class.

@@ -63,11 +63,11 @@ class LeftOut(NamedTuple):
 
 def place_in_class(support: SupportSet) -> Tensor:
     """Returns for each image the number of earlier images of its class."""
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     places = []
     for label in support.labels.tolist():
-        places.append(seen.setdefault(label, 0))
-        seen[label] += 1
+        places.append(counts.setdefault(label, 0))
+        counts[label] += 1
     return torch.tensor(places, device=support.labels.device)
 
 
@@ -88,15 +88,16 @@ def left_out_scores(choice: "Choice", references: References, *, synthetic: bool
     choice = choice.fixed(references.images, references.text)
     parts: list[LeftOut] = []
     for mask in _folds(support) if synthetic else ():
-        rest = support.take(~mask)
-        remaining = rest if shots is None else shots.joined(rest)
+        remaining = support.take(~mask)
+        if shots is not None:
+            remaining = shots.joined(remaining)
         parts.append(_scored(choice, support, mask, remaining, references.text))
     if shots is not None:
         real = SupportSet(shots.features, shots.labels, support.num_classes)
         for mask in _folds(real):
-            rest = real.take(~mask)
-            others = shots._replace(features=rest.features, labels=rest.labels)
-            parts.append(_scored(choice, real, mask, others.joined(support), references.text))
+            others = real.take(~mask)
+            remaining = shots._replace(features=others.features, labels=others.labels)
+            parts.append(_scored(choice, real, mask, remaining.joined(support), references.text))
     return LeftOut(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -111,10 +112,10 @@ def _scored(
     choice: "Choice",
     images: SupportSet,
     mask: Bool[Tensor, " n"],
-    rest: SupportSet,
+    remaining: SupportSet,
     text: Float[Tensor, "c d"] | None,
 ) -> LeftOut:
     left_out = images.take(mask)
-    scores = choice.fit(rest, text)(left_out.features)
-    nearest = (left_out.features @ rest.features.T).amax(dim=1)
+    scores = choice.fit(remaining, text)(left_out.features)
+    nearest = (left_out.features @ remaining.features.T).amax(dim=1)
     return LeftOut(scores, left_out.labels, left_out.features, nearest, mask.nonzero().flatten())

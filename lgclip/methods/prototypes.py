@@ -34,8 +34,8 @@ class SupportSet(NamedTuple):
         new = torch.full((self.num_classes,), -1, device=self.labels.device)
         new[list(classes)] = torch.arange(len(classes), device=self.labels.device)
         labels = new[self.labels]
-        taken = self.take(labels >= 0)
-        return taken._replace(labels=labels[labels >= 0], num_classes=len(classes))
+        selected = self.take(labels >= 0)
+        return selected._replace(labels=labels[labels >= 0], num_classes=len(classes))
 
     def counts(self) -> Int[Tensor, " c"]:
         """Returns the number of images of each class."""

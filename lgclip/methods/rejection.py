@@ -18,7 +18,7 @@ from lgclip.methods.left_out import FOLDS, References, left_out_scores
 
 AUTO = "auto"
 _CLOSENESS = (0.3, 3.0)
-"""Weights of the highest class score beside the comparison with the negatives: without it, an image that resembles
+"""Weights of the highest class score next to the comparison with the negatives: without it, an image that resembles
 neither classes nor negatives would pass by chance."""
 
 
@@ -135,7 +135,7 @@ class Rejection:
 
 
 class ScoreQuality(NamedTuple):
-    """Holds how well a score tells left-out synthetic images of the classes from negatives.
+    """Holds how well a score separates left-out synthetic images of the classes from negatives.
 
     Attributes:
         auroc: Area under the ROC curve: 0.5 is chance.

@@ -127,7 +127,7 @@ class Nearest(ScoringRule):
     n: int = 1
 
     def __post_init__(self) -> None:
-        _at_least("prototype.n", self.n, 1)
+        _check_at_least("prototype.n", self.n, 1)
 
     def fit(self, support: SupportSet) -> Scorer:
         support.means(renormalize=False)  # called for its error: no class may be empty
@@ -166,7 +166,7 @@ class WeightedKNN(ScoringRule):
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        _at_least("prototype.k", self.k, 1)
+        _check_at_least("prototype.k", self.k, 1)
         _above_zero("prototype.temperature", self.temperature)
 
     def fit(self, support: SupportSet) -> Scorer:
@@ -285,15 +285,15 @@ class Signature(ScoringRule):
     def fit(self, support: SupportSet) -> Scorer:
         class_weights = _class_weights(support)
         prototypes = support.means(renormalize=True)
-        known = (support.features @ prototypes.T / self.temperature).log_softmax(dim=1)
+        image_signatures = (support.features @ prototypes.T / self.temperature).log_softmax(dim=1)
 
         def score(features: Float[Tensor, "q d"]) -> Float[Tensor, "q c"]:
             signature = (features @ prototypes.T / self.temperature).log_softmax(dim=1)
             probs = signature.exp()
-            # KL(query || known) = sum p log p - sum p log q, of shape (q, n). As a matrix product it needs no tensor
+            # KL(query || image) = sum p log p - sum p log q, of shape (q, n). As a matrix product it needs no tensor
             # of shape (q, n, c).
             entropy = (probs * signature).sum(dim=1, keepdim=True)
-            divergence = entropy - probs @ known.T
+            divergence = entropy - probs @ image_signatures.T
             return torch.exp(-self.beta * divergence) @ class_weights
 
         return score
@@ -311,7 +311,7 @@ def _class_weights(support: SupportSet) -> Float[Tensor, "n c"]:
     return class_weights / class_weights.sum(dim=0)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}={value}: it must be at least {least}")
 

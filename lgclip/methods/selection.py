@@ -44,16 +44,16 @@ class Selection(ABC):
         """
         if self.keep is None or int(support.counts().max()) <= self.keep:
             return support
-        return support.take(self.kept(support, text))
+        return support.take(self.mask(support, text))
 
-    def kept(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Bool[Tensor, " n"]:
+    def mask(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Bool[Tensor, " n"]:
         """Returns a mask of the selected images; the arguments are those of `select`."""
         if self.keep is None:
             return torch.ones(len(support.labels), dtype=torch.bool, device=support.labels.device)
-        return best(support, self.worth(support, text), self.keep)
+        return best(support, self.rank_scores(support, text), self.keep)
 
     @abstractmethod
-    def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
+    def rank_scores(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
         """Returns the selection score of each image within its class."""
 
 
@@ -63,7 +63,7 @@ class First(Selection):
 
     key_name: ClassVar[str] = "First"
 
-    def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
+    def rank_scores(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
         return -torch.arange(len(support.labels), dtype=torch.float64, device=support.labels.device)
 
 
@@ -80,7 +80,7 @@ class ByText(Selection):
 
     needs_text = True
 
-    def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
+    def rank_scores(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
         if text is None:
             raise ValueError("selection=text needs a text tower, which this encoder lacks; use selection=medoid")
         features = support.features if support.full_image is None else support.full_image
@@ -96,7 +96,7 @@ class Medoid(Selection):
 
     key_name: ClassVar[str] = "Medoid"
 
-    def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
+    def rank_scores(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
         return (support.features * support.means(renormalize=False)[support.labels]).sum(dim=1)
 
 
@@ -110,20 +110,20 @@ class Consensus(Selection):
 
     key_name: ClassVar[str] = "Consensus"
 
-    def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
-        worth = torch.zeros(len(support.labels), dtype=torch.float64, device=support.labels.device)
+    def rank_scores(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
+        rank_scores = torch.zeros(len(support.labels), dtype=torch.float64, device=support.labels.device)
         for label in range(support.num_classes):
             rows = (support.labels == label).nonzero().flatten()
-            # The later an image is removed, the higher its worth.
+            # The later an image is removed, the higher its score.
             for turn in range(len(rows)):
                 features = support.features[rows].double()
                 worst = int((features @ features.mean(dim=0)).argmin())
                 # Two are equally similar to their mean. Rounding would decide, differently from machine to machine.
                 if len(rows) == 2:
                     worst = 1
-                worth[rows[worst]] = turn
+                rank_scores[rows[worst]] = turn
                 rows = torch.cat([rows[:worst], rows[worst + 1 :]])
-        return worth
+        return rank_scores
 
 
 @dataclass(frozen=True)
@@ -136,23 +136,23 @@ class LeaveOneOut(Selection):
 
     key_name: ClassVar[str] = "LeaveOneOut"
 
-    def worth(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
+    def rank_scores(self, support: SupportSet, text: Float[Tensor, "c d"] | None) -> Float[Tensor, " n"]:
         means = support.means(renormalize=False).double()
         counts = support.counts()
         features = support.features.double()
         # The sum of the class without the image itself, so that no mean has to be computed for each image. Of a single
         # image it is 0, and so is its similarity.
-        rest = means[support.labels] * counts[support.labels, None] - features
-        similarity = (features * normalize(rest, dim=-1)).sum(dim=1)
+        others = means[support.labels] * counts[support.labels, None] - features
+        similarity = (features * normalize(others, dim=-1)).sum(dim=1)
         scores = features @ normalize(means, dim=-1).T
         # The image's own class is taken out before the maximum over the others.
         return similarity - scores.scatter(1, support.labels[:, None], -torch.inf).amax(dim=1)
 
 
-def best(support: SupportSet, worth: Float[Tensor, " n"], keep: int) -> Bool[Tensor, " n"]:
+def best(support: SupportSet, rank_scores: Float[Tensor, " n"], keep: int) -> Bool[Tensor, " n"]:
     """Returns a mask of the `keep` images of each class with the highest scores; the earlier among equals."""
-    # Two stable sorts instead of a loop over the classes: by worth, then by class, which keeps the order within each.
-    order = worth.argsort(descending=True, stable=True)
+    # Two stable sorts instead of a loop over the classes: by score, then by class, which keeps the order within each.
+    order = rank_scores.argsort(descending=True, stable=True)
     order = order[support.labels[order].argsort(stable=True)]
     # The place within the class is the place in the sorted order, less where the class begins there.
     counts = support.counts()

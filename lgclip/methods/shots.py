@@ -37,7 +37,7 @@ class Shots(NamedTuple):
         return Shots(self.features[places], self.labels[places], tuple(self.ids[row] for row in rows), self.repeats)
 
     def joined(self, support: SupportSet) -> SupportSet:
-        """Returns the synthetic images with these, each as often as its weight says."""
+        """Returns the synthetic images and these real ones, each repeated by its weight."""
         return SupportSet(
             torch.cat([support.features, self.features.repeat(self.repeats, 1)]),
             torch.cat([support.labels, self.labels.repeat(self.repeats)]),

@@ -187,8 +187,8 @@ class ZeroShot(Classifier):
             self.describe(name, predictor)
             # Diagnostics use the images of the method itself, not of its baselines.
             if images is not None and name == next(iter(self.configured)):
-                kept = used.selection.kept(compared.support or images, compared.text)
-                self.support = images.take(kept)
+                mask = used.selection.mask(compared.support or images, compared.text)
+                self.support = images.take(mask)
 
     def _fit_texts(self) -> dict[str, Tensor]:
         """Returns the text prototypes, by the stream of their sentences."""
@@ -239,7 +239,7 @@ class ZeroShot(Classifier):
 
     @property
     def prototype_predictors(self) -> Mapping[str, PrototypePredictor]:
-        """Returns what scored each name by prototypes in the last test."""
+        """Returns the predictor of each name by prototypes in the last test."""
         return self._prototypes
 
     def describe(self, name: str, predictor: Predictor) -> None:

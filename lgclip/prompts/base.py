@@ -18,22 +18,22 @@ class Task(NamedTuple):
 
     Attributes:
         target_class: The class.
-        wanted: Total number of prompts, including existing ones.
-        have: Existing prompts; they stay, and stay first.
+        requested: Total number of prompts, including existing ones.
+        existing: Existing prompts; they stay, and stay first.
         turn: Rounds already used: the next one is seeded with this number.
     """
 
     target_class: TargetClass
-    wanted: int
-    have: tuple[str, ...] = ()
+    requested: int
+    existing: tuple[str, ...] = ()
     turn: int = 0
 
 
-class Written(NamedTuple):
+class GeneratedPrompts(NamedTuple):
     """Holds the prompts of a class once a generator is done with it.
 
     Attributes:
-        prompts: At least as many as wanted, existing ones first.
+        prompts: At least as many as requested, existing ones first.
         turn: Rounds used for them.
         tokens: Tokens that a language model used this time; None if there is none, or it does not report them.
     """
@@ -49,7 +49,7 @@ class PromptError(ValueError):
     Attributes:
         prompts: Those that it provided, which are stored.
         turn: Rounds used for them.
-        tokens: As in `Written`.
+        tokens: As in `GeneratedPrompts`.
     """
 
     def __init__(self, message: str, prompts: Sequence[str] = (), turn: int = 0, tokens: Tokens | None = None) -> None:
@@ -59,11 +59,11 @@ class PromptError(ValueError):
         self.tokens = tokens
 
 
-class Pen(Protocol):
+class PromptWriter(Protocol):
     """Generates prompts, with its model in memory."""
 
-    def __call__(self, tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
-        """Yields each task's index and its prompts, or why there are too few, as soon as it is done.
+    def __call__(self, tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, GeneratedPrompts | PromptError]]:
+        """Yields the index and prompts of each task, or the error why there are too few, as soon as it is done.
 
         The prompts of a class depend on the class, its existing prompts and the seed, not on the other classes.
         """
@@ -88,13 +88,13 @@ class PromptGenerator(ABC):
         return None
 
     @property
-    def at_once(self) -> int:
-        """Returns the number of classes per call of the loaded generator."""
+    def items_per_call(self) -> int:
+        """Returns the number of classes (of a captioner: of images) per call of the loaded generator."""
         return 1
 
     @property
-    def elsewhere(self) -> str:
-        """Returns what runs the model if it is not the run's own device; else empty."""
+    def server(self) -> str:
+        """Returns the name of the server that runs the model; empty if the run's own device does."""
         return ""
 
     @property
@@ -133,11 +133,11 @@ class PromptGenerator(ABC):
             snapshot(repository, revision)
 
     def waits_for(self) -> str:
-        """Returns what it needs that only the user can provide, such as a key; empty if nothing."""
+        """Returns the requirement that only the user can provide, such as a key; empty if there is none."""
         return ""
 
     @abstractmethod
-    def load(self, device: torch.device) -> Pen:
+    def load(self, device: torch.device) -> PromptWriter:
         """Loads the generator with its model to `device`."""
 
     def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Bounds what a server can make of a request: the host that is asked, the bytes of the answer, and the time it takes.
+"""Limits requests to a server: their host, the bytes of the answer, and the time.
 
 `httpx` limits each read, not a whole answer: a server that sends one byte a second holds a client for ever, and 0.4 MB
 of gzip become 0.8 GB. Its hooks see every request, redirects among them, and every answer before it is read.

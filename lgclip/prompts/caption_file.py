@@ -106,7 +106,7 @@ def match_images(lines: CaptionLines, images: Dataset, named: str) -> dict[str, 
     """
     captions: dict[str, str] = {}
     lacking: list[int] = []
-    taken: dict[str, int] = {}
+    index_of_file: dict[str, int] = {}
     for index, image in enumerate(images.ids):
         if image in lines.by_image:
             captions[image] = lines.by_image[image]
@@ -116,13 +116,13 @@ def match_images(lines: CaptionLines, images: Dataset, named: str) -> dict[str, 
             file = _file_of(images.where(index), lines.by_file)
         if file is None:
             lacking.append(index)
-        elif file in taken:
-            first = images.where(taken[file])
+        elif file in index_of_file:
+            first = images.where(index_of_file[file])
             raise ValueError(
                 f"{named}: {file!r} could be {first} or {images.where(index)}; give more of the path, or the ids"
             )
         else:
-            taken[file] = index
+            index_of_file[file] = index
             captions[image] = lines.by_file[file]
     if lacking:
         examples = "; ".join(f"{images.where(index)} ({images.ids[index]})" for index in lacking[:_MAX_LISTED])

@@ -11,7 +11,7 @@ SHUFFLES = {
     "class": ", shuffled by class",
     "all": ", shuffled over all",
 }
-"""How captions are shuffled, and the end of the form's name that says so."""
+"""Shuffles of captions, and the suffix of the form's name for each."""
 
 
 class ImageOfClass(NamedTuple):
@@ -29,7 +29,7 @@ class ImageOfClass(NamedTuple):
 
     @property
     def target_class(self) -> tuple[str, int]:
-        """Returns what identifies the class."""
+        """Returns the identity of the class."""
         return self.name, self.occurrence
 
 

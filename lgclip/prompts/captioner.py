@@ -9,10 +9,17 @@ from typing import ClassVar
 import torch
 
 from lgclip.datasets.base import Dataset
-from lgclip.prompts.base import Pen, PromptGenerator
+from lgclip.prompts.base import PromptGenerator, PromptWriter
 from lgclip.prompts.caption_file import CaptionLines, match_images, read_captions, single_line
 from lgclip.prompts.caption_shuffle import SHUFFLES
-from lgclip.prompts.captioning_models import Beholder, CaptioningModel, Conversant, Sight, as_it_is, sight_of
+from lgclip.prompts.captioning_models import (
+    CaptioningModel,
+    ImagePreprocessor,
+    ImageToTextModel,
+    VisionLanguageModel,
+    preprocessor_of,
+    unchanged_pixels,
+)
 from lgclip.prompts.template import fill
 from lgclip.runtime.model_folders import check_language_model
 from lgclip.store.keys import NOT_AN_INPUT, WEIGHTS, content_key, hub_repositories, key_inputs, local_folder
@@ -35,7 +42,7 @@ _WORDS = ("form", "empty", "shuffle")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionGenerator(PromptGenerator):
-    """Makes a prompt of each real training image: its caption, and the name of its class.
+    """Generates a prompt from each real training image: its caption, and the name of its class.
 
     Args:
         form: One of `FORMS`, or a custom sentence with `{name}` and `{caption}` or one of them. Without
@@ -105,7 +112,7 @@ class CaptionGenerator(PromptGenerator):
             template = FORMS["basic"]
         return fill(template, target_class, caption=caption)
 
-    def load(self, device: torch.device) -> Pen:
+    def load(self, device: torch.device) -> PromptWriter:
         raise ValueError(f"{type(self).__name__} captions images and cannot write from class names only")
 
     def check_images(self, images: Dataset) -> None:
@@ -120,7 +127,7 @@ class CaptionGenerator(PromptGenerator):
         return None
 
     @abstractmethod
-    def known(self, images: Dataset) -> dict[str, str]:
+    def available_captions(self, images: Dataset) -> dict[str, str]:
         """Returns captions that are available without a model, by image id.
 
         Raises:
@@ -128,7 +135,7 @@ class CaptionGenerator(PromptGenerator):
         """
 
     @abstractmethod
-    def sight(self) -> Sight:
+    def preprocessor(self) -> ImagePreprocessor:
         """Returns the preprocessing of images before captioning; loads no weights."""
 
     @abstractmethod
@@ -173,7 +180,7 @@ class Captioner(CaptionGenerator):
         local_folder(self.model)
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return self.batch_size
 
     def repositories(self) -> list[tuple[str, str | None]]:
@@ -182,19 +189,21 @@ class Captioner(CaptionGenerator):
     def check_weights(self) -> None:
         check_language_model(local_folder(self.model), f"llm.model={self.model}")
 
-    def known(self, images: Dataset) -> dict[str, str]:
+    def available_captions(self, images: Dataset) -> dict[str, str]:
         return {}
 
-    def sight(self) -> Sight:
+    def preprocessor(self) -> ImagePreprocessor:
         # A chat model sizes the image together with the words of the request, so its own processor does both.
         if self.instruction:
-            return as_it_is
-        return sight_of(self.model, self.revision)
+            return unchanged_pixels
+        return preprocessor_of(self.model, self.revision)
 
     def load_model(self, device: torch.device) -> CaptioningModel:
         if not self.instruction:
-            return Beholder(self.model, self.revision, self.max_new_tokens, self.batch_size, device)
-        return Conversant(self.model, self.revision, self.instruction, self.max_new_tokens, self.batch_size, device)
+            return ImageToTextModel(self.model, self.revision, self.max_new_tokens, self.batch_size, device)
+        return VisionLanguageModel(
+            self.model, self.revision, self.instruction, self.max_new_tokens, self.batch_size, device
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +236,10 @@ class CaptionFile(CaptionGenerator):
         object.__setattr__(self, "lines", lines)
         object.__setattr__(self, "content", content_key({"images": dict(lines.by_image), "files": dict(lines.by_file)}))
 
-    def known(self, images: Dataset) -> dict[str, str]:
+    def available_captions(self, images: Dataset) -> dict[str, str]:
         return match_images(self.lines, images, f"llm.file={self.file}")
 
-    def sight(self) -> Sight:
+    def preprocessor(self) -> ImagePreprocessor:
         raise ValueError(f"llm.file={self.file}: a file of captions needs no captioning model")
 
     def load_model(self, device: torch.device) -> CaptioningModel:
@@ -260,10 +269,10 @@ class SceneDescriptions(CaptionGenerator):
                 "caption the images by another llm, such as llm=blip2"
             )
 
-    def known(self, images: Dataset) -> dict[str, str]:
+    def available_captions(self, images: Dataset) -> dict[str, str]:
         return {image: single_line(images.description(index) or "") for index, image in enumerate(images.ids)}
 
-    def sight(self) -> Sight:
+    def preprocessor(self) -> ImagePreprocessor:
         raise ValueError("llm=scene_descriptions: descriptions need no captioning model")
 
     def load_model(self, device: torch.device) -> CaptioningModel:

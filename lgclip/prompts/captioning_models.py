@@ -20,7 +20,7 @@ CPU_IMAGES = 8
 """Images per forward pass on a CPU, for a model with a fixed image size."""
 
 
-class Sight(Protocol):
+class ImagePreprocessor(Protocol):
     """Preprocesses an image for a captioning model; picklable, since it is sent to worker processes."""
 
     def __call__(self, image: Image.Image) -> Tensor: ...
@@ -30,12 +30,12 @@ class CaptioningModel(Protocol):
     """Captions images, with its model in memory."""
 
     @property
-    def at_once(self) -> int:
+    def batch_size(self) -> int:
         """Returns the number of images per forward pass."""
         ...
 
-    def __call__(self, seen: Sequence[Tensor]) -> list[str]:
-        """Captions a batch of `at_once` images, preprocessed by its `Sight`."""
+    def __call__(self, images: Sequence[Tensor]) -> list[str]:
+        """Captions a batch of `batch_size` images, preprocessed by its `ImagePreprocessor`."""
         ...
 
 
@@ -53,12 +53,12 @@ class Processed:
         return self._processor(images=image, return_tensors="pt").pixel_values[0]
 
 
-def as_it_is(image: Image.Image) -> UInt8[Tensor, "h w 3"]:
+def unchanged_pixels(image: Image.Image) -> UInt8[Tensor, "h w 3"]:
     """Returns the image's unchanged pixels, for a model whose processor resizes images together with the text."""
     return torch.from_numpy(np.array(image))
 
 
-def sight_of(model: str, revision: str | None) -> Processed:
+def preprocessor_of(model: str, revision: str | None) -> Processed:
     """Returns the preprocessing of a model that takes only images; loads no weights.
 
     Args:
@@ -75,7 +75,7 @@ def sight_of(model: str, revision: str | None) -> Processed:
         return Processed(AutoImageProcessor.from_pretrained(place, **safely))
 
 
-class Beholder:
+class ImageToTextModel:
     """Captions with a model that takes an image and no text, such as BLIP-2 or a vision encoder with a decoder.
 
     Args:
@@ -100,17 +100,17 @@ class Beholder:
         if self._tokenizer.chat_template and not self._model.config.is_encoder_decoder:
             raise ValueError(f"llm.model={model} is a chat model: give the request for an image by llm.instruction=...")
         self._settings = _greedy(self._model, self._tokenizer, max_new_tokens)
-        self.at_once = CPU_IMAGES if device.type == "cpu" else batch_size
+        self.batch_size = CPU_IMAGES if device.type == "cpu" else batch_size
 
-    def __call__(self, seen: Sequence[Tensor]) -> list[str]:
-        pixels = torch.stack(list(seen)).to(self._model.device, self._model.dtype)
+    def __call__(self, images: Sequence[Tensor]) -> list[str]:
+        pixels = torch.stack(list(images)).to(self._model.device, self._model.dtype)
         with torch.inference_mode():
             tokens = self._model.generate(pixel_values=pixels, generation_config=self._settings)
         # Where a model gives back what it began with, those are special tokens too.
         return self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
-class Conversant:
+class VisionLanguageModel:
     """Captions with a vision-language chat model, which is asked about each image.
 
     Images of different sizes give prompts of different lengths, and padding changes the rounding: on a CPU each image
@@ -146,20 +146,20 @@ class Conversant:
         # A decoder continues from the last position, which must be the request and not padding.
         self._processor.tokenizer.padding_side = "left"
         self._instruction = instruction
-        self._template, self._known = steady(template, thinking=False)
+        self._template, self._template_options = steady(template, thinking=False)
         self._settings = _greedy(self._model, self._processor.tokenizer, max_new_tokens)
-        self.at_once = 1 if device.type == "cpu" else batch_size
+        self.batch_size = 1 if device.type == "cpu" else batch_size
 
-    def __call__(self, seen: Sequence[Tensor]) -> list[str]:
+    def __call__(self, images: Sequence[Tensor]) -> list[str]:
         inputs = self._processor.apply_chat_template(
-            [self._question(Image.fromarray(pixels.numpy())) for pixels in seen],
+            [self._question(Image.fromarray(pixels.numpy())) for pixels in images],
             chat_template=self._template,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
-            **self._known,
+            **self._template_options,
         ).to(self._model.device, self._model.dtype)
         with torch.inference_mode():
             tokens = self._model.generate(**inputs, generation_config=self._settings)

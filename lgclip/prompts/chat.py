@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
-from lgclip.prompts.filtering import FilterResult, filter_reply, sameness, spoilt
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, PromptWriter, Task
+from lgclip.prompts.filtering import FilterResult, error_or_refusal, filter_reply, normal_form
 from lgclip.prompts.reply_parsing import MAX_REPLY_CHARACTERS, NoPromptsError, parse_reply
 from lgclip.prompts.template import fill
 from lgclip.runtime.versions import REPLY_PARSER
@@ -49,15 +49,15 @@ class ChatHistory:
         self.tokens: Tokens | None = None
         # None before the first reply means zero, afterwards it means that some reply did not report them.
         self._paid = False
-        self.prompts = list(task.have)
-        self._known = {sameness(prompt) for prompt in self.prompts}
+        self.prompts = list(task.existing)
+        self._existing = {normal_form(prompt) for prompt in self.prompts}
         self._prompt_generator = prompt_generator
         self._tally: Counter[FilterResult] = Counter()
 
     @property
     def missing(self) -> int:
         """Returns the number of prompts that are still missing."""
-        return max(0, self.task.wanted - len(self.prompts))
+        return max(0, self.task.requested - len(self.prompts))
 
     def add(self, replies: Sequence[str], truncated: Collection[int] = ()) -> None:
         """Adds the usable sentences of one round's replies.
@@ -73,12 +73,12 @@ class ChatHistory:
                 parsed = parse_reply(reply, name, is_truncated=index in truncated)
             except NoPromptsError as error:
                 # A server's error often comes as JSON; its text is more informative than "wrong format".
-                self.note(spoilt(str(error)) or FilterResult.NOT_PROMPTS)
+                self.note(error_or_refusal(str(error)) or FilterResult.NOT_PROMPTS)
                 continue
             self._tally.update(parsed.dropped)
             # Lines that only introduce a list are not sentences; the complete reply is still checked for a refusal.
             if not parsed.sentences and FilterResult.REFUSAL not in parsed.dropped:
-                self.note(spoilt(reply[:MAX_REPLY_CHARACTERS], name) or FilterResult.EMPTY)
+                self.note(error_or_refusal(reply[:MAX_REPLY_CHARACTERS], name) or FilterResult.EMPTY)
             for sentence in parsed.sentences:
                 self._take(sentence)
 
@@ -98,26 +98,26 @@ class ChatHistory:
         outcome = filter_reply(
             sentence,
             self.task.target_class,
-            self._known,
+            self._existing,
             must_name=settings.must_name,
             exact_name=settings.exact_name,
             min_words=settings.min_words,
         )
         self._tally[outcome] += 1
         if outcome is FilterResult.USABLE:
-            self._known.add(sameness(sentence))
+            self._existing.add(normal_form(sentence))
             self.prompts.append(sentence)
 
-    def result(self, because: str = "") -> Written | PromptError:
-        """Returns the prompts if there are enough, else the error that says why not.
+    def result(self, reason: str = "") -> GeneratedPrompts | PromptError:
+        """Returns the prompts if there are enough, else the error with the reason.
 
         Args:
-            because: A further reason besides rejected replies.
+            reason: A further reason besides rejected replies.
         """
         if not self.missing:
-            return Written(self.prompts, self.turn, self.tokens)
+            return GeneratedPrompts(self.prompts, self.turn, self.tokens)
         rejected = [f"{outcome} {n}" for outcome, n in self._tally.most_common() if outcome is not FilterResult.USABLE]
-        reasons = "; ".join(reason for reason in (because, ", ".join(rejected)) if reason)
+        reasons = "; ".join(text for text in (reason, ", ".join(rejected)) if text)
         if reasons:
             reasons = f" ({reasons})"
         target_class = self.task.target_class
@@ -125,7 +125,7 @@ class ChatHistory:
         rounds = self.turn - self.task.turn
         return PromptError(
             f"class {target_class.class_index} ({target_class.name!r}): {len(self.prompts)} usable prompts of "
-            f"{self.task.wanted} in {rounds} round{'s' * (rounds != 1)}{reasons}",
+            f"{self.task.requested} in {rounds} round{'s' * (rounds != 1)}{reasons}",
             self.prompts,
             self.turn,
             self.tokens,
@@ -134,7 +134,7 @@ class ChatHistory:
 
 @dataclass(frozen=True)
 class ChatPromptGenerator(PromptGenerator):
-    """Asks a chat model for descriptions, in rounds until there are enough usable ones.
+    """Requests descriptions from a chat model, in rounds until there are enough usable ones.
 
     Every round has its own seed, derived from the class and the round's number, so that a later request for more
     prompts continues after the last round. `filtering` decides which sentences are usable.
@@ -179,9 +179,9 @@ class ChatPromptGenerator(PromptGenerator):
         if not 0 < self.top_p <= 1:
             raise ValueError(f"llm.top_p={self.top_p}: it must be in (0, 1]")
         for name in ("min_words", "max_rounds"):
-            self._at_least(name, 1)
+            self._check_at_least(name, 1)
 
-    def _at_least(self, name: str, least: float) -> None:
+    def _check_at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
         if not value >= least:
             raise ValueError(f"llm.{name}={value}: it must be at least {least}")
@@ -191,7 +191,7 @@ class ChatPromptGenerator(PromptGenerator):
         return self.allow_fallback
 
     @abstractmethod
-    def load(self, device: torch.device) -> Pen: ...
+    def load(self, device: torch.device) -> PromptWriter: ...
 
     def inputs(self, target_class: TargetClass, seed: int) -> dict[str, object]:
         # Other prompt generators read no replies: theirs are not made again when the parser changes.
@@ -200,22 +200,22 @@ class ChatPromptGenerator(PromptGenerator):
     def chat(self, history: ChatHistory) -> list[dict[str, str]]:
         """Returns the messages that request the missing prompts of a class."""
         target_class = history.task.target_class
-        wanted = history.missing
-        request = fill(self.instruction, target_class, wanted)
+        requested = history.missing
+        request = fill(self.instruction, target_class, requested)
         if self.again and history.prompts:
             # The last ones only: with hundreds of prompts the request would outgrow the model's context.
             have = "\n".join(f"- {prompt}" for prompt in history.prompts[-_MAX_LISTED:])
-            request += "\n\n" + fill(self.again, target_class, wanted, have)
+            request += "\n\n" + fill(self.again, target_class, requested, have)
         messages: list[dict[str, str]] = []
         # No empty system message: some chat templates refuse the role altogether.
         if self.system:
-            messages.append({"role": "system", "content": fill(self.system, target_class, wanted)})
+            messages.append({"role": "system", "content": fill(self.system, target_class, requested)})
         messages.append({"role": "user", "content": request})
         return messages
 
 
 def reads_requests(generator: PromptGenerator) -> bool:
-    """Returns whether a generator's chat model can be asked for something other than prompts."""
+    """Returns whether a generator's chat model can answer other requests than for prompts."""
     # The small model of the package continues a name with a caption; it understands no request.
     return isinstance(generator, ChatPromptGenerator) and generator.instruction.strip() != "{name}"
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from lgclip.datasets.base import Dataset
 from lgclip.prompts.base import PromptGenerator
 from lgclip.prompts.chat import ChatPromptGenerator, reads_requests
-from lgclip.prompts.filtering import sameness
+from lgclip.prompts.filtering import normal_form
 from lgclip.prompts.text_side import TextSide
 from lgclip.prompts.unique_json import RepeatedNameError, parse_unique
 from lgclip.runtime.regular_files import read_text
@@ -126,18 +126,18 @@ class Descriptors(TextSide):
         if self.content is None:
             return {}
         # The file counts for these classes; for all others what was stored before.
-        kept = {**self.parsed, **self.remaining}
+        descriptors = {**self.parsed, **self.remaining}
         names = dataset.class_names
-        for name, used, stored in zip(names, _matched(self.parsed, names), _matched(kept, names), strict=True):
+        for name, used, stored in zip(names, _matched(self.parsed, names), _matched(descriptors, names), strict=True):
             if used and used != stored:
-                kept[name] = used
-        return {"file": None, "stored": _as_text(kept)}
+                descriptors[name] = used
+        return {"file": None, "stored": _as_text(descriptors)}
 
 
 def _matched(descriptors: Mapping[str, Sequence[str]], class_names: Sequence[str]) -> list[Sequence[str]]:
     """Returns the descriptors of each class, by its exact name, else by its letters and digits; empty without any."""
-    similar = {sameness(name): of_class for name, of_class in descriptors.items()}
-    return [descriptors.get(name) or similar.get(sameness(name), ()) for name in class_names]
+    similar = {normal_form(name): of_class for name, of_class in descriptors.items()}
+    return [descriptors.get(name) or similar.get(normal_form(name), ()) for name in class_names]
 
 
 def _as_text(descriptors: Mapping[str, Sequence[str]]) -> str:

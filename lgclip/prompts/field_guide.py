@@ -1,4 +1,4 @@
-"""Describes the classes of the fine world, as a language model would that knows them."""
+"""Describes the classes of the fine world, in place of a language model that knows them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, PromptWriter, Task
 from lgclip.types import TargetClass
 
 
@@ -27,7 +27,7 @@ class FieldGuide(PromptGenerator):
     prompts_from: ClassVar[str] = "class_names"
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return 1024  # nothing to wait for
 
     def check(self, target_classes: Sequence[TargetClass], count: int) -> None:
@@ -41,20 +41,20 @@ class FieldGuide(PromptGenerator):
                 "are missing); it describes the classes of dataset=shapes_fine only. Choose another llm"
             )
 
-    def load(self, device: torch.device) -> Pen:
+    def load(self, device: torch.device) -> PromptWriter:
         from lgclip.tiny.fine_world import FINE_KINDS, guide_sentence
 
         entries = {fine_kind.name: fine_kind for fine_kind in FINE_KINDS}
 
-        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written]]:
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, GeneratedPrompts]]:
             for place, task in enumerate(tasks):
                 name = task.target_class.name
-                prompts = list(task.have)
-                for number in range(len(prompts), task.wanted):
+                prompts = list(task.existing)
+                for number in range(len(prompts), task.requested):
                     # A generator for each sentence: it depends on class, seed and number alone.
                     digest = hashlib.sha256(f"{seed}/{number}/{name}".encode()).digest()
                     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8])))
                     prompts.append(guide_sentence(entries[name], rng))
-                yield place, Written(prompts)
+                yield place, GeneratedPrompts(prompts)
 
         return write

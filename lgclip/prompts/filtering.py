@@ -33,7 +33,7 @@ _WORD = re.compile(r"[^\W_]+")
 _ALTERNATIVES = re.compile(r"(?<!\s)\s+or\s+|[,;/|]|\([^()]*\)")
 
 
-def spoilt(text: str, name: str = "") -> FilterResult | None:
+def error_or_refusal(text: str, name: str = "") -> FilterResult | None:
     """Checks whether a text is a refusal or an error message rather than a description; None if neither.
 
     Args:
@@ -48,14 +48,14 @@ def spoilt(text: str, name: str = "") -> FilterResult | None:
 
 
 def filter_reply(
-    text: str, target_class: TargetClass, known: set[str], *, must_name: bool, exact_name: bool, min_words: int
+    text: str, target_class: TargetClass, existing: set[str], *, must_name: bool, exact_name: bool, min_words: int
 ) -> FilterResult:
     """Decides whether one sentence is usable.
 
     Args:
         text: The sentence, on one line.
         target_class: The class that it should describe.
-        known: `sameness` of the existing sentences.
+        existing: `normal_form` of the existing sentences.
         must_name: Whether it must contain the class name, as `names` checks.
         exact_name: Whether the name must occur letter by letter, ignoring case.
         min_words: Minimum number of words, in scripts with spaces.
@@ -66,13 +66,13 @@ def filter_reply(
         return problem
     if must_name and not _has_name(text, target_class.name, exact=exact_name):
         return FilterResult.NO_NAME
-    if sameness(text) in known:
+    if normal_form(text) in existing:
         return FilterResult.DUPLICATE
     return FilterResult.USABLE
 
 
 def _problem_of_content(text: str, name: str) -> FilterResult | None:
-    if problem := spoilt(text, name):
+    if problem := error_or_refusal(text, name):
         return problem
     if is_chat(text, name):
         return FilterResult.CHAT
@@ -100,7 +100,7 @@ def _has_name(text: str, name: str, *, exact: bool) -> bool:
     return names(text, name)
 
 
-def sameness(text: str) -> str:
+def normal_form(text: str) -> str:
     """Returns a normal form that ignores case, spaces and punctuation, to detect duplicates."""
     return "".join(_WORD.findall(_folded(text))) or text
 
@@ -115,17 +115,17 @@ def names(text: str, name: str) -> bool:
     parts = _ALTERNATIVES.split(name)
     # A part of one or two letters, as of "TV / monitor", is in too many sentences to be informative.
     parts = [part for part in parts if len("".join(_WORD.findall(part))) > 2]
-    return any(_holds(text, part) for part in {name, *parts})
+    return any(_contains(text, part) for part in {name, *parts})
 
 
-def _holds(text: str, name: str) -> bool:
-    wanted = _WORD.findall(_folded(name))
+def _contains(text: str, name: str) -> bool:
+    name_words = _WORD.findall(_folded(name))
     # A name of symbols alone has no words to compare.
-    if not wanted:
+    if not name_words:
         return name.strip().casefold() in text.casefold()
     # Scripts without spaces have no word bounds that a regular expression could see.
     if not _is_latin(name):
-        return "".join(wanted) in sameness(text)
+        return "".join(name_words) in normal_form(text)
     words = _WORD.findall(_folded(text))
     letters = "".join(words)
     # Where words begin and end in the text without spaces: "cat" is not in "a cathode", but "sea lion" is "sealion".
@@ -133,7 +133,7 @@ def _holds(text: str, name: str) -> bool:
     # All places where the words of the name so far may end, for all beginnings at once: trying the combinations of
     # singular and plural one by one takes exponential time for a name of many short words.
     ends = bounds
-    for word in wanted:
+    for word in name_words:
         forms = _forms(word)
         ends = {end + len(form) for end in ends for form in forms if letters.startswith(form, end)}
     return not bounds.isdisjoint(ends)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 
-from lgclip.prompts.base import Pen, PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptWriter, Task
 from lgclip.prompts.chat import ChatHistory, ChatPromptGenerator, seed_of
 from lgclip.runtime.hub import HubError, commit_of, hub_errors
 from lgclip.runtime.model_folders import check_language_model
@@ -52,12 +52,12 @@ class LocalLLM(ChatPromptGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("max_new_tokens", "replies_per_round", "batch_size"):
-            self._at_least(name, 1)
-        self._at_least("top_k", 0)
+            self._check_at_least(name, 1)
+        self._check_at_least("top_k", 0)
         local_folder(self.model)
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return self.batch_size
 
     def repositories(self) -> list[tuple[str, str | None]]:
@@ -66,25 +66,25 @@ class LocalLLM(ChatPromptGenerator):
     def check_weights(self) -> None:
         check_language_model(local_folder(self.model), f"llm.model={self.model}")
 
-    def load(self, device: torch.device) -> Pen:
+    def load(self, device: torch.device) -> PromptWriter:
         tokenizer, model = self._load(device)
 
-        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, GeneratedPrompts | PromptError]]:
             unfinished = {place: ChatHistory(task, self) for place, task in enumerate(tasks)}
             # One pass more than there are rounds: the last one only hands out what is left.
             for turn in range(self.max_rounds + 1):
                 is_over = turn == self.max_rounds
-                done = [place for place, book in unfinished.items() if is_over or not book.missing]
-                for place in done:
+                finished = [place for place, history in unfinished.items() if is_over or not history.missing]
+                for place in finished:
                     yield place, unfinished.pop(place).result()
-                # Batches are formed again in each round, so that the device is not left with a few stragglers a batch.
-                books = list(unfinished.values())
-                for start in range(0, len(books), self.batch_size):
-                    batch = books[start : start + self.batch_size]
+                # Batches are formed anew in each round, so that a batch is not left with a few unfinished classes.
+                histories = list(unfinished.values())
+                for start in range(0, len(histories), self.batch_size):
+                    batch = histories[start : start + self.batch_size]
                     answers = self._replies(tokenizer, model, batch, seed)
-                    for book, answer in zip(batch, answers, strict=True):
-                        book.spend(answer.tokens)
-                        book.add(answer.replies, answer.truncated)
+                    for history, answer in zip(batch, answers, strict=True):
+                        history.spend(answer.tokens)
+                        history.add(answer.replies, answer.truncated)
 
         return write
 
@@ -134,15 +134,15 @@ class LocalLLM(ChatPromptGenerator):
         )
         return tokenizer, model
 
-    def _replies(self, tokenizer: Any, model: Any, books: Sequence[ChatHistory], seed: int) -> list["Answer"]:
+    def _replies(self, tokenizer: Any, model: Any, histories: Sequence[ChatHistory], seed: int) -> list["Answer"]:
         """Returns `replies_per_round` replies for each class, and their token counts."""
         from lgclip.prompts.seeded_sampling import sampler
 
-        each = self.replies_per_round
+        rows_per_class = self.replies_per_round
         requests: list[str] = []
-        for book in books:
-            # Rows of one class lie together: `sampler` gives the next `each` rows to the next seed.
-            requests += [self._rendered(tokenizer, book)] * each
+        for history in histories:
+            # Rows of one class lie together: `sampler` gives the next `rows_per_class` rows to the next seed.
+            requests += [self._rendered(tokenizer, history)] * rows_per_class
         encoding = tokenizer(
             requests,
             add_special_tokens=False,  # the template has put them in
@@ -151,8 +151,8 @@ class LocalLLM(ChatPromptGenerator):
             return_tensors="pt",
         ).to(model.device)
         sampling = sampler(
-            [seed_of(seed, book) for book in books],
-            each,
+            [seed_of(seed, history) for history in histories],
+            rows_per_class,
             model.device,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -165,8 +165,8 @@ class LocalLLM(ChatPromptGenerator):
                 tokens = model.generate(**inputs, logits_processor=sampling)
         except torch.OutOfMemoryError:
             raise ValueError(
-                f"llm.batch_size={self.batch_size}: {self.model} has no room for {len(books)} classes at once; ask for "
-                "fewer (finished prompts are stored), or take a smaller model"
+                f"llm.batch_size={self.batch_size}: {self.model} has no room for {len(histories)} classes at once; ask "
+                "for fewer (finished prompts are stored), or take a smaller model"
             ) from None
         # `generate` returns the request in front of the reply; left padding makes it equally long in all rows.
         replies = tokens[:, inputs["input_ids"].shape[1] :]
@@ -175,17 +175,17 @@ class LocalLLM(ChatPromptGenerator):
         written = _lengths(replies, model.generation_config.eos_token_id).tolist()
         is_open = _is_open(replies, model.generation_config.eos_token_id).tolist()
         by_class: list[Answer] = []
-        for start in range(0, len(texts), each):
-            rows = slice(start, start + each)
+        for start in range(0, len(texts), rows_per_class):
+            rows = slice(start, start + rows_per_class)
             # A small model may write a single line without an end, which is all that it can give.
             truncated = [i for i, text in enumerate(texts[rows]) if is_open[start + i] and "\n" in text.strip()]
             by_class.append(Answer(texts[rows], Tokens(sum(read[rows]), sum(written[rows])), truncated))
         return by_class
 
-    def _rendered(self, tokenizer: Any, book: ChatHistory) -> str:
-        template, known = steady(tokenizer.get_chat_template(), thinking=self.thinking)
+    def _rendered(self, tokenizer: Any, history: ChatHistory) -> str:
+        template, options = steady(tokenizer.get_chat_template(), thinking=self.thinking)
         return tokenizer.apply_chat_template(
-            self.chat(book), chat_template=template, add_generation_prompt=True, tokenize=False, **known
+            self.chat(history), chat_template=template, add_generation_prompt=True, tokenize=False, **options
         )
 
 

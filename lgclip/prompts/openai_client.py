@@ -77,7 +77,7 @@ class Reply(NamedTuple):
 
     Attributes:
         text: The answer.
-        outcome: Why there is none; None if there is one.
+        outcome: Reason why there is none; None if there is one.
         tokens: Its token counts.
         is_truncated: Whether the model reached its token limit, so that the last sentence may be half of one.
     """
@@ -152,11 +152,11 @@ class Endpoint:
         """
         attempt = 0
         reason = "no time was left"
-        while (left := until - time.monotonic()) > 0:
+        while (remaining := until - time.monotonic()) > 0:
             if stop.is_set():
                 raise StoppedError
             try:
-                reply = self._once(messages, seed, min(self._timeout_s, left))
+                reply = self._once(messages, seed, min(self._timeout_s, remaining))
             except _LaterError as later:
                 attempt += 1
                 reason = str(later)

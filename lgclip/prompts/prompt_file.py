@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
-from lgclip.prompts.filtering import sameness
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, PromptWriter, Task
+from lgclip.prompts.filtering import normal_form
 from lgclip.prompts.unique_json import RepeatedNameError, check_unique, parse_unique
 from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import NOT_AN_INPUT
@@ -72,7 +72,7 @@ class PromptFile(PromptGenerator):
         object.__setattr__(self, "content", f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:32]}")
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return 1024  # nothing to wait for
 
     def check(self, target_classes: Sequence[TargetClass], count: int) -> None:
@@ -101,17 +101,17 @@ class PromptFile(PromptGenerator):
             inputs["class_index"] = target_class.class_index
         return inputs
 
-    def load(self, device: torch.device) -> Pen:
-        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+    def load(self, device: torch.device) -> PromptWriter:
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, GeneratedPrompts | PromptError]]:
             entries = _match(self.parsed, [task.target_class for task in tasks])
             for place, (task, entry) in enumerate(zip(tasks, entries, strict=True)):
                 label = f"class {task.target_class.class_index} ({task.target_class.name!r})"
                 if isinstance(entry, str):
                     yield place, PromptError(f"{label}: {entry}")
-                elif len(entry) < task.wanted:
-                    yield place, PromptError(f"{label}: {len(entry)} prompts of {task.wanted}")
+                elif len(entry) < task.requested:
+                    yield place, PromptError(f"{label}: {len(entry)} prompts of {task.requested}")
                 else:
-                    yield place, Written(entry)
+                    yield place, GeneratedPrompts(entry)
 
         return write
 
@@ -125,12 +125,12 @@ def _match(parsed: ParsedFile, target_classes: Sequence[TargetClass]) -> list[li
 
 def _of_index(parsed: ParsedFile, target_class: TargetClass) -> list[str] | str:
     index = str(target_class.class_index)
-    name = sameness(target_class.name)
+    name = normal_form(target_class.name)
     # A class named "7" that is not class 7, as digits are in another order than 0 to 9: the intended one is ambiguous.
     if name.isdecimal() and name != index and name in parsed.prompts:
         return "an index or a name? Give a list of lists, in the order of the classes"
     # Most often the files count from 1. `startswith`, because a file name may hold only the first word.
-    if index in parsed.labels and not name.startswith(sameness(parsed.labels[index])):
+    if index in parsed.labels and not name.startswith(normal_form(parsed.labels[index])):
         return f"the file of index {index} is of {parsed.labels[index]!r}; indices count from 0"
     return parsed.prompts.get(index, "not there")
 
@@ -138,22 +138,22 @@ def _of_index(parsed: ParsedFile, target_class: TargetClass) -> list[str] | str:
 def _by_name(prompts: Mapping[str, list[str]], target_classes: Sequence[TargetClass]) -> list[list[str] | str]:
     similar: dict[str, list[str]] = {}
     for name in prompts:
-        similar.setdefault(sameness(name), []).append(name)
+        similar.setdefault(normal_form(name), []).append(name)
     candidates: list[list[str]] = []
     for target_class in target_classes:
         # The exact name first: "Crane" and "crane" may both be there, for two classes.
         if target_class.name in prompts:
             candidates.append([target_class.name])
         else:
-            candidates.append(similar.get(sameness(target_class.name), []))
-    taken = Counter(options[0] for options in candidates if len(options) == 1)
+            candidates.append(similar.get(normal_form(target_class.name), []))
+    uses = Counter(options[0] for options in candidates if len(options) == 1)
 
     def choose(options: Sequence[str]) -> list[str] | str:
         if not options:
             return "not there"
         if len(options) > 1:
             return f"any of {', '.join(map(repr, options))}"
-        if taken[options[0]] > 1:
+        if uses[options[0]] > 1:
             return "other classes have this name too: give a list of lists, in the order of the classes"
         return prompts[options[0]]
 

@@ -88,7 +88,7 @@ def extract_answer(reply: str) -> Answer:
     # A server that removes special tokens leaves the names of the channels: "analysis...assistantfinal...".
     if _HARMONY_START.match(text):
         hidden += 1
-        text = _after_last(_HARMONY_FINAL, text, otherwise="")
+        text = _after_last(_HARMONY_FINAL, text, default="")
     elif "assistantfinal" in text:
         hidden += 1
         text = text.rpartition("assistantfinal")[2]
@@ -97,17 +97,17 @@ def extract_answer(reply: str) -> Answer:
     text = text.strip()
     if _SPOKEN_START.match(text) and _SPOKEN_END.search(text):
         hidden += 1
-        text = _after_last(_SPOKEN_END, text, otherwise=text)
+        text = _after_last(_SPOKEN_END, text, default=text)
     text = text[_end_of_match(_LEADING_ROLE, text) :]
     return Answer(text, hidden + turns + blocks)
 
 
-def _after_last(pattern: re.Pattern[str], text: str, otherwise: str) -> str:
+def _after_last(pattern: re.Pattern[str], text: str, default: str) -> str:
     last: re.Match[str] | None = None
     for match in pattern.finditer(text):
         last = match
     if last is None:
-        return otherwise
+        return default
     return text[last.end() :]
 
 
@@ -140,7 +140,7 @@ def _marks(text: str) -> list[_Mark]:
 
 
 def _visible_turns(text: str) -> tuple[str, int]:
-    """Returns what the assistant says to the user, without special tokens; thinking tokens become tags.
+    """Returns the assistant's reply to the user, without special tokens; thinking tokens become tags.
 
     A model that misses its end goes on with the user's next turn, and Harmony's messages name a channel each.
     """
@@ -338,7 +338,7 @@ def _words(name: str) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    """Returns what the tags of a name hold: thinking, an answer, formatting, a web page, or something unknown."""
+    """Returns the content of the tags of a name: thinking, an answer, formatting, a web page, or something unknown."""
     words = _words(name)
     if any(word.startswith(_THINKING) for word in words):
         return "thinking"

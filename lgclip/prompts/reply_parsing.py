@@ -29,7 +29,7 @@ _ENDS = (".", "!", "?", "…", "。", "！", "？", '"', "”", "'", "’", ")")
 
 
 class ParsedReply(NamedTuple):
-    """Holds what a reply consists of.
+    """Holds the sentences of a reply, and the outcome of each other part.
 
     Attributes:
         sentences: The sentences, each on one line, still to be filtered.
@@ -109,14 +109,14 @@ def parse_reply(reply: str, name: str = "", *, is_truncated: bool = False) -> Pa
 
 def _items(text: str, name: str) -> _Texts:
     """Returns the items of an answer without thinking and fences, by its format."""
-    found = find_values(_unwrapped(text))
+    parsed = find_values(_unwrapped(text))
     split = partial(_split, name=name)
-    if found.values:
-        texts, error = _of_values(found.values, split)
+    if parsed.values:
+        texts, error = _of_values(parsed.values, split)
         if texts:
             return _Texts(strip_marks(texts, name), [], is_cut=False, is_list=True)
         # Brackets in an ordinary sentence, such as a list's empty boxes, are no JSON.
-        if text[:1] in ("{", "[") or (found.is_strict and any(found.values)):
+        if text[:1] in ("{", "[") or (parsed.is_strict and any(parsed.values)):
             if error is not None:
                 raise error
             return _Texts([], [], is_cut=False, is_list=True)

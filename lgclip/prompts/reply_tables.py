@@ -133,8 +133,8 @@ def _is_text_column(cell: str) -> bool:
 
 def _names_columns(cells: Sequence[str]) -> bool:
     """Checks whether a row names columns, of which one holds prompts."""
-    known = [cell.strip().strip('"*').lower() in _COLUMNS or _is_text_column(cell) for cell in cells]
-    return all(known) and any(_is_text_column(cell) for cell in cells)
+    is_column = [cell.strip().strip('"*').lower() in _COLUMNS or _is_text_column(cell) for cell in cells]
+    return all(is_column) and any(_is_text_column(cell) for cell in cells)
 
 
 def _text_column(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> int:

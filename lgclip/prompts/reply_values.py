@@ -83,7 +83,7 @@ class _Search:
         if stripped[:1] in ("{", "[") and embedded < _MAX_EMBEDDED:
             values = find_values(stripped).values
             if values:
-                return [found for value in values for found in self.texts_of(value, depth + 1, embedded + 1)]
+                return [prompt for value in values for prompt in self.texts_of(value, depth + 1, embedded + 1)]
         return self._split(text)
 
     def _of_list(self, items: list[Any], depth: int, embedded: int) -> list[str]:
@@ -154,7 +154,7 @@ class _Search:
 
 
 def _rank(key: str) -> int | None:
-    """Returns how likely a key is to hold prompts, from 0, or None if it never does."""
+    """Returns the rank of a key by its likelihood to hold prompts, from 0, or None if it never does."""
     name = key.lower()
     if name.startswith(_HIDDEN) or "negative" in name:
         return None

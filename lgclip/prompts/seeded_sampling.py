@@ -15,31 +15,31 @@ class SeededNoise(LogitsProcessor):
 
     Args:
         seeds: One per class, in the order of the rows.
-        each: Rows per class.
+        rows_per_class: Rows per class.
         device: Device of the scores.
     """
 
-    def __init__(self, seeds: Sequence[int], each: int, device: torch.device) -> None:
-        self._each = each
+    def __init__(self, seeds: Sequence[int], rows_per_class: int, device: torch.device) -> None:
+        self._rows_per_class = rows_per_class
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         probs = scores.softmax(dim=-1)
         noise = torch.empty_like(probs)
         # `split` gives views, so that each generator fills the rows of its class in place.
-        for rows, generator in zip(noise.split(self._each), self._generators, strict=True):
+        for rows, generator in zip(noise.split(self._rows_per_class), self._generators, strict=True):
             rows.exponential_(1, generator=generator)
         return probs.div_(noise)
 
 
 def sampler(
-    seeds: Sequence[int], each: int, device: torch.device, *, temperature: float, top_p: float, top_k: int
+    seeds: Sequence[int], rows_per_class: int, device: torch.device, *, temperature: float, top_p: float, top_k: int
 ) -> LogitsProcessorList:
     """Returns logits processors: temperature, then the `top_k` most likely tokens (0: all), nucleus `top_p`, sampling.
 
     Args:
         seeds: One per class.
-        each: Rows per class.
+        rows_per_class: Rows per class.
         device: Device of the scores.
         temperature: Divisor of the scores.
         top_p: Probability mass that is kept.
@@ -53,5 +53,5 @@ def sampler(
         steps.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         steps.append(TopPLogitsWarper(top_p))
-    steps.append(SeededNoise(seeds, each, device))
+    steps.append(SeededNoise(seeds, rows_per_class, device))
     return steps

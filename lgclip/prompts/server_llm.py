@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from lgclip.prompts.base import Pen, PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptWriter, Task
 from lgclip.prompts.bounded_http import make_client
 from lgclip.prompts.chat import ChatHistory, ChatPromptGenerator, seed_of
 from lgclip.prompts.openai_client import Endpoint, OverdueError, ServerError
@@ -58,7 +58,7 @@ class ServerLLM(ChatPromptGenerator):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("max_tokens", "concurrency"):
-            self._at_least(name, 1)
+            self._check_at_least(name, 1)
         for name in ("timeout_s", "deadline_s", "backoff_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"llm.{name}={getattr(self, name)}: it must be above 0")
@@ -75,21 +75,21 @@ class ServerLLM(ChatPromptGenerator):
             raise ValueError("llm.api_key_env: it is the NAME of an environment variable, in capitals, not a key")
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return 4 * self.concurrency  # so that one slow class does not idle the other threads
 
     @property
-    def elsewhere(self) -> str:
+    def server(self) -> str:
         return f"server at {urlsplit(self.base_url).netloc}"
 
-    def load(self, device: torch.device) -> Pen:
+    def load(self, device: torch.device) -> PromptWriter:
         endpoint = self._endpoint()
 
-        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, GeneratedPrompts | PromptError]]:
             stop = threading.Event()
             pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="llm")
             with endpoint.connection():
-                places: dict[Future[Written | PromptError], int] = {
+                places: dict[Future[GeneratedPrompts | PromptError], int] = {
                     pool.submit(self._compose, endpoint, ChatHistory(task, self), seed, stop): place
                     for place, task in enumerate(tasks)
                 }
@@ -152,34 +152,36 @@ class ServerLLM(ChatPromptGenerator):
         )
 
     def _compose(
-        self, endpoint: Endpoint, book: ChatHistory, seed: int, stop: threading.Event
-    ) -> Written | PromptError:
+        self, endpoint: Endpoint, history: ChatHistory, seed: int, stop: threading.Event
+    ) -> GeneratedPrompts | PromptError:
         """Generates the prompts of one class, in its own thread."""
         start = time.monotonic()
         for _ in range(self.max_rounds):
-            if not book.missing:
+            if not history.missing:
                 break
             try:
                 # 31 bits: some servers hold a seed in a signed int.
-                reply = endpoint.ask(self.chat(book), seed_of(seed, book) >> 17, start + self.deadline_s, stop)
+                reply = endpoint.ask(self.chat(history), seed_of(seed, history) >> 17, start + self.deadline_s, stop)
             except OverdueError as overdue:
                 # No class has had an answer since this one began: the server is gone, and this class is not to blame.
                 if endpoint.answered < start:
                     raise ServerError(f"llm.base_url={self.base_url}: it has stopped answering; {overdue}") from None
-                return book.result(str(overdue))
-            book.spend(reply.tokens)
+                return history.result(str(overdue))
+            history.spend(reply.tokens)
             if reply.outcome is None:
-                book.add([reply.text], truncated=[0] if reply.is_truncated else [])
+                history.add([reply.text], truncated=[0] if reply.is_truncated else [])
             else:
                 # An unusable reply is a round too: the next one must have another seed.
-                book.add([])
-                book.note(reply.outcome)
-        return book.result()
+                history.add([])
+                history.note(reply.outcome)
+        return history.result()
 
 
-def _as_completed(places: dict[Future[Written | PromptError], int]) -> Iterator[tuple[int, Written | PromptError]]:
+def _as_completed(
+    places: dict[Future[GeneratedPrompts | PromptError], int],
+) -> Iterator[tuple[int, GeneratedPrompts | PromptError]]:
     """Yields each class once, as soon as it is done, and removes it from `places`."""
     # The list is a copy, because `places` shrinks while it is gone through.
-    for done in as_completed(list(places)):
-        outcome = done.result()
-        yield places.pop(done), outcome
+    for future in as_completed(list(places)):
+        outcome = future.result()
+        yield places.pop(future), outcome

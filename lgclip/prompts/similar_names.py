@@ -1,4 +1,4 @@
-"""Names things that look similar to the classes and are none of them: negatives for a rejection threshold."""
+"""Names objects that look similar to the classes and belong to none: negatives for a rejection threshold."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from itertools import chain, zip_longest
 
 from lgclip.prompts.base import PromptGenerator
 from lgclip.prompts.chat import ChatPromptGenerator, reads_requests
-from lgclip.prompts.filtering import names, sameness
+from lgclip.prompts.filtering import names, normal_form
 
 INSTRUCTION = """\
 Name {count} things that look similar to "{name}"[ ({context})] in a photograph and are easily mistaken for it, but are
@@ -53,17 +53,17 @@ def usable_names(answers: Sequence[Iterable[str]], classes: Sequence[str], count
         classes: The class names.
         count: Number of names per class.
     """
-    known = {sameness(name) for name in classes}
+    known = {normal_form(name) for name in classes}
     rows: list[list[str]] = []
     for answer in answers:
         row: list[str] = []
         for text in answer:
             name = _EDGES.sub("", text)
-            if not name or len(name.split()) > _MAX_WORDS or sameness(name) in known:
+            if not name or len(name.split()) > _MAX_WORDS or normal_form(name) in known:
                 continue
             if any(names(name, class_name) for class_name in classes):
                 continue
-            known.add(sameness(name))
+            known.add(normal_form(name))
             row.append(name)
             if len(row) == count:
                 break
@@ -89,16 +89,16 @@ def recombined_names(classes: Sequence[str], count: int) -> list[str]:
     rows: list[list[str]] = []
     for parts in words:
         row = [
-            " ".join([*parts[:place], other, *parts[place + 1 :]])
+            " ".join([*parts[:place], word, *parts[place + 1 :]])
             for place, column in enumerate(columns)
-            for other in column
+            for word in column
         ]
         # By a hash, so that the choice depends on the names alone and changes different words of different classes.
         rows.append(sorted(row, key=lambda name: hashlib.sha256(name.encode()).digest()))
-    known = {sameness(name) for name in classes}
+    known = {normal_form(name) for name in classes}
     picked: list[list[str]] = []
     for row in rows:
-        new = [name for name in dict.fromkeys(row) if sameness(name) not in known][:count]
-        known.update(map(sameness, new))
+        new = [name for name in dict.fromkeys(row) if normal_form(name) not in known][:count]
+        known.update(map(normal_form, new))
         picked.append(new)
     return [name for name in chain.from_iterable(zip_longest(*picked)) if name is not None]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from lgclip.prompts.base import Pen, PromptGenerator, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptGenerator, PromptWriter, Task
 from lgclip.runtime.regular_files import read_text
 from lgclip.store.keys import NOT_AN_INPUT
 from lgclip.types import TargetClass
@@ -58,13 +58,13 @@ class Templates(PromptGenerator):
                 raise ValueError(f"{origin}: {template!r} has no {{}} for the class name")
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return 1024  # nothing to wait for
 
-    def load(self, device: torch.device) -> Pen:
-        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written]]:
+    def load(self, device: torch.device) -> PromptWriter:
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, GeneratedPrompts]]:
             for place, task in enumerate(tasks):
-                yield place, Written(sentences(self.templates, task.target_class, task.wanted))
+                yield place, GeneratedPrompts(sentences(self.templates, task.target_class, task.requested))
 
         return write
 

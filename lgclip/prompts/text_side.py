@@ -46,7 +46,7 @@ class TextSide(ABC):
         return None
 
     def generator(self, llm: PromptGenerator) -> PromptGenerator | None:
-        """Returns what generates the texts that the sentences are made from; None if they need none.
+        """Returns the generator of the texts that the sentences are made from; None if they need none.
 
         Args:
             llm: The run's prompt generator.

@@ -34,12 +34,12 @@ def check_unique(names: Iterable[str]) -> None:
     Raises:
         RepeatedNameError: If a name occurs twice.
     """
-    known: set[str] = set()
+    seen: set[str] = set()
     for name in names:
         plain = " ".join(unicodedata.normalize("NFC", name).split())
-        if plain in known:
+        if plain in seen:
             raise RepeatedNameError(name)
-        known.add(plain)
+        seen.add(plain)
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

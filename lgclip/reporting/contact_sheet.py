@@ -57,14 +57,14 @@ def contact_sheet(
     title = "generated from its name" if columns else ""
     width = max(step * columns, math.ceil(small.getlength(title)))  # a single image is narrower than its title
     sheet = Image.new("RGB", (NAME_WIDTH + step + width + 3 * GAP, head + rows * step + GAP), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, 8), "class", FAINT, small)
-    pen.text((NAME_WIDTH, 8), "real", FAINT, small)
-    pen.text((NAME_WIDTH + step + 2 * GAP, 8), title, FAINT, small)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 8), "class", FAINT, small)
+    draw.text((NAME_WIDTH, 8), "real", FAINT, small)
+    draw.text((NAME_WIDTH + step + 2 * GAP, 8), title, FAINT, small)
     for row in range(rows):
         top = head + row * step
-        pen.text((GAP, top + tile // 2 - 16), fit_text(class_names[row], font, NAME_WIDTH - 2 * GAP), TEXT, font)
-        pen.text((GAP, top + tile // 2 + 4), notes[row], FAINT, small)
+        draw.text((GAP, top + tile // 2 - 16), fit_text(class_names[row], font, NAME_WIDTH - 2 * GAP), TEXT, font)
+        draw.text((GAP, top + tile // 2 + 4), notes[row], FAINT, small)
         sheet.paste(square_tile(real[row], tile), (NAME_WIDTH, top))
         for column, image in enumerate(synthetic[row][:columns]):
             sheet.paste(square_tile(image, tile), (NAME_WIDTH + step * (column + 1) + 2 * GAP, top))

@@ -28,7 +28,7 @@ class StageTotal:
 
 @dataclass(frozen=True)
 class ReusedSet:
-    """Holds what several runs reused of one store, each item once, with its past cost; None where it is unknown."""
+    """Holds the items that several runs reused of one store, each once, with the past cost; None if unknown."""
 
     name: str
     key: str
@@ -45,7 +45,7 @@ class TotalCost:
         runs: Number of runs.
         stages: Work of each stage.
         seconds: Duration of the runs.
-        reused: What they reused.
+        reused: Reused sets.
         reused_seconds: Past cost of that; None where no cost log has it.
         total_seconds: The sum of both.
     """
@@ -95,13 +95,13 @@ def cost_of(
     all_parts = list(chain.from_iterable(parts.values()))
     # Each log is read once: several stages may use one store.
     logs = {part.key: read_cost_log(part.cost_log) for part in all_parts}
-    books = {key: log.lines for key, log in logs.items()}
+    cost_lines = {key: log.lines for key, log in logs.items()}
     # What this run computed itself has a cost, whatever happened to an earlier one.
     reused = [part for part in all_parts if part.used > part.computed]
     before = {}
     for stats in stage_stats:
         if stats.stage in parts:
-            before[stats.stage] = _computed_before(stats, parts[stats.stage], books)
+            before[stats.stage] = _computed_before(stats, parts[stats.stage], cost_lines)
     spent = sum(stats.seconds for stats in stage_stats)
     return {
         "stages": [asdict(stats) for stats in stage_stats],
@@ -110,27 +110,27 @@ def cost_of(
         "total_seconds": _rounded(_sum([spent, *(stage["seconds"] for stage in before.values())])),
         "complete": not any(logs[part.key].unfinished for part in reused),
         "towers": towers,
-        "payback": _payback({part.name: part for part in all_parts}, books, towers, views),
+        "payback": _payback({part.name: part for part in all_parts}, cost_lines, towers, views),
     }
 
 
 def _computed_before(
-    stats: StageStats, parts: Sequence[StoreUsage], books: Mapping[str, Sequence[Line]]
+    stats: StageStats, parts: Sequence[StoreUsage], cost_lines: Mapping[str, Sequence[Line]]
 ) -> dict[str, Any]:
     """Returns the past cost of the reused items of one stage; None where no cost log has it."""
     records: dict[str, Any] = {}
     for part in parts:
-        lines = books[part.key]
-        # A mean over the whole log, not the cost of just the things that were reused: the log does not record which
-        # line made which thing.
-        each = rate(lines)
+        lines = cost_lines[part.key]
+        # A mean over the whole log, not the cost of the reused items alone: the log does not record which line is of
+        # which item.
+        seconds_per_item = rate(lines)
         records[part.name] = {
             "key": part.key,
             "unit": part.unit,
             "used": part.used,
             "computed": part.computed,
-            "seconds_each": _rounded(each, 9),
-            "seconds": _rounded(_times(part.used - part.computed, each)),
+            "seconds_each": _rounded(seconds_per_item, 9),
+            "seconds": _rounded(_times(part.used - part.computed, seconds_per_item)),
             "device": _devices(lines),
         }
     if parts:
@@ -150,13 +150,16 @@ def _computed_before(
 
 
 def _payback(
-    parts: Mapping[str, StoreUsage], books: Mapping[str, Sequence[Line]], towers: Mapping[str, Any] | None, views: int
+    parts: Mapping[str, StoreUsage],
+    cost_lines: Mapping[str, Sequence[Line]],
+    towers: Mapping[str, Any] | None,
+    views: int,
 ) -> dict[str, Any] | None:
     """Returns after how many evaluated images prototypes amortize; None without them, or without a text tower."""
     if not {"text", "real", "synthetic"} <= parts.keys():
         return None
-    lines = {name: books[part.key] for name, part in parts.items()}
-    # At the price of all things used, made now or before: the question is what the prototypes cost from nothing.
+    lines = {name: cost_lines[part.key] for name, part in parts.items()}
+    # The cost of all items used, computed now or before: what the prototypes cost from scratch.
     once: dict[str, float | None] = {}
     for name in ("prompts", "images", "synthetic", "text"):
         once[name] = _times(parts[name].used, rate(lines[name])) if name in parts else None
@@ -185,8 +188,8 @@ def _payback(
             "device": {name: _devices(lines[name]) for name in parts if name in once and name != "text"},
         },
         "each": {
-            "one_tower": _each(per_view),
-            "two_towers": _each(two),
+            "one_tower": _per_image(per_view),
+            "two_towers": _per_image(two),
             "device": image.get("device"),
         },
         "text_tower_per_image": {
@@ -250,10 +253,10 @@ def add_up(results: Sequence[RunResult]) -> TotalCost:
 def _added(stages: Sequence[StageRecord]) -> StageTotal:
     """Adds up one stage of several runs; tokens are known if those of each run that computed something are."""
     tokens = [stage.tokens for stage in stages if stage.computed]
-    known = [count for count in tokens if count]
+    available = [count for count in tokens if count]
     total = None
-    if known and len(known) == len(tokens):
-        total = {kind: sum(count[kind] for count in known) for kind in ("prompt", "completion")}
+    if available and len(available) == len(tokens):
+        total = {kind: sum(count[kind] for count in available) for kind in ("prompt", "completion")}
     seconds = round(sum(stage.seconds for stage in stages), 3)
     return StageTotal(stages[0].unit, sum(stage.computed for stage in stages), seconds, total)
 
@@ -263,7 +266,7 @@ def _shared(results: Sequence[RunResult]) -> dict[str, list[tuple[str, ReusedPar
     shared: dict[str, list[tuple[str, ReusedPart]]] = {}
     for result in results:
         dataset = asdict(result.dataset)
-        # Prompts of another language model or seed are other things even in one store, so they are not subsets of
+        # Prompts of another language model or seed are other items even in one store, so they are not subsets of
         # each other; what depends on the data set alone is the same for all.
         for stage in result.cost.computed_before.values():
             for name, part in stage.parts.items():
@@ -273,7 +276,7 @@ def _shared(results: Sequence[RunResult]) -> dict[str, list[tuple[str, ReusedPar
 
 
 def _once(shared: Sequence[tuple[str, ReusedPart]]) -> ReusedSet:
-    """Returns what several runs reused of one set: the largest, without what they computed of it themselves.
+    """Returns the items that several runs reused of one set: the largest set, without the items that they computed.
 
     A run that found nothing of it was the first one: what others reuse was computed by one of them, perhaps more than
     it needed, since a language model may write more sentences in a round than requested.
@@ -288,19 +291,19 @@ def _once(shared: Sequence[tuple[str, ReusedPart]]) -> ReusedSet:
 
 def _sum(values: Sequence[float | None]) -> float | None:
     # A sum over what is known would be too small and look exact.
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    available = [value for value in values if value is not None]
+    if len(available) < len(values):
         return None
-    return sum(known)
+    return sum(available)
 
 
-def _times(count: int, each: float | None) -> float | None:
+def _times(count: int, cost_per_item: float | None) -> float | None:
     """Returns the cost of a number of items; 0 for none, whether or not the rate is known."""
     if not count:
         return 0.0
-    if each is None:
+    if cost_per_item is None:
         return None
-    return count * each
+    return count * cost_per_item
 
 
 def _rounded(value: float | None, digits: int = 6) -> float | None:
@@ -309,7 +312,7 @@ def _rounded(value: float | None, digits: int = 6) -> float | None:
     return round(value, digits)
 
 
-def _each(cost: Mapping[str, float | None]) -> dict[str, float | None]:
+def _per_image(cost: Mapping[str, float | None]) -> dict[str, float | None]:
     return {"seconds": _rounded(cost["seconds"], 9), "flops": cost["flops"]}
 
 

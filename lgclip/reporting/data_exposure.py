@@ -125,7 +125,7 @@ _SENTENCES = {
     "descriptors": "descriptors of a language model",
     "waffle": "random words with class names",
 }
-"""What the sentences of each text side are."""
+"""Description of the sentences of each text side."""
 
 
 def _sentences(result: RunResult, scoring: JsonObject) -> Exposure:
@@ -161,12 +161,14 @@ def _transduction(transduction: JsonObject, n: int) -> Exposure:
 
 
 def _fitted(result: RunResult, scoring: JsonObject) -> list[Exposure]:
-    """Returns the rows of what is selected or fitted on synthetic images."""
+    """Returns the rows of selection, calibration and temperature, which use synthetic images."""
     selection = scoring["selection"]
     mixed = scoring["text_weight"] > 0
     chosen = scoring["selects_by_text"]
-    how = "all images" if selection["keep"] is None else f"{selection['keep']} a class by {selection['part']}"
-    rows = [Exposure("selection", True, False, False, chosen, how)]
+    selection_note = (
+        "all images" if selection["keep"] is None else f"{selection['keep']} a class by {selection['part']}"
+    )
+    rows = [Exposure("selection", True, False, False, chosen, selection_note)]
     if scoring["leave_one_out"] is not None:
         # `scoring` has the weight that calibration chose. With a weight above 0 in the config, others were tried.
         tried = chosen or mixed or result.config["method"]["text_weight"] > 0
@@ -216,11 +218,11 @@ def conclusions(rows: Sequence[Exposure], method: str) -> list[str]:
         ("unlabelled real images", "unlabelled"),
         ("the text tower", "text_tower"),
     )
-    for label, seen in questions:
-        known = [row.stage for row in deciding if getattr(row, seen)]
-        unknown = [row.stage for row in deciding if getattr(row, seen) is None]
+    for label, field in questions:
+        stages = [row.stage for row in deciding if getattr(row, field)]
+        unknown = [row.stage for row in deciding if getattr(row, field) is None]
         line = f"{label} in the predictions of {method}: "
-        line += f"yes, by {', '.join(known)}" if known else "no"
+        line += f"yes, by {', '.join(stages)}" if stages else "no"
         if unknown:
             line += f"; not known of {', '.join(unknown)}"
         lines.append(line)

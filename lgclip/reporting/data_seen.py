@@ -88,11 +88,11 @@ def _origin(values: Mapping[str, Any], group: str) -> str | None:
 def _unknown(
     described: Mapping[str, Any], values: Mapping[str, Any], *, uses_prompts: bool, uses_images: bool
 ) -> list[str]:
-    """Returns what was made outside the run, so that nothing tells which data its makers have seen."""
+    """Returns the inputs that were made outside the run; which data their makers have seen is unknown."""
     unknown: list[str] = []
     for group, word, is_used in (("llm", "prompts", uses_prompts), ("diffuser", "images", uses_images)):
-        _, known = _ORIGINS[group]
-        if is_used and values.get(group) and _origin(values, group) not in known:
+        _, known_origins = _ORIGINS[group]
+        if is_used and values.get(group) and _origin(values, group) not in known_origins:
             unknown.append(word)
     # Descriptors of a file; those of the language model come from the names.
     if _text_record(described, values).get("inputs", {}).get("content"):

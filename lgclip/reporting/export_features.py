@@ -57,7 +57,7 @@ def export_features(run: Path, out: Path) -> str:
         alignment = read_alignment(run / ALIGNMENT)
         arrays |= {name: tensor.numpy() for name, tensor in alignment_tensors(alignment).items()}
     if restored.synthetic_images is not None:
-        arrays["kept"] = _kept(restored, predictor, alignment)
+        arrays["kept"] = _used_masks(restored, predictor, alignment)
     arrays["class_names"] = np.array(restored.dataset.class_names)
     arrays["rows"] = np.array(list(predictor))
     rules = {"predictor": dict(predictor), "confidence": asdict(finished.result.confidence)}
@@ -110,10 +110,10 @@ def _synthetic(restored: RestoredRun) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _kept(
+def _used_masks(
     restored: RestoredRun, predictor: Mapping[str, Mapping[str, Any]], alignment: FittedAlignment | None
 ) -> Bool[np.ndarray, "r m"]:
-    """Returns for each row of the result which synthetic images it uses."""
+    """Returns a mask of the synthetic images that each row of the result uses."""
     synthetic = restored.streams["synthetic"]
     classes = len(restored.dataset.class_names)
     fused = torch.cat([restored.scales.fuse(batch.features) for batch in synthetic.batches()])
@@ -127,14 +127,14 @@ def _kept(
         compared = alignment.references(compared)
     assert compared.support is not None
     kinds = {kind.key_name: kind for kind in Selection.__subclasses__()}
-    kept = np.zeros((len(predictor), len(synthetic.ids)), dtype=bool)
+    used = np.zeros((len(predictor), len(synthetic.ids)), dtype=bool)
     for row, described in enumerate(predictor.values()):
         if described.get("text_weight") == 1:
             continue
         choice = described.get("selection")
         if choice is None:  # a trained predictor: its training used all
-            kept[row] = True
+            used[row] = True
             continue
         settings = {name: value for name, value in choice.items() if name != "part"}
-        kept[row] = kinds[choice["part"]](**settings).kept(compared.support, compared.text).numpy()
-    return kept
+        used[row] = kinds[choice["part"]](**settings).mask(compared.support, compared.text).numpy()
+    return used

@@ -62,7 +62,7 @@ class FinishedRun(NamedTuple):
     Attributes:
         folder: Its folder.
         files: The files that it has written there, relative to the folder.
-        warnings: What it has logged.
+        warnings: Its logged warnings.
     """
 
     folder: Path
@@ -102,10 +102,10 @@ class FinishedRuns:
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             folder = Path(record["folder"])
-            same = (
+            is_unchanged = (
                 record["program"] == self._program
                 and record["files"] == self._files
-                and all(_are_there(files, self._store / entry) for entry, files in record["entries"].items())
+                and all(_are_unchanged(files, self._store / entry) for entry, files in record["entries"].items())
                 and record["written"] == _contents(folder, record["written"])
                 and record["images"] == self._images(record["images"])
                 and all(hub.commit_of(*where) == commit for *where, commit in record["commits"])
@@ -114,7 +114,7 @@ class FinishedRuns:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.debug("no earlier run: %s", error)
             return None
-        return FinishedRun(folder, list(record["written"]), record["warnings"]) if same else None
+        return FinishedRun(folder, list(record["written"]), record["warnings"]) if is_unchanged else None
 
     def remember(self, result: RunResult) -> None:
         """Records this run when it has written all of its files; only its first process calls it.
@@ -156,7 +156,7 @@ class FinishedRuns:
         return self._files is not None and all(str(target).startswith(_OURS) for target in targets)
 
     def _warnings(self) -> str:
-        """Returns what this run has logged: warnings, which hold for the same run again."""
+        """Returns the warnings that this run has logged, which hold for the same run again."""
         texts: list[str] = []
         for path in sorted(self._folder.glob("*.log")):
             with path.open(encoding="utf-8", errors="replace") as file:
@@ -265,10 +265,10 @@ class _Named:
         for value in sorted(set(self._values)):
             try:
                 path = Path(value).expanduser()
-                is_there = path.exists()
+                exists = path.exists()
             except (OSError, ValueError, RuntimeError):  # too long for a name, a zero byte, an unknown user
                 continue
-            if not is_there:
+            if not exists:
                 continue
             for file in _files_below(path):
                 files.append(file.absolute())
@@ -315,8 +315,8 @@ def _files_of_entry(folder: Path) -> list[str]:
     return [_digest(stamp)[:16] for stamp in _stamps(files)]
 
 
-def _are_there(files: Sequence[str], folder: Path) -> bool:
-    """Returns whether files are as they were; another run may have added some."""
+def _are_unchanged(files: Sequence[str], folder: Path) -> bool:
+    """Returns whether the files are unchanged; another run may have added some."""
     return set(files) <= set(_files_of_entry(folder))
 
 
@@ -339,7 +339,7 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[object, ...]]:
-    """Returns what changes with a file: size, times and inode. No program can set the time of a change of the inode."""
+    """Returns the stamps of files: size, times and inode. No program can set the time of a change of the inode."""
     stamps: list[tuple[object, ...]] = []
     for path in files:
         try:

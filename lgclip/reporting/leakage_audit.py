@@ -119,7 +119,7 @@ def _duplicates(restored: RestoredRun) -> dict[str, Any]:
         "features": _Space(*features, _cosines, (-1.0, 1 - 1e-5)),
         "hash": _Space(of_synthetic[1], of_test[1], _hash_similarity, (-float(MOST_BITS), 0.0)),
     }
-    thresholds = {way: space.threshold() for way, space in spaces.items()}
+    thresholds = {space_name: space.threshold() for space_name, space in spaces.items()}
     # All equal pairs, but of near ones only the nearest test image of each synthetic image in each space: all pairs
     # above the threshold may be millions.
     candidates = set(_equal(of_synthetic[0], of_test[0]))
@@ -127,8 +127,8 @@ def _duplicates(restored: RestoredRun) -> dict[str, Any]:
         candidates |= set(enumerate(space.nearest().tolist()))
     pairs = []
     for synthetic, test in sorted(candidates):
-        similarity = {way: space.between(synthetic, test) for way, space in spaces.items()}
-        matched_by = [way for way in spaces if similarity[way] >= thresholds[way]]
+        similarity = {space_name: space.between(synthetic, test) for space_name, space in spaces.items()}
+        matched_by = [space_name for space_name in spaces if similarity[space_name] >= thresholds[space_name]]
         if of_synthetic[0][synthetic] == of_test[0][test]:
             matched_by.insert(0, "pixels")
         if matched_by:
@@ -138,8 +138,8 @@ def _duplicates(restored: RestoredRun) -> dict[str, Any]:
     pairs.sort(key=lambda pair: ("pixels" not in pair["found_by"], -len(pair["found_by"]), -pair["cosine"]))
     # Counts are of synthetic images: one of them may equal several test images.
     counts = {}
-    for way in ("pixels", *spaces):
-        counts[way] = len({pair["synthetic"] for pair in pairs if way in pair["found_by"]})
+    for space_name in ("pixels", *spaces):
+        counts[space_name] = len({pair["synthetic"] for pair in pairs if space_name in pair["found_by"]})
     return {
         "synthetic_images": len(synthetic_images.ids),
         "test_images": len(dataset),
@@ -244,7 +244,9 @@ def audit_text(report: dict[str, Any]) -> str:
     for row in report["exposure"]:
         cells = [words[row[label]] for label in SEEN]
         rows.append([row["stage"], *cells, row["note"]])
-    table = text_table(("stage", "real labels", "test images", "unlabelled", "text tower", "with what"), rows, left=6)
+    table = text_table(
+        ("stage", "real labels", "test images", "unlabelled", "text tower", "with what"), rows, left_columns=6
+    )
     return "\n".join([*lines, "", table, "", *report["verdicts"]])
 
 

@@ -15,7 +15,7 @@ def plan_text(plan: Plan) -> str:
         stored = "?" if stage.stored is None else str(stage.stored)
         missing = f"up to {stage.total}" if stage.stored is None else str(stage.total - stage.stored)
         rows.append((stage.stage, stage.unit, str(stage.total), stored, missing))
-    lines = [text_table(("stage", "unit", "total", "stored", "to compute"), rows, left=2)]
+    lines = [text_table(("stage", "unit", "total", "stored", "to compute"), rows, left_columns=2)]
     lines += [
         f"{model.group}: {model.repository}, {_size(model.size)}, {'cached' if model.is_cached else 'to download'}"
         for model in plan.models

@@ -18,7 +18,7 @@ def pool_table(results: Sequence[PoolResult | PoolRecord]) -> str:
     for result in results:
         rows.setdefault((result.kind, result.start), {})[result.rule] = result
     header = ("pool", "start", "pools", "images", "top-1", *rules)
-    table = text_table(header, [_cells(row, rules) for row in rows.values()], left=2)
+    table = text_table(header, [_cells(row, rules) for row in rows.values()], left_columns=2)
     worst = [f"{rule} {100 * min(row[rule].difference for row in rows.values()):+.1f}" for rule in rules]
     return f"transduction in pools: points more than none, with half of the 95% interval\n{table}\nlargest loss: " + (
         ", ".join(worst)

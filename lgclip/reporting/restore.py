@@ -24,7 +24,7 @@ from lgclip.runtime.secrets import guard_environment
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.direct_encoding import direct_encoding
 from lgclip.stages.extract import pool_stream, real_stream, student_stream, synthetic_stream, text_streams
-from lgclip.stages.generate import prompt_script, wanted_images, with_sources
+from lgclip.stages.generate import prompt_script, requested_images, with_sources
 from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import RunParts
 from lgclip.stages.pool import unlabeled_pool
@@ -78,10 +78,10 @@ def restore_run(run: Run) -> RestoredRun:
         parts = RunParts.from_config(cfg)
     except (InstantiationException, TargetError) as error:
         # Hydra's own message names a class; the reason, such as a missing folder, is its cause.
-        why = error
+        reason = error
         if not isinstance(error, TargetError):
-            why = error.__cause__ or error
-        raise RunError(f"{run.folder} cannot be restored: {why}") from error
+            reason = error.__cause__ or error
+        raise RunError(f"{run.folder} cannot be restored: {reason}") from error
     encoder = parts.encoder
     scales = parts.scales
     dataset = _as_evaluated(parts.data.evaluated, run)
@@ -100,9 +100,9 @@ def restore_run(run: Run) -> RestoredRun:
         script = prompt_script(root, parts.data, parts.llm, parts.diffuser, parts.counts)
         captions = script if isinstance(script, Captions) else None
         # The keys of the images follow from the config; the images are only looked up in the store, never generated.
-        wanted = wanted_images(parts.diffuser, script, parts.counts)
+        requested = requested_images(parts.diffuser, script, parts.counts)
         encoding = direct_encoding(cfg.paths.get("images", "files"), encoder, scales)
-        stage = image_stage(parts.diffuser, root, dataset.target_classes, wanted, cfg.seed, encoding)
+        stage = image_stage(parts.diffuser, root, dataset.target_classes, requested, cfg.seed, encoding)
         synthetic_images = stage.synthetic_images()
         synthetic_images = with_sources(synthetic_images, script, cfg.images_per_prompt)
         streams.append(synthetic_stream(synthetic_images, encoder, scales, root))
@@ -130,7 +130,7 @@ def _texts_of(parts: RunParts, run: Run, root: Path) -> RunTexts:
     """Returns the text sides that a run evaluated."""
     compared = {described.get("text") for described in run.result.predictor.values()}
     texts = stored_run_texts(parts, root, has_prompts="text_llm" in compared)
-    alternatives = {name: other for name, other in texts.alternatives.items() if name in compared}
+    alternatives = {name: class_texts for name, class_texts in texts.alternatives.items() if name in compared}
     return RunTexts(texts.configured, alternatives)
 
 

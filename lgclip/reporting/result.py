@@ -58,16 +58,20 @@ def versions() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
     """Returns the commit of the checkout that lgclip runs from, with `-dirty` if it was changed; None outside one."""
-    here = Path(__file__).resolve().parent
+    package_folder = Path(__file__).resolve().parent
     try:
         # "--exclude=*" passes over all tags, so that the answer is always the full hash.
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=5, check=True,
+            cwd=package_folder, capture_output=True, text=True, timeout=5, check=True,
         )  # fmt: skip
         # An installed lgclip may lie in a virtual environment inside the checkout of another project.
         tracked = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=5, check=False
+            ["git", "ls-files", "--error-unmatch", __file__],
+            cwd=package_folder,
+            capture_output=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None

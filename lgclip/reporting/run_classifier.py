@@ -179,7 +179,7 @@ def _text_values(restored: RestoredRun) -> dict[str, object]:
 
 
 def _origin(run: Run, restored: RestoredRun) -> dict[str, Any]:
-    """Returns what the classifier of a run was built from, for its card."""
+    """Returns the origin of a run's classifier, for its card."""
     result = run.result
     origin: dict[str, Any] = {"method": result.method}
     if restored.synthetic_images is not None:

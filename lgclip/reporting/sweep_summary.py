@@ -174,7 +174,7 @@ def _table(jobs: Sequence[SweepJob], swept: Sequence[str]) -> str:
         interval = f"{100 * low:.1f} - {100 * high:.1f}"
         baseline = f"{100 * text.top1:.1f}" if text else ""
         rows.append([*cells, f"{100 * job.result.metrics.top1:.1f}", interval, baseline])
-    return text_table(("job", *swept, "top-1", "95% interval", "clip_text"), rows, left=0)
+    return text_table(("job", *swept, "top-1", "95% interval", "clip_text"), rows, left_columns=0)
 
 
 def _cut(text: str, width: int = 32) -> str:

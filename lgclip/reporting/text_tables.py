@@ -18,7 +18,7 @@ def build_table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
-    left: int = 1,
+    left_columns: int = 1,
     bold: Collection[tuple[int, int]] = (),
 ) -> Table:
     """Returns a table without frames.
@@ -28,13 +28,13 @@ def build_table(
     Args:
         header: Names of the columns.
         rows: Cells of each row.
-        left: Number of left-aligned columns; the others hold numbers.
+        left_columns: Number of left-aligned columns; the others hold numbers.
         bold: Rows and columns of the cells in bold.
     """
     # `Text` and not `str`: rich reads [bold] and :smile: in a string, and class names hold brackets.
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for place, name in enumerate(header):
-        table.add_column(Text(single_line(name)), justify="left" if place < left else "right", overflow="fold")
+        table.add_column(Text(single_line(name)), justify="left" if place < left_columns else "right", overflow="fold")
     for row_index, row in enumerate(rows):
         cells = []
         for column_index, cell in enumerate(row):
@@ -53,27 +53,27 @@ def to_text(table: Table) -> str:
     return "\n".join(line.rstrip() for line in capture.get().split("\n")).strip("\n")
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1) -> str:
     """Returns a table as plain lines.
 
     Args:
         header: Names of the columns.
         rows: Cells of each row.
-        left: Number of left-aligned columns.
+        left_columns: Number of left-aligned columns.
     """
-    return to_text(build_table(header, rows, left=left))
+    return to_text(build_table(header, rows, left_columns=left_columns))
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1) -> str:
     """Returns a table as Markdown; a vertical bar in a cell is escaped.
 
     Args:
         header: Names of the columns.
         rows: Cells of each row.
-        left: Number of left-aligned columns.
+        left_columns: Number of left-aligned columns.
     """
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    table = build_table([name.replace("|", "\\|") for name in header], escaped, left=left)
+    table = build_table([name.replace("|", "\\|") for name in header], escaped, left_columns=left_columns)
     table.box = box.MARKDOWN
     table.pad_edge = True
     table.padding = (0, 1)

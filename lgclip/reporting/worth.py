@@ -63,20 +63,20 @@ class Worth:
         return None
 
     def lines(self) -> list[str]:
-        """Returns a table, and the sentence that sums it up."""
+        """Returns a table and its summary."""
         rows = ["real images a class | synthetic alone | real alone | both (weight of a real image)"]
         for count in self.shots:
             weights = sorted(set(self.repeats[count]))
             weight_range = str(weights[0]) if len(weights) == 1 else f"{weights[0]} - {weights[-1]}"
             columns = (self.synthetic[count], self.real[count], self.mixed[count])
             rows.append(f"{count} | " + " | ".join(map(_percent, columns)) + f" ({weight_range})")
-        worth = self.equivalent_shots()
-        if worth is None:
+        equivalent = self.equivalent_shots()
+        if equivalent is None:
             text = f"more than {self.shots[-1]} photos a class"
-        elif worth == 0:
+        elif equivalent == 0:
             text = "less than one photo a class"
         else:
-            text = f"about {worth:.1f} photos a class"
+            text = f"about {equivalent:.1f} photos a class"
         choices = len(self.real[self.shots[0]])
         rows.append(
             f"the synthetic prototypes are worth {text}: so many real ones alone are as accurate, on at least "
@@ -114,7 +114,7 @@ def worth_of_features(
     seeds: int = 5,
     shots: Sequence[int] = SHOTS,
 ) -> Worth:
-    """Measures as `measure_worth` on features of labelled images.
+    """Measures on features of labelled images; see `measure_worth`.
 
     Args:
         classifier: The classifier.

@@ -1,4 +1,4 @@
-"""Tells what this processor computes in; needs no torch, so that `lgclip doctor` can ask."""
+"""Detects the number formats that this processor computes in; needs no torch, for `lgclip doctor`."""
 
 import os
 from pathlib import Path

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 _NUMBER = re.compile(r"[+-]?(?:\d++\.?\d*+|\.\d++)(?:[eE][+-]?\d++)?|[+-]?(?:inf|nan)", re.ASCII)
 _QUOTED = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]|'*[ \xa0]+[=+\-@\uff1d\uff0b\uff0d\uff20]")
-"""What a formula begins with, also in full width and after spaces; and what `escaped_cell` makes of it."""
+"""Beginnings of a formula, also in full width and after spaces; and of a cell escaped by `escaped_cell`."""
 
 
 class _Writable(Protocol):

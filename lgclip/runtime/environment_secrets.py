@@ -88,7 +88,7 @@ documentation and the source of scientific packages. Half of the pairs of random
 
 
 def secret_values() -> dict[str, str]:
-    """Returns what must not be shown of the environment: each value or part of one, with its variable's name.
+    """Returns the secrets of the environment: each value or part of one, with its variable's name.
 
     The longest come first: if one holds another, hiding the shorter one would leave the rest of the longer one visible.
     """
@@ -175,7 +175,7 @@ def _is_word(letters: str) -> bool:
 
 
 def _kinds(text: str) -> int:
-    """Returns how many kinds of characters a text has: lower case, upper case, digits, others."""
+    """Returns the number of kinds of characters in a text: lower case, upper case, digits, others."""
     tests = (str.islower, str.isupper, str.isdigit, lambda letter: not letter.isalnum())
     return sum(any(map(test, text)) for test in tests)
 
@@ -224,9 +224,9 @@ def _parts_of_word(word: str, *, is_named: bool) -> Iterator[str]:
         return
     if not _URL.match(word):
         # NAME=value pairs, as connection strings have them.
-        key, _, right = word.partition("=")
-        if right.strip("=") and names_a_secret(_snake(key)):
-            yield from _parts_of_named(_snake(key), right)
+        key, _, value = word.partition("=")
+        if value.strip("=") and names_a_secret(_snake(key)):
+            yield from _parts_of_named(_snake(key), value)
         if looks_random(word) or (KEY_FORMAT.search(word) and is_named):
             yield word
         return
@@ -256,12 +256,12 @@ def _snake(name: str) -> str:
 
 @lru_cache(maxsize=8)
 def _secrets_of(environment: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    found: dict[str, str] = {}
+    secrets: dict[str, str] = {}
     for name, value in environment:
         for part in _parts_to_hide(name, value):
             if len(part) >= LEAST_NAMED:
-                found.setdefault(part, name)
-    return tuple(sorted(found.items(), key=lambda entry: (-len(entry[0]), entry[0])))
+                secrets.setdefault(part, name)
+    return tuple(sorted(secrets.items(), key=lambda entry: (-len(entry[0]), entry[0])))
 
 
 @lru_cache(maxsize=8)

@@ -73,7 +73,7 @@ def commit_of(repo: str, revision: str | None = None, kind: str = "model") -> st
 
 
 def resolved_commits() -> dict[tuple[str, str | None, str], str]:
-    """Returns what `commit_of` has answered in this process for branches and tags, by its arguments."""
+    """Returns the results of `commit_of` in this process for branches and tags, by its arguments."""
     return dict(_ANSWERS)
 
 
@@ -127,7 +127,7 @@ def _cache_folder(repo: str, kind: str) -> Path:
 
 
 def _repo_type(kind: str) -> str:
-    """Returns what the hub calls a kind of repository."""
+    """Returns the hub's name for a kind of repository."""
     return "model" if kind == "classifier" else kind
 
 
@@ -187,7 +187,7 @@ def download(
 
 
 def size_of(repo: str, revision: str | None = None) -> int | None:
-    """Returns the bytes of a repository's safetensors weights; None if neither the cache nor the hub can tell."""
+    """Returns the bytes of a repository's safetensors weights; None if neither the cache nor the hub has the number."""
     from huggingface_hub import HfApi
 
     if cached(repo, revision):

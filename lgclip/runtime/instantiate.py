@@ -167,12 +167,12 @@ def _checked(key: str, name: Any) -> Any:
     # Nothing that begins with an underscore: `__class__` and its kind lead from any object to any other.
     if not (isinstance(name, str) and _PUBLIC.fullmatch(name)):
         raise TargetError(f"{entry} is not a public dotted name, as in lgclip.datasets.folder.Folder")
-    yours = _yours()
+    packages = _allowed_packages()
     # Before the import, which runs the module.
-    if not _within(name, (*PLACES, *yours)):
+    if not _within(name, (*PLACES, *packages)):
         raise _refused(entry)
     try:
-        target = _located(entry, name, yours)
+        target = _located(entry, name, packages)
     except (ImportError, AttributeError) as error:
         raise TargetError(f"{entry} is not importable: {error}") from error
     # By what the object says of itself and not by the name that led to it: a module of lgclip also has the names of
@@ -183,7 +183,7 @@ def _checked(key: str, name: Any) -> Any:
         and _within(identity, PLACES)
         and any(_qualified_name(base) in PARTS for base in target.__mro__)
     )
-    if not is_part and not (callable(target) and _within(identity, yours)):
+    if not is_part and not (callable(target) and _within(identity, packages)):
         reason = ""
         if identity != name:
             reason = f"it is {identity or repr(target)}"
@@ -191,11 +191,11 @@ def _checked(key: str, name: Any) -> Any:
     return target
 
 
-def _located(target: str, name: str, yours: tuple[str, ...]) -> Any:
+def _located(target: str, name: str, packages: tuple[str, ...]) -> Any:
     """Returns the object of a dotted name, resolved as in Hydra, but not through a module of another package."""
-    place, *rest = name.split(".")
+    place, *attributes = name.split(".")
     node: Any = import_module(place)
-    for part in rest:
+    for part in attributes:
         place = f"{place}.{part}"
         try:
             node = getattr(node, part)
@@ -205,7 +205,7 @@ def _located(target: str, name: str, yours: tuple[str, ...]) -> Any:
                 raise
             node = import_module(place)
         # A step into another package by way of an import: what lies behind it is not on the list.
-        if isinstance(node, ModuleType) and node.__name__ != place and not _within(node.__name__, (*PLACES, *yours)):
+        if isinstance(node, ModuleType) and node.__name__ != place and not _within(node.__name__, (*PLACES, *packages)):
             raise _refused(target, f"{place} is the module {node.__name__}")
     return node
 
@@ -224,7 +224,7 @@ def _within(name: str, places: Iterable[str]) -> bool:
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
-def _yours() -> tuple[str, ...]:
+def _allowed_packages() -> tuple[str, ...]:
     """Returns the packages that the environment variable allows.
 
     Raises:
@@ -239,11 +239,11 @@ def _yours() -> tuple[str, ...]:
     return names
 
 
-def _refused(target: str, why: str = "") -> TargetError:
-    if why:
-        why = f", {why}"
+def _refused(target: str, reason: str = "") -> TargetError:
+    if reason:
+        reason = f", {reason}"
     return TargetError(
-        f"{target} is not allowed{why}: a config may name lgclip's own parts and Lightning's "
+        f"{target} is not allowed{reason}: a config may name lgclip's own parts and Lightning's "
         "Trainer, loggers, strategies, profilers and cluster environments. If it is of a package that you trust, name "
         f"that package in the environment: {ENVIRONMENT}=PACKAGE"
     )

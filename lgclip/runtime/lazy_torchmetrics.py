@@ -19,7 +19,7 @@ _PLACES = {"Metric": f"{_NAME}.metric", "MetricCollection": f"{_NAME}.collection
 
 
 class _LazyPackage(ModuleType):
-    """Stands for torchmetrics until an attribute is asked for that is not in `_PLACES`."""
+    """Stands in for torchmetrics until an attribute outside `_PLACES` is requested."""
 
     @property
     def __path__(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]

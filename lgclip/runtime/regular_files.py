@@ -18,7 +18,7 @@ class IrregularFileError(OSError):
 
     Args:
         path: The path.
-        kind: What lies there.
+        kind: Kind of the entry.
     """
 
     def __init__(self, path: Path, kind: str) -> None:

@@ -118,8 +118,8 @@ def refuse_secrets(config: DictConfig) -> None:
         if re.match(r"hydra\.overrides\.(task|hydra)\[", place):
             _argument(str(raw), secrets)
             continue
-        if isinstance(raw, str) and (why := _asks_for_secret(place, raw)):
-            raise _refused(place, why)
+        if isinstance(raw, str) and (reason := _asks_for_secret(place, raw)):
+            raise _refused(place, reason)
         for text in (raw, value):
             _scan(place, text, secrets)
 
@@ -150,13 +150,13 @@ def _argument(argument: str, secrets: dict[str, str]) -> None:
     override = re.fullmatch(r"[+~]*+([^=\s'\"{\[]+)=(.*)", argument, re.DOTALL)
     if not override:
         _scan("the command line", argument, secrets)
-        if why := _asks_for_secret("the command line", argument):
-            raise _refused("the command line", why)
+        if reason := _asks_for_secret("the command line", argument):
+            raise _refused("the command line", reason)
         return
     name = override[1].partition("@")[0]  # without the package, as in group@package=choice
     value = override[2]
-    if why := _asks_for_secret(name, _unquoted(value)):
-        raise _refused(name, why)
+    if reason := _asks_for_secret(name, _unquoted(value)):
+        raise _refused(name, reason)
     # A number is looked at as Hydra will read it: `max_token=100` is named like a key, but no text.
     _scan(name, int(value) if value.isdecimal() else _unquoted(value), secrets)
     # A mapping has nested names. Parsing costs, and most values have no braces.
@@ -286,9 +286,9 @@ def _has_key_in_query(text: str) -> bool:
     return False
 
 
-def _refused(place: str, why: str) -> KeyInConfigError:
+def _refused(place: str, reason: str) -> KeyInConfigError:
     return KeyInConfigError(
-        f"{place}: this looks like a key or a password ({why}), and a run's config is written down. Put it into the "
+        f"{place}: this looks like a key or a password ({reason}), and a run's config is written down. Put it into the "
         "environment: a server's into the variable that llm.api_key_env names, Hugging Face's into HF_TOKEN, "
         "Weights & Biases' into WANDB_API_KEY"
     )

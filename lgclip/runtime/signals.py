@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.25  # seconds between two looks at the parent
 
 
 class Stopped(SystemExit):
-    """Reports that a signal asked this process to stop. The exit status is 128 + signal, as in a shell.
+    """Reports that a signal has stopped this process. The exit status is 128 + signal, as in a shell.
 
     It is not a `KeyboardInterrupt`, which Lightning turns into exit status 1, and not an `Exception`, which a sweep
     turns into a failed job.
@@ -50,29 +50,29 @@ class Stopped(SystemExit):
         return f"stopped by {name}; what is stored stays, and the same command goes on from there"
 
 
-_heeded: list[signal.Signals] = []
-_came: list[int] = []
+_handled_signals: list[signal.Signals] = []
+_received: list[int] = []
 """Signals that stop this process, and those that were received."""
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    _came.append(number)
+    _received.append(number)
     sys.unraisablehook = lambda _: None  # what is half-built now, such as a loader, complains when it is taken away
     raise Stopped(number)
 
 
 def is_stopping() -> bool:
     """Returns whether a signal asked this process to stop, in or since the last `stoppable` block."""
-    return bool(_came)
+    return bool(_received)
 
 
-def heed() -> None:
+def restore_handlers() -> None:
     """Restores this process's signal handlers, if it is `stoppable`, after a library has replaced them.
 
     Lightning's own handler forwards SIGTERM by a collective, which waits forever for a busy device.
     """
     if threading.current_thread() is threading.main_thread():
-        for number in _heeded:
+        for number in _handled_signals:
             signal.signal(number, _stop)
 
 
@@ -93,18 +93,18 @@ def stoppable() -> Iterator[None]:
         return
     # None is a handler that C code has set; Python could not put it back.
     before = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
-    left = threading.Event()
-    _came.clear()
-    with _known_to_children() as parent, _clock(left):
+    finished = threading.Event()
+    _received.clear()
+    with _known_to_children() as parent, _clock(finished):
         if parent is not None:
-            threading.Thread(target=_watch, args=(parent, left), daemon=True).start()
-        _heeded[:] = before
-        heed()
+            threading.Thread(target=_watch, args=(parent, finished), daemon=True).start()
+        _handled_signals[:] = before
+        restore_handlers()
         try:
             yield
         except BaseException as error:
             # What a signal leads to may look otherwise: a library wraps it, a worker process dies of it too.
-            number: int | None = next(iter(_came), None)
+            number: int | None = next(iter(_received), None)
             if isinstance(error, Stopped):
                 number = error.number
             if number is None:
@@ -115,8 +115,8 @@ def stoppable() -> Iterator[None]:
                 _outlive(parent)
             raise Stopped(number) from error
         finally:
-            left.set()
-            _heeded.clear()
+            finished.set()
+            _handled_signals.clear()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -140,7 +140,7 @@ def _known_to_children() -> Iterator[int | None]:
 
 
 @contextmanager
-def _clock(left: threading.Event) -> Iterator[None]:
+def _clock(finished: threading.Event) -> Iterator[None]:
     """Kills the process if the block does not end in time after a signal."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -149,7 +149,7 @@ def _clock(left: threading.Event) -> Iterator[None]:
     _wakeup.append(writer)
     # Here and not in the thread, which may never run: the block may begin with a call that holds the interpreter.
     watch = _start_watchdog(reader)
-    thread = threading.Thread(target=_force, args=(reader, writer, watch, left), daemon=True)
+    thread = threading.Thread(target=_force, args=(reader, writer, watch, finished), daemon=True)
     thread.start()
     try:
         yield
@@ -167,7 +167,7 @@ _wakeup: list[socket.socket] = []
 
 
 def _forget_wakeup() -> None:
-    """Takes a forked process, such as a loader's worker, off the watch: its signals are not its parent's."""
+    """Detaches a forked process, such as a loader's worker, from the watch: its signals are not its parent's."""
     if _wakeup:
         signal.set_wakeup_fd(-1)
     while _wakeup:
@@ -205,7 +205,7 @@ def _start_watchdog(reader: socket.socket) -> _Watch | None:
     return _Watch(starter, ours)
 
 
-def _force(reader: socket.socket, writer: socket.socket, watch: _Watch | None, left: threading.Event) -> None:
+def _force(reader: socket.socket, writer: socket.socket, watch: _Watch | None, finished: threading.Event) -> None:
     """Ends the process from inside; the watchdog ends it if not even this thread can run."""
     source = reader
     if watch is not None:
@@ -213,23 +213,23 @@ def _force(reader: socket.socket, writer: socket.socket, watch: _Watch | None, l
         watch.starter.wait()
         source = watch.signals
     with reader, source:
-        while not _came:
+        while not _received:
             received = source.recv(64)
             if not received:
                 # The block has ended; or the watchdog was killed, and the signals are read here.
-                if left.is_set() or source is reader:
+                if finished.is_set() or source is reader:
                     return
                 source.close()
                 source = reader
-            _came.extend(number for number in received if number in SIGNALS)
+            _received.extend(number for number in received if number in SIGNALS)
         # The interpreter works, so that the watchdog gives it all of its time.
         with suppress(OSError):
             writer.send(ANSWER)
         # Before the watchdog, which can give no exit status.
-        if not left.wait(max(0.0, LATEST - _MARGIN)):
-            say(Stopped(_came[0]))
+        if not finished.wait(max(0.0, LATEST - _MARGIN)):
+            print_stop(Stopped(_received[0]))
             # `sys.exit` would only end this thread; the main thread hangs and cannot clean up anyway.
-            os._exit(128 + _came[0])
+            os._exit(128 + _received[0])
 
 
 def _first() -> bool:
@@ -237,17 +237,17 @@ def _first() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def say(stop: Stopped) -> None:
+def print_stop(stop: Stopped) -> None:
     """Prints one line on the terminal, from the first of a run's devices."""
     if _first():
         sys.stderr.write(f"\n{stop.message}\n")
         sys.stderr.flush()
 
 
-def _watch(parent: int, left: threading.Event) -> None:
+def _watch(parent: int, finished: threading.Event) -> None:
     # Linux gives an orphan another parent at once. The signal goes to this process itself, so that it ends as it would
     # end on any other signal.
-    while not left.wait(_POLL_SECONDS):
+    while not finished.wait(_POLL_SECONDS):
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
             return

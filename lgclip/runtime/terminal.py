@@ -45,12 +45,12 @@ class OneLine(logging.Formatter):
         return sanitized(super().format(record))
 
 
-def say_loading(what: str) -> None:
-    """Says on a terminal what takes the next seconds; nothing in a file, and nothing on other devices.
+def print_loading(subject: str) -> None:
+    """Prints on a terminal what is loaded in the next seconds; nothing in a file, and nothing on other devices.
 
     Args:
-        what: What is loaded.
+        subject: What is loaded.
     """
     if sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.stderr.write(f"loading {what}\n")
+        sys.stderr.write(f"loading {subject}\n")
         sys.stderr.flush()

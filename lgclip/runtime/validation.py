@@ -30,11 +30,11 @@ class Validation:
             ValueError: If a value is invalid.
         """
         kinds = {field.name: field.type for field in fields(recipe)}
-        for name, (holds, requirement) in self.numbers.items():
+        for name, (is_allowed, requirement) in self.numbers.items():
             # Of `int | None` both members, of a plain `int` itself.
             kind = get_args(kinds[name]) or (kinds[name],)
             value = getattr(recipe, name)
-            if not _is_valid(value, kind, holds):
+            if not _is_valid(value, kind, is_allowed):
                 noun = "" if float in kind else "an integer, "
                 raise ValueError(f"{self.group}.{name}={value}: it must be {noun}{requirement}")
         for name, words in self.words.items():
@@ -42,11 +42,11 @@ class Validation:
                 raise ValueError(f"{self.group}.{name}={value}: choose {', '.join(words)}")
 
 
-def _is_valid(value: Any, kind: tuple[Any, ...], holds: Callable[[float], bool]) -> bool:
+def _is_valid(value: Any, kind: tuple[Any, ...], is_allowed: Callable[[float], bool]) -> bool:
     if value is None:
         return type(None) in kind
     # The limit is checked last: NaN is neither below nor above anything, and would pass many a limit.
-    return _is_number(value, kind) and holds(value)
+    return _is_number(value, kind) and is_allowed(value)
 
 
 def _is_number(value: object, kind: tuple[Any, ...]) -> bool:

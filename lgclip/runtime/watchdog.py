@@ -32,8 +32,8 @@ def has_ended(latest: float, stuck: float) -> bool:
     """Waits for the end of the parent, at most `latest` seconds, or `stuck` if it does not even answer."""
     start = time.monotonic()
     deadline = start + min(latest, stuck)
-    while (left := deadline - time.monotonic()) > 0:
-        ready, _, _ = select.select([0], [], [], left)
+    while (remaining := deadline - time.monotonic()) > 0:
+        ready, _, _ = select.select([0], [], [], remaining)
         if not ready:
             continue
         received = os.read(0, 64)

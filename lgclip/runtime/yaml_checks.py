@@ -133,8 +133,8 @@ def check_config_folders(arguments: Sequence[str], script: Path) -> None:
         return
     from hydra._internal.utils import get_args_parser
 
-    known, _ = get_args_parser().parse_known_args(list(arguments))
-    for folder in _folders(known, script):
+    parsed, _ = get_args_parser().parse_known_args(list(arguments))
+    for folder in _folders(parsed, script):
         files = sorted(folder.rglob("*.yaml"))
         if len(files) > _MAX_FILES:
             raise UnsafeYamlError(f"{folder}: {len(files):,} YAML files are no folder of configs; name a smaller one")
@@ -142,14 +142,14 @@ def check_config_folders(arguments: Sequence[str], script: Path) -> None:
             _check_file(path)
 
 
-def _folders(known: Namespace, script: Path) -> Iterator[Path]:
+def _folders(parsed: Namespace, script: Path) -> Iterator[Path]:
     """Yields the folders of configs that a command line names."""
-    if known.config_dir:
-        yield Path(known.config_dir)
-    if known.config_path:
-        yield Path(known.config_path)
-        yield script.parent / known.config_path
-    for override in known.overrides:
+    if parsed.config_dir:
+        yield Path(parsed.config_dir)
+    if parsed.config_path:
+        yield Path(parsed.config_path)
+        yield script.parent / parsed.config_path
+    for override in parsed.overrides:
         if override.lstrip("+").startswith("hydra.searchpath="):
             for place in re.split(r"[\[\],'\"=]+", override)[1:]:
                 if not place.startswith("pkg://"):

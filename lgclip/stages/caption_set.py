@@ -80,29 +80,29 @@ class Captions:
         # Other devices and other runs write to the same store.
         self.store.refresh()
         lacking = self._lacking()
-        known = self.unreadable.reasons() if lacking else {}
-        return [place for place in lacking if self.images.ids[place] not in known]
+        unreadable = self.unreadable.reasons() if lacking else {}
+        return [place for place in lacking if self.images.ids[place] not in unreadable]
 
     def _lacking(self) -> list[int]:
         # None, not empty: an empty string is a caption too, of an image for which the model returned nothing.
         return [place for place, image in enumerate(self.images.ids) if self.store.get(image) is None]
 
     def unread(self) -> dict[int, str]:
-        """Returns why each image without a caption cannot be read, by its index in `images`."""
+        """Returns the reason why each image without a caption cannot be read, by its index in `images`."""
         if not self.prompt_generator.reads_captions:
             return {}
         lacking = self._lacking()
-        known = self.unreadable.reasons() if lacking else {}
-        return {place: known[self.images.ids[place]] for place in lacking if self.images.ids[place] in known}
+        unreadable = self.unreadable.reasons() if lacking else {}
+        return {place: unreadable[self.images.ids[place]] for place in lacking if self.images.ids[place] in unreadable}
 
-    def add_known(self) -> None:
+    def add_available(self) -> None:
         """Stores the captions that are available without a model.
 
         Raises:
             ValueError: If there is no captioning model, and an image has no caption.
         """
         if self.missing():
-            self.store.add(self.prompt_generator.known(self.images))
+            self.store.add(self.prompt_generator.available_captions(self.images))
 
     def check(self, on_bad_image: OnBadImage) -> None:
         """Reports unreadable images and empty captions once everything else is captioned.
@@ -116,7 +116,9 @@ class Captions:
         """
         unread = self.unread()
         if unread and on_bad_image is OnBadImage.RAISE:
-            reasons = "; ".join(f"{self._named(place)}: {why}" for place, why in list(unread.items())[:_MAX_LISTED])
+            reasons = "; ".join(
+                f"{self._named(place)}: {reason}" for place, reason in list(unread.items())[:_MAX_LISTED]
+            )
             raise ValueError(
                 f"{len(unread):,} of {len(self.images):,} training images cannot be read: {reasons}"
                 f"{_and_more(len(unread))}. Repair them or move them away, or leave them out by on_bad_image=skip; all "
@@ -222,7 +224,7 @@ class Captions:
         """Returns the prompts of each class, in the order of the training images."""
         return [_texts(prompts) for prompts in self.with_sources()]
 
-    def standing_in(self) -> list[list[int]]:
+    def fallback_positions(self) -> list[list[int]]:
         """Returns the positions of each class's prompts that have the basic form because the caption is empty."""
         return [_stand_ins(prompts) for prompts in self.with_sources()]
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from lgclip.datasets.base import BadImageError, Dataset
 from lgclip.prompts.caption_file import single_line
-from lgclip.prompts.captioning_models import CPU_IMAGES, CaptioningModel, Sight
+from lgclip.prompts.captioning_models import CPU_IMAGES, CaptioningModel, ImagePreprocessor
 from lgclip.runtime.loader_workers import worker_settings
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.context import RunContext
@@ -29,14 +29,14 @@ from lgclip.types import Unread
 log = logging.getLogger(__name__)
 
 
-class _Seen(NamedTuple):
+class _Preprocessed(NamedTuple):
     """Holds an image preprocessed for a captioner."""
 
     id: str
     pixels: Tensor
 
 
-class Sights(NamedTuple):
+class PreprocessedImages(NamedTuple):
     """Holds a batch of images, ready for captioning.
 
     Attributes:
@@ -53,24 +53,24 @@ class Sights(NamedTuple):
 class _CaptionImages(TorchDataset[Any]):
     """Holds only what a worker process needs of the images, since it is sent to each."""
 
-    def __init__(self, images: Dataset, places: Sequence[int], sight: Sight) -> None:
+    def __init__(self, images: Dataset, places: Sequence[int], preprocessor: ImagePreprocessor) -> None:
         self._load = images.image
-        self._sight = sight
+        self._preprocessor = preprocessor
         self._places = [(place, images.ids[place]) for place in places]
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> _Seen | Unread:
+    def __getitem__(self, index: int) -> _Preprocessed | Unread:
         place, name = self._places[index]
         try:
             image = self._load(place)
         except BadImageError as error:
             # Returned, not raised: an error in a worker would end the stage, and lose the captions of all others.
             return Unread(name, error.where, error.reason)
-        return _Seen(name, self._sight(image))
+        return _Preprocessed(name, self._preprocessor(image))
 
-    def __getitems__(self, batch: Sequence[int]) -> list[_Seen | Unread]:
+    def __getitems__(self, batch: Sequence[int]) -> list[_Preprocessed | Unread]:
         """Returns a batch in the form that torch's loaders expect; decoding and resizing release the GIL."""
         # A worker process is already one of several, so threads in it would compete for the same cores.
         threads = 1 if get_worker_info() else min(DECODERS, torch.get_num_threads(), len(batch))
@@ -80,10 +80,10 @@ class _CaptionImages(TorchDataset[Any]):
             return list(pool.map(self.__getitem__, batch))
 
 
-def _collate(items: Sequence[_Seen | Unread]) -> Sights:
-    seen = [item for item in items if isinstance(item, _Seen)]
+def _collate(items: Sequence[_Preprocessed | Unread]) -> PreprocessedImages:
+    preprocessed = [item for item in items if isinstance(item, _Preprocessed)]
     unread = [item for item in items if isinstance(item, Unread)]
-    return Sights([item.id for item in seen], [item.pixels for item in seen], unread)
+    return PreprocessedImages([item.id for item in preprocessed], [item.pixels for item in preprocessed], unread)
 
 
 class TrainingImages(LightningDataModule):
@@ -107,7 +107,7 @@ class TrainingImages(LightningDataModule):
         self._reusable: ReusableLoader | None = None
 
     def predict_dataloader(self) -> DataLoader[Any] | MeasuredLoader:
-        """Returns batches of `Sights`; a killed process loses at most one batch."""
+        """Returns batches of `PreprocessedImages`; a killed process loses at most one batch."""
         assert self.trainer is not None
         images = self._captions.images
         todo = set(self._captions.missing())
@@ -115,8 +115,8 @@ class TrainingImages(LightningDataModule):
         # of what is missing could overlap.
         shard = range(self.trainer.global_rank, len(images), self.trainer.world_size)
         places = [place for place in shard if place in todo]
-        size = self._captions.prompt_generator.at_once
-        items = _CaptionImages(images, places, self._captions.prompt_generator.sight())
+        size = self._captions.prompt_generator.items_per_call
+        items = _CaptionImages(images, places, self._captions.prompt_generator.preprocessor())
         if self._workers is None and places:
             machine = this_machine(self.trainer.strategy.root_device, self.trainer.num_devices)
             return MeasuredLoader(items, size, machine, self._note_workers, collate_fn=_collate)
@@ -127,15 +127,15 @@ class TrainingImages(LightningDataModule):
         self.used_workers = workers
 
     def shard_loader(self, loader: int, places: Sequence[int]) -> Iterable[Any]:
-        """Returns batches of `Sights` of some images."""
+        """Returns batches of `PreprocessedImages` of some images."""
         images = self._captions.images
         generator = self._captions.prompt_generator
         if not self._workers:
-            items = _CaptionImages(images, places, generator.sight())
-            return DataLoader(items, batch_size=generator.at_once, collate_fn=_collate)
+            items = _CaptionImages(images, places, generator.preprocessor())
+            return DataLoader(items, batch_size=generator.items_per_call, collate_fn=_collate)
         if self._reusable is None:
-            everything = _CaptionImages(images, range(len(images)), generator.sight())
-            self._reusable = ReusableLoader(everything, generator.at_once, self._workers, collate_fn=_collate)
+            everything = _CaptionImages(images, range(len(images)), generator.preprocessor())
+            self._reusable = ReusableLoader(everything, generator.items_per_call, self._workers, collate_fn=_collate)
         return self._reusable.load(places)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -167,7 +167,7 @@ class CaptioningStage(ShardedStage):
         return [self.missing()]
 
     def group_size(self, loader: int, device: str) -> int:
-        size = self.captions.prompt_generator.at_once
+        size = self.captions.prompt_generator.items_per_call
         if device == "cpu":
             return lcm(size, CPU_IMAGES)
         return size
@@ -206,7 +206,7 @@ class CaptioningStage(ShardedStage):
     def on_predict_end(self) -> None:
         self.captioning_model = None
 
-    def predict_step(self, batch: Sights, batch_idx: int) -> None:
+    def predict_step(self, batch: PreprocessedImages, batch_idx: int) -> None:
         if batch.unread:
             for image in batch.unread:
                 log.warning("%s cannot be read as an image (%s)", image.where, image.reason)
@@ -223,19 +223,19 @@ class CaptioningStage(ShardedStage):
         """
         if self.captioning_model is None or not self._waiting:
             return
-        size = self.captioning_model.at_once
+        size = self.captioning_model.batch_size
         # The last pass may be short; until then only full ones are made.
         n = len(self._waiting)
         if not last:
             n = n // size * size
-        done: dict[str, str] = {}
+        captions: dict[str, str] = {}
         for start in range(0, n, size):
             images = self._waiting[start : min(start + size, n)]
             pixels = [image_pixels for _, image_pixels in images]
             texts = self._generate_captions([*pixels, *pixels[-1:] * (size - len(images))])
             # Not strict: captions of the copies that pad the pass are dropped.
-            done |= {image: single_line(text) for (image, _), text in zip(images, texts, strict=False)}
-        self.captions.store.add(done)
+            captions |= {image: single_line(text) for (image, _), text in zip(images, texts, strict=False)}
+        self.captions.store.add(captions)
         self._waiting = self._waiting[n:]
 
     def _generate_captions(self, pixels: Sequence[Tensor]) -> list[str]:
@@ -260,7 +260,7 @@ def caption(context: RunContext, captions: Captions) -> None:
         ValueError: If a class has no image, images are unreadable and the policy does not allow it, or a caption is
             empty and that is not allowed.
     """
-    captions.add_known()
+    captions.add_available()
     before = len(captions.unread())
     total = 0
     if captions.prompt_generator.reads_captions:

@@ -56,7 +56,7 @@ class DirectEncoding:
 
 
 def direct_encoding(image_format: str | None, encoder: Encoder, scales: Scales) -> DirectEncoding | None:
-    """Returns how images are encoded that are not stored; None if `paths.images` stores them.
+    """Returns the settings to encode images that are not stored; None if `paths.images` stores them.
 
     Args:
         image_format: Value of `paths.images`; None stores images.
@@ -112,7 +112,7 @@ class DirectEncodingStage(ImageGenerationStage):
     def parts(self) -> list[StoreUsage]:
         """Returns the stage's costs: images, and the views of each."""
         key = f"features/{self._features.key}"
-        views = len(self.wanted) * len(self._view_names)
+        views = len(self.prompts) * len(self._view_names)
         return [*super().parts(), StoreUsage("synthetic", "view", key, self._features.cost_log, views)]
 
     def lacking(self) -> list[int]:
@@ -144,7 +144,7 @@ class DirectEncodingStage(ImageGenerationStage):
 
     def _thumbnail_id(self, index: int, attempt: int) -> str:
         assert self._thumbnails is not None
-        return image_id(self._thumbnails.key, self.wanted[index], self.run_seed, attempt)
+        return image_id(self._thumbnails.key, self.prompts[index], self.run_seed, attempt)
 
     def _rows_per_pass(self, device: str) -> int:
         return CPU_ROWS if device == "cpu" else self._encoder.batch_size
@@ -198,7 +198,7 @@ class DirectEncodingStage(ImageGenerationStage):
 
     def _name_of(self, name: str) -> str:
         """Returns the name of an image for errors."""
-        for index in range(len(self.wanted)):
+        for index in range(len(self.prompts)):
             attempts = [self._id(index, attempt) for attempt in range(self.diffuser.retries + 1)]
             if name in attempts:
                 return self.item_name(0, index)
@@ -241,7 +241,7 @@ class DirectEncodingStage(ImageGenerationStage):
             return
         thumbnail = Image.fromarray(pixels)
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-        about = {**self.wanted[index].identity(), "seed": self.run_seed, "attempt": attempt}
+        about = {**self.prompts[index].identity(), "seed": self.run_seed, "attempt": attempt}
         self._thumbnails.put(self._thumbnail_id(index, attempt), np.asarray(thumbnail), about)
 
     def _as_stored(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -128,8 +128,8 @@ def summed_tokens(trainer: Trainer, tokens: Tokens | None) -> Tokens | None:
     import torch
 
     # A reduction takes numbers alone, so `not known` travels as a third one.
-    known = tokens or Tokens()
-    mine = torch.tensor([known.prompt, known.completion, int(tokens is None)], device=trainer.strategy.root_device)
+    counts = tokens or Tokens()
+    mine = torch.tensor([counts.prompt, counts.completion, int(tokens is None)], device=trainer.strategy.root_device)
     prompt, completion, unknown = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
     if unknown:
         return None

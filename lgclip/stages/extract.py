@@ -51,8 +51,8 @@ def text_streams(
     configured = texts.configured if texts else ClassTexts(Ensemble("dataset"))
     streams = [_text_stream("text", configured, dataset, encoder, root, classes)]
     encoded = set(streams[0].ids)
-    for name, other in (texts.alternatives if texts else {}).items():
-        stream = _text_stream(name, other, dataset, encoder, root, classes)
+    for name, alternative in (texts.alternatives if texts else {}).items():
+        stream = _text_stream(name, alternative, dataset, encoder, root, classes)
         # The sides share sentences: each is encoded once.
         streams.append(replace(stream, role=Role.OTHER_TEXT, encoded_before=frozenset(encoded)))
         encoded.update(stream.ids)

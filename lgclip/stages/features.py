@@ -145,7 +145,7 @@ class FeatureExtractionStage(ShardedStage):
 
 def _refused(name_of: Callable[[str], str], error: BadFeatureError) -> str:
     """Builds the error for features that are not unit vectors: the items they belong to, and possible fixes."""
-    named = "; ".join(name_of(thing) for thing in error.things[:5])
+    named = "; ".join(name_of(item) for item in error.things[:5])
     if len(error.things) > 5:
         named += f"; and {len(error.things) - 5} more"
     return (
@@ -187,10 +187,10 @@ class FeatureQueue:
         self._images_discarded = images_discarded
         self._ids: list[str] = []
         self._rows: Tensor | list[str] = []
-        self._done: list[Tensor] = []
+        self._encoded: list[Tensor] = []
 
     def put(self, ids: Sequence[str], rows: Tensor | list[str]) -> None:
-        """Adds items with their rows, encodes full passes, and writes what is enough for a file."""
+        """Adds items with their rows, encodes full passes, and writes a file once there are enough."""
         self._ids += ids
         if isinstance(rows, Tensor) and isinstance(self._rows, Tensor) and len(self._rows):
             rows = torch.cat([self._rows, rows])
@@ -208,10 +208,10 @@ class FeatureQueue:
             self._write()
 
     def clear(self) -> None:
-        """Drops what is not written."""
+        """Drops the items that are not written."""
         self._ids = []
         self._rows = []
-        self._done = []
+        self._encoded = []
 
     def _encode(self, *, last: bool = False) -> None:
         """Encodes in passes of one size; a remainder waits for more items.
@@ -235,18 +235,18 @@ class FeatureQueue:
                 features = self._towers.images(full)
             else:
                 features = self._towers.texts([*rows, *rows[-1:] * fill])
-            self._done.append(features[: len(rows)].cpu())
+            self._encoded.append(features[: len(rows)].cpu())
         self._rows = self._rows[n:]
 
     def _complete(self) -> list[str]:
         """Returns the items of which every view is encoded."""
-        return self._ids[: sum(map(len, self._done)) // len(self._views)]
+        return self._ids[: sum(map(len, self._encoded)) // len(self._views)]
 
     def _write(self) -> None:
         s = len(self._views)
         ids = self._complete()
         # A pass may end within an image, whose views are then not complete: only complete ones are written.
-        features = torch.cat(self._done)
+        features = torch.cat(self._encoded)
         rows = features[: len(ids) * s].unflatten(0, (len(ids), s))
         try:
             self._store.add(ids, self._views, rows, images_discarded=self._images_discarded)
@@ -254,4 +254,4 @@ class FeatureQueue:
             raise ValueError(_refused(self._name_of, error)) from error
         # Of the next image some views may be encoded already: they wait for the rest.
         self._ids = self._ids[len(ids) :]
-        self._done = [features[len(ids) * s :]]
+        self._encoded = [features[len(ids) * s :]]

@@ -43,7 +43,7 @@ class Script(Protocol):
         """Returns the prompts of each class, at most `count`."""
         ...
 
-    def standing_in(self) -> Sequence[Sequence[int]]:
+    def fallback_positions(self) -> Sequence[Sequence[int]]:
         """Returns the positions of each class's prompts that are template sentences in place of a model's."""
         ...
 
@@ -72,11 +72,11 @@ def generate_images(
         caption(context, script)
     elif diffuser.needs_prompts:
         context.stages.complete("prompts", script, len(data.evaluated.target_classes))
-    wanted = wanted_images(diffuser, script, counts)
-    stage = image_stage(diffuser, context.store, data.evaluated.target_classes, wanted, counts.seed, encoding)
+    requested = requested_images(diffuser, script, counts)
+    stage = image_stage(diffuser, context.store, data.evaluated.target_classes, requested, counts.seed, encoding)
     if isinstance(stage, ImageGenerationStage):  # the images of a folder stay where they are
         stage.store.in_shards = context.image_format == "tar"
-    context.stages.complete("images", stage, len(wanted))
+    context.stages.complete("images", stage, len(requested))
     if isinstance(stage, ImageGenerationStage):
         stage.list_shards()
     synthetic_images = stage.synthetic_images()
@@ -84,7 +84,9 @@ def generate_images(
         return synthetic_images
     # Of the prompts that an order leaves out, none counts: the report is about the images that were generated.
     templated = []
-    for target_class, texts, stand_ins in zip(script.target_classes, script.texts(), script.standing_in(), strict=True):
+    for target_class, texts, stand_ins in zip(
+        script.target_classes, script.texts(), script.fallback_positions(), strict=True
+    ):
         used = places(target_class, len(texts), counts.prompt_order_seed)[: counts.prompts_per_class]
         templated.append(len(set(used) & set(stand_ins)))
     return with_sources(replace(synthetic_images, templated=templated), script, counts.images_per_prompt)
@@ -166,7 +168,7 @@ def places(target_class: TargetClass, pool: int, order_seed: int | None) -> list
     return sorted(range(pool), key=lambda place: seed_of("order", order_seed, occurrence, place, name))
 
 
-def wanted_images(diffuser: ImageSource, script: Script, counts: ImageCounts) -> list[Prompt]:
+def requested_images(diffuser: ImageSource, script: Script, counts: ImageCounts) -> list[Prompt]:
     """Returns the images of a run: for the generated prompts, or without prompts if the source needs none.
 
     Args:
@@ -181,14 +183,14 @@ def wanted_images(diffuser: ImageSource, script: Script, counts: ImageCounts) ->
     # An image belongs to its prompt's place in the pool, so another order generates no other images.
     per_prompt = counts.images_per_prompt
     pool = image_prompts(script.target_classes, texts, script.count, per_prompt)
-    wanted: list[Prompt] = []
+    requested: list[Prompt] = []
     for target_class, group in groupby(pool, key=lambda prompt: prompt.target_class):
         images = list(group)
         of_prompt = [images[start : start + per_prompt] for start in range(0, len(images), per_prompt)]
         used = places(target_class, len(of_prompt), counts.prompt_order_seed)[: counts.prompts_per_class]
         for place in used:
-            wanted.extend(of_prompt[place])
-    return wanted
+            requested.extend(of_prompt[place])
+    return requested
 
 
 def write_list(path: Path, synthetic_images: SyntheticImages, class_names: Sequence[str]) -> None:

@@ -71,11 +71,11 @@ class ImageGenerationStage(ShardedStage):
         super().__init__()
         self.diffuser = diffuser
         self.target_classes = target_classes
-        self.wanted = list(prompts)
+        self.prompts = list(prompts)
         self.run_seed = seed
         self.codec = codec_of(diffuser.image_format)
         self.store = ImageStore(root, diffuser.inputs(), codec=self.codec)
-        self._first = [image_id(self.store.key, prompt, seed) for prompt in self.wanted]
+        self._first = [image_id(self.store.key, prompt, seed) for prompt in self.prompts]
         self.pipeline: LoadedPipeline | None = None
         self._probed: int | None = None
         self._lists = False
@@ -85,7 +85,7 @@ class ImageGenerationStage(ShardedStage):
         # First attempts are most of what is asked for, over and over, and hashing each takes time.
         if not attempt:
             return self._first[index]
-        return image_id(self.store.key, self.wanted[index], self.run_seed, attempt)
+        return image_id(self.store.key, self.prompts[index], self.run_seed, attempt)
 
     def _failed(self, index: int) -> list[Fault]:
         """Returns the faults of the attempts so far, up to the first without a fault."""
@@ -108,12 +108,12 @@ class ImageGenerationStage(ShardedStage):
         return [index for index, done in enumerate(is_done) if not done and self._todo(index) is not None]
 
     def _is_done(self, names: Sequence[str]) -> list[bool]:
-        """Checks of which attempts nothing is left to do, since they gave an image."""
+        """Checks which attempts gave an image."""
         return [place is not None for place in self.store.places(names)]
 
     def parts(self) -> list[StoreUsage]:
         """Returns the stage's costs: images, each including its failed attempts."""
-        return [StoreUsage("images", self.unit, f"images/{self.store.key}", self.store.cost_log, len(self.wanted))]
+        return [StoreUsage("images", self.unit, f"images/{self.store.key}", self.store.cost_log, len(self.prompts))]
 
     def lacking(self) -> list[int]:
         """Returns the number of missing images."""
@@ -122,8 +122,8 @@ class ImageGenerationStage(ShardedStage):
     def _todo(self, index: int) -> int | None:
         """Returns the next attempt; None if there is none."""
         attempt = len(self._failed(index))
-        done = attempt > self.diffuser.retries or self._is_done([self._id(index, attempt)])[0]
-        if done:
+        is_settled = attempt > self.diffuser.retries or self._is_done([self._id(index, attempt)])[0]
+        if is_settled:
             return None
         return attempt
 
@@ -132,19 +132,19 @@ class ImageGenerationStage(ShardedStage):
         prompts: list[Prompt] = []
         ids: list[str] = []
         attempts: list[tuple[int, int]] = []
-        gone: list[Missing] = []
-        for index, (wanted, done) in enumerate(zip(self.wanted, is_done, strict=True)):
+        missing: list[Missing] = []
+        for index, (prompt, done) in enumerate(zip(self.prompts, is_done, strict=True)):
             faults = [] if done else self._failed(index)
             # Every attempt failed. It is reported with its faults, so that the image does not go missing in silence.
             if len(faults) > self.diffuser.retries:
-                gone.append(Missing(wanted, tuple(faults)))
+                missing.append(Missing(prompt, tuple(faults)))
                 continue
             # The number of faults is the attempt that came out well.
-            prompts.append(wanted)
+            prompts.append(prompt)
             ids.append(self._id(index, len(faults)))
             attempts.append((index, len(faults)))
         paths = self._locations(ids, attempts)
-        return SyntheticImages(self.store.key, self.target_classes, prompts, ids, paths, gone, is_generated=True)
+        return SyntheticImages(self.store.key, self.target_classes, prompts, ids, paths, missing, is_generated=True)
 
     def _locations(self, ids: Sequence[str], attempts: Sequence[tuple[int, int]]) -> Sequence[Path | Member | None]:
         """Returns the location of each image, by its id, or by its index and attempt; None if it is not stored."""
@@ -171,7 +171,7 @@ class ImageGenerationStage(ShardedStage):
         self._lists = self.trainer.is_global_zero
         todo = set(self.missing())
         return self.shard_loader(
-            0, [place for place in shard_indices(self.trainer, len(self.wanted), self._group) if place in todo]
+            0, [place for place in shard_indices(self.trainer, len(self.prompts), self._group) if place in todo]
         )
 
     def shard_loader(self, loader: int, places: Sequence[int]) -> DataLoader[Any]:
@@ -193,7 +193,7 @@ class ImageGenerationStage(ShardedStage):
         return -(-self.diffuser.batch_size // size) * size
 
     def item_name(self, loader: int, place: int) -> str:
-        prompt = self.wanted[place]
+        prompt = self.prompts[place]
         repeat = f", repeat {prompt.repeat}" if prompt.repeat else ""
         return f"class {prompt.class_index} ({prompt.target_class.name!r}), the prompt {prompt.text!r}{repeat}"
 
@@ -219,14 +219,14 @@ class ImageGenerationStage(ShardedStage):
         """Measures how many images a pass of this device may have; once, and only on a GPU.
 
         Args:
-            index: An image to measure with; what is generated of it here is discarded.
+            index: An image to measure with; the images generated from it are discarded.
         """
         meter = memory_meter(self.device)
         if self._probed is not None or meter is None:
             return
         pipeline = self.pipeline
         assert pipeline is not None
-        prompt = self.wanted[index]
+        prompt = self.prompts[index]
         self._probed = probe_batch_size(lambda n: pipeline.generate([prompt] * n, self.run_seed, [0] * n), meter)
         log.info("diffuser.batch_size=auto: %d images at once", self._probed)
 
@@ -275,9 +275,9 @@ class ImageGenerationStage(ShardedStage):
         assert self.pipeline is not None
         n = len(places)
         fill = size - n
-        wanted = [self.wanted[place] for place in [*places, *[places[-1]] * fill]]
+        prompts = [self.prompts[place] for place in [*places, *[places[-1]] * fill]]
         try:
-            is_generated = self.pipeline.generate(wanted, self.run_seed, [*attempts, *[attempts[-1]] * fill])
+            is_generated = self.pipeline.generate(prompts, self.run_seed, [*attempts, *[attempts[-1]] * fill])
         except torch.OutOfMemoryError:
             return None
         # The copies are dropped before anything is stored.
@@ -310,7 +310,7 @@ class ImageGenerationStage(ShardedStage):
         return self._probed or self._pass_size(self.device.type)
 
     def _pass_size(self, device: str) -> int:
-        """Returns the number of images of a pass, as far as the config says it; a measured size divides it."""
+        """Returns the number of images of a pass by the config alone; a measured size divides it."""
         if device != "cpu":
             return LARGEST_BATCH if isinstance(self.diffuser.batch_size, str) else self.diffuser.batch_size
         # From the config alone and not from the memory that is free: the size of a pass may change an image's last
@@ -318,7 +318,7 @@ class ImageGenerationStage(ShardedStage):
         return max(1, min(CPU_IMAGES, CPU_PIXELS // (self.diffuser.size or 512) ** 2))
 
     def _keep(self, index: int, attempt: int, pixels: UInt8[np.ndarray, "h w 3"], fault: Fault | None) -> None:
-        about = {**self.wanted[index].identity(), "seed": self.run_seed, "attempt": attempt}
+        about = {**self.prompts[index].identity(), "seed": self.run_seed, "attempt": attempt}
         if fault is None:
             self.store.put(self._id(index, attempt), pixels, about)
         else:

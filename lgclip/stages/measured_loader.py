@@ -1,4 +1,4 @@
-"""Loads batches by as many worker processes as a measurement of the first ones calls for: `workers=auto`."""
+"""Chooses the number of worker processes from the load times of the first batches: `workers=auto`."""
 
 import logging
 import math
@@ -33,12 +33,12 @@ Between what was measured with a warm fork server (1.5) and at its first start o
 
 _MEASURED_ITEMS = 16
 _SHARED_MEMORY = Path("/dev/shm")
-_BATCHES_AT_ONCE = 4
+_BATCHES_PER_WORKER = 4
 """Batches of one worker in shared memory: two that wait, one that it writes, and one that is read."""
 
 
 class Images(Sized, Protocol):
-    """Holds images that are loaded one by one, or several at once by threads."""
+    """Holds images that are loaded one by one, or several together by threads."""
 
     def __getitem__(self, index: int) -> Any: ...
     def __getitems__(self, batch: Sequence[int]) -> list[Any]: ...
@@ -46,12 +46,12 @@ class Images(Sized, Protocol):
 
 @dataclass(frozen=True)
 class LoadTimes:
-    """Holds what one image takes, in seconds.
+    """Holds the seconds that one image takes.
 
     Attributes:
-        alone: To load it by a single thread, as a worker process does.
-        threads: To load it by the threads of this process, as without workers.
-        used: To do with it what follows, such as a forward pass.
+        alone: To load it with a single thread, as a worker process does.
+        threads: To load it with the threads of this process, as without workers.
+        used: To compute on it, such as a forward pass.
     """
 
     alone: float
@@ -82,7 +82,7 @@ def choose_workers(times: LoadTimes, images: int, machine: Machine) -> int:
     both get slower.
 
     Args:
-        times: What an image takes.
+        times: Seconds per image.
         images: Number of images that are still to be loaded.
         machine: Cores and memory.
     """
@@ -152,44 +152,44 @@ class MeasuredLoader:
         threads: list[float] = []
         used = 0.0
         for start in range(size, measured, size):
-            items, by_one, by_all = self._timed_items(range(start, start + size))
-            alone += by_one
-            threads += by_all
+            items, single, threaded = self._timed_items(range(start, start + size))
+            alone += single
+            threads += threaded
             batch = collate(items)
             begin = time.perf_counter()
             yield batch
             used += time.perf_counter() - begin
         times = LoadTimes(_mean(alone), _mean(threads), used / (measured - size))
-        left = len(self.dataset) - measured
+        remaining = len(self.dataset) - measured
         machine = Machine(
             self._machine.cores, self._machine.busy_cores, min(self._machine.most_workers, _room_for(batch))
         )
-        workers = min(choose_workers(times, left, machine), -(-left // size))
+        workers = min(choose_workers(times, remaining, machine), -(-remaining // size))
         log.info(
             "workers=auto: %d, for %d more images: one takes %.1f ms to load (%.1f ms by threads) and %.1f ms to "
             "compute, on %d cores",
-            workers, left, 1000 * times.alone, 1000 * times.threads, 1000 * times.used, machine.cores,
+            workers, remaining, 1000 * times.alone, 1000 * times.threads, 1000 * times.used, machine.cores,
         )  # fmt: skip
         self._report(workers)
         yield from self._loader(measured, workers)
 
     def _timed_items(self, places: range) -> tuple[list[Any], list[float], list[float]]:
         """Loads some images one by one and the others by threads; also returns the seconds of each image."""
-        by_one = places[: min(_MEASURED_ITEMS, (len(places) + 1) // 2)]
-        by_all = places[len(by_one) :]
+        single = places[: min(_MEASURED_ITEMS, (len(places) + 1) // 2)]
+        threaded = places[len(single) :]
         begin = time.perf_counter()
-        items = [self.dataset[place] for place in by_one]
+        items = [self.dataset[place] for place in single]
         middle = time.perf_counter()
-        if by_all:
-            items += self.dataset.__getitems__(by_all)
+        if threaded:
+            items += self.dataset.__getitems__(threaded)
         end = time.perf_counter()
-        alone = (middle - begin) / len(by_one)
-        threads = (end - middle) / len(by_all) if by_all else alone
-        return items, [alone] * len(by_one), [threads] * max(1, len(by_all))
+        alone = (middle - begin) / len(single)
+        threads = (end - middle) / len(threaded) if threaded else alone
+        return items, [alone] * len(single), [threads] * max(1, len(threaded))
 
     def _loader(self, start: int, workers: int) -> DataLoader[Any]:
-        rest: Any = Subset(self.dataset, range(start, len(self.dataset)))  # pyright: ignore[reportArgumentType]
-        return DataLoader(rest, batch_size=self._batch_size, **self._settings, **worker_settings(workers))
+        remaining: Any = Subset(self.dataset, range(start, len(self.dataset)))  # pyright: ignore[reportArgumentType]
+        return DataLoader(remaining, batch_size=self._batch_size, **self._settings, **worker_settings(workers))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -204,7 +204,7 @@ def _room_for(batch: Any) -> int:
     if not _SHARED_MEMORY.is_dir():
         return MAX_WORKERS
     size = sum(tensor.nbytes for tensor in _tensors(batch))
-    return shutil.disk_usage(_SHARED_MEMORY).free // max(1, _BATCHES_AT_ONCE * size)
+    return shutil.disk_usage(_SHARED_MEMORY).free // max(1, _BATCHES_PER_WORKER * size)
 
 
 def _tensors(batch: Any) -> Iterator[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Takes the features of two encoders from those that each has stored alone, so that nothing is encoded twice."""
+"""Joins the features of two encoders from those that each has stored alone, so that nothing is encoded twice."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -123,7 +123,7 @@ class PairedFeatureStore(FeatureStore):
 
     def _images_discarded(self, ids: Sequence[str], views: Sequence[str]) -> list[bool]:
         kinds = [store.images_discarded(ids, views) for store in self._sources()]
-        return [any(of_item) for of_item in zip(*kinds, strict=True)]
+        return [any(flags) for flags in zip(*kinds, strict=True)]
 
     def _complete_towers(self) -> None:
         """Writes the cost of a pass as the sum of both encoders', unless it was measured."""
@@ -138,15 +138,15 @@ class PairedFeatureStore(FeatureStore):
         write_json(self.towers, {"width": width, "text": first["text"], "image": image})
 
     def _add_cost(self, count: int) -> None:
-        """Adds what the encoders needed for these features; nothing where that is unknown."""
+        """Adds the encoders' cost of these features to the log; nothing where it is unknown."""
         seconds = 0.0
         lines: list[Line] = []
         for store in self._sources():
             of_store = lines_of(store.cost_log)
-            each = rate(of_store)
-            if each is None:
+            seconds_per_item = rate(of_store)
+            if seconds_per_item is None:
                 return
-            seconds += count * each
+            seconds += count * seconds_per_item
             lines += of_store
         devices = ", ".join(dict.fromkeys(line.device for line in lines))
         append(
@@ -176,8 +176,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         towers = json.loads(read_text(path))
         image = towers["image"]
-        known = {"width": towers["width"] + 0, "text": towers["text"], "image": image}
+        costs = {"width": towers["width"] + 0, "text": towers["text"], "image": image}
         is_complete = all(image[name] + 0 >= 0 for name in ("parameters", "flops", "seconds"))
-        return known if is_complete and isinstance(image["device"], str) else {}
+        return costs if is_complete and isinstance(image["device"], str) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

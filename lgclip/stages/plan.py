@@ -10,7 +10,7 @@ from lgclip.runtime.hub import HubError, cached, size_of
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.direct_encoding import DirectEncoding
 from lgclip.stages.extract import real_stream, synthetic_stream, text_streams
-from lgclip.stages.generate import prompt_script, wanted_images
+from lgclip.stages.generate import prompt_script, requested_images
 from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import GenerationParts, RunParts
 from lgclip.stages.prompts import PromptGenerationStage
@@ -24,7 +24,7 @@ class PlannedStage:
 
     Attributes:
         stage: Name of the stage.
-        unit: What is counted.
+        unit: Unit of the counts.
         total: Number of items that the run uses.
         stored: Number of those in the store; None where that depends on earlier stages or on a hub out of reach.
     """
@@ -142,10 +142,10 @@ def _generation(
         if lacking:
             # An image is stored by its prompt: without the prompts nobody knows which images are there.
             return [*stages, PlannedStage("images", "image", total, None)], None, []
-        wanted = wanted_images(parts.diffuser, script, counts)
-        stage = image_stage(parts.diffuser, store, classes, wanted, counts.seed, encoding)
+        requested = requested_images(parts.diffuser, script, counts)
+        stage = image_stage(parts.diffuser, store, classes, requested, counts.seed, encoding)
         missing = stage.missing()
-        stages.append(PlannedStage("images", "image", len(wanted), len(wanted) - len(missing)))
+        stages.append(PlannedStage("images", "image", len(requested), len(requested) - len(missing)))
         return stages, None if missing else stage.synthetic_images(), []
     except HubError as error:
         # The keys of prompts and images hold the commit of their model, which only the hub knows.

@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from lgclip.prompts.base import Pen, PromptError, PromptGenerator, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, PromptWriter, Task
 from lgclip.prompts.chat import ChatPromptGenerator
 from lgclip.prompts.filtering import CLIP_TOKENS, cut_tokens
 from lgclip.prompts.template import sentences
@@ -57,7 +57,7 @@ class PromptGenerationStage(ShardedStage):
         self.count = count
         self.run_seed = seed
         self.target_classes = list(target_classes)
-        self.pen: Pen | None = None
+        self.writer: PromptWriter | None = None
         self.tokens: Tokens | None = None
         self._stored_entries: list[PromptEntry] | None = None
         self.allow_zero_length_dataloader_with_multiple_devices = True  # another device may have all missing items
@@ -94,7 +94,7 @@ class PromptGenerationStage(ShardedStage):
         """Returns for each class how many of `texts` are template sentences in place of a language model's."""
         return [max(0, len(self._texts(entry)) - len(entry.prompts)) for entry in self._entries()]
 
-    def standing_in(self) -> list[range]:
+    def fallback_positions(self) -> list[range]:
         """Returns the positions of those template sentences, by class: they come last."""
         return [
             range(len(texts) - last, len(texts)) for texts, last in zip(self.texts(), self.templated(), strict=True)
@@ -116,7 +116,7 @@ class PromptGenerationStage(ShardedStage):
                 f"prompts/{content_key(prompt_generator)}",
                 cost_log,
                 used,
-                self.prompt_generator.elsewhere,
+                self.prompt_generator.server,
             )
         ]
 
@@ -128,7 +128,7 @@ class PromptGenerationStage(ShardedStage):
         # Zero so far. With the first result that does not report its tokens it becomes None, which means unknown.
         self.tokens = Tokens()
         self.prompt_generator.check(self.target_classes, self.count)
-        self.pen = self.prompt_generator.load(self.device)
+        self.writer = self.prompt_generator.load(self.device)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         # Shares of all classes and not of what is missing: each device sees the store at another moment, and two
@@ -140,18 +140,18 @@ class PromptGenerationStage(ShardedStage):
     def shard_loader(self, loader: int, places: Sequence[int]) -> DataLoader[Any]:
         """Returns batches of class indices."""
         items: Any = list(places)
-        return DataLoader(items, batch_size=self.prompt_generator.at_once, collate_fn=list)
+        return DataLoader(items, batch_size=self.prompt_generator.items_per_call, collate_fn=list)
 
     @property
     def is_sharded(self) -> bool:
         # What a server generates costs no device here, and what needs no model takes microseconds.
-        return isinstance(self.prompt_generator, ChatPromptGenerator) and not self.prompt_generator.elsewhere
+        return isinstance(self.prompt_generator, ChatPromptGenerator) and not self.prompt_generator.server
 
     def missing_by_loader(self) -> list[list[int]]:
         return [self.missing()]
 
     def group_size(self, loader: int, device: str) -> int:
-        return self.prompt_generator.at_once
+        return self.prompt_generator.items_per_call
 
     def item_name(self, loader: int, place: int) -> str:
         return f"class {place} ({self.target_classes[place].name!r})"
@@ -164,7 +164,7 @@ class PromptGenerationStage(ShardedStage):
         self.teardown("predict")
 
     def predict_step(self, batch: list[int], batch_idx: int) -> None:
-        assert self.pen is not None
+        assert self.writer is not None
         # A class that was interrupted goes on from the prompts that it has, and with the next turn's random numbers.
         before = [self.store.read(self._inputs(c)) for c in batch]
         tasks = [
@@ -172,11 +172,11 @@ class PromptGenerationStage(ShardedStage):
             for c, entry in zip(batch, before, strict=True)
         ]
         # One by one as they come, so that an interruption loses the classes in work alone.
-        for place, outcome in self.pen(tasks, self.run_seed):
+        for place, outcome in self.writer(tasks, self.run_seed):
             self.tokens = both(self.tokens, outcome.tokens)
             self._keep(batch[place], outcome)
 
-    def _keep(self, class_index: int, outcome: Written | PromptError) -> None:
+    def _keep(self, class_index: int, outcome: GeneratedPrompts | PromptError) -> None:
         failure = ""
         fallback = []
         if isinstance(outcome, PromptError):
@@ -190,7 +190,7 @@ class PromptGenerationStage(ShardedStage):
         )
 
     def on_predict_end(self) -> None:
-        self.pen = None
+        self.writer = None
 
     def teardown(self, stage: str) -> None:
         # Every device comes here, also one with an empty shard; the others' failures are in the store by then.

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lgclip.runtime import versions
-from lgclip.runtime.signals import heed
+from lgclip.runtime.signals import restore_handlers
 from lgclip.store.location import ENDPOINT_VARIABLES
 from lgclip.store.remote import url_of
 from lgclip.store.root import check_writable, open_root
@@ -88,7 +88,7 @@ class RayCluster:
                 self._start()
         finally:
             # Ray sets a handler of its own for SIGTERM.
-            heed()
+            restore_handlers()
 
     def _joined(self) -> bool:
         """Connects to a cluster that runs on this machine; returns whether there is one."""
@@ -126,7 +126,7 @@ class RayCluster:
 
         self._connected = False
         ray.shutdown()
-        heed()
+        restore_handlers()
 
     def check_machines(self, store: Path) -> None:
         """Checks that every machine has the same software and sees the store.
@@ -143,16 +143,16 @@ class RayCluster:
         task: Any = ray.remote(probe)
         url = url_of(store)
         with NamedTemporaryFile(dir=store, prefix=".ray-") as marker:
-            seen = str(store) if url else marker.name
+            visible_path = str(store) if url else marker.name
             endpoints = {name: os.environ[name] for name in ENDPOINTS if name in os.environ}
             probes: dict[Any, str] = {}
             for node in alive_nodes():
                 where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 options = task.options(num_cpus=0, scheduling_strategy=where, max_retries=0)
-                reference = options.remote(software_versions(), seen, url, endpoints)
+                reference = options.remote(software_versions(), visible_path, url, endpoints)
                 probes[reference] = node["NodeManagerAddress"]
-            done, open_probes = ray.wait(list(probes), num_returns=len(probes), timeout=_PROBE_SECONDS)
-            for reference in done:
+            finished, open_probes = ray.wait(list(probes), num_returns=len(probes), timeout=_PROBE_SECONDS)
+            for reference in finished:
                 _check_probe(reference, probes[reference], store)
         if open_probes:
             late = ", ".join(probes[reference] for reference in open_probes)
@@ -166,7 +166,7 @@ def check_config(cfg: DictConfig) -> None:
         cfg: The run's config.
 
     Raises:
-        ValueError: If one of both is not so.
+        ValueError: If Ray is not installed, or the run has several processes.
     """
     check_installed("executor=ray", "executor=local")
     trainer = cfg.trainer
@@ -183,18 +183,18 @@ def check_config(cfg: DictConfig) -> None:
             )
 
 
-def check_installed(option: str, other: str) -> None:
+def check_installed(option: str, alternative: str) -> None:
     """Checks that Ray is installed, without importing it.
 
     Args:
-        option: What asks for Ray, for the error.
-        other: What does without it.
+        option: Option that requests Ray, for the error.
+        alternative: Option that needs no Ray.
 
     Raises:
         ValueError: If it is not.
     """
     if find_spec("ray") is None:
-        raise ValueError(f"{option}: Ray is not installed: pip install 'lgclip[ray]', or use {other}")
+        raise ValueError(f"{option}: Ray is not installed: pip install 'lgclip[ray]', or use {alternative}")
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -227,7 +227,7 @@ def has_gpus() -> bool:
 
 
 def software_versions() -> dict[str, str]:
-    """Returns the versions of what decides on the content of the store."""
+    """Returns the versions that the content of the store depends on."""
     numbers = [versions.STORE_SCHEMA, versions.CODE_VERSION, versions.REPLY_PARSER]
     return {
         "lgclip": f"{import_module('lgclip').__version__} ({'.'.join(map(str, numbers))})",
@@ -246,12 +246,13 @@ def check_versions(expected: Mapping[str, str]) -> None:
         ValueError: If it has other versions.
     """
     actual = software_versions()
-    other = [
+    differences = [
         f"{name} {actual[name]} and not {version}" for name, version in expected.items() if actual[name] != version
     ]
-    if other:
+    if differences:
         raise ValueError(
-            f"{os.uname().nodename} has {', '.join(other)}; install the versions of the machine that starts the run"
+            f"{os.uname().nodename} has {', '.join(differences)}; install the versions of the machine that starts the "
+            "run"
         )
 
 
@@ -282,7 +283,7 @@ def probe(
 
 
 def _problem_of_object_store(url: str, cache: Path) -> str:
-    """Returns why a machine cannot use an object store; empty if it can."""
+    """Returns the reason why a machine cannot use an object store; empty if it can."""
     try:
         store = open_root(url)
         check_writable(store)

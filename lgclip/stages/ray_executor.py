@@ -159,7 +159,7 @@ class RayExecutor(Executor):
         """Returns the CPUs and GPUs of a worker."""
         return self._cpus, self._gpus if self._on_gpus else 0
 
-    def wanted_workers(self) -> int:
+    def target_workers(self) -> int:
         """Returns the number of workers that the cluster should have now."""
         if self._actors is not None:
             return self._actors
@@ -219,7 +219,7 @@ class _Dealer:
         self._has_started = False
         self._tokens: list[Tokens | None] = []
         self._seconds: dict[int, float] = {}
-        self._last_look = 0.0
+        self._last_poll = 0.0
 
     def run(self) -> None:
         """Returns when every shard is computed or given up.
@@ -261,12 +261,12 @@ class _Dealer:
     def _add_workers(self, order: Any) -> None:
         """Starts workers where machines have joined, or workers were lost."""
         now = time.monotonic()
-        if now - self._last_look < _POLL_SECONDS:
+        if now - self._last_poll < _POLL_SECONDS:
             return
-        self._last_look = now
+        self._last_poll = now
         busy = sum(bool(worker.jobs) for worker in self._workers)
-        wanted = min(self._executor.wanted_workers(), busy + self._queue.shards_left())
-        for _ in range(wanted - len(self._workers)):
+        target = min(self._executor.target_workers(), busy + self._queue.shards_left())
+        for _ in range(target - len(self._workers)):
             number = self._next_number
             self._next_number += 1
             is_first = self._first is None
@@ -353,7 +353,7 @@ class _Dealer:
             self._remove(worker)
 
     def _lose(self, worker: _Worker, error: Exception) -> None:
-        """Deals the shards of a worker that is gone again."""
+        """Deals the shards of a lost worker again."""
         lines = str(error).strip().splitlines()
         # The last line of a traceback says what is wrong, such as a module that is not installed there.
         reason = lines[-1] if "creation task" in lines[0] else lines[0]
@@ -382,7 +382,7 @@ class _Dealer:
         if self._first == worker.number and not self._has_started:
             self._first = None
         ray.kill(worker.actor)
-        self._last_look = 0.0
+        self._last_poll = 0.0
 
     def _finish(self) -> None:
         """Lets the workers close what is open in the store."""

@@ -21,7 +21,7 @@ from lgclip.store.root import open_root
 
 @dataclass(frozen=True)
 class StageOrder:
-    """Holds what every worker of a stage gets, once.
+    """Holds the inputs that every worker of a stage gets once.
 
     Attributes:
         stage: The stage, without its model.
@@ -112,7 +112,7 @@ class StageWorker:
     """Holds a stage with its model in memory, and computes one shard after another.
 
     Args:
-        order: What to compute.
+        order: Work to compute.
         is_first: Whether it also does what is done once for all devices, such as measuring the encoder.
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from lgclip.diffuser.base import ImageGenerator, SyntheticImages
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.extract import synthetic_stream, text_streams
-from lgclip.stages.generate import prompt_script, wanted_images
+from lgclip.stages.generate import prompt_script, requested_images
 from lgclip.stages.image_stage import image_stage
 from lgclip.stages.parts import RunParts
 from lgclip.stages.streams import Stream
@@ -16,7 +16,7 @@ from lgclip.stages.text import stored_run_texts, writing_stage
 
 @dataclass(frozen=True)
 class References:
-    """Holds what a classifier's prototypes are made from, as far as it is in the store.
+    """Holds the images and sentences of a classifier's prototypes, as far as they are in the store.
 
     Attributes:
         streams: Sentences and synthetic images, with their stored features.
@@ -34,7 +34,7 @@ class References:
 
 
 def stored_references(parts: RunParts, store: Path, *, needs_images: bool, needs_text: bool) -> References:
-    """Returns what a classifier was built from; computes nothing.
+    """Returns the images and sentences that a classifier was built from; computes nothing.
 
     Args:
         parts: The parts of its run, whose data set has class names alone.
@@ -58,9 +58,9 @@ def stored_references(parts: RunParts, store: Path, *, needs_images: bool, needs
         script = prompt_script(store, parts.data, parts.llm, parts.diffuser, parts.counts)
         if not isinstance(script, Captions) and parts.diffuser.needs_prompts:
             keys += script.keys()
-        wanted = wanted_images(parts.diffuser, script, parts.counts)
+        requested = requested_images(parts.diffuser, script, parts.counts)
         images = image_stage(
-            parts.diffuser, store, dataset.target_classes, wanted, parts.counts.seed
+            parts.diffuser, store, dataset.target_classes, requested, parts.counts.seed
         ).synthetic_images()
         streams.append(synthetic_stream(images, parts.encoder, parts.scales, store))
     attempts = parts.diffuser.retries + 1 if isinstance(parts.diffuser, ImageGenerator) else 1

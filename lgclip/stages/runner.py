@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 
 from lgclip.runtime.devices import Peak, device_name
 from lgclip.runtime.progress import Progress
-from lgclip.runtime.signals import heed
+from lgclip.runtime.signals import restore_handlers
 from lgclip.stages.executor import Executor, LocalExecutor, StageRun, Work
 from lgclip.store import remote
 from lgclip.store.cost_log import Accounted, Line, StageStats, StoreUsage, append, append_start
@@ -63,10 +63,10 @@ class StageBar(ProgressBar):
         self._enabled = False
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heed()
+        restore_handlers()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        heed()
+        restore_handlers()
         # Lightning hands on what the stage gave it: one loader or a list.
         loaders: Any = trainer.predict_dataloaders
         if not isinstance(loaders, list):
@@ -93,12 +93,12 @@ class StageBar(ProgressBar):
         self.spent[dataloader_idx] = self.spent.get(dataloader_idx, 0.0) + now - self._last
         self._last = now
         ids = getattr(batch, "ids", batch)
-        # A batch without a list of ids is one thing.
-        done = 1
+        # A batch without a list of ids is one item.
+        items = 1
         if isinstance(ids, list):
-            done = len(ids)
+            items = len(ids)
         assert self._progress is not None
-        self._progress.update(done)
+        self._progress.update(items)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._progress is not None
@@ -211,10 +211,10 @@ class Stages:
             try:
                 run = StageRun(title, stage, datamodule, self.trainer, self._cost_start.mark, self._store)
                 self._executor.compute(run, work)
-                if left := len(stage.missing()):
+                if missing_count := len(stage.missing()):
                     # Not a mistake of the user's, but a stage that does not keep its promise; what follows would fail
                     # in a way that is hard to understand.
-                    raise RuntimeError(f"{title}: {left} of {total} are still missing after the stage")
+                    raise RuntimeError(f"{title}: {missing_count} of {total} are still missing after the stage")
             # Also for a signal, which is no `Exception`.
             except BaseException:
                 if accounted and self._cost_start.starts:
@@ -229,7 +229,7 @@ class Stages:
         if lacked and accounted and (self._cost_start.starts or self.trainer.world_size > 1):
             parts = _parts_of(accounted, lacked, seconds, work)
         # A prompt that a server writes costs time on that server, whatever this machine has.
-        device = next((part.elsewhere for part in parts if part.elsewhere), work.device)
+        device = next((part.server for part in parts if part.server), work.device)
         unit = getattr(stage, "unit", "thing")
         self._keep(StageStats(title, missing, total - missing, seconds, unit, device), work)
         self.parts[title] = parts
@@ -244,7 +244,7 @@ class Stages:
         with suppress(Exception):
             seconds = round(time.perf_counter() - start, 3)
             parts = _parts_of(accounted, lacked, seconds, work)
-            device = next((part.elsewhere for part in parts if part.elsewhere), work.device)
+            device = next((part.server for part in parts if part.server), work.device)
             # The tokens of the other devices are unknown.
             stats = StageStats("", 0, 0, seconds, device=device, devices=work.devices)
             _enter(parts, stats, self._cost_start.starts)

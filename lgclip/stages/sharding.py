@@ -223,11 +223,11 @@ class ShardQueue:
 
     def shards_left(self) -> int:
         """Returns a number of workers beyond which some would have no work: shards that wait, or groups."""
-        left = len(self._again)
+        shards = len(self._again)
         for loader in range(self._loader, len(self._missing)):
             start = self._start if loader == self._loader else 0
-            left += -(-(len(self._missing[loader]) - start) // self._groups[loader])
-        return left
+            shards += -(-(len(self._missing[loader]) - start) // self._groups[loader])
+        return shards
 
     def take(self, worker: int, workers: Sequence[int]) -> Job | None:
         """Returns the next shard for a worker; None if there is none for it.
@@ -255,16 +255,16 @@ class ShardQueue:
         # A quarter of each worker's fraction: the last shards are small, and all workers end at about the same time.
         fair = (len(places) - self._start) // (4 * max(1, workers))
         size = max(1, min(self._largest, fair) // group) * group
-        taken = places[self._start : self._start + size]
+        selected = places[self._start : self._start + size]
         self._start += size
-        return Shard(self._loader, taken.tolist())
+        return Shard(self._loader, selected.tolist())
 
     def put_back(self, job: Job) -> None:
-        """Takes back a shard that was not begun."""
+        """Returns a shard that was not begun to the queue."""
         self._again.appendleft(job)
 
     def lose(self, job: Job, worker: int, failure: Failure) -> None:
-        """Takes back the shard of a worker that is gone: the machine may be at fault, or the shard."""
+        """Returns the shard of a lost worker to the queue: the machine may be at fault, or the shard."""
         job.losses += 1
         if job.losses < MAX_TRIES:
             self._again.appendleft(job)
@@ -274,7 +274,7 @@ class ShardQueue:
         self.fail(job, worker, failure)
 
     def fail(self, job: Job, worker: int, failure: Failure) -> None:
-        """Takes back a shard that has failed: it is tried again, divided, or its only item is left out."""
+        """Returns a failed shard to the queue: it is tried again, divided, or its only item is left out."""
         job.failures += 1
         job.avoided.add(worker)
         if job.failures < MAX_TRIES:
@@ -293,26 +293,26 @@ class ShardQueue:
             self._again.appendleft(Job(Shard(loader, half), job.failures))
 
 
-def poisoned_error(title: str, stage: ShardedStage, poisoned: Mapping[tuple[int, int], Failure], left: int) -> str:
+def poisoned_error(title: str, stage: ShardedStage, poisoned: Mapping[tuple[int, int], Failure], untried: int) -> str:
     """Builds the error for items that failed for good.
 
     Args:
         title: Name of the stage.
         stage: The stage.
         poisoned: The items with their failures.
-        left: Number of further items that were not tried any more.
+        untried: Number of further items that were not tried any more.
     """
     named = [
         f"{stage.item_name(loader, place)}: {' '.join(str(failure).split())[:500]}"
         for (loader, place), failure in list(poisoned.items())[:5]
     ]
     more = f"; and {len(poisoned) - 5} more" if len(poisoned) > 5 else ""
-    rest = "all others are stored"
-    if left:
-        rest = f"{left} were not tried any more, since so many failed"
+    remark = "all others are stored"
+    if untried:
+        remark = f"{untried} were not tried any more, since so many failed"
     unit = stage.unit
     noun = unit if len(poisoned) == 1 else f"{unit}es" if unit.endswith("s") else f"{unit}s"
     return (
-        f"{title}: {len(poisoned)} {noun} failed {MAX_TRIES} times: {'; '.join(named)}{more}; {rest}. The same command "
-        "tries again"
+        f"{title}: {len(poisoned)} {noun} failed {MAX_TRIES} times: {'; '.join(named)}{more}; {remark}. The same "
+        "command tries again"
     )

@@ -1,4 +1,4 @@
-"""Names things that look similar to the classes and are none of them."""
+"""Names objects that look similar to the classes and belong to none."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def similar_names(make_context: Callable[[], RunContext], parts: GenerationParts, count: int) -> list[str]:
-    """Returns distinct names; fewer than asked, or none, where the model names no more or the names have one word.
+    """Returns distinct names; fewer than requested, or none, where the model has no more or the names have one word.
 
     The chat model of `llm` is asked; without one, words of the class names are recombined.
 

@@ -80,31 +80,31 @@ class Stream:
 
     def missing(self) -> list[int]:
         """Returns the indices of readable items without features; of items of equal content only the first."""
-        known = self.unreadable.reasons() if self.unreadable else {}
+        unreadable = self.unreadable.reasons() if self.unreadable else {}
         places: dict[str, int] = {}
         for place in self.store.missing(self.ids, self.views):
             # An image that is known to be unreadable would fail again in every run, and the stage would never be
             # complete.
-            if self.ids[place] not in known and self.ids[place] not in self.encoded_before:
+            if self.ids[place] not in unreadable and self.ids[place] not in self.encoded_before:
                 places.setdefault(self.ids[place], place)
         return list(places.values())
 
     def notes(self) -> dict[int, str]:
-        """Returns what is unusual about readable items, by index."""
-        known = self.unreadable.notes() if self.unreadable else {}
-        if not known:
+        """Returns the notes on readable items with an unusual format, by index."""
+        notes_by_id = self.unreadable.notes() if self.unreadable else {}
+        if not notes_by_id:
             return {}
-        return {place: known[item] for place, item in enumerate(self.ids) if item in known}
+        return {place: notes_by_id[item] for place, item in enumerate(self.ids) if item in notes_by_id}
 
     def unread(self) -> dict[int, str]:
-        """Returns why each item without features cannot be read, by index; only known ones."""
-        known = self.unreadable.reasons() if self.unreadable else {}
+        """Returns the known reasons why items without features cannot be read, by index."""
+        unreadable = self.unreadable.reasons() if self.unreadable else {}
         # The usual case, in which the store need not be searched.
-        if not known:
+        if not unreadable:
             return {}
         # Only those without features: an image that was repaired and encoded since is read again.
         absent = self.store.missing(self.ids, self.views)
-        return {place: known[self.ids[place]] for place in absent if self.ids[place] in known}
+        return {place: unreadable[self.ids[place]] for place in absent if self.ids[place] in unreadable}
 
     def features(self) -> Float[Tensor, "n s d"]:
         """Returns the features of all items, in order."""
@@ -145,7 +145,7 @@ class _StreamImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> "_Seen | Unread":
+    def __getitem__(self, index: int) -> "_ImageViews | Unread":
         place, name = self._places[index]
         try:
             image = self._load(place)
@@ -155,9 +155,9 @@ class _StreamImages(Dataset[Any]):
             return Unread(name, error.where, error.reason)
         assert not isinstance(image, str)
         note = image_note(image) if self._has_notes else ""
-        return _Seen(name, self._views(image, name), note)
+        return _ImageViews(name, self._views(image, name), note)
 
-    def __getitems__(self, batch: Sequence[int]) -> "list[_Seen | Unread]":
+    def __getitems__(self, batch: Sequence[int]) -> "list[_ImageViews | Unread]":
         """Returns a batch in the form that torch's loaders expect; decoding and resizing release the GIL."""
         # A worker process is already one of several, so threads in it would compete for the same cores.
         threads = 1 if get_worker_info() else min(DECODERS, torch.get_num_threads(), len(batch))
@@ -184,24 +184,26 @@ class _Features(Dataset[FeatureBatch]):
         return self._stream.rows(torch.tensor(part, dtype=torch.long))
 
 
-class _Seen(NamedTuple):
-    """Holds an image with all its views, and what is unusual about it."""
+class _ImageViews(NamedTuple):
+    """Holds all views of an image, and the note on its unusual format."""
 
     id: str
     views: Float[Tensor, "s 3 h w"]
     note: str = ""
 
 
-def _stack(items: "list[_Seen | Unread]") -> ImageBatch:
-    seen = [item for item in items if isinstance(item, _Seen)]
+def _stack(items: "list[_ImageViews | Unread]") -> ImageBatch:
+    readable = [item for item in items if isinstance(item, _ImageViews)]
     # `stack` takes no empty list, and a batch may hold unreadable images alone.
-    views = torch.stack([item.views for item in seen]) if seen else torch.empty(0, 0, 3, 0, 0)
+    views = torch.stack([item.views for item in readable]) if readable else torch.empty(0, 0, 3, 0, 0)
     unread = [item for item in items if isinstance(item, Unread)]
-    return ImageBatch([item.id for item in seen], views, unread, {item.id: item.note for item in seen if item.note})
+    return ImageBatch(
+        [item.id for item in readable], views, unread, {item.id: item.note for item in readable if item.note}
+    )
 
 
 class Streams(LightningDataModule):
-    """Streams in `predict` what has no features yet, and in `test` the features, both sharded by rank.
+    """Streams the items without features in `predict`, and the features in `test`, both sharded by rank.
 
     Args:
         streams: In the order of encoding and evaluation.

@@ -132,17 +132,17 @@ def stored_run_texts(parts: RunParts, store: Path, *, has_prompts: bool, compare
     if not compares:
         return RunTexts(configured)
     dataset = parts.data.evaluated
-    known = [_distinct(configured.sentences(dataset))]
+    sentence_lists = [_distinct(configured.sentences(dataset))]
     alternatives: dict[str, ClassTexts] = {}
     for name in dict.fromkeys(parts.text.alternatives):
         if name == "llm" and not (has_prompts and not parts.llm.needs_images):
             continue
-        other = stored_texts(text_side(name), parts, store)
-        sentences = _distinct(other.sentences(dataset))
+        texts = stored_texts(text_side(name), parts, store)
+        sentences = _distinct(texts.sentences(dataset))
         # The same sentences are the same baseline, whatever they are called.
-        if sentences not in known:
-            known.append(sentences)
-            alternatives[f"text_{name}"] = other
+        if sentences not in sentence_lists:
+            sentence_lists.append(sentences)
+            alternatives[f"text_{name}"] = texts
     return RunTexts(configured, alternatives)
 
 

@@ -36,11 +36,11 @@ class BucketStore(ObjectStore):
         top = self._full(folder)
         with self._errors("read it"):
             try:
-                found: dict[str, dict[str, Any]] = self._fs.find(top, detail=True)
+                entries: dict[str, dict[str, Any]] = self._fs.find(top, detail=True)
             except FileNotFoundError:
                 return {}
         objects: dict[str, ObjectInfo] = {}
-        for name, info in found.items():
+        for name, info in entries.items():
             place = str(name).removeprefix("/").removeprefix(self._location.path.removeprefix("/") + "/")
             # A console marks a folder by an empty object whose name ends in a slash.
             if info["type"] == "file" and not place.endswith("/"):
@@ -93,22 +93,22 @@ class BucketStore(ObjectStore):
         with suppress(FileNotFoundError):
             self._fs.ls(self._location.path, detail=False)
 
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         chain = list(_chain(error))
         names = {type(link).__name__ for link in chain}
         if names & set(_NO_CREDENTIALS):
             return _credentials(self._location.scheme)
         if any(isinstance(link, PermissionError) for link in chain):
             return (
-                f"no rights to {doing}: the credentials of the environment or of the machine's role do not allow it; "
-                "grant them to read, write and list objects, or name another store by paths.store"
+                f"no rights to {operation}: the credentials of the environment or of the machine's role do not allow "
+                "it; grant them to read, write and list objects, or name another store by paths.store"
             )
         causes = [type(link).__name__ for link in chain if isinstance(link, OSError) or _is_client_error(link)]
         if not causes:
             return ""
         return (
             f"it cannot be reached ({', '.join(dict.fromkeys(causes))}), after "
-            f"repeated tries to {doing}; what was made is kept on this machine, and the same command goes on"
+            f"repeated tries to {operation}; what was made is kept on this machine, and the same command goes on"
         )
 
 
@@ -117,24 +117,24 @@ class _Page(NamedTuple):
 
     Attributes:
         objects: The objects, by their names in the bucket.
-        following: What to ask for next; empty after the last part.
+        page_token: Token of the next part; empty after the last one.
     """
 
     objects: dict[str, ObjectInfo]
-    following: str
+    page_token: str
 
 
 class _ListedStore(BucketStore):
     """Lists a bucket by the provider's own request: fsspec's `find` sends further ones where nothing is found."""
 
     @abstractmethod
-    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
+    def _page(self, bucket: str, prefix: str, page_token: str = "", limit: int | None = None) -> _Page:
         """Returns a part of the list.
 
         Args:
             bucket: The bucket.
-            prefix: What the names begin with.
-            following: Where the list goes on; empty for its beginning.
+            prefix: Prefix of the names.
+            page_token: Token of the part; empty for the first one.
             limit: Maximum number of objects; the provider's own if None.
 
         Raises:
@@ -152,27 +152,27 @@ class _ListedStore(BucketStore):
         bucket, _, prefix = self._full(folder).partition("/")
         top = self._location.path.partition("/")[2]
         objects: dict[str, ObjectInfo] = {}
-        following = ""
+        page_token = ""
         while True:
             with self._errors("read it"):
                 try:
-                    page = self._page(bucket, f"{prefix}/" if prefix else "", following)
+                    page = self._page(bucket, f"{prefix}/" if prefix else "", page_token)
                 except FileNotFoundError:
                     raise self._no_bucket() from None
             for name, info in page.objects.items():
                 place = name.removeprefix(f"{top}/" if top else "")
                 if not place.endswith("/"):
                     objects[place] = info
-            following = page.following
-            if not following:
+            page_token = page.page_token
+            if not page_token:
                 return objects
 
 
 class S3Store(_ListedStore):
     """Keeps objects in a bucket of S3, or of a server that speaks its protocol."""
 
-    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
-        query: dict[str, Any] = {"ContinuationToken": following} if following else {}
+    def _page(self, bucket: str, prefix: str, page_token: str = "", limit: int | None = None) -> _Page:
+        query: dict[str, Any] = {"ContinuationToken": page_token} if page_token else {}
         if limit:
             query["MaxKeys"] = limit
         page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **query)
@@ -186,8 +186,8 @@ class S3Store(_ListedStore):
 class GoogleStore(_ListedStore):
     """Keeps objects in a bucket of Google Cloud Storage, or of an emulator of it."""
 
-    def _page(self, bucket: str, prefix: str, following: str = "", limit: int | None = None) -> _Page:
-        query: dict[str, Any] = {"pageToken": following} if following else {}
+    def _page(self, bucket: str, prefix: str, page_token: str = "", limit: int | None = None) -> _Page:
+        query: dict[str, Any] = {"pageToken": page_token} if page_token else {}
         if limit:
             query["maxResults"] = limit
         page = self._fs.call("GET", "b/{}/o", bucket, json_out=True, prefix=prefix, **query)
@@ -202,14 +202,14 @@ class GoogleStore(_ListedStore):
         with suppress(FileNotFoundError):
             super()._delete(places)
 
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         # gcsfs raises plain errors of the system for the answers 401 and 403.
         for link in _chain(error):
             if str(getattr(link, "code", "")) == "401":
                 return _credentials(self._location.scheme)
             if isinstance(link, OSError) and str(link).startswith("Forbidden"):
-                return super()._translate(PermissionError(), doing)
-        return super()._translate(error, doing)
+                return super()._translate(PermissionError(), operation)
+        return super()._translate(error, operation)
 
 
 def _file_system(location: Location) -> Any:
@@ -256,10 +256,10 @@ def _google_file_system(location: Location) -> Any:
 
 def _credentials(scheme: str) -> str:
     if scheme == "s3":
-        way = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        advice = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
     else:
-        way = "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
-    return f"there are no credentials; {way}"
+        advice = "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
+    return f"there are no credentials; {advice}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

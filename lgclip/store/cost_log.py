@@ -54,7 +54,7 @@ class StoreUsage:
         key: Key of the store, with its folder.
         cost_log: Path of its cost log.
         used: Number of items that the run uses.
-        elsewhere: What does the work if it is not the run's own device, such as a server; else empty.
+        server: Name of the server that does the work; empty if the run's own device does.
         computed: Number of items that the run computed.
         seconds: Time they took, including their share of model loading and of the stage's other work.
     """
@@ -64,7 +64,7 @@ class StoreUsage:
     key: str
     cost_log: Path
     used: int
-    elsewhere: str = ""
+    server: str = ""
     computed: int = 0
     seconds: float = 0.0
 

@@ -64,7 +64,7 @@ class FolderStore(ObjectStore):
         if self._root.exists() and not self._root.is_dir():
             raise ObjectError(f"{self.url}: it is a file where a folder is expected")
 
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         if not isinstance(error, OSError):
             return ""
-        return f"cannot {doing}: {error.strerror or error}; what was made is kept on this machine"
+        return f"cannot {operation}: {error.strerror or error}; what was made is kept on this machine"

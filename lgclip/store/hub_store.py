@@ -44,14 +44,14 @@ class HubStore(ObjectStore):
         objects: dict[str, ObjectInfo] = {}
         with self._errors("read it"):
             try:
-                found = list(
+                entries = list(
                     self._api.list_repo_tree(
                         self._repo, top or None, recursive=True, repo_type=self._type, revision=self._revision
                     )
                 )
             except EntryNotFoundError:
                 return {}
-        for entry in found:
+        for entry in entries:
             size = getattr(entry, "size", None)
             if size is not None:
                 place = entry.path.removeprefix(f"{self._prefix}/" if self._prefix else "")
@@ -82,23 +82,23 @@ class HubStore(ObjectStore):
         from huggingface_hub import CommitOperationAdd
 
         # A commit holds all of them or none, so the order of its files does not matter.
-        there = {place: path for place, path in files.items() if path.exists()}
-        if not there:
+        existing = {place: path for place, path in files.items() if path.exists()}
+        if not existing:
             return []
-        operations = [CommitOperationAdd(self._full(place), str(path)) for place, path in there.items()]
+        operations = [CommitOperationAdd(self._full(place), str(path)) for place, path in existing.items()]
         with self._errors("write to it"):
             self._api.create_commit(
                 self._repo,
                 operations,
-                commit_message=f"Add {len(there)} files of an lgclip store",
+                commit_message=f"Add {len(existing)} files of an lgclip store",
                 repo_type=self._type,
             )
-        return list(there)
+        return list(existing)
 
     def _put(self, place: str, path: Path, *, replace: bool) -> None:
         self.put({place: path})
 
-    def check_writable(self, aside: Path) -> None:
+    def check_writable(self, folder: Path) -> None:
         # No commit for a test: the hub answers whether the token may write.
         with self._errors("write to it"):
             self._api.auth_check(self._repo, repo_type=self._type, write=True)
@@ -110,18 +110,18 @@ class HubStore(ObjectStore):
         self._api.repo_info(self._repo, repo_type=self._type, timeout=20)
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def _errors(self, operation: str) -> Iterator[None]:
         from huggingface_hub.errors import EntryNotFoundError
 
         from lgclip.runtime.hub import HubError, hub_errors
 
         try:
-            with hub_errors(self._repo, "store", upload=doing != "read it"):
+            with hub_errors(self._repo, "store", upload=operation != "read it"):
                 yield
         except EntryNotFoundError as error:
             raise FileNotFoundError(self.url) from error
         except HubError as error:
             raise ObjectError(f"{self.url}: {error}") from None
 
-    def _translate(self, error: Exception, doing: str) -> str:
+    def _translate(self, error: Exception, operation: str) -> str:
         return ""

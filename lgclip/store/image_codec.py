@@ -83,7 +83,7 @@ class ImageCodec:
 
         Args:
             pixels: The image.
-            metadata: What it was made from.
+            metadata: Inputs of the image.
 
         Returns:
             The bytes of a file; equal arguments give equal bytes.

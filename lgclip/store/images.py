@@ -90,14 +90,14 @@ class ImageStore:
         path = self.path(image_id)
         try:
             # The stamp is part of the cache's key: a file that was generated again is checked again.
-            if _ends_well(path, file_stamp(path)):
+            if _is_closed(path, file_stamp(path)):
                 return path
         except FileNotFoundError:
             pass
         return None
 
     def fault(self, image_id: str) -> str | None:
-        """Returns why an image could not be used; None if no fault is recorded."""
+        """Returns the recorded fault of an image; None if there is none."""
         inside = self._shards.find([image_id], faults=True)[0]
         marker = inside or self._marker(image_id)
         try:
@@ -164,7 +164,7 @@ def _json(content: Mapping[str, object]) -> bytes:
 
 
 @lru_cache(maxsize=65536)
-def _ends_well(path: Path, stamp: FileStamp) -> bool:
+def _is_closed(path: Path, stamp: FileStamp) -> bool:
     """Checks whether a file has the end of its format; cached, since the jobs of a sweep ask repeatedly."""
     end = _ENDS[path.suffix]
     with path.open("rb") as file:

@@ -77,11 +77,11 @@ def local_folder(model: str) -> Path | None:
         weights = Path(__file__).parents[1] / "tiny" / "weights"
         folder = weights / model.removeprefix(TINY)
         if not folder.is_dir():
-            known = "none"
+            available = "none"
             # A source tree whose models were not trained yet has no folder of weights at all.
             if weights.is_dir():
-                known = ", ".join(sorted(TINY + path.name for path in weights.iterdir()))
-            raise ValueError(f"model {model!r}: the package holds {known}")
+                available = ", ".join(sorted(TINY + path.name for path in weights.iterdir()))
+            raise ValueError(f"model {model!r}: the package holds {available}")
         return folder
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -93,7 +93,7 @@ def local_folder(model: str) -> Path | None:
 
 
 def weights_of(model: str, revision: str | None = None) -> str:
-    """Returns what identifies a model's weights in a key: a local folder's content hash, or hub id and commit."""
+    """Returns the identity of a model's weights in a key: a local folder's content hash, or hub id and commit."""
     folder = local_folder(model)
     if folder is None:
         return f"{model}@{commit_of(model, revision)}"

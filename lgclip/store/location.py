@@ -86,8 +86,8 @@ def parse_location(text: str, option: str = "paths.store") -> Location | None:
             "credentials come from the environment or the machine's role, never from a URL"
         )
     if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise StoreError(f"{option}={scheme}://...: choose {known} or the path of a folder")
+        schemes = ", ".join(f"{name}://" for name in SCHEMES)
+        raise StoreError(f"{option}={scheme}://...: choose {schemes} or the path of a folder")
     parts = path.split("/")
     if scheme == "file":
         if not path.startswith("/"):

@@ -1,4 +1,4 @@
-"""Keeps a folder of this machine and an object store alike, entry by entry.
+"""Synchronizes a folder of this machine with an object store, entry by entry.
 
 No object is ever replaced by other content of the same entry, so that two machines may fill one store at once:
 
@@ -28,7 +28,7 @@ from lgclip.store.atomic import atomic_write
 from lgclip.store.cost_log import COST_LOG
 from lgclip.store.keys import digest_of
 from lgclip.store.location import location_in
-from lgclip.store.object_store import ObjectError, ObjectInfo, at_once, object_store
+from lgclip.store.object_store import ObjectError, ObjectInfo, call_in_threads, object_store
 from lgclip.store.places import (
     CHECKPOINTS,
     entry_of,
@@ -44,7 +44,7 @@ from lgclip.store.upload_queue import UploadQueue
 log = logging.getLogger(__name__)
 
 _LISTED_SECONDS = 30.0
-"""Time for which a listing of an entry holds; what a stage lacks is asked many times."""
+"""Seconds for which a listing of an entry is valid; a stage lists its missing items many times."""
 
 _SHOWN = 100
 """Number of files from which on a download shows its progress."""
@@ -64,13 +64,13 @@ class Mirror:
         self._segments = Segments(root, root.parent / "segments")
         self._lock = threading.RLock()
         self._listed: dict[str, float] = {}
-        self._known: dict[str, dict[str, ObjectInfo]] = {}
+        self._remote_objects: dict[str, dict[str, ObjectInfo]] = {}
         self._merged: dict[str, set[str]] = {}
         self._searched: set[str] = set()
         self._arriving: set[str] = set()
         self._arrived: set[str] = set()
         self._is_checked = False
-        self._uploads = UploadQueue(root, writer, self.objects, self._segments, self._known)
+        self._uploads = UploadQueue(root, writer, self.objects, self._segments, self._remote_objects)
 
     # ---------------------------------------------------------------------------------------------------- reading
 
@@ -85,7 +85,7 @@ class Mirror:
             self._is_checked = True
 
     def expire(self) -> None:
-        """Has every entry listed again when it is asked for next: another machine may have written to it."""
+        """Invalidates the listings of all entries: another machine may have written to them."""
         with self._lock:
             self._listed.clear()
 
@@ -109,19 +109,19 @@ class Mirror:
             if entry == place and place.endswith(".json"):
                 self._fetch_alone(self.root / place, again=lists)
                 return
-            known = self.objects.ls(entry)
-            self._known[entry] = known
-            self._download(entry, known, shards=shards, lists=lists)
-            self._merge_segments(entry, known)
+            remote_objects = self.objects.ls(entry)
+            self._remote_objects[entry] = remote_objects
+            self._download(entry, remote_objects, shards=shards, lists=lists)
+            self._merge_segments(entry, remote_objects)
             if entry not in self._searched:
                 self._uploads.add_unsent(entry)
                 self._searched.add(entry)
             if not lists:
                 self._listed[entry] = now
 
-    def _download(self, entry: str, known: Mapping[str, ObjectInfo], *, shards: bool, lists: bool) -> None:
-        wanted: dict[str, tuple[str, Path]] = {}
-        for place in known:
+    def _download(self, entry: str, remote_objects: Mapping[str, ObjectInfo], *, shards: bool, lists: bool) -> None:
+        downloads: dict[str, tuple[str, Path]] = {}
+        for place in remote_objects:
             if f"/{CHECKPOINTS}/" in place:
                 continue
             if segments_of(entry, place):
@@ -133,25 +133,25 @@ class Mirror:
             else:
                 continue
             if not target.exists():
-                wanted[place] = (place, target)
+                downloads[place] = (place, target)
         if not lists:
-            wanted |= self._checkpoints(entry, known)
+            downloads |= self._checkpoints(entry, remote_objects)
         # Weights before the file that marks them complete; shards last, since their indexes have their hashes.
-        shard_files = [place for place in wanted if place.endswith(".tar")]
-        first = [place for place in wanted if not is_marker(place) and not place.endswith(".tar")]
-        last = [place for place in wanted if is_marker(place)]
+        shard_files = [place for place in downloads if place.endswith(".tar")]
+        first = [place for place in downloads if not is_marker(place) and not place.endswith(".tar")]
+        last = [place for place in downloads if is_marker(place)]
         progress = None
-        if len(wanted) >= _SHOWN or any(known[place].size > 10**8 for place in wanted):
-            progress = Progress(f"download {self.objects.url}", len(wanted), "file")
+        if len(downloads) >= _SHOWN or any(remote_objects[place].size > 10**8 for place in downloads):
+            progress = Progress(f"download {self.objects.url}", len(downloads), "file")
 
         def download(place: str) -> None:
-            source, target = wanted[place]
-            self._get(source, target, known[source].size)
+            source, target = downloads[place]
+            self._get(source, target, remote_objects[source].size)
             if progress is not None:
                 progress.update(1)
 
         for places in (first, last, shard_files):
-            at_once(download, places)
+            call_in_threads(download, places)
         if progress is not None:
             progress.close()
 
@@ -193,9 +193,9 @@ class Mirror:
         if entry == place:
             self._fetch_alone(path)
             return path.exists()
-        if place not in self._known.get(entry, {}):
+        if place not in self._remote_objects.get(entry, {}):
             self.fetch(place)
-        info = self._known.get(entry, {}).get(place)
+        info = self._remote_objects.get(entry, {}).get(place)
         if info is None:
             return path.exists()
         self._get(place, path, info.size)
@@ -209,18 +209,18 @@ class Mirror:
                 return
             self._searched.add(place)
         # Of each process its own: until it is complete it must not be found under the name of another.
-        aside = self._segments.folder / f".{place.replace('/', '-')}.{os.getpid()}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._segments.folder / f".{place.replace('/', '-')}.{os.getpid()}"
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.objects.get(place, aside, None)
-            self._known[place] = {place: ObjectInfo(aside.stat().st_size, "")}
+            self.objects.get(place, temporary, None)
+            self._remote_objects[place] = {place: ObjectInfo(temporary.stat().st_size, "")}
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                aside.replace(path)
+                temporary.replace(path)
         except FileNotFoundError:
             pass  # there is none
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def entry_of_file(self, place: str, path: Path) -> str:
         """Returns the entry of a file that lies in some store.
@@ -240,7 +240,7 @@ class Mirror:
         """
         entry = self.entry_of_file(place, path)
         if is_immutable(place):
-            return place in self._known.get(entry, {})
+            return place in self._remote_objects.get(entry, {})
         return self._segments.has(place, path)
 
     def shards(self, folder: Path) -> dict[str, int]:
@@ -251,18 +251,18 @@ class Mirror:
         """
         place = folder.relative_to(self.root).as_posix()
         self.fetch(place)
-        known = self._known.get(entry_of(place), {})
+        remote_objects = self._remote_objects.get(entry_of(place), {})
         sizes: dict[str, int] = {}
-        for name, info in known.items():
+        for name, info in remote_objects.items():
             # Without an index a shard is still being uploaded, or its upload was interrupted.
-            has_index = name.removesuffix(".tar") + ".safetensors" in known
+            has_index = name.removesuffix(".tar") + ".safetensors" in remote_objects
             if name.startswith(f"{place}/") and name.endswith(".tar") and has_index:
                 sizes[name.rpartition("/")[2]] = info.size
         return sizes
 
-    def _merge_segments(self, entry: str, known: Mapping[str, ObjectInfo]) -> None:
+    def _merge_segments(self, entry: str, remote_objects: Mapping[str, ObjectInfo]) -> None:
         """Adds the lines of other machines to the cost log and the prompts of an entry, if there are new ones."""
-        names = {place for place in known if segments_of(entry, place)}
+        names = {place for place in remote_objects if segments_of(entry, place)}
         if names <= self._merged.get(entry, set()):
             return
         self._merged[entry] = names
@@ -279,12 +279,12 @@ class Mirror:
             finally:
                 self._arriving.discard(local)
 
-    def _checkpoints(self, entry: str, known: Mapping[str, ObjectInfo]) -> dict[str, tuple[str, Path]]:
+    def _checkpoints(self, entry: str, remote_objects: Mapping[str, ObjectInfo]) -> dict[str, tuple[str, Path]]:
         """Returns the checkpoints of the machine that has written last, where this one has none of its own."""
         folder = self.root / entry / CHECKPOINTS
         top = f"{entry}/{CHECKPOINTS}/"
         by_writer: defaultdict[str, dict[str, ObjectInfo]] = defaultdict(dict)
-        for place, info in known.items():
+        for place, info in remote_objects.items():
             if place.startswith(top):
                 by_writer[place.removeprefix(top).partition("/")[0]][place] = info
         if not by_writer or (folder.is_dir() and any(folder.rglob("*.safetensors"))):

@@ -85,11 +85,11 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def _check(self) -> None:
-        """Asks the store for one thing, so that a wrong name, missing rights or no network raise their error."""
+        """Sends the store one request, so that a wrong name, missing rights or no network raise their error."""
 
     @abstractmethod
-    def _translate(self, error: Exception, doing: str) -> str:
-        """Returns why an operation failed, and the way out; empty for an error that is not the store's."""
+    def _translate(self, error: Exception, operation: str) -> str:
+        """Returns the reason why an operation failed, and how to fix it; empty for an error that is not the store's."""
 
     def check(self) -> None:
         """Checks that the store can be read.
@@ -100,16 +100,16 @@ class ObjectStore(ABC):
         with self._errors("read it"):
             self._check()
 
-    def check_writable(self, aside: Path) -> None:
+    def check_writable(self, folder: Path) -> None:
         """Checks that objects can be written, by writing a small one.
 
         Args:
-            aside: Folder for a temporary file.
+            folder: Folder for a temporary file.
 
         Raises:
             ObjectError: If they cannot.
         """
-        file = aside / f"{_PROBE}.{os.getpid()}"
+        file = folder / f"{_PROBE}.{os.getpid()}"
         file.write_bytes(b"")
         try:
             with self._errors("write to it"):
@@ -173,7 +173,7 @@ class ObjectStore(ABC):
                 return None
             return place
 
-        return [place for place in at_once(upload, list(files)) if place is not None]
+        return [place for place in call_in_threads(upload, list(files)) if place is not None]
 
     def delete(self, places: Sequence[str]) -> None:
         """Deletes objects.
@@ -186,27 +186,27 @@ class ObjectStore(ABC):
                 self._delete(places)
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def _errors(self, operation: str) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, ObjectError):
             raise
         except Exception as error:
             # A full disk of this machine would look like a lost connection.
-            if isinstance(error, OSError) and error.errno in _NO_ROOM and doing == "read it":
+            if isinstance(error, OSError) and error.errno in _NO_ROOM and operation == "read it":
                 raise ObjectError(
                     f"{self.url}: its copy on this machine: {error.strerror}; make room, or name another folder by "
                     "XDG_CACHE_HOME"
                 ) from error
-            reason = self._translate(error, doing)
+            reason = self._translate(error, operation)
             if not reason:
                 raise
             # Without the library's own error, whose text may repeat what a server was sent.
             raise ObjectError(f"{self.url}: {reason}") from None
 
 
-def at_once(work: Callable[[str], Any], places: Sequence[str]) -> list[Any]:
-    """Calls a function for several places in threads; returns its results in order, or raises the first error."""
+def call_in_threads(work: Callable[[str], Any], places: Sequence[str]) -> list[Any]:
+    """Calls a function for several paths in threads; returns the results in order, or raises the first error."""
     if len(places) < 2:
         return [work(place) for place in places]
     with ThreadPoolExecutor(min(CONNECTIONS, len(places))) as threads:

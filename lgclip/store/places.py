@@ -1,4 +1,4 @@
-"""Divides the files of a store by how an object store keeps them; by their place alone, relative to the store."""
+"""Classifies the files of a store by how an object store keeps them: by their path alone, relative to the store."""
 
 import re
 
@@ -24,10 +24,10 @@ _IMMUTABLE = re.compile(
 
 
 def entry_of(place: str) -> str:
-    """Returns the entry that a file or folder belongs to: what has one key, and is listed by one request.
+    """Returns the entry of a file or folder: the folder of one key, which one request lists.
 
     Args:
-        place: Place of a file or a folder of a store.
+        place: Path of a file or a folder, relative to the store.
     """
     parts = place.split("/")
     if parts[0] == "features" and len(parts) >= 3:
@@ -62,5 +62,5 @@ def is_index(place: str) -> bool:
 
 
 def is_marker(place: str) -> bool:
-    """Checks whether a file describes others, which have to be there before it."""
+    """Checks whether a file describes others, which must be stored before it."""
     return is_index(place) or place.endswith(".json")

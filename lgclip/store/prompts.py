@@ -24,7 +24,7 @@ class PromptEntry(NamedTuple):
         prompts: Prompts in the order of generation.
         turn: Number of rounds in which the language model was queried.
         fallback: Template sentences that replace prompts that it did not provide.
-        failure: Why there are too few prompts, empty if there are enough.
+        failure: Reason why there are too few prompts; empty if there are enough.
     """
 
     prompts: list[str]
@@ -36,7 +36,7 @@ class PromptEntry(NamedTuple):
 _OPTIONAL = {"turn", "fallback", "failure"}
 
 
-def _is_whole(entry: PromptEntry) -> bool:
+def _is_valid(entry: PromptEntry) -> bool:
     """Checks whether all fields of an entry have the right types, and its texts can be encoded."""
     if not _is_lists(entry.prompts, entry.fallback):
         return False
@@ -73,7 +73,7 @@ class PromptStore:
             entry = json.loads(read_text(path))
             stored = PromptEntry(**{name: entry[name] for name in ("prompts", *(_OPTIONAL & entry.keys()))})
             # The name of the file is the key of its inputs: one that was renamed or edited belongs to no class.
-            if is_intact(entry) and _is_whole(stored) and content_key(entry["inputs"]) == path.stem:
+            if is_intact(entry) and _is_valid(stored) and content_key(entry["inputs"]) == path.stem:
                 return stored
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
             pass  # RecursionError: deeply nested JSON, as random bytes may be

@@ -19,7 +19,7 @@ _used: "dict[tuple[int, Path], Mirror]" = {}
 
 
 def mirror_of(path: Path) -> "Mirror | None":
-    """Returns what connects the store that a path lies in with its object store; None for a store in a folder.
+    """Returns the mirror of the store that a path lies in; None for a store in a folder.
 
     Args:
         path: A path in the store, which need not exist.
@@ -128,7 +128,7 @@ def push_pending(root: Path | None = None) -> None:
 
 
 def expire(root: Path | None = None) -> None:
-    """Has the object store of a store listed again when it is asked next.
+    """Invalidates the listing of a store's object store.
 
     Args:
         root: The store; None stands for all that this process has used.

@@ -1,4 +1,4 @@
-"""Keeps what several machines add to: cost logs, and the prompts of a generator, as objects of lines.
+"""Stores files that several machines add to, as objects of lines: cost logs, and the prompts of a generator.
 
 A line is put once, in an object that is called by the hash of its content, and no object is ever changed. So writers
 need not know of each other: what an entry holds is the union of all lines.
@@ -111,8 +111,8 @@ class Segments:
         for entry in entries:
             if is_immutable(entry):
                 continue  # a file by itself, which has no cost log
-            known = self.cost_lines(entry)
-            new = [line for line in _lines(self._root / cost_log_of(entry)) if line not in known]
+            stored = self.cost_lines(entry)
+            new = [line for line in _lines(self._root / cost_log_of(entry)) if line not in stored]
             if new:
                 data = b"".join(line + b"\n" for line in new)
                 objects[f"{entry}/costs/{digest_of_bytes(data)}.jsonl"] = data
@@ -128,11 +128,11 @@ class Segments:
         return objects
 
     def _new_records(self, entry: str, places: Sequence[str]) -> Iterator[str]:
-        known = self.prompt_records(entry)
+        stored = self.prompt_records(entry)
         for place in sorted(places):
             text = _text(self._root / place)
             name = place.rpartition("/")[2]
-            if text is not None and text not in known.get(name, ()):
+            if text is not None and text not in stored.get(name, ()):
                 yield json.dumps({"name": name, "text": text}, ensure_ascii=False)
 
 
@@ -172,7 +172,7 @@ class _Progress(NamedTuple):
 
 
 def _progress_of(text: str) -> _Progress:
-    """Returns how far the prompts of a class were; that of a damaged file is below all."""
+    """Returns the progress of a class's prompts; that of a damaged file is below all others."""
     try:
         entry = json.loads(text)
         return _Progress(len(entry["prompts"]), int(entry.get("turn", 0)))

@@ -155,7 +155,7 @@ def scan(shard: Path, start: int = 0) -> tuple[list[Member], int, int]:
     return members, start, size
 
 
-def ends_well(shard: Path, end: int) -> bool:
+def is_properly_closed(shard: Path, end: int) -> bool:
     """Checks whether only the two empty blocks follow the last complete member of a shard."""
     with shard.open("rb") as file:
         file.seek(end)
@@ -255,7 +255,7 @@ def write_index(shard: Path, listing: Listing) -> None:
         save_file(arrays, temporary)
 
 
-def look(shard: Path, size: int | None = None) -> Listing:
+def read_listing(shard: Path, size: int | None = None) -> Listing:
     """Lists a shard by its index, or by its headers if the index is missing or outdated.
 
     Args:
@@ -289,7 +289,7 @@ def list_shards(folder: Path, now: float | None = None) -> None:
             listing = listing_of(*scan(shard))
             # Another process may write to a young shard at this moment. One with a damaged end is left to `verify`,
             # because an index would declare it closed and complete.
-            if now - shard.stat().st_mtime < YOUNG or not ends_well(shard, listing.end):
+            if now - shard.stat().st_mtime < YOUNG or not is_properly_closed(shard, listing.end):
                 continue
             with shard.open("rb") as file:
                 listing = listing._replace(sha256=hashlib.file_digest(file, "sha256").hexdigest())

@@ -28,9 +28,9 @@ from lgclip.store.shard_index import (
     Member,
     joined,
     listing_of,
-    look,
     name_of,
     read_index,
+    read_listing,
     scan,
     write_index,
 )
@@ -51,7 +51,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[str, Listing] = {}
+        self._listings: dict[str, Listing] = {}
         self._fresh: dict[tuple[str, bool], Member] = {}
         self._merge()
 
@@ -64,17 +64,17 @@ class Shards:
             sizes = {}
         # Of images in an object store the index is enough; their shard is downloaded when one is read.
         sizes = {**remote.remote_shards(self._folder), **sizes}
-        changed = self._known.keys() != sizes.keys()
+        changed = self._listings.keys() != sizes.keys()
         now: dict[str, Listing] = {}
         # By name, so that for an image in two shards every process takes the same copy.
         for name in sorted(sizes):
-            known = self._known.get(name)
+            known = self._listings.get(name)
             if known is None or known.size != sizes[name]:
                 known = self._read(self._folder / name, known, sizes[name])
                 changed = True
             if known is not None:
                 now[name] = known
-        self._known = now
+        self._listings = now
         if changed:
             self._merge()
 
@@ -86,16 +86,16 @@ class Shards:
                 return joined(known, listing_of(*scan(shard, known.end)))
             # Without a usable index the shard itself is needed, which may lie in an object store.
             if shard.exists() or (read_index(shard, size) is None and remote.fetch_file(shard)):
-                return look(shard)
-            return look(shard, size)
+                return read_listing(shard)
+            return read_listing(shard, size)
         except FileNotFoundError:  # another process has taken it away
             return None
 
     def _merge(self) -> None:
         """Sorts all ids; of duplicates the first shard's counts."""
-        self._paths = [self._folder / name for name in self._known]
+        self._paths = [self._folder / name for name in self._listings]
         self._fresh.clear()
-        self._tables = {fault: _Table(list(self._known.values()), fault) for fault in (False, True)}
+        self._tables = {fault: _Table(list(self._listings.values()), fault) for fault in (False, True)}
 
     def find(self, ids: Sequence[str], *, faults: bool = False) -> list[Member | None]:
         """Returns the locations of images, or of the markers in their place; None for those in no shard."""
@@ -112,8 +112,8 @@ class Shards:
         return members
 
     def note(self, shard: Path, listing: Listing, new: Sequence[tuple[str, bool, Member]]) -> None:
-        """Adds what this process has written itself."""
-        self._known[shard.name] = listing
+        """Adds the entries that this process has written itself."""
+        self._listings[shard.name] = listing
         self._fresh.update(((name, fault), member) for name, fault, member in new)
 
 
@@ -141,10 +141,10 @@ class _Table:
         """Returns the row of each id; -1 for a missing one."""
         if not len(self.ids):
             return [-1] * len(ids)
-        wanted = np.array(ids, dtype=f"S{DIGITS}")
+        queries = np.array(ids, dtype=f"S{DIGITS}")
         # An id behind all others gets the position after the end; the comparison rejects the entry before it.
-        rows = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
-        return np.where(self.ids[rows] == wanted, rows, -1).tolist()
+        rows = np.minimum(np.searchsorted(self.ids, queries), len(self.ids) - 1)
+        return np.where(self.ids[rows] == queries, rows, -1).tolist()
 
 
 @lru_cache(maxsize=16)
@@ -160,7 +160,7 @@ class ShardWriter:
         folder: `images/KEY/shards`, created with the first batch.
         images: See `SHARD_IMAGES`.
         size: See `SHARD_BYTES`.
-        seconds: Time after which a shard is closed, whatever it holds.
+        seconds: Time after which a shard is closed, however small it is.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ShardWriter:
     def _begin(self) -> None:
         # From the system's generator and not from a seeded one, which would give two processes the same name.
         self._shard = self._folder / f"{secrets.token_hex(16)}.tar"
-        self._held = listing_of([], 0, 0)
+        self._listing = listing_of([], 0, 0)
         # The sum is updated with each batch: a closed shard of 512 MB need not be read again for it.
         self._digest = hashlib.sha256()
         self._begun = time.monotonic()
@@ -206,25 +206,25 @@ class ShardWriter:
                 # Before the image, so that an image that survives a cut has its text too.
                 data += _packed(f"{image_id}.json", about)
             name = name_of(image_id, fault, format_of(content) == JPEG)
-            members.append(Member(self._shard, name, self._held.end + len(data) + BLOCK, len(content)))
+            members.append(Member(self._shard, name, self._listing.end + len(data) + BLOCK, len(content)))
             data += _packed(name, content)
         self._folder.mkdir(parents=True, exist_ok=True)
-        if not self._held.end:
+        if not self._listing.end:
             self._begun = time.monotonic()
-        _append(self._shard, self._held.end, bytes(data))
+        _append(self._shard, self._listing.end, bytes(data))
         self._digest.update(data)
-        end = self._held.end + len(data)
-        self._held = joined(self._held, listing_of(members, end, end + len(TRAILER)))
+        end = self._listing.end + len(data)
+        self._listing = joined(self._listing, listing_of(members, end, end + len(TRAILER)))
         new = [(image_id, fault, member) for (image_id, fault, *_), member in zip(batch, members, strict=True)]
-        shards_in(self._folder).note(self._shard, self._held, new)
+        shards_in(self._folder).note(self._shard, self._listing, new)
         is_old = time.monotonic() - self._begun >= self._seconds
-        if len(self._held.ids) >= self._most or end >= self._room or is_old:
+        if len(self._listing.ids) >= self._most or end >= self._room or is_old:
             self.close()
 
     def close(self) -> None:
         """Appends the buffered entries, and writes the index of the last shard; the next batch starts another one."""
         self.flush()
-        if not self._held.end:
+        if not self._listing.end:
             return
         with self._shard.open("rb") as file:
             # After a power cut an index may only describe bytes that are on the disk.
@@ -232,7 +232,7 @@ class ShardWriter:
         # The empty blocks are part of the file but not of the running sum, since the next batch overwrites them.
         digest = self._digest.copy()
         digest.update(TRAILER)
-        write_index(self._shard, self._held._replace(sha256=digest.hexdigest()))
+        write_index(self._shard, self._listing._replace(sha256=digest.hexdigest()))
         self._begin()
 
 

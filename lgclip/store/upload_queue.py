@@ -27,7 +27,7 @@ class UploadQueue:
         writer: Name of this machine in the object store, for its checkpoints.
         objects: The object store.
         segments: The objects of lines of the store.
-        known: What the object store holds, by entry and place; uploads are added to it.
+        remote_objects: Objects of the store, by entry and path; uploads are added to it.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class UploadQueue:
         writer: str,
         objects: ObjectStore,
         segments: Segments,
-        known: dict[str, dict[str, ObjectInfo]],
+        remote_objects: dict[str, dict[str, ObjectInfo]],
     ) -> None:
         self._root = root
         self._writer = writer
         self._objects = objects
         self._segments = segments
-        self._known = known
+        self._remote_objects = remote_objects
         self._lock = threading.RLock()
         self._pushing = threading.Lock()
         # Places to upload, in the order of writing, each with the number of its writing: 0 for what an earlier process
@@ -103,14 +103,14 @@ class UploadQueue:
 
     def add_unsent(self, entry: str) -> None:
         """Adds what an interrupted process has left here and not uploaded."""
-        known = self._known[entry]
+        remote_objects = self._remote_objects[entry]
         with self._lock:
             if (self._root / entry).is_dir():
                 for path in (self._root / entry).rglob("*"):
                     place = path.relative_to(self._root).as_posix()
                     # A shard goes with its index, and a checkpoint when it is written again.
                     is_plain = is_immutable(place) and not place.endswith(".tar") and CHECKPOINTS not in path.parts
-                    if is_plain and place not in known and path.is_file():
+                    if is_plain and place not in remote_objects and path.is_file():
                         self._waiting.setdefault(place, 0)
             for place in self._segments.unsent(entry):
                 self._waiting.setdefault(place, 0)
@@ -120,11 +120,11 @@ class UploadQueue:
         with self._pushing, self._lock:
             for waiting in [name for name in self._waiting if name.startswith(f"{entry}/{CHECKPOINTS}/")]:
                 del self._waiting[waiting]
-            found = [name for name in self._objects.ls(entry) if name.startswith(f"{entry}/{CHECKPOINTS}/")]
+            checkpoints = [name for name in self._objects.ls(entry) if name.startswith(f"{entry}/{CHECKPOINTS}/")]
             try:
-                self._objects.delete(found)
+                self._objects.delete(checkpoints)
             except ObjectError as error:
-                log.warning("%s; %d checkpoints of %s stay there", error, len(found), entry)
+                log.warning("%s; %d checkpoints of %s stay there", error, len(checkpoints), entry)
 
     def _push_quietly(self) -> None:
         try:
@@ -136,14 +136,14 @@ class UploadQueue:
     def _push(self, places: Sequence[str]) -> int:
         entries = {entry_of(generator_place(place, self._root / place)) for place in places}
         for entry in entries:
-            if entry not in self._known:
+            if entry not in self._remote_objects:
                 # A file by itself is put unless it is there, which takes no listing.
-                self._known[entry] = {} if is_immutable(entry) else self._objects.ls(entry)
+                self._remote_objects[entry] = {} if is_immutable(entry) else self._objects.ls(entry)
         plain: dict[str, str] = {}
         for place in places:
             if CHECKPOINTS in place.split("/"):
-                head, _, rest = place.partition(f"/{CHECKPOINTS}/")
-                plain[f"{head}/{CHECKPOINTS}/{self._writer}/{rest}"] = place
+                head, _, name = place.partition(f"/{CHECKPOINTS}/")
+                plain[f"{head}/{CHECKPOINTS}/{self._writer}/{name}"] = place
             elif is_immutable(place):
                 plain |= {target: target for target in _with_shard(place)}
         count = self._put_plain(plain)
@@ -155,7 +155,7 @@ class UploadQueue:
         for phase in (False, True):
             files: dict[str, Path] = {}
             for target, place in plain.items():
-                is_new = target not in self._known.get(entry_of(place), {})
+                is_new = target not in self._remote_objects.get(entry_of(place), {})
                 is_replaced = place in self._replaced or target != place
                 if is_marker(place) == phase and (is_new or is_replaced):
                     files[target] = self._root / place
@@ -164,7 +164,7 @@ class UploadQueue:
             )
             for target in self._objects.put(files, replaced):
                 size = files[target].stat().st_size if files[target].exists() else 0
-                self._known.setdefault(entry_of(target), {})[target] = ObjectInfo(size, "")
+                self._remote_objects.setdefault(entry_of(target), {})[target] = ObjectInfo(size, "")
                 count += 1
         return count
 
@@ -172,10 +172,10 @@ class UploadQueue:
         """Uploads the lines of cost logs and the prompts of classes that the object store lacks."""
         files: dict[str, Path] = {}
         for place, data in self._segments.new_objects(entries, places).items():
-            aside = self._segments.folder / f".{place.rpartition('/')[2]}.{os.getpid()}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(data)
-            files[place] = aside
+            temporary = self._segments.folder / f".{place.rpartition('/')[2]}.{os.getpid()}"
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            files[place] = temporary
         put = self._objects.put(files)
         # They stay here under the same name: so it is known what the object store has.
         for place in put:

@@ -45,7 +45,7 @@ def place_words(scene: Scene) -> str:
 
 
 def tilt_words(scene: Scene) -> str:
-    """Returns how the object is turned."""
+    """Returns the words for the object's rotation."""
     if abs(scene.angle) < 10:
         return "upright"
     return "tilted to the right" if scene.angle > 0 else "tilted to the left"
@@ -60,8 +60,8 @@ def _size(scene: Scene) -> str:
 
 def description_of(scene: Scene) -> str:
     """Returns the complete description of a scene, always in the same words and order."""
-    thing = article(f"{_size(scene)}{scene.kind.name}")
-    description = f"{thing} {place_words(scene)} {tilt_words(scene)} on {article(scene.background)} background"
+    subject = article(f"{_size(scene)}{scene.kind.name}")
+    description = f"{subject} {place_words(scene)} {tilt_words(scene)} on {article(scene.background)} background"
     # Weaker noise is hard to see, and a caption must be true for the image.
     if scene.noise > 0.025:
         description += " with some grain"

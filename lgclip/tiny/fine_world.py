@@ -43,7 +43,7 @@ class FineKind:
 
     @property
     def description(self) -> str:
-        """Returns what distinguishes the class, in words that the small models know."""
+        """Returns the distinguishing attributes of the class, in words that the small models know."""
         if self.size:
             return f"{self.size} {self.kind.name}"
         assert self.background
@@ -84,13 +84,14 @@ def fine_scene(split: Split, index: int) -> tuple[Scene, np.random.Generator]:
     Raises:
         IndexError: If `index` is negative or past the split's end.
     """
-    each = IMAGES_PER_CLASS[split]
-    if not 0 <= index < each * len(FINE_KINDS):
+    per_class = IMAGES_PER_CLASS[split]
+    if not 0 <= index < per_class * len(FINE_KINDS):
         raise IndexError(
-            f"index {index}: the split {split!r} of shapes_fine starts at 0 and ends at {each * len(FINE_KINDS) - 1}"
+            f"index {index}: the split {split!r} of shapes_fine starts at 0 and ends at "
+            f"{per_class * len(FINE_KINDS) - 1}"
         )
     rng = np.random.Generator(np.random.PCG64([_STREAMS[split], index]))
-    return _scene(FINE_KINDS[index // each], rng), rng
+    return _scene(FINE_KINDS[index // per_class], rng), rng
 
 
 def _scene(fine_kind: FineKind, rng: np.random.Generator) -> Scene:
@@ -115,7 +116,7 @@ def fine_image(split: Split, index: int) -> UInt8[np.ndarray, "64 64 3"]:
 
 
 def guide_sentence(fine_kind: FineKind, rng: np.random.Generator) -> str:
-    """Returns one true sentence on a class: what distinguishes it, and other things that vary within it.
+    """Returns one true sentence on a class: its distinguishing attributes, and others that vary within it.
 
     Args:
         fine_kind: The class.

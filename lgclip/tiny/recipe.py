@@ -124,8 +124,8 @@ class Recipe(LightningModule, ABC):
         def factor(step: int) -> float:
             if step < self.warmup:
                 return (step + 1) / self.warmup
-            done = (step - self.warmup) / max(1, self.steps - self.warmup)
-            return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+            return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -68,7 +68,7 @@ class Kind:
 def _kinds() -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
     """Splits the 240 classes into (seen, held out): one color of every (shape, pattern) is held out."""
     colors = tuple(COLORS)
-    seen: list[Kind] = []
+    seen_kinds: list[Kind] = []
     held_out: list[Kind] = []
     for s, shape in enumerate(SHAPES):
         for p, pattern in enumerate(PATTERNS):
@@ -79,8 +79,8 @@ def _kinds() -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
                 if c == (3 * s + 5 * p) % len(colors):
                     held_out.append(kind)
                 else:
-                    seen.append(kind)
-    return tuple(seen), tuple(held_out)
+                    seen_kinds.append(kind)
+    return tuple(seen_kinds), tuple(held_out)
 
 
 SEEN_KINDS, HELD_OUT_KINDS = _kinds()
@@ -222,15 +222,15 @@ def scene_of(split: Split, index: int) -> tuple[Scene, np.random.Generator]:
     Raises:
         IndexError: If `index` is negative or past the split's end.
     """
-    each = _PER_CLASS.get(split)
-    if index < 0 or (each and index >= len(HELD_OUT_KINDS) * each):
+    per_class = _PER_CLASS.get(split)
+    if index < 0 or (per_class and index >= len(HELD_OUT_KINDS) * per_class):
         message = f"index {index}: the split {split!r} of shapes starts at 0"
-        if each:
-            message += f" and ends at {len(HELD_OUT_KINDS) * each - 1}"
+        if per_class:
+            message += f" and ends at {len(HELD_OUT_KINDS) * per_class - 1}"
         raise IndexError(message)
     # A random stream for each image: any of them can be rendered without those before it.
     rng = np.random.Generator(np.random.PCG64([_STREAMS[split], index]))
-    kind = HELD_OUT_KINDS[index // each] if each else SEEN_KINDS[index % len(SEEN_KINDS)]
+    kind = HELD_OUT_KINDS[index // per_class] if per_class else SEEN_KINDS[index % len(SEEN_KINDS)]
     # Eight numbers at once, of which seven are used. Whatever is added to a scene has to take the eighth, because a
     # ninth would shift the noise of every image.
     u = rng.random(8)

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-Change = Callable[[Tensor], Tensor]
+PixelTransform = Callable[[Tensor], Tensor]
 """Maps an image as bytes, (3, h, w), to another."""
 
 
-def augmentation(size: int, crop: Sequence[float], *, flip: bool, color_jitter: float, how: str = "bilinear") -> Change:
+def augmentation(
+    size: int, crop: Sequence[float], *, flip: bool, color_jitter: float, interpolation: str = "bilinear"
+) -> PixelTransform:
     """Returns a random resized crop (arXiv:1409.4842), a random flip, and color jitter.
 
     Args:
@@ -19,10 +21,10 @@ def augmentation(size: int, crop: Sequence[float], *, flip: bool, color_jitter: 
         crop: Minimum and maximum fraction of the image's area.
         flip: Whether to flip half of the images horizontally.
         color_jitter: Strength of brightness, contrast and saturation changes; 0 is none.
-        how: `bilinear` or `bicubic`.
+        interpolation: `bilinear` or `bicubic`.
     """
     steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(size, (crop[0], crop[1]), interpolation=InterpolationMode(how), antialias=True)
+        v2.RandomResizedCrop(size, (crop[0], crop[1]), interpolation=InterpolationMode(interpolation), antialias=True)
     ]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
@@ -32,16 +34,18 @@ def augmentation(size: int, crop: Sequence[float], *, flip: bool, color_jitter: 
     return v2.Compose(steps)
 
 
-def center_cropped(size: int, center_crop: float = 1.0, how: str = "bilinear", *, squash: bool = False) -> Change:
+def center_cropped(
+    size: int, center_crop: float = 1.0, interpolation: str = "bilinear", *, squash: bool = False
+) -> PixelTransform:
     """Returns the center crop of an image.
 
     Args:
         size: Height and width of the output in pixels.
         center_crop: Fraction of the shorter side that is kept.
-        how: `bilinear` or `bicubic`.
+        interpolation: `bilinear` or `bicubic`.
         squash: Whether to resize both sides to `size` without a crop.
     """
-    mode = InterpolationMode(how)
+    mode = InterpolationMode(interpolation)
     if squash:
         return v2.Resize((size, size), interpolation=mode, antialias=True)
     # The shorter side becomes size / center_crop, of which `size` pixels are the fraction `center_crop`.

@@ -34,7 +34,7 @@ def training_from_config(cfg: DictConfig) -> TrainingConfig:
 
 
 def training_inputs(parts: RunParts, context: RunContext) -> TrainingInputs:
-    """Returns what a run provides to a training; synthetic images and sentences are computed when they are needed."""
+    """Returns the inputs of a training; synthetic images and sentences are computed when they are needed."""
     return TrainingInputs(
         data=parts.data,
         encoder=parts.encoder,

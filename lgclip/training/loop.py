@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from lgclip.runtime.devices import device_name
 from lgclip.runtime.progress import Progress
-from lgclip.runtime.signals import heed
+from lgclip.runtime.signals import restore_handlers
 from lgclip.stages.context import RunContext
 from lgclip.store import remote
 from lgclip.store.cost_log import StageStats
@@ -100,7 +100,7 @@ class StepBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning installs signal handlers of its own when a fit begins; this puts back the run's.
-        heed()
+        restore_handlers()
         self._progress = Progress(
             self._title, trainer.max_steps, "step", initial=trainer.global_step, enabled=self._enabled
         )

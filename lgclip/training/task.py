@@ -24,7 +24,7 @@ from lgclip.training.predictor import TrainedPredictor
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Holds what a run provides to a training.
+    """Holds the inputs that a run provides to a training.
 
     Attributes:
         data: The data set with its splits.

@@ -126,11 +126,11 @@ def test_unusable_sources_are_one_error(source: str, message: str, saved: Path) 
 
 
 def test_images_are_read_when_their_turn_comes(saved: Path) -> None:
-    taken = []
+    seconds = []
 
     def pictures() -> Iterator[Image.Image]:
         for shade in range(6):
-            taken.append(shade)
+            seconds.append(shade)
             yield Image.new("RGB", (40, 40), (shade, 255 - shade, 7))
 
     predictions = load_classifier(saved).classify(list(pictures()), batch_size=2)

@@ -311,9 +311,9 @@ def test_selection_by_text_is_applied(classifier: ImageClassifier, tmp_path: Pat
     choice = Choice(Nearest(), ByText(keep=2), 0.0)
     path, _ = exported(with_choice(classifier, choice, text=text), tmp_path, "safetensors")
     tensors = load_file(path)
-    kept = choice.selection.select(classifier.support, text)
-    assert torch.equal(tensors["head.features"], kept.features)
-    assert torch.equal(tensors["head.labels"], kept.labels)
+    selected = choice.selection.select(classifier.support, text)
+    assert torch.equal(tensors["head.features"], selected.features)
+    assert torch.equal(tensors["head.labels"], selected.labels)
     assert "head.text" not in tensors
 
 

@@ -293,9 +293,9 @@ def test_improvement_keeps_what_helps(saved: Path, world: Sandbox, tmp_path: Pat
     assert predicted is not None
     assert lines
     new = set(classifier.image_ids) - before
-    kept = [line for line in lines if "kept the old images" not in line and "no class is" not in line]
+    remaining = [line for line in lines if "kept the old images" not in line and "no class is" not in line]
     # Random models confuse everything, so that something was tried; what was kept is in the card.
-    assert bool(new) == bool(kept) == bool(classifier.edits)
+    assert bool(new) == bool(remaining) == bool(classifier.edits)
     assert len(classifier.image_ids) == len(classifier.support.labels) == len(set(classifier.image_ids))
     replaced = before - set(classifier.image_ids)
     assert replaced <= set(classifier.dropped)

@@ -148,7 +148,7 @@ def test_killed_worker_changes_nothing(saved: Path, data: Path, on_cluster: Loca
 
 def _workers() -> list[int]:
     """Returns the processes that run a task, by the title that Ray gives them."""
-    found: list[int] = []
+    counts: list[int] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -156,8 +156,8 @@ def _workers() -> list[int]:
             except OSError:
                 continue
             if title.startswith(b"ray::classify_shard"):
-                found.append(int(entry.name))
-    return found
+                counts.append(int(entry.name))
+    return counts
 
 
 def test_no_ray(

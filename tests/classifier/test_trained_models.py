@@ -115,7 +115,7 @@ def test_damaged_model_is_one_error(sandbox: Sandbox, tmp_path: Path) -> None:
 @pytest.mark.parametrize("modality", ["text", "visual", "both"])
 def test_tuned_prompts_are_saved(modality: str, sandbox: Sandbox, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    training = make_image_folder(tmp_path / "training", each=6)
+    training = make_image_folder(tmp_path / "training", per_class=6)
     overrides = (*PROMPTS, f"prompt_tuning.modality={modality}", f"dataset.train_root={training}")
     evaluate_run(sandbox, run, *overrides)
     assert_equal_to_run(lgclip.load(run), run, sandbox)

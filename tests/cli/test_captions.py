@@ -18,9 +18,9 @@ WORDS = {
 }
 
 
-def captions(index: int, n: int = 40, **how: float) -> list[str]:
+def captions(index: int, n: int = 40, **settings: float) -> list[str]:
     scene, _ = scene_of("pretrain", index)
-    return [caption_of(scene, np.random.default_rng(seed), **how) for seed in range(n)]
+    return [caption_of(scene, np.random.default_rng(seed), **settings) for seed in range(n)]
 
 
 def mentions(caption: str, words: str) -> bool:

@@ -152,6 +152,6 @@ def test_command_is_quick_and_needs_no_network() -> None:
         "assert not {'torch', 'transformers', 'diffusers', 'open_clip', 'timm'} & sys.modules.keys()\n"
         "sys.exit(status)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "encoder=tiny" in done.stdout
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert "encoder=tiny" in completed.stdout

@@ -27,12 +27,12 @@ LAUNCHERS = {
 def run(*arguments: str, status: int = 0, **variables: str) -> str:
     """Runs `evaluate.py` from the command line and returns its output."""
     command = [sys.executable, str(ROOT / "evaluate.py"), *arguments]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
     )  # fmt: skip
-    assert done.returncode == status, done.stdout
-    return done.stdout
+    assert completed.returncode == status, completed.stdout
+    return completed.stdout
 
 
 def sweep(sandbox: Sandbox, folder: Path, *arguments: str, status: int = 0, **variables: str) -> str:

@@ -27,13 +27,13 @@ def data(name: str, root: Path) -> Path:
     return build_tree(name, root)
 
 
-def generated(root: Path, names: Sequence[str], each: int = 1) -> Path:
+def generated(root: Path, names: Sequence[str], per_class: int = 1) -> Path:
     """Creates images in the layout of LGCLIP's release; classes that share a name differ by their index."""
     rng = np.random.default_rng(0)
     for index, name in enumerate(names):
         folder = root / (f"{index:04}-{name}" if names.count(name) > 1 else name.replace("/", "_"))
         folder.mkdir(parents=True)
-        for i in range(each):
+        for i in range(per_class):
             patches = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8))
             patches.resize((40, 40)).save(folder / f"{i}_{folder.name}.jpg")
     return root

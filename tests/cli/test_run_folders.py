@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_claims_are_exclusive(tmp_path: Path) -> None:
-    wanted = tmp_path / "2026-01-01" / "12-00-00"
+    requested = tmp_path / "2026-01-01" / "12-00-00"
 
     with ThreadPoolExecutor(8) as threads:
-        folders = set(threads.map(lambda _: claim_folder(wanted, {}), range(20)))
+        folders = set(threads.map(lambda _: claim_folder(requested, {}), range(20)))
 
-    assert folders == {wanted, *(wanted.with_name(f"12-00-00_{number}") for number in range(2, 21))}
+    assert folders == {requested, *(requested.with_name(f"12-00-00_{number}") for number in range(2, 21))}
 
 
 @pytest.mark.parametrize(

@@ -269,9 +269,9 @@ def test_devices_of_a_job_share_its_config(sandbox: Sandbox, tmp_path: Path) -> 
         sys.executable, "evaluate.py", *sandbox.evaluate_overrides(), *two, f"hydra.sweep.dir={tmp_path / 'sweep'}",
         "prompts_per_class=1,2", "scales=single", "-m",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("method ") == 2, "a table a job, not one a process"
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("method ") == 2, "a table a job, not one a process"
     for name, result in results(tmp_path / "sweep").items():
         alone = evaluate_run(sandbox, tmp_path / f"alone {name}", f"prompts_per_class={int(name) + 1}")
         assert (result["metrics"], result["baselines"]) == (alone["metrics"], alone["baselines"])
@@ -330,8 +330,10 @@ def test_changed_docstring_repeats_nothing(tmp_path: Path) -> None:
     files = set()
     keys = set()
     for folder in (ROOT, copy.parent):
-        done = subprocess.run([sys.executable, "-c", compute], cwd=folder, capture_output=True, text=True, check=True)
-        file, key = done.stdout.split()
+        completed = subprocess.run(
+            [sys.executable, "-c", compute], cwd=folder, capture_output=True, text=True, check=True
+        )
+        file, key = completed.stdout.split()
         files.add(file)
         keys.add(key)
     assert len(files) == 2

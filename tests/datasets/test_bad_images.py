@@ -208,18 +208,18 @@ def test_skip_equals_a_folder_without_unreadable_images(
 def test_quarantine_copies_unreadable_images(corrupted_sandbox: Sandbox, tmp_path: Path) -> None:
     before = read_tree(corrupted_sandbox.synthetic_images)
     result = evaluate_run(corrupted_sandbox, tmp_path / "run", "on_bad_image=quarantine")
-    aside = tmp_path / "run" / "quarantine"
-    listed = [json.loads(line) for line in (aside / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
+    quarantine = tmp_path / "run" / "quarantine"
+    listed = [json.loads(line) for line in (quarantine / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [{key: entry[key] for key in entry if key != "copy"} for entry in listed] == result["skipped"]
-    assert {path.name for path in aside.iterdir()} == {"quarantine.jsonl", *(entry["copy"] for entry in listed)}
+    assert {path.name for path in quarantine.iterdir()} == {"quarantine.jsonl", *(entry["copy"] for entry in listed)}
     for entry in listed:
-        assert (aside / entry["copy"]).read_bytes() == Path(entry["file"]).read_bytes()
+        assert (quarantine / entry["copy"]).read_bytes() == Path(entry["file"]).read_bytes()
         assert re.fullmatch(rf"{entry['index']:06d}-[A-Za-z0-9-]+\.(png|jpg)", entry["copy"])
     assert read_tree(corrupted_sandbox.synthetic_images) == before
     for path in corrupted_sandbox.synthetic_images.rglob("1_*"):
         path.unlink()
     evaluate_run(corrupted_sandbox, tmp_path / "run", "on_bad_image=quarantine")
-    assert not aside.exists(), "what an earlier run left in the folder lists other images"
+    assert not quarantine.exists(), "what an earlier run left in the folder lists other images"
 
 
 def test_repaired_image_is_evaluated(corrupted_sandbox: Sandbox, tmp_path: Path) -> None:
@@ -255,10 +255,10 @@ def test_unreadable_parquet_rows_are_skipped(sandbox: Sandbox, tmp_path: Path) -
     assert (result["n"], [entry["index"] for entry in result["skipped"]]) == (4, [2, 4, 5])
     assert result["skipped"][0]["file"].endswith("data/test-00000-of-00001.parquet, row 2")
     assert "'path': '4.jpg'" in result["skipped"][1]["reason"]
-    aside = tmp_path / "run" / "quarantine"
-    assert (aside / "000002-red-star.bin").read_bytes() == images[2]
-    assert (aside / "000005-blue-moon.bin").read_bytes() == images[5]
-    assert sorted(path.name for path in aside.iterdir()) == [
+    quarantine = tmp_path / "run" / "quarantine"
+    assert (quarantine / "000002-red-star.bin").read_bytes() == images[2]
+    assert (quarantine / "000005-blue-moon.bin").read_bytes() == images[5]
+    assert sorted(path.name for path in quarantine.iterdir()) == [
         "000002-red-star.bin", "000005-blue-moon.bin", "quarantine.jsonl"
     ]  # fmt: skip
 

@@ -53,13 +53,13 @@ def test_subset_keeps_the_occurrences_of_the_complete_list(synthetic_images: Fol
         assert list(subset.target_classes) == expected
 
 
-@pytest.mark.parametrize(("each", "n"), [(1, 3), (3, 9), (4, 12), (100, 12)])
-def test_first_images_per_class_are_limited(synthetic_images: Folder, each: int, n: int) -> None:
-    first = First(synthetic_images, each)
+@pytest.mark.parametrize(("per_class", "n"), [(1, 3), (3, 9), (4, 12), (100, 12)])
+def test_first_images_per_class_are_limited(synthetic_images: Folder, per_class: int, n: int) -> None:
+    first = First(synthetic_images, per_class)
     assert len(first) == len(first.labels) == len(first.ids) == n
     assert first.class_names == synthetic_images.class_names
     assert [synthetic_images.labels[index] for index in first.places] == list(first.labels)
-    assert first.places == tuple(index for index in range(len(synthetic_images)) if index % 4 < each)
+    assert first.places == tuple(index for index in range(len(synthetic_images)) if index % 4 < per_class)
 
 
 def test_classes_are_matched_by_name(synthetic_images: Folder, tmp_path: Path) -> None:

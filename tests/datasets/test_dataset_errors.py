@@ -81,12 +81,12 @@ LOSSES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "gone", "overrides", "message"), LOSSES, ids=[f"{n} {g}" for n, g, _, _ in LOSSES])
+@pytest.mark.parametrize(("name", "deleted", "overrides", "message"), LOSSES, ids=[f"{n} {g}" for n, g, _, _ in LOSSES])
 def test_partial_tree_names_missing_files(
-    name: str, gone: str, overrides: list[str], message: str, copied_tree: CopiedTree
+    name: str, deleted: str, overrides: list[str], message: str, copied_tree: CopiedTree
 ) -> None:
     root = copied_tree(name)
-    shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
+    shutil.rmtree(root / deleted) if (root / deleted).is_dir() else (root / deleted).unlink()
     with pytest.raises(Exception, match=f"dataset={name}: {root}.* is not complete, .*{re.escape(message)}"):
         load_dataset(name, root, *overrides)
 

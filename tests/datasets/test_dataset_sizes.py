@@ -49,11 +49,11 @@ def test_training_split_without_images_is_rejected(folder: Folder, split: str, t
 
 
 @pytest.mark.parametrize(
-    ("classes", "each", "message"),
+    ("classes", "per_class", "message"),
     [((2,), 4, "ood.sketches: .* has only one class, 'red star'"), ((0, 1), 0, "ood.sketches: .* has no image")],
 )
 def test_shifted_set_of_one_class_or_no_image_is_rejected(
-    folder: Folder, classes: tuple[int, ...], each: int, message: str
+    folder: Folder, classes: tuple[int, ...], per_class: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        shifts_of(folder, {"sketches": First(Selected(folder, classes), each)})
+        shifts_of(folder, {"sketches": First(Selected(folder, classes), per_class)})

@@ -18,10 +18,10 @@ from lgclip.tiny.world import HELD_OUT_KINDS, image_of, scanned_digits
 RED = (200, 30, 10)
 
 
-def tree(root: Path, names: Sequence[str], each: int = 1, suffix: str = ".png") -> Path:
+def tree(root: Path, names: Sequence[str], per_class: int = 1, suffix: str = ".png") -> Path:
     for name in names:
         (root / name).mkdir(parents=True)
-        for i in range(each):
+        for i in range(per_class):
             Image.new("RGB", (6, 4), RED).save(root / name / f"{i}{suffix}")
     return root
 
@@ -84,7 +84,7 @@ def test_published_image_keys_are_stable() -> None:
 
 
 def test_folder_is_read_in_name_order(tmp_path: Path) -> None:
-    tree(tmp_path, ["b_c", "a"], each=2)
+    tree(tmp_path, ["b_c", "a"], per_class=2)
     tree(tmp_path, [".cache"])
     (tmp_path / "a" / "deeper").mkdir()
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "deeper" / "1.PNG")
@@ -98,7 +98,7 @@ def test_folder_is_read_in_name_order(tmp_path: Path) -> None:
 
 
 def test_id_depends_on_the_file_only(tmp_path: Path) -> None:
-    tree(tmp_path, ["a", "b"], each=2)
+    tree(tmp_path, ["a", "b"], per_class=2)
     before = Folder(str(tmp_path)).ids
     Image.new("RGB", (7, 4)).save(tmp_path / "a" / "1.png")
     after = Folder(str(tmp_path)).ids

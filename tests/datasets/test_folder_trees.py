@@ -39,9 +39,9 @@ def picture(path: Path, seed: int = 0, kind: str | None = None) -> Path:
     return path
 
 
-def tree(root: Path, folders: Sequence[str], each: int = 1) -> Path:
+def tree(root: Path, folders: Sequence[str], per_class: int = 1) -> Path:
     for number, folder in enumerate(folders):
-        for index in range(each):
+        for index in range(per_class):
             picture(root / folder / f"{index}.png", 100 * number + index)
     return root
 
@@ -197,7 +197,7 @@ LEFTOVERS = [
 
 @pytest.mark.parametrize(("place", "reason"), LEFTOVERS)
 def test_leftovers_are_counted_and_not_read(place: str, reason: str, tmp_path: Path) -> None:
-    tree(tmp_path, ["a", "b"], each=2)
+    tree(tmp_path, ["a", "b"], per_class=2)
     extra = tmp_path / "a" / place
     extra.parent.mkdir(parents=True, exist_ok=True)
     if place.endswith(".png"):
@@ -257,8 +257,8 @@ def test_images_of_every_name_are_read(name: str, kind: str, tmp_path: Path) -> 
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
-    outside = tree(tmp_path / "outside", ["more"], each=2)
-    root = tree(tmp_path / "root", ["a", "b"], each=2)
+    outside = tree(tmp_path / "outside", ["more"], per_class=2)
+    root = tree(tmp_path / "root", ["a", "b"], per_class=2)
     a = root / "a"
     (a / "linked.png").symlink_to(outside / "more" / "0.png")  # read
     (a / "again.png").symlink_to(outside / "more" / "0.png")  # the same file: read once
@@ -280,7 +280,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 
 
 def test_linked_class_folders_are_classes(tmp_path: Path) -> None:
-    outside = tree(tmp_path / "outside", ["a", "b"], each=2)
+    outside = tree(tmp_path / "outside", ["a", "b"], per_class=2)
     root = tmp_path / "root"
     root.mkdir()
     for name in ("a", "b"):
@@ -343,14 +343,14 @@ def test_every_file_is_read_or_counted(
 ) -> None:
     """Whatever lies in a tree, each file is an image of the data set once, or counted as left out, never both."""
     root = tree(tmp_path_factory.mktemp("tree"), ["a", "b"])
-    made = {root / "a" / "0.png", root / "b" / "0.png"}
+    files = {root / "a" / "0.png", root / "b" / "0.png"}
     for number, (folder, parts) in enumerate(entries):
         path = root.joinpath(folder, *parts)
-        if any(parent in made for parent in path.parents) or path.exists():
+        if any(parent in files for parent in path.parents) or path.exists():
             continue
         picture(path, number, "PNG")
-        made.add(path)
-    folders = {path.relative_to(root).parts[0] for path in made}
+        files.add(path)
+    folders = {path.relative_to(root).parts[0] for path in files}
     try:
         data = Folder(str(root))
     except ValueError as error:
@@ -358,10 +358,10 @@ def test_every_file_is_read_or_counted(
         return
 
     read = {root / file for file in data.files}
-    assert read <= made
+    assert read <= files
     assert len(read) == len(data)
     assert set(data.class_names) == folders
-    for path in made - read:
+    for path in files - read:
         places = path.relative_to(root).parts
         assert any(part.startswith(".") or part in ("Thumbs.db", "x.png~", "a.txt") for part in places)
 
@@ -398,7 +398,7 @@ def test_ids_and_source_do_not_depend_on_the_folder(tmp_path: Path) -> None:
 
 def test_hashes_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = tree(tmp_path / "root", ["a", "b"], each=3)
+    root = tree(tmp_path / "root", ["a", "b"], per_class=3)
     monkeypatch.setattr("lgclip.datasets.content_ids._YOUNG", -(10**18))
     ids = list(Folder(str(root)).ids)
     hashed: list[Path] = []

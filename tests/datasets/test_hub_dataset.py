@@ -52,9 +52,9 @@ class Loaded(Dataset[np.ndarray]):
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_read_the_same_images(start: str, tmp_path: Path) -> None:
     data = HubImages(root=str(shards(tmp_path)))
-    here = [pixels(data.image(index)) for index in range(len(data))]  # the files have been read before the fork
+    local_pixels = [pixels(data.image(index)) for index in range(len(data))]  # the files have been read before the fork
     loader = DataLoader(Loaded(data), batch_size=None, num_workers=2, multiprocessing_context=start)
-    for actual, expected in zip(loader, here, strict=True):
+    for actual, expected in zip(loader, local_pixels, strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 

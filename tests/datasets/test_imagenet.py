@@ -28,7 +28,7 @@ def wnids(indices: Sequence[int]) -> list[str]:
 
 @pytest.fixture
 def sorted_tree(tmp_path: Path) -> Path:
-    return trees.class_folders(tmp_path / "root", [f"val/{wnid}" for wnid in wnids(SOME)], each=2)
+    return trees.class_folders(tmp_path / "root", [f"val/{wnid}" for wnid in wnids(SOME)], per_class=2)
 
 
 # The lists that the package holds.
@@ -172,7 +172,7 @@ def test_missing_class_is_named(sorted_tree: Path) -> None:
 
 
 def test_incomplete_class_is_named(tmp_path: Path) -> None:
-    root = trees.class_folders(tmp_path, [f"val/{wnid}" for wnid in wnids([0, 1])], each=50)
+    root = trees.class_folders(tmp_path, [f"val/{wnid}" for wnid in wnids([0, 1])], per_class=50)
     full_dataset = ImageNet(str(root), classes=[0, 1])
     assert (len(full_dataset), full_dataset.split) == (100, "val; 2 of 1000 classes (0 1)"), "a whole class has 50"
     (root / "val" / WNIDS[1] / f"{WNIDS[1]}_7.JPEG").unlink()
@@ -211,9 +211,9 @@ def test_long_class_selections_have_different_keys(tmp_path: Path) -> None:
     assert all(split.startswith("val; 20 of 1000 classes (list ") for split in splits)
 
 
-def corrupted_root(root: Path, how: str) -> None:
+def corrupted_root(root: Path, damage: str) -> None:
     truth = root / trees.DEVKIT / "ILSVRC2012_validation_ground_truth.txt"
-    match how:
+    match damage:
         case "no devkit":
             shutil.rmtree(root / Path(trees.DEVKIT).parts[0])
         case "no meta.mat":
@@ -234,7 +234,7 @@ def corrupted_root(root: Path, how: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("damage", "message"),
     [
         ("no devkit", "not sorted by class, and there is neither .*ground_truth.txt nor LOC_val_solution.csv"),
         ("no meta.mat", r"meta\.mat is missing"),
@@ -246,10 +246,10 @@ def corrupted_root(root: Path, how: str) -> None:
         ("no images", r"holds no folder val\. Register at https://image-net.org"),
     ],
 )
-def test_unreadable_flat_tree_is_explained(how: str, message: str, tmp_path: Path) -> None:
+def test_unreadable_flat_tree_is_explained(damage: str, message: str, tmp_path: Path) -> None:
     root = trees.write(tmp_path, [f"val/{trees.val_name(i)}" for i in range(1, 6)])
     trees.devkit(root, WNIDS, TRUTH)
-    corrupted_root(root, how)
+    corrupted_root(root, damage)
     with pytest.raises(ValueError, match=f"dataset=imagenet.*{message}"):
         ImageNet(str(root), counts=False)
 

@@ -24,14 +24,14 @@ def wnids(indices: Sequence[int]) -> list[str]:
     return [WNIDS[index] for index in indices]
 
 
-def v2_tree(root: Path, split: str, indices: Sequence[int], each: int = 10) -> Path:
+def v2_tree(root: Path, split: str, indices: Sequence[int], per_class: int = 10) -> Path:
     inside = imagenet_variants.V2_FOLDERS[split]
-    return trees.class_folders(root, [f"{inside}/{index}" for index in indices], each, ".jpeg")
+    return trees.class_folders(root, [f"{inside}/{index}" for index in indices], per_class, ".jpeg")
 
 
 @pytest.mark.parametrize("split", imagenet_variants.V2_FOLDERS)
 def test_v2_folders_are_ordered_numerically(split: str, tmp_path: Path) -> None:
-    root = v2_tree(tmp_path, split, range(1000), each=1)
+    root = v2_tree(tmp_path, split, range(1000), per_class=1)
     data = ImageNetV2(str(root), split=split, counts=False)
     assert data.labels == tuple(range(1000))
     assert [int(Path(file).parent.name) for file in data.files] == list(range(1000))
@@ -92,10 +92,10 @@ def test_variants_share_one_class_list(tmp_path: Path, caplog: pytest.LogCapture
     trees.class_folders(tmp_path / "imagenet-r", wordnet_ids("imagenet_r"))
     with caplog.at_level(logging.WARNING):
         data = ImageNetShift("imagenet_r", str(tmp_path), classes=[0, 1, 2, 3])
-    held = [index for index in range(4) if WNIDS[index] in wordnet_ids("imagenet_r")]
-    assert 0 < len(held) < 4
-    assert data.class_indices == tuple(held)
-    assert data.split == f"all; {len(held)} of 200 classes ({' '.join(map(str, held))})"
+    present = [index for index in range(4) if WNIDS[index] in wordnet_ids("imagenet_r")]
+    assert 0 < len(present) < 4
+    assert data.class_indices == tuple(present)
+    assert data.split == f"all; {len(present)} of 200 classes ({' '.join(map(str, present))})"
     assert "imagenet_r has no images of classes" in caplog.text
     with pytest.raises(ValueError, match=r"imagenet_r has none of these classes"):
         ImageNetShift("imagenet_r", str(tmp_path), classes=[0, 3])
@@ -103,11 +103,11 @@ def test_variants_share_one_class_list(tmp_path: Path, caplog: pytest.LogCapture
 
 def test_subset_equals_masked_logits() -> None:
     """Checks what the docs say of -R and -A: the best of 200 equals the best of 1000 with 800 masked."""
-    held = [WNIDS.index(wnid) for wnid in wordnet_ids("imagenet_r")]
+    present = [WNIDS.index(wnid) for wnid in wordnet_ids("imagenet_r")]
     logits = np.random.default_rng(0).normal(size=(50, 1000))
     masked = np.full_like(logits, -np.inf)
-    masked[:, held] = logits[:, held]
-    np.testing.assert_array_equal(np.array(held)[logits[:, held].argmax(1)], masked.argmax(1))
+    masked[:, present] = logits[:, present]
+    np.testing.assert_array_equal(np.array(present)[logits[:, present].argmax(1)], masked.argmax(1))
 
 
 def test_missing_variant_explains_the_download(tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ def test_packed_strings_behave_like_a_list(
 ) -> None:
     if kind is PackedHashes:
         texts = [content_key({"text": repr(text)}) for text in texts]
-    held = kind(iter(texts))
-    assert list(held) == texts
-    assert held == texts
-    assert held[part] == texts[part]
-    assert [held[index - len(texts)] for index in range(len(texts))] == texts
-    assert list(pickle.loads(pickle.dumps(held))) == texts
-    assert (held == [*texts, "more"]) is False
+    packed = kind(iter(texts))
+    assert list(packed) == texts
+    assert packed == texts
+    assert packed[part] == texts[part]
+    assert [packed[index - len(texts)] for index in range(len(texts))] == texts
+    assert list(pickle.loads(pickle.dumps(packed))) == texts
+    assert (packed == [*texts, "more"]) is False
 
 
 def test_index_out_of_range_is_an_error() -> None:
@@ -40,10 +40,10 @@ def test_index_out_of_range_is_an_error() -> None:
 def test_packed_strings_use_less_than_half_of_the_memory() -> None:
     def room(make: object) -> int:
         tracemalloc.start()
-        held = make(f"class_{index % 1000:04d}/{index:06d}.jpg" for index in range(20_000))  # pyright: ignore[reportCallIssue]
+        packed = make(f"class_{index % 1000:04d}/{index:06d}.jpg" for index in range(20_000))  # pyright: ignore[reportCallIssue]
         size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        assert len(held) == 20_000
+        assert len(packed) == 20_000
         return size
 
     assert room(PackedStrings) < room(tuple) / 2

@@ -69,7 +69,7 @@ def test_public_dataset_trains_on_its_partition(name: str, dataset_root: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "split", "wanted"),
+    ("name", "split", "training_split"),
     [
         ("eurosat", "coop", "coop-train"),
         ("eurosat", "torchgeo", "torchgeo-train"),
@@ -80,10 +80,10 @@ def test_public_dataset_trains_on_its_partition(name: str, dataset_root: Path) -
         ("dtd", "partition7-val", "partition7-train"),
     ],
 )
-def test_every_partition_has_training_images(name: str, split: str, wanted: str, dataset_root: Path) -> None:
+def test_every_partition_has_training_images(name: str, split: str, training_split: str, dataset_root: Path) -> None:
     data = load_dataset(name, dataset_root / name, f"split={split}")
-    assert data.training_values() == {"split": wanted}
-    check_apart(data, load_dataset(name, dataset_root / name, f"split={wanted}"))
+    assert data.training_values() == {"split": training_split}
+    check_apart(data, load_dataset(name, dataset_root / name, f"split={training_split}"))
 
 
 @pytest.mark.parametrize(("name", "split", "ways"), [

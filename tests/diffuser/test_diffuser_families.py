@@ -147,7 +147,7 @@ def test_prompt_is_encoded_once(family: str, folders: dict[str, Path], monkeypat
 
 
 def test_embedding_cache_is_limited(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_embeddings, "KEPT", 2)
+    monkeypatch.setattr(prompt_embeddings, "MAX_CACHED", 2)
     brush = load("sd", folders["sd"])
     texts = [f"a {shape}" for shape in ("star", "ring", "moon")]
     brush.texts(texts)
@@ -155,7 +155,7 @@ def test_embedding_cache_is_limited(folders: dict[str, Path], monkeypatch: pytes
     assert brush.texts.encoded == 3
     brush.texts(texts[:1])
     assert brush.texts.encoded == 4, "the least recently used one had left"
-    assert len(brush.texts._kept) == 2
+    assert len(brush.texts._cached) == 2
 
 
 def test_unknown_family_gets_plain_prompts(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

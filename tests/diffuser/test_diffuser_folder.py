@@ -111,7 +111,7 @@ def test_images_are_ordered_by_number(tmp_path: Path) -> None:
 
 
 def test_first_images_are_used_in_place(tmp_path: Path) -> None:
-    root = make_release_folder(tmp_path / "root", each=12)
+    root = make_release_folder(tmp_path / "root", per_class=12)
     generated = synthetic_images(root, tmp_path / "store", 11)
     assert [path.name for path in generated.paths[11:22] if path] == [f"{i}_green ring.jpg" for i in range(11)]
     assert [(p.class_index, p.text, p.repeat) for p in generated.prompts[:2]] == [(0, "", 0), (0, "", 1)]

@@ -156,8 +156,8 @@ def test_squash_keeps_interpolation_and_normalization() -> None:
         listed: Any = open_clip.get_model_config(model)
         config = open_clip.get_pretrained_cfg(model, tag)
         size = listed["vision_cfg"]["image_size"]
-        way = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[config["interpolation"]]
-        gray = np.asarray(image.resize((size, size), way), np.float32) / 255
+        modes = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+        gray = np.asarray(image.resize((size, size), modes[config["interpolation"]]), np.float32) / 255
         expected = (gray - np.float32(config["mean"])) / np.float32(config["std"])
         actual = OpenClip(model, tag).transform(squash=True)(image)
         np.testing.assert_allclose(actual.permute(1, 2, 0), expected, atol=1e-6)

@@ -193,9 +193,9 @@ def test_chat_template_is_sandboxed(tmp_path: Path, marker_file: Path) -> None:
     reach = f"cycler.__init__.__globals__.os.mkdir({str(marker_file)!r})"
     malicious = f"{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{{{ {reach} }}}}"
     (folder / "chat_template.jinja").write_text(malicious)
-    pen = LocalLLM(str(folder), max_rounds=1, max_new_tokens=2).load(CPU)
+    writer = LocalLLM(str(folder), max_rounds=1, max_new_tokens=2).load(CPU)
     with pytest.raises(Exception, match=r"unsafe|not safely|SecurityError|undefined") as raised:
-        list(pen([Task(TargetClass(0, "cat", ""), 1)], 0))
+        list(writer([Task(TargetClass(0, "cat", ""), 1)], 0))
     assert not isinstance(raised.value, PromptError)
     assert not marker_file.exists()
 
@@ -218,10 +218,10 @@ WAYS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["typed", "file"])
+@pytest.mark.parametrize("source", ["typed", "file"])
 @pytest.mark.parametrize(("values", "expected"), WAYS, ids=[values[-1] for values, _ in WAYS])
 def test_config_cannot_enable_remote_code(
-    how: str,
+    source: str,
     values: list[str],
     expected: str,
     fresh_sandbox: Sandbox,
@@ -233,7 +233,7 @@ def test_config_cannot_enable_remote_code(
     component(folder, marker_file)
     payload(folder, marker_file, "pipeline.py")
     overrides = [value.replace("MODEL", str(folder)) for value in values]
-    if how == "file":
+    if source == "file":
         key, _, value = overrides.pop().removeprefix("+").partition("=")
         *groups, last = key.split(".")
         content: dict[str, Any] = {last: True if value == "true" else value}
@@ -242,7 +242,7 @@ def test_config_cannot_enable_remote_code(
         (root / "own" / "experiment").mkdir(parents=True)
         (root / "own" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{json.dumps(content)}\n")
         overrides.append("experiment=mine")
-    config_dir = ["--config-dir", str(root / "own")] if how == "file" else []
+    config_dir = ["--config-dir", str(root / "own")] if source == "file" else []
     overrides = [
         *config_dir,
         *fresh_sandbox.evaluate_overrides(),

@@ -128,8 +128,8 @@ def test_preprocessing_matches_timm_or_squash(
     expected: Any = create_transform(**settings, is_training=False)
     image = picture(*size)
     assert torch.equal(Timm(str(copy)).transform()(image), expected(image))
-    way = getattr(Image.Resampling, settings["interpolation"].upper())
-    gray = np.asarray(image.resize((32, 32), way), np.float32) / 255
+    resampling = getattr(Image.Resampling, settings["interpolation"].upper())
+    gray = np.asarray(image.resize((32, 32), resampling), np.float32) / 255
     squashed = (gray - np.float32(settings["mean"])) / np.float32(settings["std"])
     np.testing.assert_allclose(Timm(str(copy)).transform(squash=True)(image).permute(1, 2, 0), squashed, atol=1e-6)
 

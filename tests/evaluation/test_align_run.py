@@ -27,7 +27,9 @@ POOL = 40
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder of unlabelled images; its sub-folders have other names than the classes."""
-    return make_image_folder(tmp_path_factory.mktemp("pool") / "unsorted", ("one place", "another"), each=POOL // 2)
+    return make_image_folder(
+        tmp_path_factory.mktemp("pool") / "unsorted", ("one place", "another"), per_class=POOL // 2
+    )
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,14 @@ from lgclip.methods.zero_shot import ZeroShot
 from lgclip.types import Role
 
 CLASSES = 4
-EACH = 5
+PER_CLASS = 5
 WIDTH = 8
 
 
-def support(seed: int, noise: float = 1.2, each: int = EACH) -> SupportSet:
+def support(seed: int, noise: float = 1.2, per_class: int = PER_CLASS) -> SupportSet:
     generator = torch.Generator().manual_seed(seed)
     centers = torch.randn(CLASSES, WIDTH, generator=generator)
-    labels = torch.arange(CLASSES).repeat_interleave(each)
+    labels = torch.arange(CLASSES).repeat_interleave(per_class)
     features = centers[labels] + noise * torch.randn(len(labels), WIDTH, generator=generator)
     return SupportSet(normalize(features, dim=1), labels, CLASSES)
 
@@ -154,10 +154,10 @@ def test_left_out_images_are_scored_by_the_rest(rule: ScoringRule) -> None:
     images = support(1)
     scores = []
     labels = []
-    for fold in range(EACH):  # one of every class, written out
-        rest = [c * EACH + i for c, i in product(range(CLASSES), range(EACH)) if i != fold]
+    for fold in range(PER_CLASS):  # one of every class, written out
+        rest = [c * PER_CLASS + i for c, i in product(range(CLASSES), range(PER_CLASS)) if i != fold]
         score = rule.fit(images.take(torch.tensor(rest)))
-        scores += [score(images.features[[c * EACH + fold]]) for c in range(CLASSES)]
+        scores += [score(images.features[[c * PER_CLASS + fold]]) for c in range(CLASSES)]
         labels += range(CLASSES)
     temperature = temperature_of(Choice(rule, First(), 0.0), References(images))
     assert temperature.fitted_on == "synthetic images"
@@ -169,15 +169,15 @@ def test_nothing_is_fitted_without_left_out_images() -> None:
     images = support(1)
     text = normalize(torch.randn(CLASSES, WIDTH), dim=1)
     choice = Choice(Mean(), First(), 0.0)
-    one_of_class_0 = images.take(torch.arange(CLASSES * EACH) >= EACH - 1)
-    for given_images in (support(1, each=1), one_of_class_0):
-        temperature = temperature_of(choice, References(given_images, text))
+    one_of_class_0 = images.take(torch.arange(CLASSES * PER_CLASS) >= PER_CLASS - 1)
+    for fitted_on in (support(1, per_class=1), one_of_class_0):
+        temperature = temperature_of(choice, References(fitted_on, text))
         assert temperature == NOT_FITTED == (1.0, "not fitted")
         assert not temperature.is_fitted
-    probs = (choice.fit(support(1, each=1), None)(images.features) / NOT_FITTED.value).softmax(dim=1)
+    probs = (choice.fit(support(1, per_class=1), None)(images.features) / NOT_FITTED.value).softmax(dim=1)
     assert probs.max() < 0.9, "no probability is sure that nothing was fitted for"
-    for given_images in (images, None):
-        assert temperature_of(choice._replace(text_weight=1.0), References(given_images, text)) == DEFAULT_TEMPERATURE
+    for fitted_on in (images, None):
+        assert temperature_of(choice._replace(text_weight=1.0), References(fitted_on, text)) == DEFAULT_TEMPERATURE
 
 
 def test_separable_images_have_a_temperature() -> None:
@@ -219,10 +219,10 @@ class Counting(Mean):
         return super().fit(support)
 
 
-@pytest.mark.parametrize(("each", "folds"), [(4, 4), (25, 10)])
-def test_folds_are_at_most_ten(each: int, folds: int) -> None:
+@pytest.mark.parametrize(("per_class", "folds"), [(4, 4), (25, 10)])
+def test_folds_are_at_most_ten(per_class: int, folds: int) -> None:
     rule = Counting(seen=([],))
-    temperature_of(Choice(rule, Medoid(3), 0.0), References(support(0, each=each)))
+    temperature_of(Choice(rule, Medoid(3), 0.0), References(support(0, per_class=per_class)))
     assert rule.seen[0] == [3 * CLASSES] * folds
 
 

@@ -164,15 +164,15 @@ def test_packed_classifier_needs_no_encoder(
 
 def test_added_classes_are_built_by_both_encoders(world: Sandbox, second: tuple[str, ...]) -> None:
     options = [*build_overrides(world), *second, "encoder_weights=equal"]
-    whole = lgclip.build(NAMES, llm="template", overrides=options)
+    built = lgclip.build(NAMES, llm="template", overrides=options)
     grown = lgclip.build(NAMES[:2], llm="template", overrides=options)
     grown.add(NAMES[2])
-    assert whole.support is not None
+    assert built.support is not None
     assert grown.support is not None
-    assert torch.equal(whole.support.features, grown.support.features)
-    assert grown.choice == whole.choice
-    assert classified(grown, world) == classified(whole, world)
-    assert list(whole.settings["encoder"]) == ["_target_", "first", "second"]
+    assert torch.equal(built.support.features, grown.support.features)
+    assert grown.choice == built.choice
+    assert classified(grown, world) == classified(built, world)
+    assert list(built.settings["encoder"]) == ["_target_", "first", "second"]
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,10 @@ def test_result_is_equal_on_two_devices(world: Sandbox, second: tuple[str, ...],
         f"hydra.run.dir={tmp_path / 'several'}", "trainer.devices=2", "trainer.strategy=ddp",
     ]  # fmt: skip
     environment = {**os.environ, **QUIET_ENVIRONMENT}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    completed = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert completed.returncode == 0, completed.stderr[-3000:]
     predictions = [(tmp_path / run / "predictions.csv").read_bytes() for run in ("one", "several")]
     assert predictions[0] == predictions[1]
 

@@ -95,9 +95,9 @@ def test_unknown_photographs_are_rejected(kind: str, folders: Path, store: Path,
     unknown = list(classifier.classify(sorted((folders / "unknown").glob("*.png"))))
     assert len(unknown) == len(UNKNOWN) * 5
     rejected = np.mean([bool(prediction.rejected) for prediction in unknown])
-    kept = np.mean([not prediction.rejected for prediction in known])
+    accepted = np.mean([not prediction.rejected for prediction in known])
     assert rejected >= 0.9
-    assert kept >= 1 - rejected + 0.25, "a threshold that rejects everything would keep none"
+    assert accepted >= 1 - rejected + 0.25, "a threshold that rejects everything would keep none"
     labels = [True] * len(known) + [False] * len(unknown)
     assert roc_auc_score(labels, [prediction.score or 0.0 for prediction in known + unknown]) >= 0.9
     assert np.mean([prediction.label == Path(prediction.path).parent.name for prediction in known]) >= 0.9
@@ -145,9 +145,9 @@ def test_example_runs_as_its_page_shows(tmp_path: Path, monkeypatch: pytest.Monk
     printed = []
     for program, *arguments in commands:
         start = [sys.executable, "-m", "lgclip"] if program == "lgclip" else [sys.executable]
-        done = subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        printed.append(done.stdout)
+        completed = subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert completed.returncode == 0, completed.stderr[-3000:]
+        printed.append(completed.stdout)
     _, measured, evaluated, built, _ = printed
     accuracy = re.search(r"photographs: (\d+) of 70 correct", measured)
     assert accuracy, measured

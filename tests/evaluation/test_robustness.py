@@ -45,11 +45,11 @@ def test_shift_interval_is_newcombe(counts: tuple[int, int], shares: tuple[float
 @pytest.mark.slow
 def test_ratio_interval_has_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
-    held = []
+    covered = []
     for _ in range(400):
         low, high = shift_of(rng.random(300) < 0.8, rng.random(200) < 0.5)["ratio_ci95"]
-        held.append(low <= 0.5 / 0.8 <= high)
-    assert 0.92 <= np.mean(held) <= 0.98
+        covered.append(low <= 0.5 / 0.8 <= high)
+    assert 0.92 <= np.mean(covered) <= 0.98
 
 
 def test_empty_dataset_is_rejected() -> None:
@@ -101,12 +101,12 @@ def test_effective_robustness_interval_has_nominal_coverage(slope: float) -> Non
     line = Line(slope, -0.4, 5, fitted=True)
     truth = 0.55 - float(expit(slope * logit(0.75) - 0.4))
     rng = np.random.default_rng(3)
-    held = []
+    covered = []
     for _ in range(400):
         inside, shifted = (Accuracy(float(rng.binomial(n, p) / n), n) for n, p in ((250, 0.75), (200, 0.55)))
         low, high = effective_robustness(inside, shifted, line)["rho_ci95"]
-        held.append(low <= truth <= high)
-    assert 0.92 <= np.mean(held) <= 0.98
+        covered.append(low <= truth <= high)
+    assert 0.92 <= np.mean(covered) <= 0.98
 
 
 def test_extreme_accuracies_are_corrected() -> None:

@@ -178,15 +178,15 @@ def test_detectable_difference_has_80_percent_power(n: int, discordant: float) -
 
 @given(st.integers(6, 100_000), st.floats(0, 1))
 def test_detectable_difference_shrinks_with_more_images(n: int, discordant: float) -> None:
-    here, more_images, fewer = (
+    difference, more_images, fewer = (
         detectable(images, share)["difference"]
         for images, share in ((n, discordant), (2 * n, discordant), (n, discordant / 2))
     )
-    assert here is not None
+    assert difference is not None
     assert more_images is not None
     assert fewer is not None
-    assert 0 < more_images < here <= 1
-    assert fewer <= here + 1e-12
+    assert 0 < more_images < difference <= 1
+    assert fewer <= difference + 1e-12
 
 
 def test_five_images_detect_no_difference() -> None:

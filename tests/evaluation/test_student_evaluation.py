@@ -38,13 +38,13 @@ SMALL = (
 @pytest.fixture(scope="module")
 def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Creates training images of the same classes with other patches than the test images."""
-    return make_image_folder(tmp_path_factory.mktemp("training"), each=2 * IMAGES_PER_CLASS)
+    return make_image_folder(tmp_path_factory.mktemp("training"), per_class=2 * IMAGES_PER_CLASS)
 
 
 @pytest.fixture(scope="module")
 def shifted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Creates images of two of the three classes in another order."""
-    return make_image_folder(tmp_path_factory.mktemp("shifted"), (NAMES[2], NAMES[0]), each=5)
+    return make_image_folder(tmp_path_factory.mktemp("shifted"), (NAMES[2], NAMES[0]), per_class=5)
 
 
 def load_student(sandbox: Sandbox) -> StudentEncoder:

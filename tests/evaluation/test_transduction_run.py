@@ -135,7 +135,7 @@ def test_one_image_per_class_starts_at_the_default_temperature(world: Sandbox, t
 
 
 def test_shifted_sets_are_pools_of_their_own(world: Sandbox, tmp_path: Path) -> None:
-    shifted = make_image_folder(tmp_path / "shifted", each=2)
+    shifted = make_image_folder(tmp_path / "shifted", per_class=2)
     result = evaluate_run(
         world, tmp_path / "run", "transduction=stata",
         "+ood.sketch._target_=lgclip.datasets.folder.Folder", f"+ood.sketch.root={shifted}",
@@ -163,8 +163,10 @@ def test_result_is_equal_on_any_number_of_devices(world: Sandbox, tmp_path: Path
         f"hydra.run.dir={tmp_path / 'several'}", f"trainer.devices={devices}", "trainer.strategy=ddp",
     ]  # fmt: skip
     environment = {**os.environ, **QUIET_ENVIRONMENT}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    completed = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert completed.returncode == 0, completed.stderr[-3000:]
     predictions = [(tmp_path / run / "predictions.csv").read_bytes() for run in ("one", "several")]
     assert predictions[0] == predictions[1]
 

@@ -18,7 +18,7 @@ from lgclip.methods.shots import Shots
 
 CLASSES = 6
 WIDTH = 24
-EACH = 8
+PER_CLASS = 8
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -33,8 +33,8 @@ class World:
         centers = rng.normal(size=(CLASSES, WIDTH))
         common = rng.normal(size=WIDTH)
         moved = shift * rng.normal(size=WIDTH)
-        self.labels = np.repeat(np.arange(CLASSES), EACH)
-        noises = noise * rng.normal(size=(2, CLASSES * EACH, WIDTH))
+        self.labels = np.repeat(np.arange(CLASSES), PER_CLASS)
+        noises = noise * rng.normal(size=(2, CLASSES * PER_CLASS, WIDTH))
         self.synthetic = unit(centers[self.labels] + common + noises[0])
         self.real = unit(centers[self.labels] + common + moved + noises[1])
         self.text = unit(centers + 2 * rng.normal(size=WIDTH))
@@ -77,11 +77,11 @@ def test_plain_means_match_numpy() -> None:
 def test_estimated_shares_match_numpy() -> None:
     world = World()
     alignment = PoolAlignment(least=1, shrinkage=0.0, shares="estimated")
-    fitted = alignment.fit(world.pool[:EACH], world.references)  # one class alone
+    fitted = alignment.fit(world.pool[:PER_CLASS], world.references)  # one class alone
     means = np.stack([world.synthetic[world.labels == label].mean(axis=0) for label in range(CLASSES)])
     # The temperature is that of left-out synthetic images, which separate perfectly here: any small one does.
     shares = np.eye(CLASSES)[0]
-    expected = world.real[:EACH].mean(axis=0) - shares @ means
+    expected = world.real[:PER_CLASS].mean(axis=0) - shares @ means
     assert fitted.offset is not None
     np.testing.assert_allclose(fitted.offset, expected, atol=0.02)
 
@@ -104,7 +104,7 @@ def test_few_classes_are_not_removed() -> None:
         world = World(seed, shift=0.0, noise=1.2)
         for shares, accuracies in (("equal", plain), ("estimated", estimated), ("auto", automatic)):
             alignment = PoolAlignment(shares=shares, shrinkage=0.0)
-            accuracies.append(world.accuracy(alignment.fit(world.pool[: 2 * EACH], world.references)))
+            accuracies.append(world.accuracy(alignment.fit(world.pool[: 2 * PER_CLASS], world.references)))
     assert np.mean(estimated) > np.mean(plain) + 0.05
     assert automatic == estimated
 

@@ -15,13 +15,13 @@ from lgclip.methods.scoring import GDA, Mean, Nearest, WeightedKNN
 from lgclip.methods.selection import First, Medoid
 
 CLASSES = 4
-EACH = 5
+PER_CLASS = 5
 
 
 def support(seed: int, noise: float = 1.2) -> SupportSet:
     generator = torch.Generator().manual_seed(seed)
     centers = torch.randn(CLASSES, 8, generator=generator)
-    labels = torch.arange(CLASSES).repeat_interleave(EACH)
+    labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
     return SupportSet(
         normalize(centers[labels] + noise * torch.randn(len(labels), 8, generator=generator), dim=1), labels, CLASSES
     )
@@ -30,11 +30,11 @@ def support(seed: int, noise: float = 1.2) -> SupportSet:
 def left_out_right(choice: Choice, images: SupportSet, text: torch.Tensor | None) -> int:
     """Counts correct predictions with one image of every class left out at a time."""
     right = 0
-    for fold in range(EACH):
-        rest = [c * EACH + i for c, i in product(range(CLASSES), range(EACH)) if i != fold]
+    for fold in range(PER_CLASS):
+        rest = [c * PER_CLASS + i for c, i in product(range(CLASSES), range(PER_CLASS)) if i != fold]
         score = choice.fit(images.take(torch.tensor(rest)), text)
         for c in range(CLASSES):
-            right += int(score(images.features[[c * EACH + fold]]).argmax()) == c
+            right += int(score(images.features[[c * PER_CLASS + fold]]).argmax()) == c
     return right
 
 
@@ -51,7 +51,7 @@ def test_best_candidate_is_selected(seed: int) -> None:
     counts = [left_out_right(candidate, images, None) for candidate in candidates]
     assert counts[candidates.index(chosen)] == max(counts)
     assert chosen == candidates[counts.index(max(counts))]
-    assert accuracy == pytest.approx(max(counts) / (CLASSES * EACH))
+    assert accuracy == pytest.approx(max(counts) / (CLASSES * PER_CLASS))
 
 
 def test_text_weights_are_tried_only_with_both() -> None:

@@ -19,14 +19,14 @@ from lgclip.methods.shots import Shots
 
 CHOICE = Choice(Mean(), First(), 0.0)
 CLASSES = 4
-EACH = 5
+PER_CLASS = 5
 WIDTH = 6
 
 
-def support(seed: int, noise: float = 0.8, each: int = EACH) -> SupportSet:
+def support(seed: int, noise: float = 0.8, per_class: int = PER_CLASS) -> SupportSet:
     generator = torch.Generator().manual_seed(seed)
     centers = torch.randn(CLASSES, WIDTH, generator=generator)
-    labels = torch.arange(CLASSES).repeat_interleave(each)
+    labels = torch.arange(CLASSES).repeat_interleave(per_class)
     features = centers[labels] + noise * torch.randn(len(labels), WIDTH, generator=generator)
     return SupportSet(normalize(features, dim=1), labels, CLASSES)
 
@@ -40,10 +40,10 @@ def predicted(images: SupportSet) -> Forecast:
 @given(st.integers(0, 10**6))
 def test_forecast_equals_a_loop(seed: int) -> None:
     images = support(seed)
-    features = images.features.double().numpy().reshape(CLASSES, EACH, WIDTH)
-    scores_of = np.zeros((CLASSES, EACH, CLASSES))
+    features = images.features.double().numpy().reshape(CLASSES, PER_CLASS, WIDTH)
+    scores_of = np.zeros((CLASSES, PER_CLASS, CLASSES))
     other = np.zeros((CLASSES, CLASSES))
-    for fold in range(EACH):
+    for fold in range(PER_CLASS):
         means = np.delete(features, fold, axis=1).mean(axis=1)
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         for index in range(CLASSES):
@@ -58,8 +58,8 @@ def test_forecast_equals_a_loop(seed: int) -> None:
     result = predicted(images)
     np.testing.assert_allclose([item.expected for item in result.classes], expected, atol=1e-5)
     assert result.expected == pytest.approx(expected.mean(), abs=1e-5)
-    assert result.images == CLASSES * EACH
-    fractions = (other + other.T) / (2 * EACH)
+    assert result.images == CLASSES * PER_CLASS
+    fractions = (other + other.T) / (2 * PER_CLASS)
     named = {(pair.first, pair.second): pair.fraction for pair in result.pairs}
     assert named.keys() == {(a, b) for a in range(CLASSES) for b in range(a + 1, CLASSES) if fractions[a, b] >= 0.1}
     for (first, second), fraction in named.items():
@@ -75,7 +75,7 @@ def test_interval_spans_both_values(seed: int) -> None:
     fraction = float((left_out.scores.argmax(dim=1) == left_out.labels).double().mean())
     result = predicted(images)
     probability = 2 * result.expected - fraction
-    count = CLASSES * EACH
+    count = CLASSES * PER_CLASS
     ends = [binomtest(k, count).proportion_ci(0.95, method="wilson") for k in (0, count)]
     assert ends[0].low - 1e-9 <= result.low <= min(fraction, probability) + 1e-6
     assert max(fraction, probability) - 1e-6 <= result.high <= ends[1].high + 1e-9
@@ -84,7 +84,7 @@ def test_interval_spans_both_values(seed: int) -> None:
 def test_interval_of_certain_images_is_wilsons() -> None:
     result = predicted(support(1, noise=0.001))
     assert result.expected == pytest.approx(1, abs=1e-6)
-    interval = binomtest(CLASSES * EACH, CLASSES * EACH).proportion_ci(0.95, method="wilson")
+    interval = binomtest(CLASSES * PER_CLASS, CLASSES * PER_CLASS).proportion_ci(0.95, method="wilson")
     assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_confused_classes_are_named() -> None:
     images = support(3, noise=0.01)
     features = images.features.clone()
     # The second half of class 1 looks like class 2.
-    features[EACH + 2 : 2 * EACH] = features[2 * EACH : 2 * EACH + 3]
+    features[PER_CLASS + 2 : 2 * PER_CLASS] = features[2 * PER_CLASS : 2 * PER_CLASS + 3]
     result = predicted(images._replace(features=features))
     worst = result.classes[1]
     assert worst.confused_with == 2
@@ -103,7 +103,7 @@ def test_confused_classes_are_named() -> None:
 
 
 def test_nothing_is_predicted_without_left_out_images() -> None:
-    assert forecast(CHOICE, References(support(0, each=1))) is None
+    assert forecast(CHOICE, References(support(0, per_class=1))) is None
     text = normalize(torch.randn(CLASSES, WIDTH), dim=1)
     assert forecast(CHOICE._replace(text_weight=1.0), References(support(0), text)) is None
     assert forecast(CHOICE._replace(text_weight=1.0), References(None, text)) is None
@@ -112,7 +112,7 @@ def test_nothing_is_predicted_without_left_out_images() -> None:
 def test_shots_are_left_out_with_all_their_repeats() -> None:
     """A copy of the image that is left out would make its score 1."""
     images = support(0)
-    real = support(7, each=2)
+    real = support(7, per_class=2)
     shots = Shots(real.features, real.labels, tuple("abcdefgh"), repeats=50)
     left_out = left_out_scores(CHOICE, References(images, None, shots), synthetic=False)
     assert len(left_out.labels) == CLASSES * 2
@@ -126,7 +126,7 @@ def test_shots_are_left_out_with_all_their_repeats() -> None:
         expected = CHOICE.fit(rest, None)(real.features[mask])
         torch.testing.assert_close(left_out.scores[fold * CLASSES : (fold + 1) * CLASSES], expected)
     everything = left_out_scores(CHOICE, References(images, None, shots))
-    assert len(everything.labels) == CLASSES * (EACH + 2)
+    assert len(everything.labels) == CLASSES * (PER_CLASS + 2)
     # Synthetic images are scored with the real ones among the prototypes.
     without = left_out_scores(CHOICE, References(images))
-    assert not torch.equal(everything.scores[: CLASSES * EACH], without.scores)
+    assert not torch.equal(everything.scores[: CLASSES * PER_CLASS], without.scores)

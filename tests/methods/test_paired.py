@@ -13,7 +13,7 @@ from lgclip.methods.scoring import GDA, Affinity, Mean, Nearest, ScoringRule, We
 from lgclip.methods.selection import ByText, First
 
 CLASSES = 5
-EACH = 6
+PER_CLASS = 6
 WIDTHS = (7, 4)
 RULES = [Mean(), Mean(False), GDA(), Nearest(2), WeightedKNN(5), Affinity()]
 
@@ -28,8 +28,8 @@ def encoded(seed: int, width: int, labels: np.ndarray, noise: float) -> np.ndarr
     return unit(unit(centers)[labels] + noise * np.random.default_rng(seed).normal(size=(len(labels), width)))
 
 
-def images(seed: int, each: int, noises: tuple[float, float] = (0.2, 0.4)) -> SupportSet:
-    labels = np.arange(CLASSES * each) % CLASSES
+def images(seed: int, per_class: int, noises: tuple[float, float] = (0.2, 0.4)) -> SupportSet:
+    labels = np.arange(CLASSES * per_class) % CLASSES
     blocks = [encoded(seed + place, width, labels, noises[place]) for place, width in enumerate(WIDTHS)]
     features = np.concatenate(blocks, axis=1) / np.sqrt(2)
     return SupportSet(torch.from_numpy(features), torch.from_numpy(labels), CLASSES)
@@ -38,7 +38,7 @@ def images(seed: int, each: int, noises: tuple[float, float] = (0.2, 0.4)) -> Su
 def left_out_of(rule: ScoringRule, half: SupportSet) -> np.ndarray:
     """Scores each image by the others, one image of every class left out at a time; in the order of the images."""
     scores = []
-    for place in range(EACH):
+    for place in range(PER_CLASS):
         rows = torch.arange(place * CLASSES, (place + 1) * CLASSES)
         rest = np.setdiff1d(np.arange(len(half.labels)), rows.numpy())
         scores.append(rule.fit(half.take(torch.from_numpy(rest)))(half.features[rows]).numpy())
@@ -55,9 +55,9 @@ def margin_clearness(scores: np.ndarray, labels: np.ndarray) -> float:
 @pytest.mark.parametrize("weights", ["global", "per_class", "equal"])
 @pytest.mark.parametrize("rule", RULES, ids=["mean", "mean_raw", "gda", "nearest", "knn", "affinity"])
 def test_scores(rule: ScoringRule, weights: str) -> None:
-    support, queries = images(0, EACH), images(50, 3)
+    support, queries = images(0, PER_CLASS), images(50, 3)
     standardized, scored, precisions = [], [], []
-    labels = np.arange(CLASSES * EACH) % CLASSES
+    labels = np.arange(CLASSES * PER_CLASS) % CLASSES
     for half, query in zip(halves(support, WIDTHS[0]), halves(queries, WIDTHS[0]), strict=True):
         left_out = left_out_of(rule, half)
         mean, spread = left_out.mean(), left_out.std(ddof=1)
@@ -82,7 +82,7 @@ def test_scores(rule: ScoringRule, weights: str) -> None:
 
 @pytest.mark.parametrize("is_second", [False, True])
 def test_single_encoder_scores_as_by_itself(is_second: bool) -> None:
-    support, queries = images(0, EACH), images(50, 3)
+    support, queries = images(0, PER_CLASS), images(50, 3)
     half, query = halves(support, WIDTHS[0])[is_second], halves(queries, WIDTHS[0])[is_second]
     rule = SingleEncoder(GDA(), WIDTHS[0], is_second)
     assert torch.equal(rule.fit(support)(queries.features), GDA().fit(half)(query.features))
@@ -91,7 +91,7 @@ def test_single_encoder_scores_as_by_itself(is_second: bool) -> None:
 
 
 def test_text_is_compared_with_the_first_encoder_alone() -> None:
-    support, queries = images(0, EACH), images(50, 3)
+    support, queries = images(0, PER_CLASS), images(50, 3)
     sentences = torch.from_numpy(unit(np.random.default_rng(3).normal(size=(CLASSES, WIDTHS[0]))))
     text = torch.nn.functional.pad(sentences, (0, WIDTHS[1]))
     first = halves(queries, WIDTHS[0])[0].features
@@ -132,7 +132,7 @@ def test_noise_as_second_encoder_costs_little() -> None:
 
 
 def test_two_views_of_the_same_thing_are_better_than_either() -> None:
-    support, queries = images(0, EACH, (0.6, 0.6)), images(50, 200, (0.6, 0.6))
+    support, queries = images(0, PER_CLASS, (0.6, 0.6)), images(50, 200, (0.6, 0.6))
     rules = [Paired(Mean(), WIDTHS[0]), SingleEncoder(Mean(), WIDTHS[0]), SingleEncoder(Mean(), WIDTHS[0], True)]
     both, *singles = [
         float((rule.fit(support)(queries.features).argmax(dim=1) == queries.labels).double().mean()) for rule in rules
@@ -174,7 +174,7 @@ def test_a_single_image_a_class_needs_no_leave_one_out(weights: str) -> None:
 
 
 def test_order_of_images_changes_nothing() -> None:
-    support, queries = images(0, EACH), images(50, 3)
+    support, queries = images(0, PER_CLASS), images(50, 3)
     # Within the order of each class, which decides the folds.
     order = torch.argsort(support.labels, stable=True)
     expected = Paired(Mean(), WIDTHS[0]).fit(support)(queries.features)
@@ -182,7 +182,7 @@ def test_order_of_images_changes_nothing() -> None:
 
 
 def test_calibration_tries_the_parameters_of_the_rule() -> None:
-    support = images(0, EACH)
+    support = images(0, PER_CLASS)
     rule = Paired(Nearest(3), WIDTHS[0])
     assert [candidate.rule for candidate in rule.candidates()] == list(Nearest(3).candidates())  # pyright: ignore
     fitted = fit_choice(Choice(rule, First(), 0.0), LeaveOneOut(), References(support))
@@ -191,17 +191,17 @@ def test_calibration_tries_the_parameters_of_the_rule() -> None:
 
 
 def test_selection_by_text_uses_the_kept_images() -> None:
-    support = images(0, EACH)
+    support = images(0, PER_CLASS)
     sentences = torch.from_numpy(unit(np.random.default_rng(3).normal(size=(CLASSES, WIDTHS[0]))))
     text = torch.nn.functional.pad(sentences, (0, WIDTHS[1]))
     choice = Choice(Paired(Mean(), WIDTHS[0]), ByText(keep=3), 0.0)
-    kept = choice.selection.select(support, text)
+    selected = choice.selection.select(support, text)
     queries = images(50, 3).features
-    assert torch.equal(choice.fit(support, text)(queries), choice.rule.fit(kept)(queries))
+    assert torch.equal(choice.fit(support, text)(queries), choice.rule.fit(selected)(queries))
 
 
 def test_left_out_scores_learn_the_weights_once() -> None:
-    support = images(0, EACH)
+    support = images(0, PER_CLASS)
     rule = Paired(Mean(), WIDTHS[0])
     fixed = rule.fixed(support)
     rest = torch.arange(CLASSES, len(support.labels))

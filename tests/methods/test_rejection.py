@@ -31,11 +31,11 @@ CHOICE = Choice(Mean(), First(), 0.0)
 WIDTH = 8
 
 
-def clusters(first: int, count: int, each: int = 6, noise: float = 0.3) -> SupportSet:
+def clusters(first: int, count: int, per_class: int = 6, noise: float = 0.3) -> SupportSet:
     """Returns images around `count` fixed centers, from center `first` on."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(20, WIDTH, generator=generator)[first : first + count]
-    labels = torch.arange(count).repeat_interleave(each)
+    labels = torch.arange(count).repeat_interleave(per_class)
     generator.manual_seed(first + 1)
     features = centers[labels] + noise * torch.randn(len(labels), WIDTH, generator=generator)
     return SupportSet(normalize(features, dim=1), labels, count)
@@ -117,19 +117,19 @@ def test_unknown_things_are_rejected() -> None:
 
 
 def test_quality_is_that_of_unknown_things() -> None:
-    """A negative is compared with the other negatives only: by its own prototype, each would be told at once."""
+    """A negative is compared with the other negatives only: by its own prototype, each would be recognized."""
     support = clusters(0, 3)
-    negatives = clusters(3, 4, each=3)
+    negatives = clusters(3, 4, per_class=3)
     result = fitted(Rejection(score="negatives"), negatives, support=support)
-    own: list[float] = []
+    negative_scores: list[float] = []
     scorer = CHOICE.fit(support, None)
     for index in range(negatives.num_classes):
         rest = negatives.of_classes([other for other in range(negatives.num_classes) if other != index])
         features = negatives.features[negatives.labels == index]
         inputs = ScoreInputs(scorer(features), None, CHOICE.fit(rest, None)(features), 0.1)
-        own += SCORES["negatives"](inputs).tolist()
-    assert result.rejected == pytest.approx(np.mean(np.array(own) < result.threshold))
-    assert result.negatives == len(own)
+        negative_scores += SCORES["negatives"](inputs).tolist()
+    assert result.rejected == pytest.approx(np.mean(np.array(negative_scores) < result.threshold))
+    assert result.negatives == len(negative_scores)
 
 
 @pytest.mark.parametrize("rule", [Nearest(2), Affinity()])
@@ -150,7 +150,7 @@ def test_without_negatives_only_the_threshold_is_known() -> None:
 
 
 def test_nothing_is_fitted_without_left_out_images() -> None:
-    references = References(clusters(0, 4, each=1))
+    references = References(clusters(0, 4, per_class=1))
     assert fit_rejection(Rejection(), CHOICE, 0.1, references, None) is None
     text = normalize(torch.randn(4, WIDTH), dim=1)
     by_text = CHOICE._replace(text_weight=1.0)

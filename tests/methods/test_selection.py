@@ -35,12 +35,12 @@ def select_features(selection: Selection, support: SupportSet, text: torch.Tenso
     return selection.select(support, text).features.tolist()
 
 
-def select_by_class(images: np.ndarray, labels: np.ndarray, count: int, worth: np.ndarray) -> list[list[float]]:
-    """Returns the images of the highest worth in each class, in their original order."""
+def select_by_class(images: np.ndarray, labels: np.ndarray, count: int, rank_scores: np.ndarray) -> list[list[float]]:
+    """Returns the images of the highest score in each class, in their original order."""
     chosen = []
     for c in range(CLASSES):
         members = np.flatnonzero(labels == c)
-        chosen += members[np.argsort(-worth[members], kind="stable")[:count]].tolist()
+        chosen += members[np.argsort(-rank_scores[members], kind="stable")[:count]].tolist()
     return images[sorted(chosen)].tolist()
 
 
@@ -83,8 +83,8 @@ def test_by_text_compares_full_images(seed: int, count: int) -> None:
 @given(SEEDS, st.integers(1, 6))
 def test_medoid_is_most_similar_to_its_class(seed: int, count: int) -> None:
     images, _, labels, support, _ = world(seed)
-    worth = np.array([(images[labels == labels[i]] @ images[i]).sum() for i in range(14)])
-    assert select_features(Medoid(count), support) == select_by_class(images, labels, count, worth)
+    rank_scores = np.array([(images[labels == labels[i]] @ images[i]).sum() for i in range(14)])
+    assert select_features(Medoid(count), support) == select_by_class(images, labels, count, rank_scores)
 
 
 @given(SEEDS, st.integers(1, 6))
@@ -103,12 +103,12 @@ def test_consensus_drops_outliers(seed: int, count: int) -> None:
 @given(SEEDS, st.integers(1, 6))
 def test_leave_one_out_scores_by_other_images(seed: int, count: int) -> None:
     images, _, labels, support, _ = world(seed)
-    worth = np.empty(14)
+    rank_scores = np.empty(14)
     for i in range(14):
         is_other = np.arange(14) != i
         scores = [images[i] @ unit(images[is_other & (labels == c)].mean(axis=0)) for c in range(CLASSES)]
-        worth[i] = scores[labels[i]] - max(s for c, s in enumerate(scores) if c != labels[i])
-    assert select_features(LeaveOneOut(count), support) == select_by_class(images, labels, count, worth)
+        rank_scores[i] = scores[labels[i]] - max(s for c, s in enumerate(scores) if c != labels[i])
+    assert select_features(LeaveOneOut(count), support) == select_by_class(images, labels, count, rank_scores)
 
 
 @pytest.mark.parametrize("kind", [First, ByText, Medoid, Consensus, LeaveOneOut])

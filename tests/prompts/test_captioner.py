@@ -19,7 +19,7 @@ from lgclip.datasets.subsets import First
 from lgclip.datasets.unlabeled import Unlabeled
 from lgclip.prompts.caption_file import single_line
 from lgclip.prompts.captioner import FORMS, Captioner, CaptionFile, CaptionGenerator, SceneDescriptions
-from lgclip.prompts.captioning_models import CPU_IMAGES, Beholder
+from lgclip.prompts.captioning_models import CPU_IMAGES, ImageToTextModel
 from lgclip.store.keys import NOT_AN_INPUT, content_key, key_inputs
 from lgclip.tiny.captions import description_of
 from lgclip.tiny.world import scene_of
@@ -44,13 +44,13 @@ def captioner(folders: dict[str, Path], family: str, **settings: Any) -> Caption
 
 def captions(prompt_generator: Captioner, images: Sequence[Any]) -> list[str]:
     """Returns a captioner's texts for some images, in passes of its batch size."""
-    sight = prompt_generator.sight()
+    preprocessor = prompt_generator.preprocessor()
     captioning_model = prompt_generator.load_model(CPU)
-    seen = [sight(image) for image in images]
+    seen = [preprocessor(image) for image in images]
     texts = []
-    for start in range(0, len(seen), captioning_model.at_once):
-        batch = seen[start : start + captioning_model.at_once]
-        texts += captioning_model([*batch, *batch[-1:] * (captioning_model.at_once - len(batch))])[: len(batch)]
+    for start in range(0, len(seen), captioning_model.batch_size):
+        batch = seen[start : start + captioning_model.batch_size]
+        texts += captioning_model([*batch, *batch[-1:] * (captioning_model.batch_size - len(batch))])[: len(batch)]
     return texts
 
 
@@ -119,9 +119,12 @@ def test_generation_config_of_a_model_is_ignored(folders: dict[str, Path]) -> No
 
 def test_chat_models_keep_the_image_size(folders: dict[str, Path]) -> None:
     prompt_generator = captioner(folders, "qwen2_vl")
-    assert [tuple(prompt_generator.sight()(image).shape) for image in synthetic_images(2)] == [(40, 48, 3), (64, 64, 3)]
-    assert prompt_generator.load_model(CPU).at_once == 1
-    assert captioner(folders, "vit_gpt2").load_model(CPU).at_once == CPU_IMAGES
+    assert [tuple(prompt_generator.preprocessor()(image).shape) for image in synthetic_images(2)] == [
+        (40, 48, 3),
+        (64, 64, 3),
+    ]
+    assert prompt_generator.load_model(CPU).batch_size == 1
+    assert captioner(folders, "vit_gpt2").load_model(CPU).batch_size == CPU_IMAGES
 
 
 @pytest.mark.parametrize(
@@ -235,7 +238,7 @@ def test_captions_keep_their_keys(tmp_path: Path) -> None:
 
 def test_descriptions_are_those_of_the_scenes() -> None:
     training = Shapes("train")
-    captions = SceneDescriptions().known(First(training, 2))
+    captions = SceneDescriptions().available_captions(First(training, 2))
     assert list(captions) == [training.ids[100 * label + place] for label in range(30) for place in range(2)]
     for index in (0, 101, 2900):
         scene, _ = scene_of("train", index)
@@ -319,9 +322,9 @@ def test_damaged_model_is_one_error(file: str, content: str | None, message: str
 
 
 def test_captioning_model_returns_texts(folders: dict[str, Path]) -> None:
-    captioning_model = Beholder(str(folders["blip2"]), None, NEW, 2, CPU)
-    sight = captioner(folders, "blip2").sight()
-    texts = captioning_model([sight(image) for image in synthetic_images(CPU_IMAGES)])
+    captioning_model = ImageToTextModel(str(folders["blip2"]), None, NEW, 2, CPU)
+    preprocessor = captioner(folders, "blip2").preprocessor()
+    texts = captioning_model([preprocessor(image) for image in synthetic_images(CPU_IMAGES)])
     assert set(" ".join(texts).split()) <= set(WORDS), "no special token of the prompt that BLIP-2 begins with"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from factories import make_image_folder, run_command
 
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.prompt_file import PromptFile
 from lgclip.store.keys import content_key, key_inputs
 from lgclip.types import TargetClass
@@ -74,13 +74,15 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def written(path: Path, wanted: int = 3, target_classes: Any = SUBJECTS) -> list[list[str]]:
+def written(path: Path, requested: int = 3, target_classes: Any = SUBJECTS) -> list[list[str]]:
     prompt_generator = PromptFile(str(path))
-    prompt_generator.check(target_classes, wanted)
+    prompt_generator.check(target_classes, requested)
     outcomes = dict(
-        prompt_generator.load(torch.device("cpu"))([Task(target_class, wanted) for target_class in target_classes], 0)
+        prompt_generator.load(torch.device("cpu"))(
+            [Task(target_class, requested) for target_class in target_classes], 0
+        )
     )
-    assert all(isinstance(outcome, Written) for outcome in outcomes.values()), outcomes
+    assert all(isinstance(outcome, GeneratedPrompts) for outcome in outcomes.values()), outcomes
     return [outcomes[i].prompts for i in range(len(target_classes))]
 
 
@@ -135,9 +137,9 @@ def test_missing_classes_are_named(write: Any, message: str | None, tmp_path: Pa
 
 
 def test_generator_fails_per_class(tmp_path: Path) -> None:
-    pen = PromptFile(str(as_json({NAMES[0]: SAID[0], NAMES[2]: ["a"]})(tmp_path))).load(torch.device("cpu"))
-    outcomes = dict(pen([Task(target_class, 2) for target_class in SUBJECTS], 0))
-    assert outcomes[0] == Written(SAID[0])
+    writer = PromptFile(str(as_json({NAMES[0]: SAID[0], NAMES[2]: ["a"]})(tmp_path))).load(torch.device("cpu"))
+    outcomes = dict(writer([Task(target_class, 2) for target_class in SUBJECTS], 0))
+    assert outcomes[0] == GeneratedPrompts(SAID[0])
     assert str(outcomes[1]) == "class 1 ('sea_lake'): not there"
     assert str(outcomes[2]) == "class 2 ('missile'): 1 prompts of 2"
 
@@ -223,7 +225,7 @@ def test_list_of_another_run_with_repeated_names_goes_by_index(tmp_path: Path) -
 
 def test_prompts_of_another_run_are_reused(tmp_path: Path) -> None:
     """Runs generate.py with templates, then with the list it wrote: the same images, generated once."""
-    synthetic_images = make_image_folder(tmp_path / "pictures", each=1)
+    synthetic_images = make_image_folder(tmp_path / "pictures", per_class=1)
     common = [
         "dataset=folder", f"dataset.root={synthetic_images}", "prompts_per_class=2", "diffuser.size=32",
         "diffuser.steps=1", f"paths.store={tmp_path / 'store'}", "trainer.accelerator=cpu",

@@ -34,7 +34,7 @@ from chat_server import (
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.openai_client import ServerError
 from lgclip.prompts.server_llm import ServerLLM
 
@@ -255,10 +255,10 @@ def test_classes_are_returned_as_they_finish(serve: Any) -> None:
             hold.wait(5)
         send(handler, 200, good_reply(name))
 
-    pen = server_llm(serve(answer), timeout_s=8, deadline_s=9).load(torch.device("cpu"))
-    done = pen([Task(target_class, 4) for target_class in SUBJECTS], 0)
+    writer = server_llm(serve(answer), timeout_s=8, deadline_s=9).load(torch.device("cpu"))
+    done = writer([Task(target_class, 4) for target_class in SUBJECTS], 0)
     early = dict(next(done) for _ in range(3))
     assert early.keys() == {1, 2, 3}
-    assert all(isinstance(written, Written) for written in early.values())
+    assert all(isinstance(written, GeneratedPrompts) for written in early.values())
     hold.set()
     assert next(done)[0] == 0

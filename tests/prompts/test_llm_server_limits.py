@@ -168,8 +168,8 @@ def test_bomb_takes_no_memory(serve: Callable[..., ChatServer], tmp_path: Path) 
         "except (UnsafeReplyError, openai.APIConnectionError) as error:\n"
         "    print('refused', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    word, kilobytes = done.stdout.split()
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    word, kilobytes = completed.stdout.split()
     assert word == "refused"
     assert int(kilobytes) < 60_000
 

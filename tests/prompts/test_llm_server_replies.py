@@ -61,13 +61,13 @@ def test_bad_reply_is_retried(bad: Any, serve: Any, tmp_path: Path) -> None:
 
 
 def test_only_bad_replies_change_the_seed(serve: Any, tmp_path: Path) -> None:
-    for bad, same in ((BAD_FIRST["refusal"], False), (BAD_FIRST["500"], True)):
+    for bad, keeps_seed in ((BAD_FIRST["refusal"], False), (BAD_FIRST["500"], True)):
         model = serve(fail_first(bad))
-        run_stage(generation_stage(tmp_path / str(same), server_llm(model)))
+        run_stage(generation_stage(tmp_path / str(keeps_seed), server_llm(model)))
         seeds = []
         for name in NAMES:
             seeds.append([body["seed"] for body in model.requests[name]])
-        assert [first_seed == two for first_seed, two in seeds] == [same] * 4
+        assert [first_seed == two for first_seed, two in seeds] == [keeps_seed] * 4
 
 
 SHAPES: dict[str, Callable[[str], str]] = {
@@ -146,7 +146,7 @@ def test_too_few_prompts_are_retried_k_times(serve: Any, tmp_path: Path) -> None
 def test_more_prompts_keep_the_existing(serve: Any, tmp_path: Path) -> None:
     model = serve(reply_always(good_reply))
     run_stage(generation_stage(tmp_path, server_llm(model)))
-    larger = generation_stage(tmp_path, server_llm(model), wanted=6)
+    larger = generation_stage(tmp_path, server_llm(model), requested=6)
     run_stage(larger)
     assert larger.texts() == [good_sentences(name) + good_sentences(name, 2)[:2] for name in NAMES]
     assert count_requests(model) == [2, 2, 2, 2]

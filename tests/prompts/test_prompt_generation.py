@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lightning import Trainer
 from open_clip.tokenizer import SimpleTokenizer
 
-from lgclip.prompts.base import PromptError, PromptGenerator, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, PromptGenerator, Task
 from lgclip.prompts.filtering import cut_tokens
 from lgclip.stages.prompts import PromptGenerationStage, _named
 from lgclip.stages.runner import StageBar, Stages, quiet
@@ -37,7 +37,7 @@ class ScriptedGenerator(PromptGenerator):
     breaks_at: str | None = dataclasses.field(default=None, metadata=NOT_AN_INPUT)
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return 2
 
     @property
@@ -48,14 +48,14 @@ class ScriptedGenerator(PromptGenerator):
         return {**target_class.identity(), "seed": seed}
 
     def load(self, device: torch.device) -> Any:
-        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, Written | PromptError]]:
+        def write(tasks: Sequence[Task], seed: int) -> Iterator[tuple[int, GeneratedPrompts | PromptError]]:
             for place, task in reversed(list(enumerate(tasks))):
                 self.tasks.append(task)
                 if task.target_class.name == self.breaks_at:
                     raise RuntimeError("power cut")
                 prompts = self.replies[task.target_class.name]
-                enough = len(prompts) >= task.wanted
-                yield place, Written(prompts, 1) if enough else PromptError(f"class {place}: no", prompts, 2)
+                enough = len(prompts) >= task.requested
+                yield place, GeneratedPrompts(prompts, 1) if enough else PromptError(f"class {place}: no", prompts, 2)
 
         return write
 
@@ -65,10 +65,10 @@ REPLIES = {name: [f"a {name} {i}" for i in range(3)] for name in ("cat", "dog", 
 
 
 def generation_stage(
-    root: Path, wanted: int = 3, replies: Any = REPLIES, **settings: Any
+    root: Path, requested: int = 3, replies: Any = REPLIES, **settings: Any
 ) -> tuple[PromptGenerationStage, list[Task]]:
-    pen = ScriptedGenerator(replies, **settings)
-    return PromptGenerationStage(pen, PromptStore(root), SUBJECTS, wanted, 0), pen.tasks
+    prompt_generator = ScriptedGenerator(replies, **settings)
+    return PromptGenerationStage(prompt_generator, PromptStore(root), SUBJECTS, requested, 0), prompt_generator.tasks
 
 
 def run_stage(writing: PromptGenerationStage) -> None:
@@ -84,7 +84,7 @@ def test_every_class_is_generated_once(tmp_path: Path) -> None:
     run_stage(writing)
     assert writing.texts() == [REPLIES[target_class.name] for target_class in SUBJECTS]
     assert sorted(task.target_class.class_index for task in tasks) == [0, 1, 2, 3]
-    again, tasks = generation_stage(tmp_path, wanted=2)
+    again, tasks = generation_stage(tmp_path, requested=2)
     run_stage(again)
     assert not tasks
     assert again.texts() == [REPLIES[target_class.name][:2] for target_class in SUBJECTS]
@@ -111,7 +111,7 @@ def test_failed_class_is_named(tmp_path: Path) -> None:
     assert writing.texts()[1:3] == [REPLIES["dog"], REPLIES["axolotl"]]
     writing, tasks = generation_stage(tmp_path)
     run_stage(writing)
-    assert {task.target_class.name: (task.have, task.turn) for task in tasks} == {
+    assert {task.target_class.name: (task.existing, task.turn) for task in tasks} == {
         "cat": ((), 2),
         "hen": (("a hen 0",), 2),
     }
@@ -172,20 +172,20 @@ def test_many_failed_classes_are_named() -> None:
 def test_two_processes_share_classes_and_errors(tmp_path: Path) -> None:
     """Checks a second run with work for one process alone, for which the other waits."""
     names = ("blue moon", "green ring", "red star", "\N{LLAMA} x")  # the small model cannot spell the last
-    synthetic_images = make_image_folder(tmp_path / "pictures", names, each=1)
+    synthetic_images = make_image_folder(tmp_path / "pictures", names, per_class=1)
     arguments = [
         "dataset=folder", f"dataset.root={synthetic_images}", "llm=tiny", "llm.max_rounds=1", "prompts_per_class=2",
         f"paths.store={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}", "trainer.accelerator=cpu",
         "trainer.devices=2", "trainer.strategy=ddp",
     ]  # fmt: skip
     for rounds in (1, 2):
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "generate.py", *arguments],
             cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        assert done.returncode == 1, done.stderr
-        assert "error: 1 of 4 classes have too few prompts" in done.stderr
-        assert "still missing" not in done.stderr
+        assert completed.returncode == 1, completed.stderr
+        assert "error: 1 of 4 classes have too few prompts" in completed.stderr
+        assert "still missing" not in completed.stderr
         entries = [json.loads(path.read_text()) for path in (tmp_path / "store" / "prompts").glob("*.json")]
         turns = {entry["inputs"]["class"]: entry["turn"] for entry in entries}
         assert turns == {**dict.fromkeys(names, 1), names[3]: rounds}

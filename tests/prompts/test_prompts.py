@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.chat import INSTRUCTION, ChatHistory
 from lgclip.prompts.local_llm import TODAY, LocalLLM
 from lgclip.prompts.seeded_sampling import sampler
@@ -123,24 +123,24 @@ def prompt_generator(folder: Path, **settings: Any) -> LocalLLM:
     return LocalLLM(str(folder), **{**plain, "max_new_tokens": 6, "replies_per_round": 3, **settings})
 
 
-def generate_all(pen: Any, tasks: Sequence[Task], seed: int = 0) -> dict[int, Written | PromptError]:
-    results = list(pen(tasks, seed))
+def generate_all(writer: Any, tasks: Sequence[Task], seed: int = 0) -> dict[int, GeneratedPrompts | PromptError]:
+    results = list(writer(tasks, seed))
     assert sorted(place for place, _ in results) == list(range(len(tasks))), "each task once"
     return dict(results)
 
 
 def generate_prompts(
-    pen: Any, target_class: TargetClass, wanted: int, seed: int = 0, have: Sequence[str] = (), turn: int = 0
+    writer: Any, target_class: TargetClass, requested: int, seed: int = 0, existing: Sequence[str] = (), turn: int = 0
 ) -> list[str]:
-    outcome = generate_all(pen, [Task(target_class, wanted, tuple(have), turn)], seed)[0]
-    assert isinstance(outcome, Written), outcome
+    outcome = generate_all(writer, [Task(target_class, requested, tuple(existing), turn)], seed)[0]
+    assert isinstance(outcome, GeneratedPrompts), outcome
     return outcome.prompts
 
 
 def test_more_prompts_extend_fewer(folder: Path) -> None:
-    pen = prompt_generator(folder).load(CPU)
-    few = generate_prompts(pen, TargetClass(0, ""), 2)
-    many = generate_prompts(pen, TargetClass(0, ""), 8)
+    writer = prompt_generator(folder).load(CPU)
+    few = generate_prompts(writer, TargetClass(0, ""), 2)
+    many = generate_prompts(writer, TargetClass(0, ""), 8)
     assert len(few) >= 2
     assert len(many) >= 8
     assert len(set(many)) == len(many)
@@ -148,24 +148,24 @@ def test_more_prompts_extend_fewer(folder: Path) -> None:
 
 
 def test_generation_continues_where_it_stopped(folder: Path) -> None:
-    pen = prompt_generator(folder).load(CPU)
-    written = generate_all(pen, [Task(TargetClass(0, ""), 2)])[0]
-    complete = generate_all(pen, [Task(TargetClass(0, ""), 8)])[0]
-    assert isinstance(written, Written)
-    assert isinstance(complete, Written)
+    writer = prompt_generator(folder).load(CPU)
+    written = generate_all(writer, [Task(TargetClass(0, ""), 2)])[0]
+    complete = generate_all(writer, [Task(TargetClass(0, ""), 8)])[0]
+    assert isinstance(written, GeneratedPrompts)
+    assert isinstance(complete, GeneratedPrompts)
     assert written.turn < complete.turn
-    continued = generate_prompts(pen, TargetClass(0, ""), 8, have=written.prompts, turn=written.turn)
+    continued = generate_prompts(writer, TargetClass(0, ""), 8, existing=written.prompts, turn=written.turn)
     assert continued == complete.prompts, "in two steps as in one"
 
 
 def test_prompts_depend_on_class_and_seed(folder: Path) -> None:
-    pen = prompt_generator(folder).load(CPU)
-    first = generate_prompts(pen, TargetClass(0, ""), 3)
+    writer = prompt_generator(folder).load(CPU)
+    first = generate_prompts(writer, TargetClass(0, ""), 3)
     torch.rand(5)  # what else drew random numbers meanwhile is no matter
     assert generate_prompts(prompt_generator(folder).load(CPU), TargetClass(0, ""), 3) == first
-    assert generate_prompts(pen, TargetClass(1, ""), 3) == first
-    assert generate_prompts(pen, TargetClass(0, "", occurrence=1), 3) != first
-    assert generate_prompts(pen, TargetClass(0, ""), 3, seed=1) != first
+    assert generate_prompts(writer, TargetClass(1, ""), 3) == first
+    assert generate_prompts(writer, TargetClass(0, "", occurrence=1), 3) != first
+    assert generate_prompts(writer, TargetClass(0, ""), 3, seed=1) != first
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.6, "top_k": 50, "temperature": 0.7}])
@@ -205,9 +205,9 @@ def test_sampling_follows_the_probabilities() -> None:
 
 
 def test_sampling_keeps_the_random_state(folder: Path) -> None:
-    pen = prompt_generator(folder).load(CPU)
+    writer = prompt_generator(folder).load(CPU)
     before = torch.get_rng_state()
-    generate_prompts(pen, TargetClass(0, ""), 1)
+    generate_prompts(writer, TargetClass(0, ""), 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -216,20 +216,20 @@ def test_sampling_keeps_the_random_state(folder: Path) -> None:
 )
 def test_sampling_settings_reach_the_model(settings: dict[str, Any], folder: Path) -> None:
     def replies(**changed: Any) -> list[str]:
-        pen = prompt_generator(folder, replies_per_round=16, max_rounds=1, **changed).load(CPU)
-        return generate_prompts(pen, TargetClass(0, ""), 1)
+        writer = prompt_generator(folder, replies_per_round=16, max_rounds=1, **changed).load(CPU)
+        return generate_prompts(writer, TargetClass(0, ""), 1)
 
     # Sure of itself, or short of words, the model repeats itself.
     assert len(replies(**settings)) < len(replies())
 
 
 def test_too_few_prompts_name_the_class(folder: Path) -> None:
-    pen = prompt_generator(folder, max_rounds=4).load(CPU)
-    failed = generate_all(pen, [Task(TargetClass(4, "axolotl"), 3), Task(TargetClass(0, ""), 3)])
+    writer = prompt_generator(folder, max_rounds=4).load(CPU)
+    failed = generate_all(writer, [Task(TargetClass(4, "axolotl"), 3), Task(TargetClass(0, ""), 3)])
     assert isinstance(failed[0], PromptError)
     assert re.search(r"class 4 \('axolotl'\): 0 usable prompts of 3 in 4 rounds \(without the", str(failed[0]))
     assert failed[0].turn == 4
-    assert isinstance(failed[1], Written), "one class fails alone"
+    assert isinstance(failed[1], GeneratedPrompts), "one class fails alone"
 
 
 TEMPLATE = (

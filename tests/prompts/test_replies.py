@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.chat import ChatHistory
-from lgclip.prompts.filtering import FilterResult, filter_reply, names, sameness, spoilt
+from lgclip.prompts.filtering import FilterResult, error_or_refusal, filter_reply, names, normal_form
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.prompts.reply_parsing import NoPromptsError, sentences_of
 from lgclip.types import TargetClass
@@ -146,19 +146,19 @@ ERRORS = [
 
 @pytest.mark.parametrize("text", REFUSALS)
 def test_refusal_is_detected(text: str) -> None:
-    assert spoilt(text) is FilterResult.REFUSAL
+    assert error_or_refusal(text) is FilterResult.REFUSAL
 
 
 @pytest.mark.parametrize("text", ERRORS)
 def test_error_text_is_detected(text: str) -> None:
-    assert spoilt(text) is FilterResult.ERROR_TEXT
+    assert error_or_refusal(text) is FilterResult.ERROR_TEXT
 
 
 @pytest.mark.parametrize(
     "text", [A, B, "an icon of a cat", "nullarbor plain with a cat", "a terror bird", "a cat saying sorry"]
 )
 def test_description_is_accepted(text: str) -> None:
-    assert spoilt(text) is None
+    assert error_or_refusal(text) is None
 
 
 NAMED = [
@@ -230,7 +230,7 @@ def test_name_between_spaces_is_found(name: str, before: str, after: str) -> Non
     ],
 )
 def test_every_sentence_has_one_result(text: str, name: str, outcome: FilterResult) -> None:
-    known = {sameness(A)} if outcome is FilterResult.DUPLICATE else set()
+    known = {normal_form(A)} if outcome is FilterResult.DUPLICATE else set()
     rules = {"must_name": True, "exact_name": False, "min_words": 3}
     assert filter_reply(text, TargetClass(0, name), known, **rules) is outcome
 
@@ -247,8 +247,8 @@ def test_name_filters_are_configurable() -> None:
         )
 
 
-def make_history(wanted: int, have: tuple[str, ...] = (), turn: int = 0) -> ChatHistory:
-    return ChatHistory(Task(TargetClass(7, "cat"), wanted, have, turn), LocalLLM("hub/llm"))
+def make_history(requested: int, existing: tuple[str, ...] = (), turn: int = 0) -> ChatHistory:
+    return ChatHistory(Task(TargetClass(7, "cat"), requested, existing, turn), LocalLLM("hub/llm"))
 
 
 def test_chat_history_keeps_new_sentences() -> None:
@@ -258,7 +258,9 @@ def test_chat_history_keeps_new_sentences() -> None:
     assert accepted.prompts == [A, B, "a cat made of glass"]
     assert isinstance(accepted.result(), PromptError)
     accepted.add(["- the cat that came last\n- and one cat more"])
-    assert accepted.result() == Written([A, B, "a cat made of glass", "the cat that came last", "and one cat more"], 5)
+    assert accepted.result() == GeneratedPrompts(
+        [A, B, "a cat made of glass", "the cat that came last", "and one cat more"], 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_failure_reports_rejection_reasons() -> None:
 
 def test_existing_prompts_are_shown_to_the_model() -> None:
     llm = LocalLLM("hub/llm", instruction="{count} of {name}", again="not:\n{have}", system="You draw {name}.")
-    first, later = (ChatHistory(Task(TargetClass(0, "cat"), 5, have), llm) for have in ((), (A, B)))
+    first, later = (ChatHistory(Task(TargetClass(0, "cat"), 5, existing), llm) for existing in ((), (A, B)))
     assert llm.chat(first) == [
         {"role": "system", "content": "You draw cat."}, {"role": "user", "content": "5 of cat"}
     ]  # fmt: skip

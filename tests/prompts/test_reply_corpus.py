@@ -9,7 +9,7 @@ import pytest
 
 from lgclip.prompts.base import Task
 from lgclip.prompts.chat import ChatHistory
-from lgclip.prompts.filtering import spoilt
+from lgclip.prompts.filtering import error_or_refusal
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.prompts.reply_parsing import sentences_of
 from lgclip.tiny.captions import caption_of
@@ -67,7 +67,7 @@ def test_descriptions_with_words_of_refusals_are_prompts(description: str, name:
     """ "against" and "outside" in a description were taken for a refusal, and the default run changed by 0.2 points."""
     prompt = description.format(name)
 
-    assert spoilt(prompt, name) is None
+    assert error_or_refusal(prompt, name) is None
     assert sentences_of(prompt) == [prompt]
 
 
@@ -76,4 +76,4 @@ def test_captions_of_the_small_world_are_prompts() -> None:
     for number in range(2000):
         scene, _ = scene_of("test", number % 1200)
         caption = caption_of(scene, rng, paraphrase=0.0)
-        assert spoilt(caption, scene.kind.name) is None, caption
+        assert error_or_refusal(caption, scene.kind.name) is None, caption

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lgclip.prompts.filtering import sameness
+from lgclip.prompts.filtering import normal_form
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.prompts.server_llm import ServerLLM
 from lgclip.prompts.similar_names import names_generator, recombined_names, usable_names
@@ -47,7 +47,7 @@ def test_recombined_names_differ_in_one_word() -> None:
 def test_recombined_names_are_no_class(pairs: list[tuple[str, str]], count: int) -> None:
     classes = [" ".join(pair) for pair in pairs]
     names = recombined_names(classes, count)
-    assert not {sameness(name) for name in names} & {sameness(name) for name in classes}
+    assert not {normal_form(name) for name in names} & {normal_form(name) for name in classes}
     assert len(set(names)) == len(names) <= count * len(classes)
     assert names == recombined_names(classes, count)
     for name in names:

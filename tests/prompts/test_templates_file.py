@@ -16,7 +16,7 @@ def test_file_has_one_sentence_per_line(tmp_path: Path) -> None:
     file.write_text("\ufeffa photo of a {}.\n\n  a drawing of a {name}[, {context}]\n", encoding="utf-8")
     generator = Templates(file=str(file))
     assert generator.templates == ("a photo of a {}.", "a drawing of a {name}[, {context}]")
-    task = Task(TargetClass(0, "robin", "a type of bird"), wanted=3)
+    task = Task(TargetClass(0, "robin", "a type of bird"), requested=3)
     ((_, written),) = generator.load(torch.device("cpu"))([task], 0)
     assert written.prompts == ["a photo of a robin.", "a drawing of a robin, a type of bird", "a photo of a robin."]
 

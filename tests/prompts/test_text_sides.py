@@ -134,8 +134,8 @@ def test_stored_descriptors_replace_the_file(tmp_path: Path) -> None:
     stored = side.for_added_classes(PETS)["stored"]
     config = OmegaConf.create({"text": {"stored": stored}})
     assert OmegaConf.to_container(config, resolve=True) == {"text": {"stored": stored}}
-    kept = Descriptors(stored=str(stored))
-    assert (kept.sentences(PETS), kept.content) == (side.sentences(PETS), side.content)
+    restored = Descriptors(stored=str(stored))
+    assert (restored.sentences(PETS), restored.content) == (side.sentences(PETS), side.content)
     # A second file counts for the classes that are added, and changes no other.
     added = Descriptors(str(second), stored=str(stored))
     dog = ClassNames(["dog"], least=1)
@@ -144,7 +144,7 @@ def test_stored_descriptors_replace_the_file(tmp_path: Path) -> None:
     assert both.sentences(PETS) == [["cat, which has whiskers"], ["dog, which has four legs"]]
     assert both.sentences(ClassNames(["cow"], least=1)) == [["cow, which has horns"]]
     with pytest.raises(ValueError, match=r"'fox'; give theirs in a JSON file.* --override text\.file=FILE"):
-        kept.check(ClassNames(["fox"], least=1), Templates())
+        restored.check(ClassNames(["fox"], least=1), Templates())
     assert Descriptors().for_added_classes(PETS) == {}
 
 

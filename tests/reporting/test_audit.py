@@ -21,7 +21,7 @@ from lgclip.reporting.run_folder import Run
 
 pytest_plugins = ("run_fixtures",)
 
-EACH = 3
+PER_CLASS = 3
 
 
 def patches(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -33,7 +33,7 @@ def synthetic_folder(root: Path) -> Path:
     """Creates images of every class that are unlike any test image."""
     for c, name in enumerate(NAMES):
         (root / name).mkdir(parents=True)
-        for i in range(EACH):
+        for i in range(PER_CLASS):
             patches(1000 + 10 * c + i).save(root / name / f"{i}_{name}.png")
     return root
 
@@ -42,7 +42,12 @@ def audited(sandbox: Sandbox, images: Path, folder: Path, *overrides: str) -> di
     """Audits a run on a folder of images."""
     base_overrides = [override for override in sandbox.evaluate_overrides() if not override.startswith("diffuser.")]
     evaluate_run(
-        base_overrides, folder, "diffuser=folder", f"diffuser.root={images}", f"prompts_per_class={EACH}", *overrides
+        base_overrides,
+        folder,
+        "diffuser=folder",
+        f"diffuser.root={images}",
+        f"prompts_per_class={PER_CLASS}",
+        *overrides,
     )
     return audit(Run.read(folder))
 
@@ -51,7 +56,7 @@ def test_other_images_are_not_duplicates(sandbox: Sandbox, tmp_path: Path) -> No
     report = audited(sandbox, synthetic_folder(tmp_path / "images"), tmp_path / "run")
     duplicates = report["duplicates"]
     assert (duplicates["synthetic_images"], duplicates["test_images"]) == (
-        EACH * len(NAMES),
+        PER_CLASS * len(NAMES),
         IMAGES_PER_CLASS * len(NAMES),
     )
     assert duplicates["found"]["pixels"] == 0
@@ -70,7 +75,7 @@ def test_copied_test_image_is_found(sandbox: Sandbox, tmp_path: Path, scales: st
     assert duplicates["view"] == "full"
     pair = duplicates["pairs"][0]
     assert pair["found_by"] == ["pixels", "features", "hash"]
-    assert (pair["synthetic"], pair["synthetic_name"]) == (EACH + 1, "green ring")
+    assert (pair["synthetic"], pair["synthetic_name"]) == (PER_CLASS + 1, "green ring")
     assert (pair["test"], pair["test_name"]) == (2 * IMAGES_PER_CLASS + 2, "red star")
     assert pair["cosine"] == pytest.approx(1, abs=1e-5)
     assert pair["bits"] == 0
@@ -98,7 +103,7 @@ def test_duplicates_are_named_with_prompts(first_run: FirstRun, monkeypatch: pyt
     monkeypatch.setattr("lgclip.reporting.leakage_audit.MOST_BITS", 64)
     report = audit(Run.read(first_run.folder))
     pairs = report["duplicates"]["pairs"]
-    assert {pair["synthetic"] for pair in pairs} == set(range(EACH * len(NAMES)))
+    assert {pair["synthetic"] for pair in pairs} == set(range(PER_CLASS * len(NAMES)))
     assert {pair["prompt"] for pair in pairs if pair["synthetic"] == 0} == {"a photo of a blue moon."}
     assert "pairs more, see --json" in audit_text(report)
 

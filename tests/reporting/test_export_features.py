@@ -42,8 +42,8 @@ def recomputed(arrays: Any, row: str) -> np.ndarray:
             labels = np.repeat(np.arange(classes), synthetic.shape[1])
             synthetic = synthetic.reshape(-1, *synthetic.shape[2:])
         fused = unit(np.einsum("nsd,s->nd", synthetic.astype(np.float64), weights))
-        kept = arrays["kept"][list(arrays["rows"]).index(row)]
-        scores += (1 - weight) * real @ mean_per_class(fused[kept], labels[kept], classes).T
+        mask = arrays["kept"][list(arrays["rows"]).index(row)]
+        scores += (1 - weight) * real @ mean_per_class(fused[mask], labels[mask], classes).T
     return scores.argmax(axis=1)
 
 

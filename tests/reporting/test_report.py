@@ -169,8 +169,8 @@ def test_duplicate_or_missing_predictions_are_rejected(indices: list[int], tmp_p
 def test_commit_is_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git_commit.cache_clear()
     commit = git_commit()
-    here = Path(contact_sheet.__file__).parents[1]
-    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    package = Path(contact_sheet.__file__).parents[1]
+    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=package, capture_output=True, text=True, check=False)
     if process.returncode == 0 and commit is not None:
         assert commit.removesuffix("-dirty") == process.stdout.strip()
     monkeypatch.setenv("PATH", str(tmp_path))

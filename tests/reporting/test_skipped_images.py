@@ -33,7 +33,7 @@ from lgclip.reporting.leakage_audit import audit
 from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_folder import Run, RunError
 from lgclip.stages.features import FeatureExtractionStage
-from lgclip.stages.streams import Stream, Streams, _Seen, _stack
+from lgclip.stages.streams import Stream, Streams, _ImageViews, _stack
 from lgclip.store.cost_log import COST_LOG, lines_of
 from lgclip.store.features import FeatureStore
 from lgclip.types import Unread
@@ -52,12 +52,12 @@ def corrupted_sandbox(sandbox: Sandbox, tmp_path: Path) -> Sandbox:
 
 
 def test_batch_separates_skipped_images() -> None:
-    seen = [_Seen("a", torch.zeros(2, 3, 4, 4)), _Seen("c", torch.ones(2, 3, 4, 4))]
-    gone = Unread("b", "b.png", "it is empty")
-    batch = _stack([seen[0], gone, seen[1]])
-    assert (batch.ids, list(batch.unread)) == (["a", "c"], [gone])
-    assert torch.equal(batch.views, torch.stack([item.views for item in seen]))
-    assert _stack([gone, gone]).views.shape == (0, 0, 3, 0, 0)
+    readable = [_ImageViews("a", torch.zeros(2, 3, 4, 4)), _ImageViews("c", torch.ones(2, 3, 4, 4))]
+    unread = Unread("b", "b.png", "it is empty")
+    batch = _stack([readable[0], unread, readable[1]])
+    assert (batch.ids, list(batch.unread)) == (["a", "c"], [unread])
+    assert torch.equal(batch.views, torch.stack([item.views for item in readable]))
+    assert _stack([unread, unread]).views.shape == (0, 0, 3, 0, 0)
     assert ImageBatch(["a"], batch.views[:1]).unread == ()
 
 
@@ -139,10 +139,10 @@ def write_skipping_run(folder: Path, *places: int) -> Run:
 
 
 def test_runs_with_other_skipped_images_are_not_compared(tmp_path: Path) -> None:
-    first, same, different, none = (
+    first, repeated, different, none = (
         write_skipping_run(tmp_path / str(index), *out) for index, out in enumerate([(3,), (3,), (4,), ()])
     )
-    (comparison,) = compare_with_run([MethodResult(same)], MethodResult(first))
+    (comparison,) = compare_with_run([MethodResult(repeated)], MethodResult(first))
     assert comparison.test["difference"] == 0
     with pytest.raises(
         ComparisonError, match=r"images left out as unreadable, 1 \(first \[3\]\) and 1 \(first \[4\]\)"
@@ -150,7 +150,7 @@ def test_runs_with_other_skipped_images_are_not_compared(tmp_path: Path) -> None
         compare_with_run([MethodResult(different)], MethodResult(first))
     with pytest.raises(ComparisonError, match=r"images left out as unreadable, 1 \(first \[3\]\) and none"):
         compare_with_run([MethodResult(none)], MethodResult(first))
-    page = collect([first.folder, same.folder, different.folder], title="", reference=None, images=0)
+    page = collect([first.folder, repeated.folder, different.folder], title="", reference=None, images=0)
     predictions = [run["evaluation_key"] for run in page["runs"]]
     assert predictions[0] == predictions[1] != predictions[2]
     assert [row["reason"] is None for row in page["comparisons"]] == [True, False]
@@ -209,24 +209,24 @@ def test_interrupted_run_skips_the_same_images(
     result = evaluate_run(corrupted_sandbox, tmp_path / "run", "on_bad_image=skip", "encoder.batch_size=3")
     assert len([name for name in read if name.startswith("1_")]) == len(CORRUPTIONS) - sum(map(len, calls[:2]))
     assert (result["skipped"], result["metrics"]) == (expected["skipped"], expected["metrics"])
-    same = (tmp_path / "whole" / "predictions.csv").read_bytes()
-    assert (tmp_path / "run" / "predictions.csv").read_bytes() == same
+    predictions = (tmp_path / "whole" / "predictions.csv").read_bytes()
+    assert (tmp_path / "run" / "predictions.csv").read_bytes() == predictions
 
 
 @pytest.mark.slow
 def test_two_processes_skip_the_same_images(corrupted_sandbox: Sandbox, tmp_path: Path) -> None:
     alone = evaluate_run(replace(corrupted_sandbox, store=tmp_path / "other"), tmp_path / "one", "on_bad_image=skip")
-    done = in_processes(corrupted_sandbox, tmp_path / "raise")
-    assert done.returncode == 1, done.stderr
-    error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    completed = in_processes(corrupted_sandbox, tmp_path / "raise")
+    assert completed.returncode == 1, completed.stderr
+    error = next(line for line in completed.stderr.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: {len(CORRUPTIONS)} of {GOOD + len(CORRUPTIONS)} images of pictures: ")
     assert [entry["file"] for entry in alone["skipped"] if entry["file"] not in error] == []
     assert not (tmp_path / "raise" / "result.json").exists()
     assert not [name for name in read_store(corrupted_sandbox.store) if "/." in name], "half-written files"
 
-    done = in_processes(corrupted_sandbox, tmp_path / "two", "on_bad_image=quarantine")
-    assert done.returncode == 0, done.stderr
-    assert f"{GOOD} of {GOOD + len(CORRUPTIONS)} images, {len(CORRUPTIONS)} could not be read" in done.stdout
+    completed = in_processes(corrupted_sandbox, tmp_path / "two", "on_bad_image=quarantine")
+    assert completed.returncode == 0, completed.stderr
+    assert f"{GOOD} of {GOOD + len(CORRUPTIONS)} images, {len(CORRUPTIONS)} could not be read" in completed.stdout
     result = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8"))
     for key in ("skipped", "n", "images_in_dataset", "metrics", "baselines"):
         assert result[key] == alone[key]

@@ -35,13 +35,13 @@ def classifier_of(support: SupportSet) -> ImageClassifier:
     )
 
 
-def images_around(shift: float, each: int, seed: int) -> SupportSet:
+def images_around(shift: float, per_class: int, seed: int) -> SupportSet:
     """Returns images around the classes' centers, which a shift moves away."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(CLASSES, WIDTH, generator=generator)
     moved = centers + shift * torch.randn(CLASSES, WIDTH, generator=generator)
     generator.manual_seed(seed)
-    labels = torch.arange(CLASSES).repeat_interleave(each)
+    labels = torch.arange(CLASSES).repeat_interleave(per_class)
     features = moved[labels] + 1.5 * torch.randn(len(labels), WIDTH, generator=generator)
     return SupportSet(normalize(features, dim=1), labels, CLASSES)
 

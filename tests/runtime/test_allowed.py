@@ -191,10 +191,10 @@ def test_instantiate_matches_hydra(marker_file: Path) -> None:
     )
     assert build(scales, _convert_="all") == instantiate(scales, _convert_="all")
     assert build(None) is None
-    thing = object()
-    method = build(OmegaConf.create({"_target_": "lgclip.datasets.folder.Folder"}), _partial_=True, root=thing)
+    value = object()
+    method = build(OmegaConf.create({"_target_": "lgclip.datasets.folder.Folder"}), _partial_=True, root=value)
     assert method.func is Folder
-    assert method.keywords["root"] is thing, "what is given is not copied"
+    assert method.keywords["root"] is value, "what is given is not copied"
     with pytest.raises(TargetError, match="must be a mapping"):
         build("{_target_: os.system}")
 
@@ -223,12 +223,12 @@ def test_environment_allows_more_packages(allow: str, name: str, message: str, t
         f"try: print('built', build(OmegaConf.create({{'_target_': {name!r}, 'path': 'there'}})).path)\n"
         "except TargetError as error: print(error)\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
         env={"PYTHONPATH": str(tmp_path), "PATH": "", ENVIRONMENT: allow},
     )  # fmt: skip
-    assert message in done.stdout
-    assert ("there" in done.stdout) == (message == "built")
+    assert message in completed.stdout
+    assert ("there" in completed.stdout) == (message == "built")
     assert (tmp_path / "mark").exists() == (message == "built" or "is the module" in message), (
         "imported only if allowed"
     )

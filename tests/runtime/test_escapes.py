@@ -63,10 +63,10 @@ def malicious_dataset(tmp_path: Path) -> Path:
 
 
 def overrides(sandbox: Sandbox, root: Path) -> list[str]:
-    taken = [o for o in sandbox.evaluate_overrides() if not o.startswith(("dataset", "logger", "prompts_per_class"))]
+    selected = [o for o in sandbox.evaluate_overrides() if not o.startswith(("dataset", "logger", "prompts_per_class"))]
     names = f"dataset.names='{root.parent / 'names.txt'}'"
     quoted = str(root).replace("'", r"\'")
-    return [*taken, "dataset=folder", f"dataset.root='{quoted}'", names, "prompts_per_class=1", "logger=csv"]
+    return [*selected, "dataset=folder", f"dataset.root='{quoted}'", names, "prompts_per_class=1", "logger=csv"]
 
 
 @pytest.mark.slow
@@ -200,14 +200,14 @@ PAX = {
 
 
 @pytest.mark.parametrize("case", PAX)
-@pytest.mark.parametrize("how", ["unpack", "import"])
-def test_tar_extended_headers_are_ignored(case: str, how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["unpack", "import"])
+def test_tar_extended_headers_are_ignored(case: str, command: str, tmp_path: Path) -> None:
     headers, message = PAX[case]
     archive = tmp_path / "bad.tar"
     members(archive, **headers)
     into = tmp_path / "into"
     with pytest.raises(ValueError, match=message):
-        list(unpack(archive, into) if how == "unpack" else import_archive(into, archive))
+        list(unpack(archive, into) if command == "unpack" else import_archive(into, archive))
     assert files_outside(tmp_path) == [str(archive)]
 
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lgclip.datasets.base import checked_names
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.chat import ChatHistory
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.prompts.openai_client import Endpoint, Reply, _LaterError
@@ -91,8 +91,8 @@ COUNTS = ("prompts_per_class", "images_per_prompt", "seed", "prompt_pool", "prom
 
 
 @FEW
-@given(given_values=st.dictionaries(st.sampled_from(COUNTS), values))
-def test_counts_are_integers_or_rejected(given_values: dict[str, Any], config: DictConfig) -> None:
+@given(settings=st.dictionaries(st.sampled_from(COUNTS), values))
+def test_counts_are_integers_or_rejected(settings: dict[str, Any], config: DictConfig) -> None:
     least = {
         "prompts_per_class": 1,
         "images_per_prompt": 1,
@@ -101,7 +101,7 @@ def test_counts_are_integers_or_rejected(given_values: dict[str, Any], config: D
         "workers": 0,
         "prompt_order_seed": 0,
     }
-    full = {**{name: config[name] for name in COUNTS}, **given_values}
+    full = {**{name: config[name] for name in COUNTS}, **settings}
     try:
         checked = asdict(ImageCounts.from_values(full))
     except ValueError as error:
@@ -110,8 +110,8 @@ def test_counts_are_integers_or_rejected(given_values: dict[str, Any], config: D
     else:
         message = ""
     assert bool(checked) != any(message.startswith(f"{name}=") for name in COUNTS)
-    given_names = [name for name in checked if full[name] is not None]
-    for name in given_names:
+    set_names = [name for name in checked if full[name] is not None]
+    for name in set_names:
         assert checked[name] == full[name]
         assert type(full[name]) is int
         assert full[name] >= least[name]
@@ -156,7 +156,7 @@ def test_any_template_accepts_any_name(template: str, name: str, context: str, c
         assert "{}" not in template
         return
     ((_, written),) = prompt_generator.load(torch.device("cpu"))([Task(target_class, 3)], 0)
-    assert isinstance(written, Written)
+    assert isinstance(written, GeneratedPrompts)
     assert name in written.prompts[0]
 
 
@@ -205,12 +205,12 @@ def test_exhausting_reply_is_parsed(reply: str) -> None:
 
 
 @FEW
-@given(chat_replies=st.lists(replies, min_size=1, max_size=4), wanted=st.integers(1, 3))
-def test_prompts_satisfy_filters_or_error(chat_replies: list[str], wanted: int) -> None:
-    book = ChatHistory(Task(SUBJECTS[0], wanted), LocalLLM("tiny:language"))
+@given(chat_replies=st.lists(replies, min_size=1, max_size=4), requested=st.integers(1, 3))
+def test_prompts_satisfy_filters_or_error(chat_replies: list[str], requested: int) -> None:
+    history = ChatHistory(Task(SUBJECTS[0], requested), LocalLLM("tiny:language"))
     for reply in chat_replies:
-        book.add([reply])
-    outcome = book.result()
+        history.add([reply])
+    outcome = history.result()
     if isinstance(outcome, PromptError):
         assert str(outcome).startswith("class 0 ('red fox')")
     assert all("fox" in prompt.casefold() and len(prompt.split()) >= 3 for prompt in outcome.prompts)
@@ -278,12 +278,12 @@ def test_errors_of_types_are_plain(config: DictConfig) -> None:
     """Checks in a separate process, without the annotation checks of the tests."""
     unusual = [None, True, -1, 0.5, math.nan, -math.inf, "", "x", "../..", [], ["x"], {"a": {"b": [None]}}]
     arguments = json.dumps([str(CONF), places(config), unusual])
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", LOOK, arguments], cwd=CONF.parent, capture_output=True, text=True, timeout=400,
         check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    looks = done.stderr.split("\n@ ")
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert "Traceback" not in completed.stderr
+    looks = completed.stderr.split("\n@ ")
     assert len(looks) == len(places(config)) * len(unusual) + 1
     assert [look for look in looks if len(look.splitlines()) > 8] == []

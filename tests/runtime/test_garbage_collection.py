@@ -30,14 +30,14 @@ gc.disable()
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("call", "collected"), [("", True), ("collect_less(); collect_less()", False)])
 def test_last_collection_is_skipped(call: str, collected: bool) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CODE.format(call=call)],
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
     )
-    place, *lines = done.stdout.splitlines()
+    place, *lines = completed.stdout.splitlines()
     assert lines == ["registered", *(["collected"] if collected else [])]
-    assert not done.stderr
+    assert not completed.stderr
     assert not Path(place).exists(), "what cleans up at the end does so"

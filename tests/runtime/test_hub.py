@@ -134,10 +134,10 @@ def test_downloaded_files_need_no_network(tmp_path: Path, monkeypatch: pytest.Mo
     """Whether the client looks into its cache by itself, as for a branch, or not, as that of 1.32 for a commit."""
     snapshot = put_in_hub_cache(tmp_path, "owner/name")
     (snapshot / "config.json").write_text("{}")
-    asked: list[bool] = []
+    requests: list[bool] = []
 
     def fetch(*_: str, local_files_only: bool = False, **__: object) -> str:
-        asked.append(local_files_only)
+        requests.append(local_files_only)
         if not local_files_only:
             raise ConnectionError
         return str(snapshot)
@@ -147,7 +147,7 @@ def test_downloaded_files_need_no_network(tmp_path: Path, monkeypatch: pytest.Mo
         assert download("owner/name", revision, ["*.json"]) == snapshot
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert download("owner/name", HUB_COMMIT, ["*.json"]) == snapshot
-    assert asked == [False, True]
+    assert requests == [False, True]
 
 
 def test_refusal_is_not_answered_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_missing_pyarrow_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("config", "split", "wanted"),
+    ("config", "split", "expected"),
     [
         (None, "test", ["data/test-00000-of-00002.parquet", "data/test-00001-of-00002.parquet"]),
         (None, "validation", ["data/validation.parquet"]),
@@ -73,14 +73,14 @@ def test_missing_pyarrow_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("coarse", "test", ["coarse/test-00000-of-00001.parquet"]),
     ],
 )
-def test_split_is_found_by_file_names(config: str | None, split: str, wanted: list[str] | None) -> None:
+def test_split_is_found_by_file_names(config: str | None, split: str, expected: list[str] | None) -> None:
     files = [
         "data/test-00001-of-00002.parquet", "data/test-00000-of-00002.parquet", "data/validation.parquet",
         "data/testing-00000-of-00001.parquet", "fine/test/0001.parquet", "fine/test/0000.parquet",
         "fine/partial-train/0000.parquet", "coarse/test-00000-of-00001.parquet", "README.md", "data/test.csv",
     ]  # fmt: skip
-    if wanted:
-        assert shards_of(files, Card(config), split, "here")[1] == wanted
+    if expected:
+        assert shards_of(files, Card(config), split, "here")[1] == expected
     else:
         with pytest.raises(ValueError, match=rf"dataset.split={split}: no file of here fits .* it holds coarse/test-"):
             shards_of(files, Card(config), split, "here")

@@ -45,8 +45,8 @@ def test_everything_else_is_there() -> None:
         "kind = isinstance(accuracy, torchmetrics.Metric) and type(torchmetrics).__name__ == 'module'\n"
         f"print(json.dumps([before, {FUNCTIONAL}, float(value), float(same), kind]))\n"
     )
-    before, after, value, same, kind = answer(code)
-    assert (before, after, same, kind) == (False, True, 1.0, True)
+    before, after, value, is_same, kind = answer(code)
+    assert (before, after, is_same, kind) == (False, True, 1.0, True)
     assert abs(value - 2 / 3) < 1e-6
 
 

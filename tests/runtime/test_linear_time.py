@@ -22,7 +22,7 @@ import lgclip
 from lgclip.prompts.base import Task
 from lgclip.prompts.caption_file import single_line
 from lgclip.prompts.chat import ChatHistory
-from lgclip.prompts.filtering import names, sameness, spoilt
+from lgclip.prompts.filtering import error_or_refusal, names, normal_form
 from lgclip.prompts.local_llm import LocalLLM, steady
 from lgclip.prompts.reply_parsing import MAX_REPLY_CHARACTERS, NoPromptsError, parse_reply, sentences_of
 from lgclip.prompts.template import fill
@@ -294,9 +294,9 @@ def test_growth_is_measured() -> None:
 
 @pytest.mark.slow
 def test_every_expression_is_found() -> None:
-    found = expressions()
-    assert len(found) > 80
-    sources = [place for place, _, _ in found]
+    patterns = expressions()
+    assert len(patterns) > 80
+    sources = [place for place, _, _ in patterns]
     for name in ("filtering", "reply_markup", "loose_json", "template"):
         assert any(f"prompts.{name}" in place for place in sources), name
 
@@ -343,8 +343,8 @@ READERS: dict[str, Callable[[str], object]] = {
     "filtered reply": add_reply,
     "name in a text": lambda text: names(text, "red panda bear"),
     "name": lambda text: names("a red panda bear", text),
-    "sameness": sameness,
-    "spoilt": lambda text: spoilt(text, "cat"),
+    "normal_form": normal_form,
+    "error_or_refusal": lambda text: error_or_refusal(text, "cat"),
     "caption": single_line,
     "template": lambda text: fill(text, CAT),
     "chat template": lambda text: steady(text, thinking=False),

@@ -20,13 +20,13 @@ stop(timeout=20)
 
 @pytest.mark.parametrize(("argument", "traces"), [("print", 1), ("ignore", 0)])
 def test_cut_connection_is_silent(argument: str, traces: int) -> None:
-    done = subprocess.run([sys.executable, "-c", SHARER, argument], capture_output=True, text=True, check=True)
-    assert done.stderr.count("Traceback") == traces, done.stderr
+    completed = subprocess.run([sys.executable, "-c", SHARER, argument], capture_output=True, text=True, check=True)
+    assert completed.stderr.count("Traceback") == traces, completed.stderr
 
 
 def test_other_errors_are_printed() -> None:
     code = (
         "from lgclip.runtime.loader_workers import ignore_cut_connections as ignore; ignore(0); raise OSError('disk')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "OSError: disk" in done.stderr
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "OSError: disk" in completed.stderr

@@ -88,12 +88,12 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_stage_is_one_line_in_a_pipe() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", STAGES], capture_output=True, env=environment(), timeout=300, check=True
     )
-    assert b"\r" not in done.stderr
-    assert b"\x1b" not in done.stderr
-    lines = [line for line in done.stderr.decode().splitlines() if line.startswith(("first", "second"))]
+    assert b"\r" not in completed.stderr
+    assert b"\x1b" not in completed.stderr
+    lines = [line for line in completed.stderr.decode().splitlines() if line.startswith(("first", "second"))]
     assert [line.partition(":")[0] for line in lines] == ["first", "second"]
     for line in lines:
         assert re.fullmatch(r"\w+: 6 classes, \d+\.\d s, [\d.]+ classes/s", line)

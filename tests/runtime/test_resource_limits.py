@@ -40,8 +40,10 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     def mount(options: str) -> Path:
         options = f"remount,{options}" if folder.is_mount() else options
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, check=False)
-        if done.returncode:
+        completed = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, check=False
+        )
+        if completed.returncode:
             pytest.skip("only root may mount a disk")
         return folder
 

@@ -49,7 +49,7 @@ def leaks(content: bytes) -> list[str]:
     """Returns the canaries in some bytes, plain or in base64."""
     values = [*CANARIES.values(), "CanaryProxy4Tq9", TYPED]
     spelt = {value: (value.encode(), base64.b64encode(value.encode()).rstrip(b"=")[:-1]) for value in values}
-    return [value for value, ways in spelt.items() if any(way in content for way in ways)]
+    return [value for value, ways in spelt.items() if any(spelling in content for spelling in ways)]
 
 
 def assert_no_leak(folder: Path, *outputs: str) -> None:
@@ -202,20 +202,20 @@ def test_sweep_stores_no_environment_key(
     model = serve(echo_server)
     synthetic_images = make_image_folder(tmp_path / "pictures", NAMES, 2)
     sweep = tmp_path / "sweep"
-    taken = [o for o in fresh_sandbox.evaluate_overrides() if not o.startswith(("dataset", "llm", "logger"))]
+    overrides = [o for o in fresh_sandbox.evaluate_overrides() if not o.startswith(("dataset", "llm", "logger"))]
     command = [
-        sys.executable, str(ROOT / "evaluate.py"), "-m", *taken, "dataset=folder", f"dataset.root={synthetic_images}",
-        "llm=server", f"llm.base_url={model.url}", "llm.model=good-model,bad", "+llm.backoff_s=0.01",
-        "llm.deadline_s=30", "logger=wandb", "scales=single", "prompts_per_class=2",
+        sys.executable, str(ROOT / "evaluate.py"), "-m", *overrides, "dataset=folder",
+        f"dataset.root={synthetic_images}", "llm=server", f"llm.base_url={model.url}", "llm.model=good-model,bad",
+        "+llm.backoff_s=0.01", "llm.deadline_s=30", "logger=wandb", "scales=single", "prompts_per_class=2",
         f"hydra.sweep.dir={sweep}", "hydra.verbose=true",
     ]  # fmt: skip
     env = {name: value for name, value in os.environ.items() if not name.startswith("HYDRA")}
     env |= {**CANARIES, "OMP_NUM_THREADS": "1", "OPENAI_LOG": "debug", "WANDB_SILENT": "false", "HF_HUB_OFFLINE": "1"}
     env["LGCLIP_KEYS"] = "OPENAI_API_KEY@127.0.0.1"
     env |= {f"WANDB_{kind}_DIR": str(tmp_path / "wandb's own" / kind) for kind in ("CONFIG", "DATA", "CACHE")}
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert model.keys == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}, done.stderr[-2000:]
-    assert (sweep / "0" / "result.json").is_file(), done.stderr[-2000:]
+    completed = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert model.keys == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}, completed.stderr[-2000:]
+    assert (sweep / "0" / "result.json").is_file(), completed.stderr[-2000:]
     assert "HTTP 401: bad key ***" in json.loads((sweep / "1" / "failed.json").read_text())["error"]
     assert list(sweep.rglob("*.wandb"))
     assert list(sweep.rglob("debug*.log"))
@@ -226,8 +226,8 @@ def test_sweep_stores_no_environment_key(
     assert main(["report", str(sweep), "-o", str(tmp_path / "report.html")]) == 0
     assert main(["audit", str(sweep / "0")]) == 0
     captured = capsys.readouterr()
-    assert_no_leak(tmp_path, done.stdout, done.stderr, captured.out, captured.err)
-    assert "\x1b[2J" not in done.stdout + done.stderr
+    assert_no_leak(tmp_path, completed.stdout, completed.stderr, captured.out, captured.err)
+    assert "\x1b[2J" not in completed.stdout + completed.stderr
 
 
 class _Echo(BaseHTTPRequestHandler):

@@ -26,7 +26,7 @@ from fault_injection import (
     wait_until,
 )
 
-from lgclip.runtime.signals import LATEST, Stopped, heed, stoppable
+from lgclip.runtime.signals import LATEST, Stopped, restore_handlers, stoppable
 
 pytest_plugins = ("run_fixtures",)
 
@@ -222,7 +222,7 @@ plain_errors(main)()
         ("stopping.LATEST = 1.0", "ctypes.PyDLL(None).sleep(60)", 7.0),  # holds even Python's own lock
         ("stopping.LATEST = 1.0", "ctypes.CDLL(None).pause() or [ctypes.CDLL(None).sleep(60) for _ in range(9)]", 7.0),
         ("", "try: time.sleep(60)\n    except BaseException: raise RuntimeError('a library makes this of it')", 6.0),
-        ("signal.signal(signal.SIGTERM, lambda *_: None); stopping.heed()", "time.sleep(60)", 6.0),
+        ("signal.signal(signal.SIGTERM, lambda *_: None); stopping.restore_handlers()", "time.sleep(60)", 6.0),
     ],
 )
 def test_signal_stops_any_work(before: str, work: str, limit: float) -> None:
@@ -241,15 +241,15 @@ STUCK = "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
 
 def watchdogs(pid: int) -> list[int]:
     """Returns the processes that watch another one."""
-    found = []
+    matches = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = path.read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
         if any(part.endswith(b"watchdog.py") for part in arguments) and str(pid).encode() in arguments:
-            found.append(int(path.parent.name))
-    return found
+            matches.append(int(path.parent.name))
+    return matches
 
 
 HELD = {
@@ -364,7 +364,7 @@ def test_signal_handlers_are_restored() -> None:
     with stoppable():
         assert os.environ["LGCLIP_STARTED_BY"] == str(os.getpid())
         assert signal.getsignal(signal.SIGTERM) != before[1]
-    heed()
+    restore_handlers()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert os.environ.get("LGCLIP_STARTED_BY") == known
     with pytest.raises(ValueError, match="mine"), stoppable():

@@ -115,14 +115,14 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-@pytest.mark.parametrize("how", ["--config-dir={}", "-cd={}", "--config-path={}", "hydra.searchpath=[file://{}]"])
+@pytest.mark.parametrize("option", ["--config-dir={}", "-cd={}", "--config-path={}", "hydra.searchpath=[file://{}]"])
 def test_foreign_config_is_checked_before_hydra(
-    case: str, how: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    case: str, option: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "foreign" / "experiment" / "mine.yaml"
     path.parent.mkdir(parents=True)
     path.write_bytes(f"# @package _global_\n{CONFIGS[case]}\n".encode(errors="surrogateescape"))
-    argument = how.format(path.parent.parent)
+    argument = option.format(path.parent.parent)
     arguments = argument.split("=", 1) if argument.startswith("-cd") else [argument]
     start = time.monotonic()
     with pytest.raises(SystemExit) as ended:

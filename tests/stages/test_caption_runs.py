@@ -41,7 +41,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.multiprocess
 def test_synthetic_images_are_traced_to_captions(fresh_sandbox: Sandbox, tmp_path: Path) -> None:
     """Compares images, prompts, captions and sources on one and two processes."""
-    train = make_image_folder(tmp_path / "train", each=4)
+    train = make_image_folder(tmp_path / "train", per_class=4)
     real = Folder(str(train))
     run_command("generate", *generate_overrides(fresh_sandbox, train, tmp_path, "images_per_prompt=2"))
     listed = lines(tmp_path / "run" / "images.jsonl")
@@ -76,7 +76,7 @@ def test_synthetic_images_are_traced_to_captions(fresh_sandbox: Sandbox, tmp_pat
 
 @pytest.mark.slow
 def test_basic_prompts_have_no_source(fresh_sandbox: Sandbox, tmp_path: Path) -> None:
-    train = make_image_folder(tmp_path / "train", each=4)
+    train = make_image_folder(tmp_path / "train", per_class=4)
     run_command("generate", *generate_overrides(fresh_sandbox, train, tmp_path, "llm.form=basic"))
     listed = lines(tmp_path / "run" / "images.jsonl")
     assert [(line["prompt"], line["repeat"]) for line in listed[:3]] == [("a photo of blue moon", i) for i in range(3)]
@@ -99,7 +99,7 @@ def test_dataset_without_training_images_is_rejected(
 
 def test_class_subset_keeps_sources(tmp_path: Path) -> None:
     training = Folder(str(make_image_folder(tmp_path / "train")))
-    root = make_image_folder(tmp_path / "drawn", each=4)
+    root = make_image_folder(tmp_path / "drawn", per_class=4)
     context = RunContext(tmp_path / "store", stages())
     data = DatasetSplits(lambda **_: training)
     parts = GenerationParts(data, ScriptedCaptioner(), ImageFolder(str(root)), ImageCounts(2))

@@ -28,12 +28,12 @@ from lgclip.store.root import StoreError
 
 pytest_plugins = ("run_fixtures",)
 ROOT = Path(__file__).parents[2]
-EACH = 5
+PER_CLASS = 5
 
 
 @pytest.fixture
 def training(tmp_path: Path) -> Folder:
-    return Folder(str(make_image_folder(tmp_path / "train", each=EACH)))
+    return Folder(str(make_image_folder(tmp_path / "train", per_class=PER_CLASS)))
 
 
 def brightness(file: str) -> str:
@@ -48,7 +48,7 @@ def test_captions_follow_the_image_order(training: Folder, tmp_path: Path) -> No
                 for index, label in enumerate(training.labels)]  # fmt: skip
     assert [*chain(*captions.texts())] == expected
     assert [prompt.source for prompt in chain.from_iterable(captions.with_sources())] == list(training.ids)
-    assert captions.counts() == [EACH] * 3
+    assert captions.counts() == [PER_CLASS] * 3
     assert [captions.where(image) for image in training.ids] == [
         training.where(index) for index in range(len(training))
     ]
@@ -76,7 +76,7 @@ def test_more_captions_extend_fewer(training: Folder, tmp_path: Path) -> None:
 def test_other_form_reuses_captions(training: Folder, tmp_path: Path) -> None:
     prompt_generator = ScriptedCaptioner()
     basic = caption_dataset(training, dataclasses.replace(prompt_generator, form="basic"), tmp_path / "store")
-    assert basic.texts() == [[f"a photo of {name}"] * EACH for name in NAMES]
+    assert basic.texts() == [[f"a photo of {name}"] * PER_CLASS for name in NAMES]
     assert {prompt.source for prompt in chain.from_iterable(basic.with_sources())} == {""}
     assert not prompt_generator.loads
     assert not (tmp_path / "store").exists()
@@ -98,7 +98,7 @@ def test_captions_shuffled_by_class_are_the_same_prompts(training: Folder, tmp_p
     # A set of prompts is a set of images: the control generates no new image.
     keys = []
     for script in (captions, shuffled):
-        images = image_prompts(script.target_classes, script.texts(), EACH, 1)
+        images = image_prompts(script.target_classes, script.texts(), PER_CLASS, 1)
         keys.append({image_id("diffuser", image, 0) for image in images})
     assert keys[0] == keys[1]
     assert len(keys[0]) == len(training)
@@ -146,9 +146,9 @@ def test_descriptions_replace_captions(training: Folder, tmp_path: Path) -> None
     assert first.source == shapes.ids[301]
     assert first.text == f"a photo of {shapes.class_names[3]}, {shapes.description(301)}"
     with pytest.raises(ValueError, match="llm=scene_descriptions: train has no descriptions of its images"):
-        Captions(training, SceneDescriptions(), tmp_path / "other", EACH)
+        Captions(training, SceneDescriptions(), tmp_path / "other", PER_CLASS)
     assert not (tmp_path / "other").exists()
-    assert caption_dataset(training, SceneDescriptions(form="basic"), tmp_path / "other").counts() == [EACH] * 3
+    assert caption_dataset(training, SceneDescriptions(form="basic"), tmp_path / "other").counts() == [PER_CLASS] * 3
 
 
 def test_crash_loses_at_most_a_batch(training: Folder, tmp_path: Path) -> None:
@@ -164,19 +164,19 @@ def test_crash_loses_at_most_a_batch(training: Folder, tmp_path: Path) -> None:
 
 def test_captioning_cost_is_recorded(training: Folder, tmp_path: Path) -> None:
     run = stages()
-    caption_dataset(training, ScriptedCaptioner(), tmp_path / "store", EACH, stages=run)
+    caption_dataset(training, ScriptedCaptioner(), tmp_path / "store", PER_CLASS, stages=run)
     (stats,), (part,) = run.stage_stats, run.parts["prompts"]
     assert (stats.stage, stats.computed, stats.reused, stats.unit) == ("prompts", 15, 0, "image")
     assert (part.name, part.unit, part.used, part.computed) == ("prompts", "caption", 15, 15)
     [line] = lines_of(part.cost_log)
     assert line.count == 15
     again = stages()
-    caption_dataset(training, ScriptedCaptioner(form="basic"), tmp_path / "store", EACH, stages=again)
+    caption_dataset(training, ScriptedCaptioner(form="basic"), tmp_path / "store", PER_CLASS, stages=again)
     assert (again.stage_stats[0].computed, again.stage_stats[0].reused, again.parts["prompts"][0].used) == (0, 0, 0)
 
 
 def test_small_class_has_fewer_prompts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = make_image_folder(tmp_path / "train", each=EACH)
+    root = make_image_folder(tmp_path / "train", per_class=PER_CLASS)
     for file in sorted((root / "green_ring").iterdir())[2:]:
         file.unlink()
     with caplog.at_level(logging.WARNING):
@@ -196,7 +196,7 @@ def test_unreadable_image_is_named_once(training: Folder, tmp_path: Path, caplog
     assert len(prompt_generator.passes) == 5
     run = stages()
     captions = caption_dataset(
-        damaged, prompt_generator, tmp_path / "store", EACH, stages=run, on_bad_image=OnBadImage.SKIP
+        damaged, prompt_generator, tmp_path / "store", PER_CLASS, stages=run, on_bad_image=OnBadImage.SKIP
     )
     assert (run.stage_stats[0].computed, run.stage_stats[0].reused, run.parts["prompts"][0].used) == (0, 14, 14)
     assert len(prompt_generator.passes) == 5, "what is known to be unreadable is not tried again"
@@ -205,7 +205,7 @@ def test_unreadable_image_is_named_once(training: Folder, tmp_path: Path, caplog
 
 
 def test_class_without_readable_image_is_rejected(training: Folder, tmp_path: Path) -> None:
-    for index in range(EACH):
+    for index in range(PER_CLASS):
         training.original(index).write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"class 0 \('blue moon'\): not one of its training images can be read"):
         caption_dataset(
@@ -219,8 +219,8 @@ def test_silent_captioner_is_rejected(training: Folder, tmp_path: Path, caplog: 
         caption_dataset(training, prompt_generator, tmp_path / "store")
     captions = caption_dataset(training, dataclasses.replace(prompt_generator, empty="name"), tmp_path / "store")
     assert len(prompt_generator.loads) == 1, "that nothing is said is known"
-    assert captions.texts() == [[f"a photo of {name}"] * EACH for name in NAMES]
-    assert captions.standing_in() == [list(range(EACH))] * 3
+    assert captions.texts() == [[f"a photo of {name}"] * PER_CLASS for name in NAMES]
+    assert captions.fallback_positions() == [list(range(PER_CLASS))] * 3
     assert {prompt.source for prompt in chain.from_iterable(captions.with_sources())} == {""}
     assert "nothing is said of 15 training images: they have the basic form" in caplog.text
 
@@ -259,14 +259,14 @@ def test_caption_file_matches_ids_or_paths(training: Folder, tmp_path: Path) -> 
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:12]))
     with pytest.raises(ValueError, match=rf"3 of 15 images of train have no caption there: {training.where(12)}"):
         caption_dataset(training, CaptionFile(file=str(path)), tmp_path / "store")
-    path.write_text("".join(json.dumps({"file": f"{index}.png", "caption": "x"}) + "\n" for index in range(EACH)))
+    path.write_text("".join(json.dumps({"file": f"{index}.png", "caption": "x"}) + "\n" for index in range(PER_CLASS)))
     with pytest.raises(ValueError, match=r"'0\.png' could be .*blue_moon/0\.png or .*green_ring/0\.png"):
         caption_dataset(training, CaptionFile(file=str(path)), tmp_path / "store")
 
 
 def test_missing_captions_are_not_invented(training: Folder, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="15 training images have no caption in the store"):
-        Captions(training, ScriptedCaptioner(), tmp_path / "store", EACH).texts()
+        Captions(training, ScriptedCaptioner(), tmp_path / "store", PER_CLASS).texts()
 
 
 def test_other_classes_are_rejected_before_loading(training: Folder) -> None:

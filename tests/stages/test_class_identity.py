@@ -17,7 +17,7 @@ from PIL import Image
 
 from lgclip.diffuser.base import image_id, image_prompts, noise_seed
 from lgclip.diffuser.pipeline import Diffuser
-from lgclip.prompts.base import PromptGenerator, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptGenerator, Task
 from lgclip.prompts.chat import ChatHistory, seed_of
 from lgclip.prompts.local_llm import LocalLLM
 from lgclip.prompts.server_llm import ServerLLM
@@ -56,7 +56,7 @@ def generate(sandbox: Sandbox, folder: Path, names: Sequence[str], *overrides: s
     """Generates two images of each class in the order of `names`; returns them by class and prompt."""
     # Folders of numbers, so that the order of the classes is that of the list and not of the alphabet.
     numbers = [f"{index:03}" for index in range(len(names))]
-    root = make_image_folder(folder / "pictures", numbers, each=1)
+    root = make_image_folder(folder / "pictures", numbers, per_class=1)
     listed_names = folder / "names.txt"
     listed_names.write_text("".join(f"{number}\t{name}\n" for number, name in zip(numbers, names, strict=True)))
     run_command(
@@ -139,12 +139,12 @@ def grouped(keys: Sequence[tuple[str, str]]) -> list[tuple[str, list[tuple[str, 
 
 
 def test_language_model_samples_by_name() -> None:
-    pen = TINY.load(CPU)
+    writer = TINY.load(CPU)
 
     def written(target_classes: Sequence[TargetClass]) -> dict[tuple[str, int], list[str]]:
         prompts: dict[tuple[str, int], list[str]] = {}
-        for place, outcome in pen([Task(target_class, 3) for target_class in target_classes], 0):
-            assert isinstance(outcome, Written), outcome
+        for place, outcome in writer([Task(target_class, 3) for target_class in target_classes], 0):
+            assert isinstance(outcome, GeneratedPrompts), outcome
             prompts[target_classes[place].name, target_classes[place].occurrence] = outcome.prompts
         return prompts
 
@@ -180,13 +180,13 @@ GENERATORS: dict[str, PromptGenerator] = {
 
 @given(NAME, st.integers(0, 3), st.integers(0, 999), st.integers(0, 999), st.text(max_size=5), st.integers(0, 2))
 def test_no_key_and_no_seed_has_the_index(name: str, occurrence: int, first: int, last: int, text: str, n: int) -> None:
-    here, there = (TargetClass(index, name, "", occurrence) for index in (first, last))
+    first_class, last_class = (TargetClass(index, name, "", occurrence) for index in (first, last))
     for prompt_generator in GENERATORS.values():
-        assert prompt_generator.inputs(here, n) == prompt_generator.inputs(there, n)
-    histories = [ChatHistory(Task(target_class, 3, turn=n), TINY) for target_class in (here, there)]
+        assert prompt_generator.inputs(first_class, n) == prompt_generator.inputs(last_class, n)
+    histories = [ChatHistory(Task(target_class, 3, turn=n), TINY) for target_class in (first_class, last_class)]
     assert seed_of(n, histories[0]) == seed_of(n, histories[1])
-    assert places(here, 9, n) == places(there, 9, n)
-    prompts = [Prompt(target_class, text, n) for target_class in (here, there)]
+    assert places(first_class, 9, n) == places(last_class, 9, n)
+    prompts = [Prompt(target_class, text, n) for target_class in (first_class, last_class)]
     assert noise_seed(prompts[0], n) == noise_seed(prompts[1], n)
     assert image_id("key", prompts[0], n) == image_id("key", prompts[1], n)
 

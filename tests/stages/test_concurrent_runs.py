@@ -150,8 +150,8 @@ def test_concurrent_downloads_are_complete(archive: tuple[str, str], tmp_path: P
     else:  # without a lock one may be in another's way: it says so, and what is there is never wrong
         assert all(output == place or output.startswith("refused") for output in outputs)
         assert fetch_concurrently(archive, root, locked, 1) == [place]
-    here, served = (sorted((folder / "birds").iterdir()) for folder in (root, tmp_path / "served"))
-    assert [(p.name, p.read_bytes()) for p in here] == [(p.name, p.read_bytes()) for p in served]
+    generated, served = (sorted((folder / "birds").iterdir()) for folder in (root, tmp_path / "served"))
+    assert [(p.name, p.read_bytes()) for p in generated] == [(p.name, p.read_bytes()) for p in served]
 
 
 @pytest.mark.multiprocess

@@ -102,15 +102,17 @@ def batches(size: int, workers: int | str) -> list[str]:
 def runs(empty_sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Evaluates every run of `RUNS` in forked processes."""
     folder = tmp_path_factory.mktemp("exact")
-    synthetic_images = make_image_folder(folder / "pictures", each=5)
-    few = make_image_folder(folder / "few", NAMES[:2], each=1)
+    synthetic_images = make_image_folder(folder / "pictures", per_class=5)
+    few = make_image_folder(folder / "few", NAMES[:2], per_class=1)
     for extra in ("blue_moon/0.png", "red_star/3.png"):
         (synthetic_images / extra).unlink()
     session = Runs(
         folder, replace(empty_sandbox, synthetic_images=synthetic_images), replace(empty_sandbox, synthetic_images=few)
     )
     overrides = session.sandbox.evaluate_overrides()
-    orders = [session.order("evaluate.py", name, n, [*overrides, *batches(*how)]) for name, (n, *how) in RUNS.items()]
+    orders = [
+        session.order("evaluate.py", name, n, [*overrides, *batches(*shape)]) for name, (n, *shape) in RUNS.items()
+    ]
     orders.append(
         session.order("generate.py", "drawn by 3", 3, [*session.sandbox.generate_overrides(), *batches(7, 0)])
     )
@@ -203,14 +205,14 @@ def test_tiny_models_are_batch_invariant(tmp_path: Path) -> None:
 def test_image_does_not_depend_on_its_batch() -> None:
     brush = Diffuser("tiny:diffuser", steps=2, guidance=3.0, size=64).load(torch.device("cpu"))
 
-    def same(images: np.ndarray, rest: np.ndarray) -> bool:
-        apart = np.abs(images.astype(int) - rest.astype(int)).max()
+    def is_equal(images: np.ndarray, expected: np.ndarray) -> bool:
+        apart = np.abs(images.astype(int) - expected.astype(int)).max()
         return bool(apart <= (not STRICT))  # a grey level where a row's last bit depends on its place
 
     prompts = [Prompt(TargetClass(c, name), f"a photo of a {name}.", 0) for c, name in enumerate((*NAMES, "five"))]
     generated = brush(prompts, 0)
-    assert same(brush(prompts[::-1], 0)[::-1], generated)
-    assert same(brush([prompts[1]] * 4, 0)[2], generated[1])
+    assert is_equal(brush(prompts[::-1], 0)[::-1], generated)
+    assert is_equal(brush([prompts[1]] * 4, 0)[2], generated[1])
 
 
 ALIKE = """

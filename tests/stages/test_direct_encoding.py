@@ -24,7 +24,7 @@ from lgclip.diffuser.sampling_loop import SamplingPipeline
 from lgclip.reporting.dashboard.page import write_page
 from lgclip.reporting.leakage_audit import audit, audit_text
 from lgclip.reporting.run_folder import Run
-from lgclip.store.shard_index import look
+from lgclip.store.shard_index import read_listing
 from lgclip.types import Fault, Prompt
 
 pytestmark = pytest.mark.slow
@@ -167,7 +167,7 @@ def test_faulty_images_are_generated_again(
 
 def test_sheet_shows_the_first_images(sheet_once: FirstRun, first_run: FirstRun, tmp_path: Path) -> None:
     (shard,) = files_of_kind(sheet_once.sandbox.store, Kind.SHARD)
-    assert len(look(shard).ids) == 3 * 4, "four a class"
+    assert len(read_listing(shard).ids) == 3 * 4, "four a class"
     full = evaluate_run(replace(first_run.sandbox, store=tmp_path / "s"), tmp_path / "full", "images_per_prompt=2")
     assert full["metrics"] == sheet_once.result["metrics"]
     with (

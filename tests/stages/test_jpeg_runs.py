@@ -16,7 +16,7 @@ from lgclip.cli.store.inventory import Kind
 from lgclip.cli.store.pack import pack, unpack
 from lgclip.cli.store.transfer import pull, push
 from lgclip.cli.store.verify import verify
-from lgclip.store.shard_index import look
+from lgclip.store.shard_index import read_listing
 
 pytest_plugins = ("run_fixtures",)
 
@@ -71,7 +71,7 @@ def test_every_layout_gives_the_same_features(images: str, jpeg_once: FirstRun, 
     assert_same_run(tmp_path / "run", jpeg_once.folder, tmp_path)
     list(verify(sandbox.store))
     shards = files_of_kind(sandbox.store, Kind.SHARD)
-    names = [member.name for shard in shards for _, _, member in look(shard).members(shard)]
+    names = [member.name for shard in shards for _, _, member in read_listing(shard).members(shard)]
     assert {Path(name).suffix for name in names} == (set() if images == "none" else {".jpg"})
 
 
@@ -119,7 +119,7 @@ def test_jpeg_is_exported_and_pushed(jpeg: Sandbox, tmp_path: Path) -> None:
     list(push(jpeg.store, url, [tmp_path / "run"]))
     list(pull(tmp_path / "pulled", url))
     (shard,) = files_of_kind(tmp_path / "pulled", Kind.SHARD)
-    assert {Path(member.name).suffix for _, _, member in look(shard).members(shard)} == {".jpg"}
+    assert {Path(member.name).suffix for _, _, member in read_listing(shard).members(shard)} == {".jpg"}
     pulled = replace(jpeg, store=tmp_path / "pulled")
     assert computed_counts(evaluate_run(pulled, tmp_path / "pulled_run", JPEG)) == NOTHING
 

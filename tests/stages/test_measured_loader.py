@@ -50,9 +50,9 @@ def batches(count: int, size: int, machine: Machine, seconds: float = 0.0) -> tu
     """Returns the batches of a measured loader, and the numbers of workers that it reported."""
     chosen: list[int] = []
     loader = MeasuredLoader(Numbers(count, seconds), size, machine, chosen.append, collate_fn=torch.tensor)
-    found = [batch.tolist() for batch in loader]
-    assert len(found) == len(loader)
-    return found, chosen
+    loaded = [batch.tolist() for batch in loader]
+    assert len(loaded) == len(loader)
+    return loaded, chosen
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_shared_memory_limits_workers(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.parametrize("count", [0, 1, 12, 13, 40])
 def test_batches_are_those_of_one_process(count: int) -> None:
-    found, _ = batches(count, 4, Machine(1, 1))
+    loaded, _ = batches(count, 4, Machine(1, 1))
     images: Any = Numbers(count)
-    assert found == [batch.tolist() for batch in DataLoader(images, batch_size=4, collate_fn=torch.tensor)]
+    assert loaded == [batch.tolist() for batch in DataLoader(images, batch_size=4, collate_fn=torch.tensor)]
 
 
 def test_measurement_reports_its_choice(caplog: pytest.LogCaptureFixture) -> None:
@@ -116,8 +116,8 @@ def test_measurement_reports_its_choice(caplog: pytest.LogCaptureFixture) -> Non
 @pytest.mark.filterwarnings("ignore:.*suggested max number of worker.*:UserWarning")  # this machine may be small
 def test_slow_images_are_loaded_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured_loader, "START_SECONDS", 0.0)
-    found, chosen = batches(40, 4, Machine(4, 1), seconds=0.02)
-    assert found == [list(range(start, start + 4)) for start in range(0, 40, 4)]
+    loaded, chosen = batches(40, 4, Machine(4, 1), seconds=0.02)
+    assert loaded == [list(range(start, start + 4)) for start in range(0, 40, 4)]
     assert chosen == [3]
 
 

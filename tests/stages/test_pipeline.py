@@ -153,8 +153,8 @@ def test_method_equals_its_baseline_result(
 
 def test_zero_weight_scales_change_nothing(first_run: FirstRun, sandbox: Sandbox, tmp_path: Path) -> None:
     evaluate_run(sandbox, tmp_path / "run", "scales=multi", "scales.weights=[7,0,0,0]")
-    same = (first_run.folder / "predictions.csv").read_text()
-    assert (tmp_path / "run" / "predictions.csv").read_text() == same
+    predictions = (first_run.folder / "predictions.csv").read_text()
+    assert (tmp_path / "run" / "predictions.csv").read_text() == predictions
 
 
 @pytest.mark.slow
@@ -225,11 +225,11 @@ def in_a_process(sandbox: Sandbox, folder: Path, *overrides: str) -> list[str]:
         "print(*{name.partition('.')[0] for name in sys.modules})\n"
     )
     arguments = [*sandbox.evaluate_overrides(), f"hydra.run.dir={folder}", *overrides]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", look, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1].split()
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.splitlines()[-1].split()
 
 
 @pytest.mark.slow
@@ -238,19 +238,19 @@ def test_cached_run_imports_no_model_library(first_run: FirstRun, sandbox: Sandb
     assert "torch" in loaded
     # transformers is not among them: torchmetrics imports it, though none of its models.
     assert not {"diffusers", "open_clip", "timm", "wandb"} & set(loaded)
-    same = (first_run.folder / "predictions.csv").read_text()
-    assert (tmp_path / "run" / "predictions.csv").read_text() == same
+    predictions = (first_run.folder / "predictions.csv").read_text()
+    assert (tmp_path / "run" / "predictions.csv").read_text() == predictions
 
 
 @pytest.mark.multiprocess
 def test_two_processes_match_one(first_run: FirstRun, fresh_sandbox: Sandbox, tmp_path: Path) -> None:
     two = ["trainer.devices=2", "trainer.strategy=ddp"]
     arguments = [*fresh_sandbox.evaluate_overrides(), f"hydra.run.dir={tmp_path / 'two'}", *two]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\nlgclip ") == 1, "one table, not one a process"
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("\nlgclip ") == 1, "one table, not one a process"
     result = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8"))
     assert computed_counts(result) == computed_counts(first_run.result)
     assert result["n"] == N
@@ -275,9 +275,9 @@ def test_two_processes_complete_one_shard(sandbox: Sandbox, tmp_path: Path) -> N
         "trainer.devices=2",
         "trainer.strategy=ddp",
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     result = json.loads((tmp_path / "two" / "result.json").read_text(encoding="utf-8"))
     assert (computed_counts(result)["prompts"], computed_counts(result)["images"]) == (1, 1)

@@ -23,7 +23,7 @@ from lgclip.stages.ray_executor import RayExecutor
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
-EACH = 32
+PER_CLASS = 32
 """Images of each of three classes."""
 
 SECONDS = 0.04
@@ -54,8 +54,8 @@ def at_cluster(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalC
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Returns the store of one process."""
     folder = tmp_path_factory.mktemp("reference")
-    generate(image_stage(folder / "store", folder / "log", EACH), folder / "store")
-    assert len(read_calls(folder / "log")) == 3 * EACH
+    generate(image_stage(folder / "store", folder / "log", PER_CLASS), folder / "store")
+    assert len(read_calls(folder / "log")) == 3 * PER_CLASS
     return read_store(folder / "store")
 
 
@@ -70,14 +70,14 @@ def test_three_nodes_give_the_bytes_of_one_process(
 ) -> None:
     store = tmp_path / "store"
     # Waits for the third worker, which may be late on a busy machine.
-    stage = image_stage(store, tmp_path / "log", EACH, seconds=SECONDS, until_nodes=3)
+    stage = image_stage(store, tmp_path / "log", PER_CLASS, seconds=SECONDS, until_nodes=3)
     stages = generate(stage, store, RayExecutor(shard=8))
     calls = read_calls(tmp_path / "log")
     assert read_store(store) == reference
     assert not repeated(calls)
     assert {call.node for call in calls} == {node.node_id for node in at_cluster.nodes}
     stats = stages.stage_stats[0]
-    assert (stats.computed, stats.devices, stats.device) == (3 * EACH, 3, "cpu")
+    assert (stats.computed, stats.devices, stats.device) == (3 * PER_CLASS, 3, "cpu")
     assert stats.peak_memory is not None
 
 
@@ -94,7 +94,7 @@ def test_killed_actor_loses_its_shard_alone(
 
     with once_logged(log, 20, kill):
         # Waits for the third worker, which may be late on a busy machine.
-        stage = image_stage(store, log, EACH, seconds=SECONDS, until_nodes=3)
+        stage = image_stage(store, log, PER_CLASS, seconds=SECONDS, until_nodes=3)
         generate(stage, store, RayExecutor(shard=8))
     assert read_store(store) == reference
     # A batch of four is what is generated again; what the actor had stored is not.
@@ -113,7 +113,7 @@ def test_lost_node_loses_its_shard_alone(at_cluster: LocalCluster, reference: di
         at_cluster.kill_node(calls[-1].node)
 
     with once_logged(log, 20, kill):
-        generate(image_stage(store, log, EACH, seconds=SECONDS), store, RayExecutor(shard=8))
+        generate(image_stage(store, log, PER_CLASS, seconds=SECONDS), store, RayExecutor(shard=8))
     calls = read_calls(log)
     assert read_store(store) == reference
     assert len(repeated(calls)) <= GROUP
@@ -126,7 +126,7 @@ def test_late_node_gets_work(at_cluster: LocalCluster, reference: dict[str, byte
     store = tmp_path / "store"
     log = tmp_path / "log"
     joined: list[str] = []
-    stage = image_stage(store, log, EACH, seconds=SECONDS, until_nodes=2)
+    stage = image_stage(store, log, PER_CLASS, seconds=SECONDS, until_nodes=2)
     with once_logged(log, 8, lambda calls: joined.append(at_cluster.add_node())):
         generate(stage, store, RayExecutor(shard=8))
     assert read_store(store) == reference
@@ -140,7 +140,7 @@ def test_poisoned_prompt_is_tried_three_times_and_named(
 ) -> None:
     store = tmp_path / "store"
     log = tmp_path / "log"
-    stage = image_stage(store, log, EACH, poison=(("green ring", 5),), batch_size=1, size=512)
+    stage = image_stage(store, log, PER_CLASS, poison=(("green ring", 5),), batch_size=1, size=512)
     with pytest.raises(ValueError, match="images: 1 image failed 3 times: class 1") as caught:
         generate(stage, store, RayExecutor(shard=1))
     named = "('green ring'), the prompt 'a photo of a green ring', repeat 5: RuntimeError: boom; all others are stored"
@@ -161,9 +161,9 @@ def test_poisoned_prompt_is_found_in_its_shard(
     # Two workers too many, which no shard may wait for.
     executor = RayExecutor(shard=16, actors=5)
     with pytest.raises(ValueError, match=r"images: 1 image failed 3 times: class 2 \('red star'\).*repeat 30: Runtime"):
-        generate(image_stage(store, log, EACH, poison=(("red star", 30),)), store, executor)
+        generate(image_stage(store, log, PER_CLASS, poison=(("red star", 30),)), store, executor)
     assert len(reference.keys() - read_store(store).keys()) == 1
     assert read_store(store).items() <= reference.items()
     # The next run continues with it.
-    generate(image_stage(store, log, EACH), store, RayExecutor(shard=16))
+    generate(image_stage(store, log, PER_CLASS), store, RayExecutor(shard=16))
     assert read_store(store) == reference

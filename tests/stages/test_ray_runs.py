@@ -28,7 +28,7 @@ pytest_plugins = ("run_fixtures",)
 ROOT = Path(__file__).parents[2]
 RAY = pytest.mark.filterwarnings("ignore::ResourceWarning")
 CLASSES = (0, 7, 19)
-EACH = 7
+PER_CLASS = 7
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def make_shapes(root: Path, split: str) -> Path:
     for label in CLASSES:
         folder = root / data.class_names[label].replace(" ", "_")
         folder.mkdir(parents=True)
-        places = [place for place, other in enumerate(data.labels) if other == label][:EACH]
+        places = [place for place, other in enumerate(data.labels) if other == label][:PER_CLASS]
         for place in places:
             data.image(place).save(folder / f"{place}.png")
     damaged = max(root.rglob("*.png"))
@@ -144,7 +144,7 @@ def test_captions_and_shards_are_those_of_one_process(
     assert captions
     assert files_of(shared) == files_of(alone)
     assert images_in(shared) == images_in(alone)
-    assert len(images_in(alone)) == 2 * (3 * EACH - 1)
+    assert len(images_in(alone)) == 2 * (3 * PER_CLASS - 1)
     assert (next(shared.glob("images/*/shards")) / "manifest.json").exists()
     assert all(shard.with_suffix(".safetensors").exists() for shard in shared.glob("images/*/shards/*.tar"))
 
@@ -249,15 +249,15 @@ def test_interrupt_stops_run_and_cluster_and_the_next_run_goes_on(
     assert "stopped by SIGINT; what is stored stays" in output
     before = images_in(fresh_sandbox.store)
     assert 0 < len(before) < 270
-    done = subprocess.run(command, timeout=240, check=False, **settings)
-    assert done.returncode == 0, done.stdout
-    assert "270 images of 3 classes" in done.stdout
+    completed = subprocess.run(command, timeout=240, check=False, **settings)
+    assert completed.returncode == 0, completed.stdout
+    assert "270 images of 3 classes" in completed.stdout
     after = images_in(fresh_sandbox.store)
     assert len(after) == 270
     assert before.items() <= after.items()
     # Nothing of Ray is left, and it printed nothing.
     assert processes_of(short_folder) == []
-    assert "ray" not in done.stdout.replace(str(tmp_path), "")
+    assert "ray" not in completed.stdout.replace(str(tmp_path), "")
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from lgclip.stages.sharding import MAX_POISONED, MAX_TRIES, Failure, Job, ShardQ
 BOOM = Failure("RuntimeError", "boom")
 
 
-def taken(queue: ShardQueue, workers: list[int]) -> list[Job]:
+def all_shards(queue: ShardQueue, workers: list[int]) -> list[Job]:
     """Returns all shards of a queue, dealt to the workers in turns."""
     jobs: list[Job] = []
     while job := queue.take(workers[len(jobs) % len(workers)], workers):
@@ -38,7 +38,7 @@ def solve(queue: ShardQueue, fails: Callable[[list[int]], bool], workers: list[i
 
 def test_shards_are_complete_groups_that_get_smaller() -> None:
     missing = [list(range(100, 1095)), list(range(7))]
-    jobs = taken(ShardQueue(missing, [10, 4], 128), [0, 1])
+    jobs = all_shards(ShardQueue(missing, [10, 4], 128), [0, 1])
     sizes = [len(job.shard.places) for job in jobs if job.shard.loader == 0]
     assert [place for job in jobs if job.shard.loader == 0 for place in job.shard.places] == missing[0]
     assert [job.shard for job in jobs if job.shard.loader == 1] == [(1, [0, 1, 2, 3]), (1, [4, 5, 6])]
@@ -49,7 +49,7 @@ def test_shards_are_complete_groups_that_get_smaller() -> None:
 
 
 def test_group_is_larger_than_a_shard_may_be() -> None:
-    jobs = taken(ShardQueue([list(range(70))], [32], 8), [0])
+    jobs = all_shards(ShardQueue([list(range(70))], [32], 8), [0])
     assert [len(job.shard.places) for job in jobs] == [32, 32, 6]
 
 

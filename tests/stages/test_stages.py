@@ -24,15 +24,15 @@ class CountingStage(LightningModule):
 
     unit = "number"
 
-    def __init__(self, wanted: range, existing: set[int], deaf: frozenset[int] = frozenset()) -> None:
+    def __init__(self, requested: range, existing: set[int], deaf: frozenset[int] = frozenset()) -> None:
         super().__init__()
-        self.wanted = wanted
+        self.requested = requested
         self.stored = existing
         self.ignored = deaf
         self.loads = 0
 
     def missing(self) -> list[int]:
-        return [n for n in self.wanted if n not in self.stored]
+        return [n for n in self.requested if n not in self.stored]
 
     def on_predict_start(self) -> None:
         self.loads += 1
@@ -49,14 +49,14 @@ class TwoStoreStage(CountingStage):
 
     tokens = Tokens(3, 4)
 
-    def __init__(self, folder: Path, existing: set[int], *, elsewhere: str = "") -> None:
+    def __init__(self, folder: Path, existing: set[int], *, server: str = "") -> None:
         super().__init__(range(6), existing)
         self.folder = folder
-        self.elsewhere = elsewhere
+        self.server = server
 
     def parts(self) -> list[StoreUsage]:
         return [
-            StoreUsage(name, "number", f"{name}/1", self.folder / name / "costs.jsonl", 3, self.elsewhere)
+            StoreUsage(name, "number", f"{name}/1", self.folder / name / "costs.jsonl", 3, self.server)
             for name in ("quick", "slow")
         ]
 
@@ -125,7 +125,7 @@ def test_cost_line_is_added_per_used_store(stages: Stages, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
     assert [(part.used, part.computed) for part in stages.parts["numbers"]] == [(3, 0), (3, 0)]
     assert (stages.stage_stats[0].tokens, stages.stage_stats[0].peak_memory) == (None, None)
-    stages.complete("numbers", TwoStoreStage(tmp_path, {0, 1, 2, 3}, elsewhere="server at there"), 6)
+    stages.complete("numbers", TwoStoreStage(tmp_path, {0, 1, 2, 3}, server="server at there"), 6)
     assert [path.name for path in tmp_path.iterdir()] == ["slow"]
     assert [(line.count, line.device) for line in lines_of(tmp_path / "slow" / "costs.jsonl")] == [
         (2, "server at there")
@@ -170,7 +170,7 @@ def test_work_of_a_faster_run_is_not_counted_twice(stages: Stages, tmp_path: Pat
 
     class Late(TwoStoreStage):
         def predict_dataloader(self) -> DataLoader[Any]:
-            self.stored.update(self.wanted)
+            self.stored.update(self.requested)
             return super().predict_dataloader()
 
     stage = Late(tmp_path, set())
@@ -213,11 +213,11 @@ def test_timed_block_equals_a_stage(stages: Stages) -> None:
 def test_server_tokens_are_recorded(
     stages: Stages, serve: Callable[[Answer], ChatServer], key: None, tmp_path: Path
 ) -> None:
-    def told(name: str, turn: int) -> dict[str, Any]:
+    def reply(name: str, turn: int) -> dict[str, Any]:
         usage = {"prompt_tokens": 100, "completion_tokens": turn, "total_tokens": 100 + turn}
         return {**(good_reply(name, turn) if turn > 1 else completion("")), "usage": usage}
 
-    writing = generation_stage(tmp_path, server_llm(serve(reply_always(told))))
+    writing = generation_stage(tmp_path, server_llm(serve(reply_always(reply))))
     stages.complete("prompts", writing, 4)
     (stats,) = stages.stage_stats
     assert stats.tokens == Tokens(4 * 2 * 100, 4 * (1 + 2)), "an empty reply was paid for too"

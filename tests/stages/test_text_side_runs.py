@@ -259,7 +259,7 @@ def test_published_ensemble_is_spelled_out_for_added_classes(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_shifted_set_with_some_classes_has_their_prompts(sandbox: Sandbox, tmp_path: Path) -> None:
-    make_image_folder(tmp_path / "shifted", NAMES[1:], each=2)
+    make_image_folder(tmp_path / "shifted", NAMES[1:], per_class=2)
     shifted = "+ood.part={_target_: lgclip.datasets.folder.Folder, root: %s}" % (tmp_path / "shifted")
     result = evaluate_run(sandbox, tmp_path / "run", shifted, "text.alternatives=[llm]")
     part = result["ood"]["part"]
@@ -280,9 +280,9 @@ def test_shifted_set_with_some_classes_has_their_prompts(sandbox: Sandbox, tmp_p
 
 
 def server_overrides(sandbox: Sandbox, url: str) -> list[str]:
-    kept = [part for part in sandbox.evaluate_overrides() if not part.startswith(("llm", "diffuser"))]
+    overrides = [part for part in sandbox.evaluate_overrides() if not part.startswith(("llm", "diffuser"))]
     return [
-        *kept, "llm=server", "llm.model=good-model", f"llm.base_url={url}", "llm.api_key_env=null",
+        *overrides, "llm=server", "llm.model=good-model", f"llm.base_url={url}", "llm.api_key_env=null",
         "method=clip_text", "text=descriptors", "text.count=2", "llm.max_rounds=1",
     ]  # fmt: skip
 

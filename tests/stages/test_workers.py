@@ -106,7 +106,7 @@ def test_image_is_decoded_once_for_all_views(model: str, tmp_path: Path) -> None
 
 def test_many_views_form_one_batch(model: str, tmp_path: Path) -> None:
     encoder = OpenClip(model, precision="fp32", batch_size=2)
-    dataset = Folder(str(make_image_folder(tmp_path / "pictures", each=1)))
+    dataset = Folder(str(make_image_folder(tmp_path / "pictures", per_class=1)))
     data, stages = encoded(real_stream(dataset, encoder, SCALES, tmp_path / "store"), encoder, SCALES, 0)
     assert stages.stage_stats[0].computed == 3
     assert data.streams[0].features().shape[:2] == (3, 3)
@@ -122,7 +122,7 @@ def test_device_batches_match_one_device(model: str, tmp_path: Path, views: int)
     store = FeatureStore(tmp_path, encoder.inputs(), {"source": "here"})
     stream = Stream("text", names, [0] * n, seen, store, lambda index: names[index], role=Role.TEXT)
     data = Streams([stream], 1, SharedViews(encoder, SCALES), 7)
-    taken = []
+    indices_taken = []
     for rank in range(3):
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         trainer: Any = SimpleNamespace(global_rank=rank, world_size=3, strategy=strategy)
@@ -131,8 +131,8 @@ def test_device_batches_match_one_device(model: str, tmp_path: Path, views: int)
         indices = [int(name.removeprefix("image-")) for name, _ in chain.from_iterable(loader)]
         begins = [index * views % CPU_ROWS for index in range(n)]
         assert [place * views % CPU_ROWS for place in range(len(indices))] == [begins[index] for index in indices]
-        taken += indices
-    assert sorted(taken) == list(range(n))
+        indices_taken += indices
+    assert sorted(indices_taken) == list(range(n))
 
 
 @pytest.mark.filterwarnings("ignore:.*suggested max number of worker.*:UserWarning")

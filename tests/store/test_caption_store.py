@@ -133,7 +133,7 @@ def caption_overrides(sandbox: Sandbox, train: Path, folder: Path, *overrides: s
 
 @pytest.mark.slow
 def test_gc_and_archives_keep_captions(fresh_sandbox: Sandbox, tmp_path: Path) -> None:
-    train = make_image_folder(tmp_path / "train", each=4)
+    train = make_image_folder(tmp_path / "train", per_class=4)
     store = fresh_sandbox.store
     vit_gpt2(tmp_path / "captioner")
     overrides = caption_overrides(fresh_sandbox, train, tmp_path)
@@ -166,13 +166,13 @@ def test_gc_and_archives_keep_captions(fresh_sandbox: Sandbox, tmp_path: Path) -
 
 def test_captions_round_trip_as_json_lines(tmp_path: Path) -> None:
     training = Folder(str(make_image_folder(tmp_path / "train")))
-    here = caption_dataset(training, ScriptedCaptioner(), tmp_path / "store")
-    assert export_captions(here, tmp_path / "out" / "captions.jsonl") == 12
+    data = caption_dataset(training, ScriptedCaptioner(), tmp_path / "store")
+    assert export_captions(data, tmp_path / "out" / "captions.jsonl") == 12
     lines = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == list(training.ids)
     assert lines[0] == {
         "image": training.ids[0], "file": training.where(0), "class": 0, "name": "blue moon",
-        "caption": here.caption(training.ids[0]),
+        "caption": data.caption(training.ids[0]),
     }  # fmt: skip
     imported = Captions(training, ScriptedCaptioner(), tmp_path / "there", 12)
     with pytest.raises(StoreError, match="no training image of train has a stored caption"):
@@ -181,9 +181,9 @@ def test_captions_round_trip_as_json_lines(tmp_path: Path) -> None:
     assert import_captions(imported, tmp_path / "out" / "captions.jsonl") == 12
     assert import_captions(imported, tmp_path / "out" / "captions.jsonl") == 0
     looks_at_nothing = ScriptedCaptioner(breaks_after=0)
-    assert caption_dataset(training, looks_at_nothing, tmp_path / "there").texts() == here.texts()
+    assert caption_dataset(training, looks_at_nothing, tmp_path / "there").texts() == data.texts()
     from_file = CaptionFile(file=str(tmp_path / "out" / "captions.jsonl"))
-    assert caption_dataset(training, from_file, tmp_path / "there").texts() == here.texts()
+    assert caption_dataset(training, from_file, tmp_path / "there").texts() == data.texts()
 
 
 def test_contradicting_import_is_rejected(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_contradicting_import_is_rejected(tmp_path: Path) -> None:
 
 def test_command_accepts_generate_overrides(tmp_path: Path) -> None:
     train = make_image_folder(tmp_path / "train")
-    test = make_image_folder(tmp_path / "test", each=1)
+    test = make_image_folder(tmp_path / "test", per_class=1)
     vit_gpt2(tmp_path / "captioner")
     arguments = [
         "dataset=folder", f"dataset.root={test}", f"dataset.train_root={train}", "llm=vit_gpt2", "llm.revision=null",

@@ -96,9 +96,9 @@ def test_tokens_exclude_padding() -> None:
     settings: dict[str, Any] = {"instruction": "{name}", "again": "", "min_words": 1, "exact_name": True}
     llm = LocalLLM("tiny:language", **settings, max_new_tokens=40, replies_per_round=4, max_rounds=3)
     tasks = [Task(TargetClass(0, "pink ring"), 3), Task(TargetClass(1, "long pink ring"), 3)]
-    pen = llm.load(CPU)
-    together = {place: outcome.tokens for place, outcome in pen(tasks, 0)}
-    alone = [next(iter(pen([task], 0)))[1].tokens for task in tasks]
+    writer = llm.load(CPU)
+    together = {place: outcome.tokens for place, outcome in writer(tasks, 0)}
+    alone = [next(iter(writer([task], 0)))[1].tokens for task in tasks]
     assert [together[0], together[1]] == alone, "what a class takes does not depend on its batch"
     tokenizer, _ = llm._load(CPU)
     for task, tokens in zip(tasks, alone, strict=True):

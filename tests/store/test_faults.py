@@ -271,26 +271,26 @@ def test_run_skips_and_reports_faulty_images(
 ) -> None:
     sandbox = replace(fresh_sandbox, diffuser=guarded)
     result = evaluate_run(sandbox, tmp_path / "run", "diffuser.retries=0")
-    gone = result["missing_images"]
-    assert 0 < len(gone) < len(PROMPTS)
-    assert {tuple(entry["faults"]) for entry in gone} == {("unsafe",)}
-    assert f"{len(gone)} synthetic images of" in capsys.readouterr().out
-    available_count = len(PROMPTS) - len(gone)
+    missing = result["missing_images"]
+    assert 0 < len(missing) < len(PROMPTS)
+    assert {tuple(entry["faults"]) for entry in missing} == {("unsafe",)}
+    assert f"{len(missing)} synthetic images of" in capsys.readouterr().out
+    available_count = len(PROMPTS) - len(missing)
     assert computed_counts(result)["features"] == 3 + available_count + result["n"]
     assert len(read_csv(tmp_path / "run" / "predictions.csv")) == result["n"]
 
     export_features(tmp_path / "run", tmp_path / "features.npz")
     arrays = read_arrays(tmp_path / "features.npz")
     assert arrays["synthetic"].shape[:2] == (available_count, 1)
-    lost = np.bincount([entry["class"] for entry in gone], minlength=3)
+    lost = np.bincount([entry["class"] for entry in missing], minlength=3)
     np.testing.assert_array_equal(np.bincount(arrays["synthetic_labels"], minlength=3), 3 - lost)
 
     again = evaluate_run(sandbox, tmp_path / "again", "diffuser.retries=0")
     assert computed_counts(again) == {"prompts": 0, "images": 0, "features": 0}
-    assert (again["metrics"], again["missing_images"]) == (result["metrics"], gone)
+    assert (again["metrics"], again["missing_images"]) == (result["metrics"], missing)
 
     run_command("generate", *sandbox.generate_overrides(), "diffuser.retries=0", f"hydra.run.dir={tmp_path / 'drawn'}")
-    assert f"{available_count} images of 3 classes, {len(gone)} could not be generated" in capsys.readouterr().out
+    assert f"{available_count} images of 3 classes, {len(missing)} could not be generated" in capsys.readouterr().out
     assert len((tmp_path / "drawn" / "images.jsonl").read_text().splitlines()) == available_count
 
 

@@ -141,8 +141,8 @@ def test_features_are_unit_or_missing(damage: Damage, fresh: Callable[[], Path])
     changed = damaged(path, damage)
     store = FeatureStore(root, {"e": 1}, {"s": 1})
     try:
-        gone = store.missing(IDS, VIEWS)
-        existing = [name for index, name in enumerate(IDS) if index not in gone]
+        missing = store.missing(IDS, VIEWS)
+        existing = [name for index, name in enumerate(IDS) if index not in missing]
         result = store.take(existing, VIEWS) if existing else None
     except StoreError:
         assert changed

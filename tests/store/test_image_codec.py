@@ -23,7 +23,7 @@ from lgclip.runtime.run_key import run_key
 from lgclip.store.image_codec import DEFAULT_CODEC, JPEG, PNG, codec_of, format_of, read_metadata
 from lgclip.store.images import ImageStore
 from lgclip.store.keys import content_key
-from lgclip.store.shard_index import index_of, list_shards, look, read_index
+from lgclip.store.shard_index import index_of, list_shards, read_index, read_listing
 from lgclip.types import Fault, Prompt, TargetClass
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -175,7 +175,7 @@ def test_both_formats_are_packed_and_unpacked(mixed: tuple[Path, dict[str, bytes
     assert not files_of_kind(root, Kind.IMAGE)
     packed = {}
     for shard in files_of_kind(root, Kind.SHARD):
-        for _, is_marker, member in look(shard).members(shard):
+        for _, is_marker, member in read_listing(shard).members(shard):
             if not is_marker:
                 packed[member.name] = member.read_bytes()
     assert packed == images
@@ -260,13 +260,13 @@ def test_sound_images_of_a_damaged_shard_are_rescued(tmp_path: Path) -> None:
     ids = put_images(store, range(3))
     store.close()
     (shard,) = files_of_kind(tmp_path, Kind.SHARD)
-    content = {name: member.read_bytes() for name, _, member in look(shard).members(shard)}
+    content = {name: member.read_bytes() for name, _, member in read_listing(shard).members(shard)}
     data = bytearray(shard.read_bytes())
     start = store.places(ids)[0].offset  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
     data[start : start + 3] = b"xxx"
     shard.write_bytes(data)
     list(verify(tmp_path, repair=True))
     (rescued,) = files_of_kind(tmp_path, Kind.SHARD)
-    members = {name: member for name, _, member in look(rescued).members(rescued)}
+    members = {name: member for name, _, member in read_listing(rescued).members(rescued)}
     assert {name: member.read_bytes() for name, member in members.items()} == {name: content[name] for name in ids[1:]}
     assert {Path(member.name).suffix for member in members.values()} == {".jpg"}

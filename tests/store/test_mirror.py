@@ -104,16 +104,16 @@ def test_second_machine_has_every_entry(s3: S3Server, monkeypatch: pytest.Monkey
         remote.push_pending()
     with machine("second", monkeypatch, tmp_path) as second:
         check(second)
-        one, other = read_store(first), read_store(second)
+        first_store, second_store = read_store(first), read_store(second)
         # All but the shard itself, of which the index is enough, as long as no image is read.
-        absent = one.keys() - other.keys()
+        absent = first_store.keys() - second_store.keys()
         assert [name.rpartition(".")[2] for name in absent] == ["tar"]
-        assert {name: data for name, data in one.items() if name not in absent} == other
+        assert {name: data for name, data in first_store.items() if name not in absent} == second_store
         place = ImageStore(second, {"diffuser": 1}).places([image_name(1)])[0]
         assert place is not None
         content = place.read_bytes()
         assert content.startswith(b"\x89PNG")
-        assert read_store(second) == one
+        assert read_store(second) == first_store
 
 
 def test_local_store_has_the_same_bytes(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -191,11 +191,11 @@ def test_equal_prompts_of_this_machine_stay(s3: S3Server, monkeypatch: pytest.Mo
     for name in ("first", "second"):
         with machine(name, monkeypatch, tmp_path) as root:
             assert PromptStore(root).get(inputs("x")) == [f"by the {name}"]
-    found = []
+    results = []
     for name in ("third", "fourth"):
         with machine(name, monkeypatch, tmp_path) as root:
-            found.append(PromptStore(root).get(inputs("x")))
-    assert found[0] == found[1]
+            results.append(PromptStore(root).get(inputs("x")))
+    assert results[0] == results[1]
 
 
 def test_killed_process_leaves_its_entries_to_the_next(

@@ -34,21 +34,21 @@ def run_read_only(sandbox: Sandbox, folder: Path, *overrides: str) -> subprocess
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_complete_store_is_usable_read_only(first_run: FirstRun, sandbox: Sandbox, tmp_path: Path) -> None:
-    done = run_read_only(sandbox, tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    completed = run_read_only(sandbox, tmp_path / "run")
+    assert completed.returncode == 0, completed.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["metrics"] == first_run.result["metrics"]
-    assert "could not be written" not in done.stderr + done.stdout
+    assert "could not be written" not in completed.stderr + completed.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_incomplete_read_only_store_is_refused_before_any_work(sandbox: Sandbox, tmp_path: Path) -> None:
-    done = run_read_only(sandbox, tmp_path / "run", "prompts_per_class=4")
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    completed = run_read_only(sandbox, tmp_path / "run", "prompts_per_class=4")
+    assert completed.returncode == 1
+    (line,) = [line for line in completed.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith(f"error: store {sandbox.store}: Read-only file system; name a folder that can be written")
-    assert "prompts:" not in done.stderr, "no stage has started"
+    assert "prompts:" not in completed.stderr, "no stage has started"
 
 
 def test_empty_store_is_checked_when_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

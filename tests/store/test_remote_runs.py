@@ -17,7 +17,7 @@ from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_classifier import classifier_of
 from lgclip.reporting.run_folder import Run
 from lgclip.store.root import root_of
-from lgclip.store.shard_index import look
+from lgclip.store.shard_index import read_listing
 from lgclip.training.student.train import StudentTraining
 
 pytest_plugins = ("object_store_fixtures", "run_fixtures")
@@ -38,7 +38,7 @@ def generated(store: Path) -> dict[str, bytes]:
     """Returns the bytes of every image in a store by id."""
     content = {path.stem: path.read_bytes() for path in files_of_kind(store, Kind.IMAGE)}
     for shard in files_of_kind(store, Kind.SHARD):
-        content |= {name: member.read_bytes() for name, _, member in look(shard).members(shard)}
+        content |= {name: member.read_bytes() for name, _, member in read_listing(shard).members(shard)}
     return content
 
 
@@ -168,8 +168,8 @@ def test_repeated_run_connects_to_nothing(s3: S3Server, first_run: FirstRun, tmp
     command = [sys.executable, "-c", code, *overrides]
     subprocess.run(command, capture_output=True, check=True, timeout=120)
     s3.requests.clear()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+    completed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert completed.stdout.strip().splitlines()[-1] == "[]"
     assert s3.requests == []
 
 

@@ -131,8 +131,8 @@ def test_take_is_indexing(data: st.DataObject, tmp_path_factory: pytest.TempPath
     expected = data.draw(st.lists(st.integers(0, len(names) - 1), min_size=1))
     columns = data.draw(st.permutations([0, 1]).flatmap(lambda p: st.sampled_from([p, p[:1]])))
     for reader in (prompt_generator, open_store(root)):
-        taken = reader.take([names[i] for i in expected], [VIEWS[c] for c in columns])
-        np.testing.assert_array_equal(taken, everything.numpy()[np.ix_(expected, columns)])
+        stored = reader.take([names[i] for i in expected], [VIEWS[c] for c in columns])
+        np.testing.assert_array_equal(stored, everything.numpy()[np.ix_(expected, columns)])
 
 
 def test_views_stored_separately_are_combined(tmp_path: Path) -> None:

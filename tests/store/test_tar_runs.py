@@ -23,7 +23,7 @@ from lgclip.reporting.restore import restore_run
 from lgclip.reporting.run_folder import Run
 from lgclip.reporting.wandb.artifacts import _contents
 from lgclip.store.keys import digest_of
-from lgclip.store.shard_index import Member, look, read_manifest
+from lgclip.store.shard_index import Member, read_listing, read_manifest
 
 pytest_plugins = ("run_fixtures",)
 
@@ -35,7 +35,7 @@ def generated(sandbox: Sandbox) -> dict[str, bytes]:
     """Returns the bytes of every image in a store by id."""
     content = {path.stem: path.read_bytes() for path in files_of_kind(sandbox.store, Kind.IMAGE)}
     for shard in files_of_kind(sandbox.store, Kind.SHARD):
-        content |= {name: member.read_bytes() for name, _, member in look(shard).members(shard)}
+        content |= {name: member.read_bytes() for name, _, member in read_listing(shard).members(shard)}
     return content
 
 
@@ -85,7 +85,7 @@ def test_switching_formats_stores_images_once(sandbox: Sandbox, tmp_path: Path) 
     larger = generate(sandbox, tmp_path / "more", "prompts_per_class=4")
     assert sum(".tar!" in str(line["file"]) for line in larger) == 3
     (shard,) = files_of_kind(sandbox.store, Kind.SHARD)
-    assert len(look(shard).ids) == 3
+    assert len(read_listing(shard).ids) == 3
     run_command("generate", *sandbox.generate_overrides(), "prompts_per_class=4", f"hydra.run.dir={tmp_path / 'back'}")
     assert len(generated(sandbox)) == 12
     assert len(files_of_kind(sandbox.store, Kind.IMAGE)) == 9
@@ -94,7 +94,7 @@ def test_switching_formats_stores_images_once(sandbox: Sandbox, tmp_path: Path) 
 def test_image_list_and_manifest_cover_shards(packed: Sandbox, tmp_path: Path) -> None:
     for line in generate(packed, tmp_path / "run"):
         shard, _, name = str(line["file"]).partition("!")
-        (member,) = [m for _, _, m in look(Path(shard)).members(Path(shard)) if m.name == name]
+        (member,) = [m for _, _, m in read_listing(Path(shard)).members(Path(shard)) if m.name == name]
         assert member.read_bytes() == generated(packed)[name.removesuffix(".png")]
     (shard,) = files_of_kind(packed.store, Kind.SHARD)
     assert read_manifest(shard.parent) == {shard.name: (shard.stat().st_size, digest_of(shard))}
@@ -195,13 +195,13 @@ def test_packing_is_lossless(sandbox: Sandbox, first_run: FirstRun, tmp_path: Pa
 def test_devices_write_separate_shards(fresh_sandbox: Sandbox, first_run: FirstRun, tmp_path: Path) -> None:
     arguments = [*fresh_sandbox.generate_overrides(), "images_per_prompt=2", "++paths.images=tar"]
     arguments += [f"hydra.run.dir={tmp_path / 'two'}"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "generate.py", *arguments, "trainer.devices=2", "trainer.strategy=ddp"],
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     shards = files_of_kind(fresh_sandbox.store, Kind.SHARD)
-    assert sorted(len(look(shard).ids) for shard in shards) == [8, 10], "a pass each"
+    assert sorted(len(read_listing(shard).ids) for shard in shards) == [8, 10], "a pass each"
     assert read_manifest(shards[0].parent).keys() == {shard.name for shard in shards}
     assert generated(fresh_sandbox).keys() > generated(first_run.sandbox).keys()
     list(verify(fresh_sandbox.store))

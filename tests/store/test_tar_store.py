@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lgclip.store.atomic import WriteError
 from lgclip.store.images import ImageStore
 from lgclip.store.keys import content_key
-from lgclip.store.shard_index import YOUNG, Member, index_of, list_shards, look, read_index
+from lgclip.store.shard_index import YOUNG, Member, index_of, list_shards, read_index, read_listing
 from lgclip.store.tar_shards import Shards, ShardWriter
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -88,7 +88,7 @@ def test_full_shard_is_closed(tmp_path: Path) -> None:
     for start in range(0, 40, 5):
         write(by_count, range(start, start + 5))
         write(by_size, range(start, start + 5))
-    assert [len(look(shard).ids) for shard in (tmp_path / "count").glob("*.tar")] == [10] * 4
+    assert [len(read_listing(shard).ids) for shard in (tmp_path / "count").glob("*.tar")] == [10] * 4
     assert all(shard.stat().st_size < 40_000 for shard in (tmp_path / "size").glob("*.tar"))
     assert len(list((tmp_path / "size").glob("*.tar"))) > 1
 
@@ -115,7 +115,7 @@ def test_truncated_shard_keeps_complete_images(tmp_path: Path) -> None:
     write(ShardWriter(tmp_path), range(4))
     (shard,) = tmp_path.glob("*.tar")
     data = shard.read_bytes()
-    ends = {int(span.sum()) for span in look(shard).spans}
+    ends = {int(span.sum()) for span in read_listing(shard).spans}
     for size in range(0, len(data), 256):
         shard.write_bytes(data[:size])
         complete_count = sum(end + -end % 512 <= size for end in ends)
@@ -152,9 +152,9 @@ def append_batches(shard: Path) -> None:
 
 def script(folder: Path, body: str) -> subprocess.Popen[str]:
     """Starts a process that writes to a folder without importing torch."""
-    here = Path(__file__).parents[2]
+    root = Path(__file__).parents[2]
     code = (
-        f"import os, sys; sys.path.insert(0, {str(here)!r})\nfrom pathlib import Path\n"
+        f"import os, sys; sys.path.insert(0, {str(root)!r})\nfrom pathlib import Path\n"
         "from lgclip.store import tar_shards\nfrom lgclip.store.tar_shards import ShardWriter\n"
         f"writer = ShardWriter(Path({str(folder)!r}), images=120)\n{body}"
     )
@@ -177,7 +177,7 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert [process.wait(60) for process in running] == [0, 0]
     reader.refresh()
     assert all(member and member.read_bytes() == i.encode() * 50 for i, member in pairs(reader))
-    assert sum(len(look(shard).ids) for shard in tmp_path.glob("*.tar")) == 600
+    assert sum(len(read_listing(shard).ids) for shard in tmp_path.glob("*.tar")) == 600
     for process in running:
         assert process.stdout is not None
         process.stdout.close()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lgclip.datasets.base import Dataset
 from lgclip.prompts.captioner import CaptionGenerator
-from lgclip.prompts.captioning_models import as_it_is
+from lgclip.prompts.captioning_models import unchanged_pixels
 from lgclip.stages.caption_set import Captions
 from lgclip.stages.captions import caption
 from lgclip.stages.context import RunContext
@@ -164,29 +164,29 @@ class ScriptedCaptioner(CaptionGenerator):
     loads: list[str] = dataclasses.field(default_factory=list, metadata=NOT_AN_INPUT)
 
     @property
-    def at_once(self) -> int:
+    def items_per_call(self) -> int:
         return self.batch
 
-    def known(self, images: Dataset) -> dict[str, str]:
+    def available_captions(self, images: Dataset) -> dict[str, str]:
         return {}
 
-    def sight(self) -> Any:
-        return as_it_is
+    def preprocessor(self) -> Any:
+        return unchanged_pixels
 
     def load_model(self, device: torch.device) -> Any:
         self.loads.append(str(device))
         prompt_generator = self
 
         class CaptioningModel:
-            at_once = 3
+            batch_size = 3
 
-            def __call__(self, seen: Sequence[Tensor]) -> list[str]:
+            def __call__(self, images: Sequence[Tensor]) -> list[str]:
                 if len(prompt_generator.passes) == prompt_generator.breaks_after:
                     raise RuntimeError("power cut")
-                prompt_generator.passes.append(len(seen))
+                prompt_generator.passes.append(len(images))
                 return [
                     "" if prompt_generator.silent else prompt_generator.reply.format(int(entry.float().mean()))
-                    for entry in seen
+                    for entry in images
                 ]
 
         return CaptioningModel()

@@ -184,8 +184,8 @@ def server_llm(model: ChatServer, **settings: Any) -> ServerLLM:
     return ServerLLM("good-model", base_url=model.url, **{"api_key_env": "TEST_KEY", **quick, **settings})
 
 
-def generation_stage(root: Path, prompt_generator: ServerLLM, wanted: int = 4) -> PromptGenerationStage:
-    return PromptGenerationStage(prompt_generator, PromptStore(root), SUBJECTS, wanted, 0)
+def generation_stage(root: Path, prompt_generator: ServerLLM, requested: int = 4) -> PromptGenerationStage:
+    return PromptGenerationStage(prompt_generator, PromptStore(root), SUBJECTS, requested, 0)
 
 
 def run_stage(writing: PromptGenerationStage) -> None:

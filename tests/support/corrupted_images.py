@@ -31,15 +31,15 @@ def flip_bit(content: bytes, bit: int) -> bytes:
 def encode_image(kind: str, seed: int = 0, size: tuple[int, int] = (48, 40)) -> bytes:
     """Encodes an intact image in a format of Pillow."""
     patches = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    held = BytesIO()
-    Image.fromarray(patches).resize(size).save(held, kind)
-    return held.getvalue()
+    buffer = BytesIO()
+    Image.fromarray(patches).resize(size).save(buffer, kind)
+    return buffer.getvalue()
 
 
 CORRUPTIONS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "truncated": (lambda whole: whole[: len(whole) // 2], "[Tt]runcated"),
+    "truncated": (lambda content: content[: len(content) // 2], "[Tt]runcated"),
     "empty": (lambda _: b"", "it is empty"),
-    "flipped": (lambda whole: flip_bit(whole, 4 * len(whole)), ""),
+    "flipped": (lambda content: flip_bit(content, 4 * len(content)), ""),
     "html": (lambda _: b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", "a web page or other text"),
     "noise": (lambda _: np.random.default_rng(1).bytes(500), "no image of a known kind"),
     "no_pixels": (lambda _: build_png(0, 8), ""),

@@ -37,13 +37,13 @@ def put_in_hub_cache(cache: Path, repo: str, revision: str = "main", kind: str =
     return snapshot
 
 
-def make_image_folder(root: Path, names: Sequence[str] = NAMES, each: int = IMAGES_PER_CLASS) -> Path:
+def make_image_folder(root: Path, names: Sequence[str] = NAMES, per_class: int = IMAGES_PER_CLASS) -> Path:
     """Creates an ImageFolder tree of colored patches, all different."""
     rng = np.random.default_rng(0)
     for name in names:
         folder = root / name.replace(" ", "_")
         folder.mkdir(parents=True)
-        for i in range(each):
+        for i in range(per_class):
             patches = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
             Image.fromarray(patches).resize((48, 40)).save(folder / f"{i}.png")
     return root

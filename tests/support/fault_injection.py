@@ -148,9 +148,9 @@ def read_feature_bytes(store: Path) -> dict[tuple[str, str, str], list[bytes]]:
         with safe_open(path, framework="numpy") as file:
             header = json.loads(file.metadata()["lgclip"])
             values = file.get_tensor("features")
-        for row, thing in zip(values, header["ids"], strict=True):
+        for row, item in zip(values, header["ids"], strict=True):
             for value, view in zip(row, header["views"], strict=True):
-                features_by_key.setdefault((path.parent.name, thing, view), []).append(value.tobytes())
+                features_by_key.setdefault((path.parent.name, item, view), []).append(value.tobytes())
     return features_by_key
 
 

@@ -41,11 +41,11 @@ def kill(module: PromptRound, batch: PromptBatch, batch_idx: int) -> torch.Tenso
 STEP = PromptRound.training_step
 
 
-def main(out: Path, how: str = "") -> None:
+def main(out: Path, mode: str = "") -> None:
     """Runs both, one after the other, or the killed one."""
     torch.set_num_threads(1)
     encoder_of(out)
-    if how == "killed":
+    if mode == "killed":
         os.chdir(out)
         PromptRound.training_step = kill  # pyright: ignore[reportAttributeAccessIssue]
         fit(out, out / "killed", 1)

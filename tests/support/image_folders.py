@@ -17,10 +17,10 @@ def write_patch(path: Path, seed: int) -> Path:
     return path
 
 
-def make_release_folder(root: Path, names: tuple[str, ...] = NAMES, each: int = 4) -> Path:
+def make_release_folder(root: Path, names: tuple[str, ...] = NAMES, per_class: int = 4) -> Path:
     """Creates the layout of LGCLIP's release: ROOT/CLASS/NUMBER_CLASS.jpg."""
     for c, name in enumerate(names):
-        for i in range(each):
+        for i in range(per_class):
             write_patch(root / name / f"{i}_{name}.jpg", 100 * c + i)
     return root
 

@@ -36,9 +36,11 @@ def write(root: Path, files: Iterable[str]) -> Path:
     return root
 
 
-def class_folders(root: Path, folders: Sequence[str], each: int = 1, suffix: str = ".JPEG") -> Path:
+def class_folders(root: Path, folders: Sequence[str], per_class: int = 1, suffix: str = ".JPEG") -> Path:
     """Creates one folder per class with so many images."""
-    return write(root, [f"{folder}/{Path(folder).name}_{i}{suffix}" for folder, i in product(folders, range(each))])
+    return write(
+        root, [f"{folder}/{Path(folder).name}_{i}{suffix}" for folder, i in product(folders, range(per_class))]
+    )
 
 
 def val_name(number: int) -> str:

@@ -122,9 +122,9 @@ def read_features(store: Path) -> dict[str, dict[str, torch.Tensor]]:
             ids = ids | set(header["ids"])
             views = views | set(header["views"])
         order = sorted(views)
-        taken = feature_store.take(sorted(ids), order)
+        features = feature_store.take(sorted(ids), order)
         features_by_key[feature_store.key] = {
-            f"{a}/{v}": taken[i, j] for (i, a), (j, v) in product(enumerate(sorted(ids)), enumerate(order))
+            f"{a}/{v}": features[i, j] for (i, a), (j, v) in product(enumerate(sorted(ids)), enumerate(order))
         }
     return features_by_key
 
@@ -139,7 +139,7 @@ def collect_outcome(store: Path, folder: Path) -> dict[str, Any]:
     return {
         "images": {name: data for name, data in read_tree(store / "images").items() if name.endswith(".png")},
         "features": {
-            key: {thing: value.numpy().tobytes() for thing, value in rows.items()}
+            key: {item: value.numpy().tobytes() for item, value in rows.items()}
             for key, rows in read_features(store).items()
         },
         "files": {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))},
@@ -147,9 +147,9 @@ def collect_outcome(store: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def assert_same_outcome(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def assert_same_outcome(actual: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
     """Compares two outcomes part by part and names the differences."""
-    for part, expected in wanted.items():
+    for part, expected in reference.items():
         assert actual[part].keys() == expected.keys(), f"{part}: {sorted(actual[part].keys() ^ expected.keys())}"
         apart = {name: (actual[part][name], value) for name, value in expected.items() if actual[part][name] != value}
         assert not apart, f"{part}: {sorted(apart)}\n{apart!s:.3000}"

@@ -60,11 +60,11 @@ class S3Server:
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         """Returns the content of all objects of the bucket, by key."""
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix):
             for entry in page.get("Contents", ()):
-                found[entry["Key"]] = self.client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
-        return found
+                contents[entry["Key"]] = self.client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+        return contents
 
     def fill(self, keys: Iterable[str]) -> None:
         """Puts objects of one byte into the bucket, without a request each."""

@@ -19,7 +19,7 @@ from lgclip.training.prompt_tuning.pool import PromptTuningData
 from lgclip.training.prompt_tuning.task import PromptTuningSetup
 from lgclip.training.prompt_tuning.train import PromptTraining
 
-EACH = 8
+PER_CLASS = 8
 
 
 class Relabelled(ColorPatches):
@@ -30,8 +30,8 @@ class Relabelled(ColorPatches):
     """
 
     def __init__(self, labels: Sequence[int]) -> None:
-        super().__init__(EACH, "train")
-        self._shown = ColorPatches(EACH, "train")
+        super().__init__(PER_CLASS, "train")
+        self._shown = ColorPatches(PER_CLASS, "train")
         self.labels = tuple(labels)
 
     def image(self, index: int) -> Image.Image:
@@ -49,7 +49,7 @@ def tuning_data_of(
 ) -> PromptTuningData:
     """Returns 24 images of three colors, and synthetic ones of each if requested."""
     encoder = encoder_of(root)
-    pool = pool or ColorPatches(EACH, "train")
+    pool = pool or ColorPatches(PER_CLASS, "train")
     scales = scales or SquareCrops()
     synthetic_images = synthetic_patches(root / "drawn", images) if images else None
     streams, read = encode(build_context(root / "store"), pool, encoder, scales, synthetic_images=synthetic_images)
@@ -71,7 +71,7 @@ def setup_of(root: Path, tuning_data: PromptTuningData | None = None, **values: 
 
 def hidden_labels_of(tuning_data: PromptTuningData, pool: ColorPatches | None = None) -> list[int]:
     """Returns the true class of each unlabelled image."""
-    labels = (pool or ColorPatches(EACH, "train")).labels
+    labels = (pool or ColorPatches(PER_CLASS, "train")).labels
     return [labels[index] for index in tuning_data.class_split.unlabelled.tolist()]
 
 

@@ -115,10 +115,10 @@ def read_calls(log: Path) -> list[Call]:
     return [Call(int(process), node, int(index), int(repeat)) for process, node, index, repeat in rows]
 
 
-def image_stage(store: Path, log: Path, each: int, **settings: Any) -> ImageGenerationStage:
+def image_stage(store: Path, log: Path, per_class: int, **settings: Any) -> ImageGenerationStage:
     """Returns a stage that generates images of three classes."""
     texts = [[f"a photo of a {target_class.name}"] for target_class in CLASSES]
-    prompts = image_prompts(CLASSES, texts, 1, each)
+    prompts = image_prompts(CLASSES, texts, 1, per_class)
     return ImageGenerationStage(LoggedDiffuser(str(log), **settings), store, CLASSES, prompts, seed=0)
 
 
@@ -136,7 +136,7 @@ def make_stages(store: Path, executor: Executor | None = None) -> Stages:
 def generate(stage: ImageGenerationStage, store: Path, executor: Executor | None = None) -> Stages:
     """Runs the stage, and closes the executor."""
     with make_stages(store, executor) as stages:
-        stages.complete("images", stage, len(stage.wanted))
+        stages.complete("images", stage, len(stage.prompts))
     return stages
 
 

@@ -40,17 +40,17 @@ class ColorPatches(Dataset):
     """Contains images of plain colors.
 
     Args:
-        each: How many of each class.
-        split: Another split has other pictures.
-        names: Of the classes.
+        per_class: Number of images per class.
+        split: Name of the split; each split has other images.
+        names: Class names.
     """
 
     name = "patches"
 
-    def __init__(self, each: int = 6, split: str = "test", names: Sequence[str] = NAMES) -> None:
+    def __init__(self, per_class: int = 6, split: str = "test", names: Sequence[str] = NAMES) -> None:
         self.split = split
         self.class_names = tuple(names)
-        self.labels = tuple(label for label, _ in product(range(len(names)), range(each)))
+        self.labels = tuple(label for label, _ in product(range(len(names)), range(per_class)))
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -63,14 +63,14 @@ class ColorPatches(Dataset):
         return {"dataset": self.name}
 
 
-def synthetic_patches(folder: Path, each: int = 10, names: Sequence[str] = NAMES) -> SyntheticImages:
+def synthetic_patches(folder: Path, per_class: int = 10, names: Sequence[str] = NAMES) -> SyntheticImages:
     """Saves synthetic images of plain colors."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = []
     paths = []
     target_classes = ColorPatches(names=names).target_classes
     for label, target_class in enumerate(target_classes):
-        for repeat in range(each):
+        for repeat in range(per_class):
             prompts.append(Prompt(target_class, f"a {target_class.name} patch", repeat))
             paths.append(folder / f"{label}-{repeat}.png")
             color_patch(label, 5000 + repeat).save(paths[-1])

@@ -17,11 +17,11 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     for name in ("WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb's own" / name))
 
-    def asked(*args: object) -> str:
+    def fail(*args: object) -> str:
         raise AssertionError("nobody is asked")
 
-    monkeypatch.setattr("builtins.input", asked)
-    monkeypatch.setattr("getpass.getpass", asked)
+    monkeypatch.setattr("builtins.input", fail)
+    monkeypatch.setattr("getpass.getpass", fail)
     yield
     # A table's artifact leaves its temporary folder to the garbage collector, which says so, as an error, in
     # whatever test it then runs in.

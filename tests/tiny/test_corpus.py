@@ -73,14 +73,14 @@ def test_batch_larger_than_kinds_is_rejected(corpus: Corpus) -> None:
 
 
 def test_augmented_images_stay_in_range(corpus: Corpus) -> None:
-    same = corpus.images[:1].expand(16, -1, -1, -1)
-    changed = augment(same)
-    assert changed.shape == same.shape
+    copies = corpus.images[:1].expand(16, -1, -1, -1)
+    changed = augment(copies)
+    assert changed.shape == copies.shape
     assert changed.min() >= -1
     assert changed.max() <= 1
     assert len({image.numpy().tobytes() for image in changed}) == 16
     center = changed[:, :, 24:40, 24:40].mean()
-    assert abs(center - (same[:, :, 24:40, 24:40].float() / 127.5 - 1).mean()) < 0.35  # still the same picture
+    assert abs(center - (copies[:, :, 24:40, 24:40].float() / 127.5 - 1).mean()) < 0.35  # still the same picture
 
 
 TEXT = ["a photo of a striped red star", "an arrow in the middle", "a dotted blue ring on the left"]

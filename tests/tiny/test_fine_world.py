@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lgclip.datasets.embedded import ShapesFine
-from lgclip.prompts.base import PromptError, Task, Written
+from lgclip.prompts.base import GeneratedPrompts, PromptError, Task
 from lgclip.prompts.field_guide import FieldGuide
 from lgclip.tiny.captions import facts
 from lgclip.tiny.fine_world import (
@@ -46,9 +46,9 @@ def test_backgrounds_are_used_equally_often() -> None:
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_scenes_show_what_distinguishes_the_class(split: Split) -> None:
-    each = IMAGES_PER_CLASS[split]
-    for index in range(0, each * len(FINE_KINDS), 7):
-        fine_kind = FINE_KINDS[index // each]
+    per_class = IMAGES_PER_CLASS[split]
+    for index in range(0, per_class * len(FINE_KINDS), 7):
+        fine_kind = FINE_KINDS[index // per_class]
         scene = fine_scene(split, index)[0]
         assert scene.kind == fine_kind.kind
         if fine_kind.size:
@@ -86,11 +86,11 @@ def test_sentences_are_true(fine_kind: FineKind) -> None:
             assert attributes["background"] == (f"{fine_kind.background} background",)
 
 
-def write(names: list[str], count: int, seed: int = 0, have: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    tasks = [Task(TargetClass(place, name), count, have) for place, name in enumerate(names)]
+def write(names: list[str], count: int, seed: int = 0, existing: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    tasks = [Task(TargetClass(place, name), count, existing) for place, name in enumerate(names)]
     prompts: dict[str, list[str]] = {}
     for place, written in FieldGuide().load(torch.device("cpu"))(tasks, seed):
-        assert isinstance(written, Written)
+        assert isinstance(written, GeneratedPrompts)
         prompts[names[place]] = written.prompts
     return prompts
 
@@ -101,7 +101,7 @@ def test_guide_depends_on_class_seed_and_number_alone() -> None:
     assert write(names[::-1], 3) == three
     more = write(["dax"], 5)["dax"]
     assert more[:3] == three["dax"]
-    assert write(["dax"], 5, have=tuple(more[:2]))["dax"] == more
+    assert write(["dax"], 5, existing=tuple(more[:2]))["dax"] == more
     assert write(["dax"], 5, seed=1)["dax"] != more
 
 
@@ -115,11 +115,11 @@ def test_guide_rejects_unknown_classes() -> None:
 @pytest.mark.parametrize("values", [{}, {"split": "train"}, {"style": "photo"}], ids=str)
 def test_data_set_has_its_labels_and_ids(values: dict[str, Any]) -> None:
     data = ShapesFine(**values)
-    each = len(data) // len(FINE_KINDS)
-    assert data.labels == tuple(index // each for index in range(len(data)))
+    per_class = len(data) // len(FINE_KINDS)
+    assert data.labels == tuple(index // per_class for index in range(len(data)))
     assert len(set(data.ids)) == len(data)
     if values:
         assert not set(data.ids) & set(ShapesFine().ids)
-    index = 7 * each
+    index = 7 * per_class
     expected = fine_image("train" if "split" in values else "test", index)
     assert np.array_equal(np.asarray(data.image(index)), expected) == ("style" in values)

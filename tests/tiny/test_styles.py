@@ -109,10 +109,10 @@ def test_autoencoder_keeps_dusk_but_not_noise() -> None:
                 images = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
             return towers.images(images).mean(dim=0)
 
-    def kept(style: str) -> float:
+    def preserved_shift(style: str) -> float:
         shift = mean_feature(pixels(style), rebuilt=False) - mean_feature(pixels("photo"), rebuilt=False)
         after = mean_feature(pixels(style), rebuilt=True) - mean_feature(pixels("photo"), rebuilt=True)
         return float(after @ shift / shift.square().sum())
 
-    assert 0.85 < kept("dusk") < 1.15
-    assert kept("noisy") < 0.6
+    assert 0.85 < preserved_shift("dusk") < 1.15
+    assert preserved_shift("noisy") < 0.6

@@ -83,10 +83,10 @@ def test_test_images_are_fixed() -> None:
 
 
 def test_training_images_differ_in_the_same_kinds() -> None:
-    each = TRAIN_IMAGES_PER_CLASS
-    scenes = [scene_of("train", i)[0] for i in range(each * len(HELD_OUT_KINDS))]
+    per_class = TRAIN_IMAGES_PER_CLASS
+    scenes = [scene_of("train", i)[0] for i in range(per_class * len(HELD_OUT_KINDS))]
     assert [HELD_OUT_KINDS.index(s.kind) for s in scenes] == [label_of(i, "train") for i in range(len(scenes))]
-    assert np.array_equal(np.bincount([label_of(i, "train") for i in range(len(scenes))]), np.full(30, each))
+    assert np.array_equal(np.bincount([label_of(i, "train") for i in range(len(scenes))]), np.full(30, per_class))
     predictions = {replace(scene_of("test", i)[0], noise=0.0) for i in range(END)}
     assert not predictions & {replace(scene, noise=0.0) for scene in scenes}
 

@@ -36,7 +36,9 @@ Point = tuple[int, dict[str, float]]
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Creates the pool, with other patches than the test images."""
-    return f"dataset.train_root={make_image_folder(tmp_path_factory.mktemp('training'), each=2 * IMAGES_PER_CLASS)}"
+    return (
+        f"dataset.train_root={make_image_folder(tmp_path_factory.mktemp('training'), per_class=2 * IMAGES_PER_CLASS)}"
+    )
 
 
 def curve(run: OfflineRun) -> list[Point]:

@@ -21,7 +21,7 @@ EXTENSION = SUPPORT / "extension"
 
 def run(script: str, sandbox: Sandbox, folder: Path, *overrides: str) -> str:
     """Runs a script with the user's own packages and configs."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [
             sys.executable,
             script,
@@ -38,8 +38,8 @@ def run(script: str, sandbox: Sandbox, folder: Path, *overrides: str) -> str:
         check=False,
         env={**os.environ, "PYTHONPATH": str(EXTENSION), "LGCLIP_ALLOW": "mean_color_task"},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 def nearest_colors(sandbox: Sandbox, colors: list[list[float]]) -> list[int]:

@@ -37,7 +37,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Creates the pool, with other patches than the test images."""
-    return make_image_folder(tmp_path_factory.mktemp("training"), each=2 * IMAGES_PER_CLASS)
+    return make_image_folder(tmp_path_factory.mktemp("training"), per_class=2 * IMAGES_PER_CLASS)
 
 
 def tune_prompts(sandbox: Sandbox, folder: Path, training: Path, *overrides: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_tuned_prompt_is_evaluated(
 def test_trained_prompt_is_evaluated_on_other_classes(sandbox: Sandbox, tmp_path: Path, training: Path) -> None:
     first = tune_prompts(sandbox, tmp_path / "first", training, "prompt_tuning=grip")
     folder = load_trained_prompts(sandbox, first).folder
-    other_folder = make_image_folder(tmp_path / "other", ("purple cow", "red star"), each=3)
+    other_folder = make_image_folder(tmp_path / "other", ("purple cow", "red star"), per_class=3)
     away = evaluate_run(
         sandbox, tmp_path / "away", *SMALL, "prompt_tuning=grip", f"checkpoint={folder}", f"dataset.root={other_folder}"
     )
@@ -118,7 +118,7 @@ def test_trained_prompt_is_evaluated_on_other_classes(sandbox: Sandbox, tmp_path
     assert predicted == predict_labels(sandbox, LearnedPrompts(folder), other_folder).tolist()
     assert away["prompt_tuning"]["key"] == first["prompt_tuning"]["key"]
 
-    subset_folder = make_image_folder(tmp_path / "some", (NAMES[2], NAMES[0]), each=3)
+    subset_folder = make_image_folder(tmp_path / "some", (NAMES[2], NAMES[0]), per_class=3)
     sets = ("+dataset@ood.some=folder", f"ood.some.root={subset_folder}")
     shifted = evaluate_run(sandbox, tmp_path / "shifted", *SMALL, "prompt_tuning=grip", f"checkpoint={folder}", *sets)
     label = np.array(Folder(str(subset_folder)).labels)
@@ -153,7 +153,7 @@ def test_invalid_tuning_is_one_line(
 
 @pytest.mark.slow
 def test_unreadable_pool_image_is_skipped(sandbox: Sandbox, tmp_path: Path, capsys: Any) -> None:
-    pool = make_image_folder(tmp_path / "pool", each=2 * IMAGES_PER_CLASS)
+    pool = make_image_folder(tmp_path / "pool", per_class=2 * IMAGES_PER_CLASS)
     (pool / "blue_moon" / "0.png").write_bytes(b"not an image")
     overrides = [*sandbox.evaluate_overrides(), f"dataset.train_root={pool}", *SMALL, "prompt_tuning=grip"]
     with pytest.raises(SystemExit):
@@ -182,8 +182,8 @@ def test_train_output_is_used_by_evaluate(sandbox: Sandbox, tmp_path: Path, trai
     assert json.loads((Path(folder) / "lora.json").read_text())["key"] == Path(folder).name
     adapted = evaluate_run(sandbox, tmp_path / "adapted", f"diffuser.lora={folder}", f"dataset.train_root={training}")
     assert computed_counts(adapted)["images"] == 9, "an adapter draws other images"
-    gone = list(collect(sandbox.store, keep=[tmp_path / "adapted"], older_than=0.0))
-    assert not [line for line in gone if "adapters" in line]
+    deleted = list(collect(sandbox.store, keep=[tmp_path / "adapted"], older_than=0.0))
+    assert not [line for line in deleted if "adapters" in line]
     with pytest.raises(SystemExit):
         run_command("train", *overrides, "method=lgclip")
     assert "method=lgclip trains nothing" in capsys.readouterr().err

@@ -33,10 +33,10 @@ def test_trained_model_generates(unbroken: Path) -> None:
     files = read_tree(unbroken)
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= files.keys()
     assert not [name for name in files if name.endswith((".ckpt", ".bin", ".pt", ".pkl"))]
-    pen = LocalLLM(str(unbroken / "model"), max_rounds=1, max_new_tokens=8, replies_per_round=2).load(
+    writer = LocalLLM(str(unbroken / "model"), max_rounds=1, max_new_tokens=8, replies_per_round=2).load(
         torch.device("cpu")
     )
-    ((_, failed),) = pen([Task(TargetClass(0, "striped red star"), 50)], 0)
+    ((_, failed),) = writer([Task(TargetClass(0, "striped red star"), 50)], 0)
     assert isinstance(failed, PromptError), "five steps teach nobody to write"
     assert "usable prompts of 50" in str(failed)
 

@@ -170,11 +170,11 @@ def import_archive(root: Path, archive: Path) -> Iterator[str]:
         raise StoreError(f"{archive}: no such file")
     # Inside the store's folder, so that placing is a rename on the same disk and takes no second copy.
     root.mkdir(parents=True, exist_ok=True)
-    aside = Path(mkdtemp(dir=root, prefix=".import."))
+    temporary = Path(mkdtemp(dir=root, prefix=".import."))
     try:
-        unpack(archive, aside)
-        sums = _checked(archive, aside)
-        items = [item for item in walk(aside) if item.place != ABOUT]
+        unpack(archive, temporary)
+        sums = _checked(archive, temporary)
+        items = [item for item in walk(temporary) if item.place != ABOUT]
         fresh = _fresh(root, items, sums)
         _place(root, fresh)
         # A log of costs grows in each store on its own; neither is wrong, so their lines are united.
@@ -187,16 +187,16 @@ def import_archive(root: Path, archive: Path) -> Iterator[str]:
         lasting = {item.place: sums[item.place] for item in items if item.kind not in (Kind.COST_LOG, Kind.TOWERS)}
         write_manifest(root / MANIFEST, {**old, **lasting})
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     size = sum(item.size for item in fresh)
     yield f"{root}: {amount(len(fresh), size)} placed, {len(items) - len(fresh)} were there"
 
 
-def _checked(archive: Path, aside: Path) -> dict[str, str]:
+def _checked(archive: Path, temporary: Path) -> dict[str, str]:
     """Checks every file of an unpacked archive; returns their hashes."""
     try:
         # The file of an export has 60 bytes; only so much is read, whatever is there.
-        with (aside / ABOUT).open("rb") as file:
+        with (temporary / ABOUT).open("rb") as file:
             about = json.loads(file.read(_MAX_ABOUT_BYTES).decode())
     except (OSError, ValueError, RecursionError):
         about = None
@@ -208,9 +208,9 @@ def _checked(archive: Path, aside: Path) -> dict[str, str]:
         raise StoreError(
             f"{archive}: {versions}, this package reads {FORMAT}: export it with the same version of lgclip"
         )
-    sums = read_manifest(aside / MANIFEST)
-    seen = set[str]()
-    for item in walk(aside):
+    sums = read_manifest(temporary / MANIFEST)
+    checked = set[str]()
+    for item in walk(temporary):
         if item.place == ABOUT:
             continue
         # A list of what is allowed, not of what is forbidden: links, and places where no entry lies, are refused.
@@ -222,21 +222,21 @@ def _checked(archive: Path, aside: Path) -> dict[str, str]:
         fault = fault_in(item)
         if fault is not None:
             raise StoreError(f"{archive}: {item.place}: {fault}; nothing was placed")
-        seen.add(item.place)
-    lacking = sorted(sums.keys() - seen)
-    if lacking or not seen:
+        checked.add(item.place)
+    lacking = sorted(sums.keys() - checked)
+    if lacking or not checked:
         raise StoreError(f"{archive} lacks {len(lacking)} files of its manifest, first {lacking[:1]}; get it again")
     return sums
 
 
 def _fresh(root: Path, items: Sequence[Item], sums: Mapping[str, str]) -> list[Item]:
-    """Returns what is not in the store yet.
+    """Returns the items that are not in the store yet.
 
     Raises:
         StoreError: If an entry exists with other bytes.
     """
     fresh = []
-    other = []
+    conflicts = []
     for item in items:
         target = root / item.place
         if not target.exists():
@@ -244,10 +244,10 @@ def _fresh(root: Path, items: Sequence[Item], sums: Mapping[str, str]) -> list[I
         # Same key and other bytes: a diffusion model on another GPU, or prompts that have been added to. To choose
         # between them is the user's part.
         elif item.kind not in (Kind.COST_LOG, Kind.TOWERS) and digest_of(target) != sums[item.place]:
-            other.append(item.place)
-    if other:
+            conflicts.append(item.place)
+    if conflicts:
         raise StoreError(
-            f"{len(other)} entries are in {root} with other bytes: {', '.join(other[:5])}; nothing was placed. "
+            f"{len(conflicts)} entries are in {root} with other bytes: {', '.join(conflicts[:5])}; nothing was placed. "
             "Move them away to take those of the archive, or import into a separate store by --store DIR"
         )
     return fresh
@@ -282,7 +282,7 @@ def _move(path: Path, target: Path) -> None:
 def _add_lines(path: Path, target: Path) -> None:
     """Adds the missing lines to a cost log."""
     # By whole lines, so that a second import of the same archive adds nothing.
-    known = set(target.read_bytes().splitlines())
-    lacking = [line for line in path.read_bytes().splitlines() if line not in known]
+    existing = set(target.read_bytes().splitlines())
+    lacking = [line for line in path.read_bytes().splitlines() if line not in existing]
     with target.open("ab", buffering=0) as file:  # one call, as `cost_log.append`
         file.write(b"".join(line + b"\n" for line in lacking))

@@ -26,7 +26,7 @@ from lgclip.store.checksums import CHECKSUM, checksum_of, is_intact
 from lgclip.store.cost_log import parse_row
 from lgclip.store.features import IMAGES_DISCARDED
 from lgclip.store.keys import content_key, digest_of
-from lgclip.store.shard_index import look
+from lgclip.store.shard_index import read_listing
 from lgclip.types import Fault
 
 _NO_CHECKSUM = "its checksum is missing or wrong"
@@ -34,7 +34,7 @@ _UNIT = 1e-3  # as `store.FeatureStore.add`
 
 
 def fault_in(item: Item) -> str | None:
-    """Returns what is wrong with a file of a store; None for nothing.
+    """Returns the fault of a file of a store; None if it has none.
 
     Raises:
         FileNotFoundError: If it does not exist any more.
@@ -168,8 +168,8 @@ def chunk_names(path: Path) -> tuple[list[str], list[str]] | None:
     return header["ids"], header["views"]
 
 
-def outlives_images(path: Path) -> bool:
-    """Checks whether a chunk says that its images were never stored."""
+def has_discarded_images(path: Path) -> bool:
+    """Checks whether the images of a chunk were never stored, by its metadata."""
     try:
         header, _ = _header(path)
     except FaultyError:
@@ -179,7 +179,7 @@ def outlives_images(path: Path) -> bool:
 
 def shard_names(path: Path) -> set[str]:
     """Returns the ids of the images and markers of a shard."""
-    return {name.decode() for name in look(path).ids.tolist()}
+    return {name.decode() for name in read_listing(path).ids.tolist()}
 
 
 def read_inputs(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lgclip.classifier.places import RECORD
-from lgclip.cli.store.entry_checks import caption_names, chunk_names, outlives_images, read_inputs, shard_names
+from lgclip.cli.store.entry_checks import caption_names, chunk_names, has_discarded_images, read_inputs, shard_names
 from lgclip.cli.store.inventory import COMPANIONS, ENTRIES, HOUR, Item, Kind, amount, existing, forget, walk
 from lgclip.diffuser.base import SyntheticImages, image_id
 from lgclip.diffuser.image_folder import ImageFolder
@@ -34,7 +34,7 @@ ELSEWHERE = content_key({"diffuser": {"part": ImageFolder.key_name}, "schema": S
 
 @dataclass
 class Used:
-    """Holds what some runs need of a store.
+    """Holds the entries of a store that some runs need.
 
     Attributes:
         places: Files of prompts, images and trained artifacts, whether or not they exist.
@@ -51,7 +51,7 @@ class Used:
     features: defaultdict[str, list[tuple[set[str], set[str]]]] = field(default_factory=lambda: defaultdict(list))
 
     def joined(self, other: "Used") -> "Used":
-        """Returns what either needs."""
+        """Returns the union of both."""
         captions = defaultdict(set, {key: set(ids) for key, ids in self.captions.items()})
         for key, ids in other.captions.items():
             captions[key] |= ids
@@ -78,8 +78,8 @@ class Used:
                 return item.place in self.places
 
     def _needs_features(self, item: Item) -> bool:
-        wanted = self.features.get("/".join(item.parts[1:3]))
-        if not wanted:
+        needed = self.features.get("/".join(item.parts[1:3]))
+        if not needed:
             return False
         names = chunk_names(item.path)
         # What cannot be read may be needed. To report damage and move it away is for `verify`.
@@ -87,11 +87,11 @@ class Used:
             return True
         ids_of_chunk, views_of_chunk = names
         # Of one run both: ids of one run and views of another are no reason to keep a chunk.
-        return any(not ids.isdisjoint(ids_of_chunk) and not views.isdisjoint(views_of_chunk) for ids, views in wanted)
+        return any(not ids.isdisjoint(ids_of_chunk) and not views.isdisjoint(views_of_chunk) for ids, views in needed)
 
 
 def used_by(places: Sequence[Path], root: Path, *, full: bool = False) -> Used:
-    """Returns what the finished runs in or below some folders need of a store.
+    """Returns the entries of a store that the finished runs in or below some folders need.
 
     Args:
         places: Folders of runs, or of sweeps.
@@ -109,7 +109,7 @@ def used_by(places: Sequence[Path], root: Path, *, full: bool = False) -> Used:
 
 
 def needed_by(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
-    """Returns what finished runs and saved classifiers need of a store.
+    """Returns the entries of a store that finished runs and saved classifiers need.
 
     Args:
         places: Folders of runs or of sweeps, and folders or `.zip` files of classifiers.
@@ -129,7 +129,7 @@ def needed_by(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
 
 
 def used_by_classifiers(places: Sequence[Path], root: Path, *, full: bool = True) -> Used:
-    """Returns what saved classifiers were built from: prompts, synthetic images and features.
+    """Returns the entries that saved classifiers were built from: prompts, synthetic images and features.
 
     Args:
         places: Folders or `.zip` files of classifiers.
@@ -161,8 +161,8 @@ def used_by_classifiers(places: Sequence[Path], root: Path, *, full: bool = True
 def _add(used: Used, run: Run, root: Path, full: bool) -> None:
     # The store may have been moved or copied since the run, so its config's path is replaced.
     config = run.result.config
-    here = {**config, "paths": {**config["paths"], "store": str(root)}}
-    run = replace(run, result=replace(run.result, config=here))
+    config = {**config, "paths": {**config["paths"], "store": str(root)}}
+    run = replace(run, result=replace(run.result, config=config))
     restored = restore_run(run)
     missing = 0
     # If the keys differ, all that follows would be of another run, and its own entries would be deleted.
@@ -177,7 +177,7 @@ def _add(used: Used, run: Run, root: Path, full: bool) -> None:
         if full:
             missing += len(stream.missing())
     used.images.add(content_key(restored.dataset.source()))  # what is known of test images that cannot be read
-    cfg: Any = OmegaConf.create(here)
+    cfg: Any = OmegaConf.create(config)
     if student := run.result.student:
         used.places |= {f"students/{student.key}/{name}" for name in ("model.safetensors", "student.json")}
     if prompt_tuning := run.result.prompt_tuning:
@@ -308,14 +308,14 @@ def collect(
         raise ValueError(f"--older-than {older_than}: it must be at least 0 days")
     used = needed_by(keep, existing(root), full=False) if keep else Used()
     # Without a reason that the user gave, no entry goes: a store of which nothing was named is not a useless one.
-    why = None
+    reason = None
     if keep:
-        why = "needed by nothing that was named"
+        reason = "needed by nothing that was named"
     elif older_than is not None:
-        why = f"older than {older_than:g} days"
+        reason = f"older than {older_than:g} days"
     clock = time.time_ns() if now is None else now
     before = clock - (DAY if older_than is None else int(older_than * DAY))
-    plan = _plan(root, used, why, before, clock)
+    plan = _plan(root, used, reason, before, clock)
     records = lapsed_records()
     if records:
         size = amount(len(records), sum(records.values()))
@@ -323,26 +323,26 @@ def collect(
         yield f"{next(iter(records)).parent}: {size}, records of runs that are gone; {outcome}"
     for path in records if yes else ():
         path.unlink(missing_ok=True)
-    all_gone: list[Item] = []
+    affected_items: list[Item] = []
     for (folder, reason), items in sorted(plan.items()):
-        gone = _delete(items) if yes else items
-        all_gone += gone
-        yield f"{folder}: {amount(len(gone), sum(item.size for item in gone))}, {reason}"
+        affected = _delete(items) if yes else items
+        affected_items += affected
+        yield f"{folder}: {amount(len(affected), sum(item.size for item in affected))}, {reason}"
     if yes:
         # A manifest that lists what is gone would make the next `verify` report each of these files.
-        forget(root, {item.place for item in all_gone})
-        for folder in sorted({item.path.parent for item in all_gone if item.kind == Kind.SHARD}):
+        forget(root, {item.place for item in affected_items})
+        for folder in sorted({item.path.parent for item in affected_items if item.kind == Kind.SHARD}):
             list_shards(folder)
     outcome = "would go"
     if yes:
         outcome = "deleted"
-    elif all_gone:
+    elif affected_items:
         outcome = "would go; --yes deletes them"
-    yield f"{root}: {amount(len(all_gone), sum(item.size for item in all_gone))} {outcome}"
+    yield f"{root}: {amount(len(affected_items), sum(item.size for item in affected_items))} {outcome}"
 
 
-def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dict[tuple[str, str], list[Item]]:
-    """Returns what to delete, by folder and reason."""
+def _plan(root: Path, used: Used, reason: str | None, before: int, now: int) -> dict[tuple[str, str], list[Item]]:
+    """Returns the files to delete, by folder and reason."""
     plan: defaultdict[tuple[str, str], list[Item]] = defaultdict(list)
     remaining: list[Item] = []
     companions: list[Item] = []
@@ -350,16 +350,16 @@ def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dic
         if item.kind == Kind.LEFTOVER:
             # An import works in its own folder, for as long as it takes.
             limit = DAY if item.place.startswith(".import.") else HOUR
-            # By `came`: a file that was copied with its times would look old at once.
-            if now - item.came > limit:
+            # By `appeared`: a file that was copied with its times would look old at once.
+            if now - item.appeared > limit:
                 plan[_folder(item), "left by an interrupted run"].append(item)
         elif item.kind in COMPANIONS:
             companions.append(item)
         elif item.kind in ENTRIES:
-            if why is None or item.changed >= before or used.needs(item):
+            if reason is None or item.changed >= before or used.needs(item):
                 remaining.append(item)
             else:
-                plan[_folder(item), why].append(item)
+                plan[_folder(item), reason].append(item)
     # Three steps, each of what the one before leaves: entries, features of images that went, companions of both.
     generated = {item.path.stem for item in remaining if item.kind == Kind.IMAGE}
     generated.update(*(shard_names(item.path) for item in remaining if item.kind == Kind.SHARD))
@@ -368,8 +368,8 @@ def _plan(root: Path, used: Used, why: str | None, before: int, now: int) -> dic
         if item.changed < before and _is_orphan(item, generated) and not used.needs(item):
             orphans.append(item)
             plan[_folder(item), "features of images that are gone"].append(item)
-    gone = {item.place for item in orphans}
-    _, useless = with_companions((item for item in remaining if item.place not in gone), companions)
+    orphan_places = {item.place for item in orphans}
+    _, useless = with_companions((item for item in remaining if item.place not in orphan_places), companions)
     for item in useless:
         if item.changed < before:
             plan[_folder(item), "nothing is left that it lists"].append(item)
@@ -393,18 +393,18 @@ def _is_orphan(item: Item, generated: set[str]) -> bool:
         return False
     # A chunk that cannot be read is no orphan but damaged, which `verify` reports.
     names = chunk_names(item.path)
-    return names is not None and generated.isdisjoint(names[0]) and not outlives_images(item.path)
+    return names is not None and generated.isdisjoint(names[0]) and not has_discarded_images(item.path)
 
 
 def _delete(items: Sequence[Item]) -> list[Item]:
     """Deletes files that have not changed; folders stay, since a run may be about to write there."""
-    gone = []
+    deleted = []
     for item in items:
         # Minutes may lie between the plan and this line, in which a run may have rewritten the file.
         try:
             if item.path.lstat().st_mtime_ns == item.changed:
                 item.path.unlink()
-                gone.append(item)
+                deleted.append(item)
         except FileNotFoundError:
             continue
-    return gone
+    return deleted

@@ -14,7 +14,16 @@ from lgclip.cli.store.inventory import Item
 from lgclip.diffuser.base import image_id
 from lgclip.store.image_codec import FORMATS, read_metadata
 from lgclip.store.keys import digest_of
-from lgclip.store.shard_index import NAME, Listing, ends_well, listing_of, look, read_index, read_manifest, scan
+from lgclip.store.shard_index import (
+    NAME,
+    Listing,
+    is_properly_closed,
+    listing_of,
+    read_index,
+    read_listing,
+    read_manifest,
+    scan,
+)
 from lgclip.types import Fault, Prompt, TargetClass
 
 TORN = "it is cut, or ends in the middle of a batch"
@@ -115,7 +124,7 @@ class Inside(NamedTuple):
         is_marker: Whether it is a marker in place of an image.
         data: Its bytes.
         about: Its inputs; for a marker all of its content.
-        fault: What is wrong with it; None for nothing.
+        fault: Its fault; None if it has none.
     """
 
     name: str
@@ -128,7 +137,7 @@ class Inside(NamedTuple):
 def inside(shard: Path) -> Iterator[Inside]:
     """Yields the checked content of a shard: located by its index, so that a damaged header loses nothing."""
     key = shard.parent.parent.name
-    for name, is_marker, member in look(shard).members(shard):
+    for name, is_marker, member in read_listing(shard).members(shard):
         # A fault is a value and no exception: one faulty image must not hide the others, which can be rescued.
         data = member.read_bytes()
         about = b""
@@ -160,8 +169,8 @@ def check_shard(item: Item) -> None:
                 bad.append(f"{member.name}: {error}")
     if bad:
         raise FaultyError(f"{len(bad)} of {len(members)} files in it are faulty, first {bad[0]}")
-    must(end >= look(shard).end, f"it is damaged at byte {end}")
-    must(ends_well(shard, end), TORN)
+    must(end >= read_listing(shard).end, f"it is damaged at byte {end}")
+    must(is_properly_closed(shard, end), TORN)
     listed = read_manifest(shard.parent).get(shard.name)
     must(listed in (None, (size, digest_of(shard))), "its bytes are not those of the list of shards")
 
@@ -189,5 +198,5 @@ def check_list(item: Item) -> None:
     """Checks the manifest of a folder of shards."""
     listed = read_manifest(item.path.parent)
     must(bool(listed), "it lists no shards")
-    gone = [name for name in listed if not (item.path.parent / name).exists()]
-    must(not gone, f"{len(gone)} shards of it are not there, first {gone[:1]}")
+    missing = [name for name in listed if not (item.path.parent / name).exists()]
+    must(not missing, f"{len(missing)} shards of it are not there, first {missing[:1]}")

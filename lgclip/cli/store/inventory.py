@@ -108,7 +108,7 @@ class Item:
         kind: Type of the file.
         size: In bytes.
         changed: Modification time, in nanoseconds since 1970.
-        came: Time when it appeared here: the same, or later if it was copied with its times.
+        appeared: Time when it was created here; later than `changed` if it was copied with its times.
     """
 
     root: Path
@@ -116,7 +116,7 @@ class Item:
     kind: Kind
     size: int
     changed: int
-    came: int
+    appeared: int
 
     @property
     def path(self) -> Path:

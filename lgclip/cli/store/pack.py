@@ -14,7 +14,7 @@ from lgclip.cli.store.inventory import Item, Kind, existing, forget, walk
 from lgclip.store.atomic import atomic_write, write_json
 from lgclip.store.image_codec import read_metadata
 from lgclip.store.root import StoreError
-from lgclip.store.shard_index import MANIFEST, YOUNG, index_of, list_shards, look, read_index
+from lgclip.store.shard_index import MANIFEST, YOUNG, index_of, list_shards, read_index, read_listing
 from lgclip.store.tar_shards import SHARD_BYTES, SHARD_IMAGES, ShardWriter
 
 _BATCH = 64  # images between two flushes to the disk, each of which takes milliseconds
@@ -49,11 +49,11 @@ def pack(root: Path) -> Iterator[str]:
             continue
         before = {item.path for item in members if item.kind == Kind.SHARD}
         # An interrupted packing leaves images both in a file and in a full shard: these are deleted, not packed twice.
-        known: set[str] = set()
+        packed: set[str] = set()
         for item in members:
             if item not in small:
-                known |= shard_names(item.path)
-        count += write_images(ShardWriter(folder), small, known)
+                packed |= shard_names(item.path)
+        count += write_images(ShardWriter(folder), small, packed)
         shards += len(set(folder.glob("*.tar")) - before)
         # Only now, when the writer has closed its shards: until then the old files are the only sure copy.
         _delete(root, small)
@@ -70,7 +70,7 @@ def unpack(root: Path) -> Iterator[str]:
     items = _sound(root, {Kind.SHARD})
     count = 0
     for item in items:
-        for name, is_marker, member in look(item.path).members(item.path):
+        for name, is_marker, member in read_listing(item.path).members(item.path):
             suffix = ".fault.json" if is_marker else Path(member.name).suffix
             target = item.path.parent.parent / name[:2] / f"{name}{suffix}"
             target.parent.mkdir(exist_ok=True)
@@ -110,16 +110,16 @@ def _is_written(shard: Path) -> bool:
 
 
 def _is_small(item: Item) -> bool:
-    return item.size < SHARD_BYTES / 2 and len(look(item.path).ids) < SHARD_IMAGES / 2
+    return item.size < SHARD_BYTES / 2 and len(read_listing(item.path).ids) < SHARD_IMAGES / 2
 
 
-def write_images(writer: ShardWriter, items: Sequence[Item], known: set[str]) -> int:
+def write_images(writer: ShardWriter, items: Sequence[Item], packed: set[str]) -> int:
     """Writes images and markers to shards, and closes the last one.
 
     Args:
         writer: Writes the shards.
         items: Files of images, markers and shards.
-        known: Names of images that are left out; those that are written are added.
+        packed: Names of images that are left out; those that are written are added.
 
     Returns:
         The number of images and markers.
@@ -127,9 +127,9 @@ def write_images(writer: ShardWriter, items: Sequence[Item], known: set[str]) ->
     waiting = 0
     count = 0
     for name, is_marker, data in _contents(items):
-        if name in known:
+        if name in packed:
             continue
-        known.add(name)
+        packed.add(name)
         if is_marker:
             writer.add_fault(name, data)
         else:
@@ -147,7 +147,7 @@ def write_images(writer: ShardWriter, items: Sequence[Item], known: set[str]) ->
 def _contents(items: Sequence[Item]) -> Iterator[tuple[str, bool, bytes]]:
     for item in items:
         if item.kind == Kind.SHARD:
-            for name, is_marker, member in look(item.path).members(item.path):
+            for name, is_marker, member in read_listing(item.path).members(item.path):
                 yield name, is_marker, member.read_bytes()
         else:
             yield item.path.name.partition(".")[0], item.kind == Kind.MARKER, item.path.read_bytes()

@@ -24,16 +24,16 @@ from lgclip.store.tar_shards import Shards, ShardWriter
 
 @dataclass
 class _Count:
-    """Counts the files that were moved, and those that were there already."""
+    """Counts the files that were moved, and those that existed already."""
 
     moved: int = 0
     size: int = 0
-    there: int = 0
+    existing: int = 0
 
     def add(self, size: int | None) -> None:
-        """Counts a file of so many bytes; None for one that was there."""
+        """Counts a file of `size` bytes; None for one that existed."""
         if size is None:
-            self.there += 1
+            self.existing += 1
         else:
             self.moved += 1
             self.size += size
@@ -81,7 +81,7 @@ def push(root: Path, url: str, runs: Sequence[Path] = (), only: Sequence[str] = 
     mirror.push()
     for key, members in images.items():
         _pack(mirror, key, members, count)
-    yield f"{mirror.objects.url}: {amount(count.moved, count.size)} moved, {count.there} were there"
+    yield f"{mirror.objects.url}: {amount(count.moved, count.size)} moved, {count.existing} were there"
 
 
 def pull(root: Path, url: str, runs: Sequence[Path] = (), only: Sequence[str] = ()) -> Iterator[str]:
@@ -118,7 +118,7 @@ def pull(root: Path, url: str, runs: Sequence[Path] = (), only: Sequence[str] = 
     count = _Count()
     for item in items:
         count.add(item.size if _place(item, root / item.place) else None)
-    yield f"{root}: {amount(count.moved, count.size)} moved, {count.there} were there"
+    yield f"{root}: {amount(count.moved, count.size)} moved, {count.existing} were there"
 
 
 def _opened(url: str) -> tuple[Path, Mirror]:
@@ -150,8 +150,8 @@ def _needed(cache: Path, mirror: Mirror, used: Used) -> list[Item]:
         shards = Shards(cache / "images" / key / "shards")
         shards.refresh()
         names = sorted(used.generated)
-        found = [*shards.find(names), *shards.find(names, faults=True)]
-        for shard in sorted({member.shard for member in found if member is not None}):
+        members = [*shards.find(names), *shards.find(names, faults=True)]
+        for shard in sorted({member.shard for member in members if member is not None}):
             mirror.fetch_file(shard)
     files = list(walk(cache))
     entries = [item for item in files if item.kind in ENTRIES and used.needs(item)]
@@ -161,7 +161,7 @@ def _needed(cache: Path, mirror: Mirror, used: Used) -> list[Item]:
 
 
 def _hand_over(mirror: Mirror, item: Item) -> bool:
-    """Gives a file to the cache of an object store, to be uploaded; returns whether it lacked it."""
+    """Adds a file to the cache of an object store, for upload; returns whether the cache lacked it."""
     if mirror.has(item.place, item.path):
         return False
     target = mirror.root / item.place
@@ -172,7 +172,7 @@ def _hand_over(mirror: Mirror, item: Item) -> bool:
 
 
 def _place(item: Item, target: Path) -> bool:
-    """Puts a file of one store into another, unless that has it; returns whether it did."""
+    """Copies a file of one store into another, unless that has it; returns whether it was copied."""
     if item.kind == Kind.COST_LOG:
         return add_lines(target, item.path.read_bytes().splitlines()) > 0
     if target.exists() and not (item.kind == Kind.PROMPTS and is_further(item.path, target)):
@@ -199,15 +199,15 @@ def _pack(mirror: Mirror, key: str, items: Sequence[Item], count: _Count) -> Non
     shards.refresh()
     names = [name for item in items for name in _names_in(item)]
     pairs = zip(names, shards.find(names), shards.find(names, faults=True), strict=True)
-    known = {name for name, image, marker in pairs if image is not None or marker is not None}
-    before = len(known)
-    written = write_images(ShardWriter(folder), items, known)
+    stored = {name for name, image, marker in pairs if image is not None or marker is not None}
+    before = len(stored)
+    written = write_images(ShardWriter(folder), items, stored)
     mirror.push()
     # The images lie in the other store already: their copy is downloaded again where it is read.
     for shard in folder.glob("*.tar"):
         if written and mirror.has(shard.relative_to(mirror.root).as_posix(), shard):
             shard.unlink()
-    count.there += before
+    count.existing += before
     count.moved += written
     # By their mean size: which of them were there, only their names say.
     count.size += sum(item.size for item in items) * written // max(1, len(names))

@@ -50,18 +50,18 @@ def verify(root: Path, *, repair: bool = False, manifest: bool = False, now: int
         for folder in sorted(root.glob("images/*/shards")):
             list_shards(folder)
     listed = {} if manifest else read_manifest(root / MANIFEST)
-    seen = _Seen(root, listed)
+    check = _StoreCheck(root, listed)
     faulty = []
-    for item, fault in seen.look(time.time_ns() if now is None else now, sums=manifest):
+    for item, fault in check.faults(time.time_ns() if now is None else now, sums=manifest):
         faulty.append((item, fault))
         yield f"{item.place}: {fault}"
-    gone = sorted(listed.keys() - seen.places)
-    for place in gone:
+    missing = sorted(listed.keys() - check.places)
+    for place in missing:
         yield f"{place}: it is in {MANIFEST} and not in the store"
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.counts.items())) or "nothing"
-    yield f"{root}: {amount(sum(seen.counts.values()), seen.size)} ({counts}), {len(faulty) + len(gone)} faults"
-    left = len(faulty) + len(gone)
-    if repair and left:
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(check.counts.items())) or "nothing"
+    yield f"{root}: {amount(sum(check.counts.values()), check.size)} ({counts}), {len(faulty) + len(missing)} faults"
+    remaining = len(faulty) + len(missing)
+    if repair and remaining:
         # A link may lead to the user's own files; to move it could break what they have set up on purpose.
         going = [item for item, _ in faulty if item.kind != Kind.LINK]
         # Before the move, as what is sound in a faulty shard is read from its present path.
@@ -72,23 +72,23 @@ def verify(root: Path, *, repair: bool = False, manifest: bool = False, now: int
         for folder in {item.path.parent for item in going if item.kind in (Kind.SHARD, Kind.LIST)}:
             list_shards(folder)
         if manifest:
-            seen.forget(moved)
+            check.forget(moved)
         else:
-            forget(root, {*moved, *gone})
-        left = len(faulty) - len(going)
+            forget(root, {*moved, *missing})
+        remaining = len(faulty) - len(going)
         yield f"{len(moved)} files moved to {root / QUARANTINE}; a run makes again what it needs of them"
     if manifest:
-        write_manifest(root / MANIFEST, seen.sums)
-        yield f"{root / MANIFEST}: {len(seen.sums)} sums"
-    if left:
+        write_manifest(root / MANIFEST, check.sums)
+        yield f"{root / MANIFEST}: {len(check.sums)} sums"
+    if remaining:
         # As an error, so that a script sees the faults by the exit status.
-        way = "--repair moves them into quarantine, and a run makes them"
+        advice = "--repair moves them into quarantine, and a run makes them"
         if repair:
-            way = "links are left where they are"
-        raise StoreError(f"{left} faults in {root}; {way}")
+            advice = "links are left where they are"
+        raise StoreError(f"{remaining} faults in {root}; {advice}")
 
 
-class _Seen:
+class _StoreCheck:
     """Collects the results of a check of a store.
 
     Args:
@@ -106,10 +106,10 @@ class _Seen:
         self.sums = dict[str, str]()
         self._widths: defaultdict[str, dict[Item, int]] = defaultdict(dict)
 
-    def look(self, now: int, *, sums: bool) -> Iterator[tuple[Item, str]]:
-        """Yields every faulty file and what is wrong with it."""
+    def faults(self, now: int, *, sums: bool) -> Iterator[tuple[Item, str]]:
+        """Yields every faulty file and its fault."""
         for item in walk(self._root):
-            if item.kind == Kind.LEFTOVER and now - item.came < HOUR:
+            if item.kind == Kind.LEFTOVER and now - item.appeared < HOUR:
                 continue  # it is being written, perhaps
             try:
                 fault = fault_in(item) or self._sum_fault(item)
@@ -162,7 +162,7 @@ def _grows(item: Item) -> bool:
 
 
 def _others(widths: Mapping[Item, int], width: int) -> str:
-    return ", ".join(str(other) for other in sorted(set(widths.values()) - {width}))
+    return ", ".join(str(other_width) for other_width in sorted(set(widths.values()) - {width}))
 
 
 def _rescue(shards: Sequence[Item]) -> list[str]:

@@ -112,13 +112,13 @@ def build_page(store: SessionStore) -> gr.Blocks:
             value=next(iter(downloads)), elem_id="kind",
         )  # fmt: skip
         make = gr.Button("Make the file", elem_id="make")
-        made = gr.File(label="Download", interactive=False, height=90, elem_id="made")
+        download = gr.File(label="Download", interactive=False, height=90, elem_id="made")
         file_status = gr.Textbox(label="Result", interactive=False, elem_id="file-status")
 
         views = _Views(version, quality, marked, photos, photo, details, similar, label)
         _connect_classes(store, views, names, build, progress, more, add, add_status, drop, drop_status)
         _connect_photos(store, views, files, photo_status, correct)
-        make.click(_file_writer(store), [kind], [made, file_status], api_visibility="private")
+        make.click(_file_writer(store), [kind], [download, file_status], api_visibility="private")
         page.load(_refresher(store), None, list(views.all()), api_visibility="private")
         page.unload(_forgetter(store))
     return page
@@ -272,7 +272,7 @@ def _connect_photos(
 
 
 def _deferred(start: Callable[[], Iterator[str]]) -> Iterator[str]:
-    """Calls `start` when the first text is asked for, so that its errors come there too."""
+    """Calls `start` when the first text is requested, so that its errors are raised there too."""
     yield from start()
 
 

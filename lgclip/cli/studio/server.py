@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 DEFAULT_UPLOAD_MB = 20
 _MAX_PIXELS = "100_000_000"
 _SERVER_NAME = "GRADIO_SERVER_NAME"
-"""Variable by which a Hugging Face Space says where its page has to listen."""
+"""Variable in which a Hugging Face Space sets the address that its page has to listen at."""
 
 
 @dataclass(frozen=True)

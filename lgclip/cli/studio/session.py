@@ -1,4 +1,4 @@
-"""Holds what one browser tab has built, and what its buttons do; tested without a page, since it knows no Gradio."""
+"""Holds the state of one browser tab and its buttons' actions; needs no Gradio, so that tests need no page."""
 
 import logging
 import queue
@@ -91,7 +91,7 @@ class Session:
     # ------------------------------------------------------------------------------------------------------- classes
 
     def build(self, text: str) -> Iterator[str]:
-        """Builds a classifier and yields the progress so far; the last text says what was built.
+        """Builds a classifier and yields the progress so far; the last text describes the classifier.
 
         Args:
             text: One class name per line, or `NAME<TAB>DESCRIPTION`.
@@ -156,12 +156,12 @@ class Session:
         if self.classifier is None or image_id not in self.classifier.image_ids:
             raise ValueError("this image is no longer part of the classifier")
         if image_id in self.marked:
-            self.marked = tuple(other for other in self.marked if other != image_id)
+            self.marked = tuple(marked_id for marked_id in self.marked if marked_id != image_id)
         else:
             self.marked = (*self.marked, image_id)
 
     def drop_marked(self) -> str:
-        """Takes the marked images out for good.
+        """Removes the marked images permanently.
 
         Raises:
             ValueError: If none is marked, or a class would have none left.
@@ -228,7 +228,7 @@ class Session:
         return f"{photo.name} is an example of {name} now; the photographs were classified again"
 
     def details(self, place: int) -> str:
-        """Returns what is known about a photograph, each number with its meaning."""
+        """Returns the prediction for a photograph, each number with its meaning."""
         if not 0 <= place < len(self.photos):
             return ""
         photo = self.photos[place]
@@ -397,7 +397,7 @@ class Session:
 
 
 def error_message(error: Exception) -> str:
-    """Returns what a page shows of an error: the message of a mistake, and nothing of the code."""
+    """Returns the text that a page shows of an error: the message of a mistake, and nothing of the code."""
     if isinstance(error, ValueError | OSError):
         return str(error)
     log.error("unexpected error", exc_info=error)

@@ -1,4 +1,4 @@
-"""Keeps the sessions of the open tabs."""
+"""Stores the sessions of the open tabs."""
 
 import threading
 from collections import OrderedDict
@@ -14,7 +14,7 @@ MAX_SESSIONS = 32
 
 
 class SessionStore:
-    """Keeps one session per browser tab.
+    """Stores one session per browser tab.
 
     Args:
         root: Folder whose sub-folders hold the files of the sessions.

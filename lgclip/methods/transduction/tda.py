@@ -19,11 +19,11 @@ from lgclip.methods.transduction.base import (
 from lgclip.methods.transduction.moments import row_blocks
 
 QUERIES = 256
-"""Images of the stream that are scored at once."""
+"""Images of the stream that are scored together."""
 
 
 class CachedImages(NamedTuple):
-    """Holds the images that a cache held at any time.
+    """Lists the images that were in a cache at any time.
 
     Attributes:
         images: Place of each image in the stream; it enters the cache before it is scored.
@@ -35,10 +35,10 @@ class CachedImages(NamedTuple):
     removed: Int[Tensor, " m"]
     classes: Int[Tensor, " m"]
 
-    def held_between(self, first: int, last: int) -> "CachedImages":
-        """Returns the images that the cache held while some of the stream's images from `first` to `last` came."""
-        held = (self.images <= last) & (self.removed > first)
-        return CachedImages(*(values[held] for values in self))
+    def cached_between(self, first: int, last: int) -> "CachedImages":
+        """Returns the images that were in the cache while the stream was between `first` and `last`."""
+        mask = (self.images <= last) & (self.removed > first)
+        return CachedImages(*(values[mask] for values in self))
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class TDA(Transduction):
         self, logits: Float[Tensor, "n c"], pool: UnlabeledPool, rows: slice, cache: CachedImages
     ) -> None:
         """Adds the similarity to confident images to some rows of the logits."""
-        held = cache.held_between(rows.start, rows.stop - 1)
-        for part in row_blocks(len(held.images), logits.shape[1]):
-            items = CachedImages(*(values[part] for values in held))
+        cached = cache.cached_between(rows.start, rows.stop - 1)
+        for part in row_blocks(len(cached.images), logits.shape[1]):
+            items = CachedImages(*(values[part] for values in cached))
             affinities = _affinities(pool.features, rows, items, self.positive_sharpness)
             labels = torch.nn.functional.one_hot(items.classes, logits.shape[1]).to(logits)
             logits[rows] += self.positive_weight * (affinities @ labels)
@@ -128,9 +128,9 @@ class TDA(Transduction):
     ) -> None:
         """Subtracts the similarity to unsure images from some rows of the logits."""
         low, high = self.negative_probs
-        held = cache.held_between(rows.start, rows.stop - 1)
-        for part in row_blocks(len(held.images), logits.shape[1]):
-            items = CachedImages(*(values[part] for values in held))
+        cached = cache.cached_between(rows.start, rows.stop - 1)
+        for part in row_blocks(len(cached.images), logits.shape[1]):
+            items = CachedImages(*(values[part] for values in cached))
             affinities = _affinities(pool.features, rows, items, self.negative_sharpness)
             probs = log_probs[items.images].exp()
             labels = ((probs > low) & (probs < high)).to(logits)
@@ -152,10 +152,10 @@ def track_cache(
     classes = predictions.tolist()
     values = entropies.tolist()
     removed: dict[int, int] = {}
-    held: dict[int, list[tuple[float, int]]] = {}
+    heaps: dict[int, list[tuple[float, int]]] = {}
     for image in candidates:
         # A heap has its least item first: with both negated, the highest entropy and the last place.
-        heap = held.setdefault(classes[image], [])
+        heap = heaps.setdefault(classes[image], [])
         item = (-values[image], -image)
         if len(heap) < size:
             heapq.heappush(heap, item)

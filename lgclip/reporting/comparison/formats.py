@@ -55,14 +55,14 @@ class Section(NamedTuple):
         text: The lines.
         head: Names of the columns.
         lines: The cells.
-        left: Number of left-aligned columns.
+        left_columns: Number of left-aligned columns.
         bold: Rows and columns of the cells in bold.
     """
 
     text: str
     head: list[str]
     lines: list[list[str]]
-    left: int
+    left_columns: int
     bold: Collection[tuple[int, int]] = ()
 
 
@@ -81,7 +81,7 @@ def terminal_parts(comparison: Comparison) -> list[str | Table]:
     parts: list[str | Table] = []
     for section in sections_of(comparison):
         text = f"\n{section.text}" if parts else section.text
-        parts += [text, build_table(section.head, section.lines, left=section.left, bold=section.bold)]
+        parts += [text, build_table(section.head, section.lines, left_columns=section.left_columns, bold=section.bold)]
     return parts
 
 
@@ -99,7 +99,10 @@ def markdown_text(comparison: Comparison) -> str:
         for row, column in section.bold:
             section.lines[row][column] = f"**{section.lines[row][column]}**"
         # Markdown joins adjacent lines into a paragraph, so each line becomes one of its own.
-        parts += [*section.text.split("\n"), markdown_table(section.head, section.lines, left=section.left)]
+        parts += [
+            *section.text.split("\n"),
+            markdown_table(section.head, section.lines, left_columns=section.left_columns),
+        ]
     return "\n\n".join(parts)
 
 
@@ -113,7 +116,7 @@ def latex_text(comparison: Comparison) -> str:
     for row, column in section.bold:
         lines[row][column] = rf"\textbf{{{lines[row][column]}}}"
     frame = pd.DataFrame(lines, columns=_escape_line(section.head))
-    alignment = "l" * section.left + "r" * (len(section.head) - section.left)
+    alignment = "l" * section.left_columns + "r" * (len(section.head) - section.left_columns)
     return frame.style.hide(axis="index").to_latex(hrules=True, column_format=alignment).rstrip("\n")
 
 
@@ -232,7 +235,7 @@ def main_section(comparison: Comparison) -> Section:
     has_seen = "seen" not in (*table.by, *table.columns) and len({row.seen for row in table.rows}) > 1
     if has_seen:
         head.append("data seen")
-    left = len(head)
+    label_columns = len(head)
     head.append("seeds")
     # A metric such as effective robustness has no value in some columns; one without any value is left out.
     places = []
@@ -251,7 +254,7 @@ def main_section(comparison: Comparison) -> Section:
     for place, (column, metric) in enumerate(places):
         bold |= {(row, len(head) + place) for row in _best_rows(table.rows, column, metric)}
     head += [column_name(column, metric, comparison.metrics) for column, metric in places]
-    return Section("\n".join([_heading(comparison), *comparison.notes]), head, lines, left, bold)
+    return Section("\n".join([_heading(comparison), *comparison.notes]), head, lines, label_columns, bold)
 
 
 def _heading(comparison: Comparison) -> str:
@@ -374,7 +377,7 @@ def _run_section(tests: Sequence[RunComparison]) -> Section:
             format_p(test.test["p"]),
             format_p(test.p_holm),
         ])  # fmt: skip
-    return Section("\n".join(text), [*head, "only it", "only ref.", "p", "Holm"], lines, left=1)
+    return Section("\n".join(text), [*head, "only it", "only ref.", "p", "Holm"], lines, left_columns=1)
 
 
 def _row_section(comparison: Comparison) -> Section:
@@ -405,7 +408,7 @@ def _row_section(comparison: Comparison) -> Section:
         if not comparison.is_welch:
             line += [_interval(images["ci95"]), format_p(images["p"])]
         lines.append(line)
-    return Section(text, head, lines, left=2)
+    return Section(text, head, lines, left_columns=2)
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

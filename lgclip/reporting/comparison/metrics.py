@@ -98,12 +98,12 @@ def accuracies_of(result: MethodResult) -> tuple[Accuracy, Accuracy]:
     """Returns the accuracy in distribution and on a shifted set, over the same classes."""
     shifted = result.run.result.ood[result.shifted_set or ""]
     # The number of images goes along, as the fit of the line tests whether accuracies differ by more than chance.
-    known = shifted.shift.in_distribution.n
+    in_distribution_n = shifted.shift.in_distribution.n
     if result.baseline is None:
         inside = shifted.shift.in_distribution.top1
     else:
         inside = shifted.in_distribution_baselines[result.baseline].top1
-    return Accuracy(float(inside), known), Accuracy(float(result.metrics.top1), shifted.n)
+    return Accuracy(float(inside), in_distribution_n), Accuracy(float(result.metrics.top1), shifted.n)
 
 
 def _of_run(result: RunResult, metric: str) -> float | None:
@@ -196,7 +196,7 @@ def format_value(value: float, metric: str, signed: bool = False) -> str:
 
 
 def robustness_notes(reader: MetricReader, metrics: Sequence[str]) -> list[str]:
-    """Returns how effective robustness was computed; empty where it is not requested."""
+    """Returns notes on the computation of effective robustness; empty where it is not requested."""
     if ROBUSTNESS not in metrics:
         return []
     notes = ["effective robustness: top-1 above what accuracy in distribution predicts, in points (arXiv:2007.00644)"]

@@ -85,7 +85,7 @@ class MethodResult:
 
     @property
     def identity(self) -> tuple[Path, str | None, str | None]:
-        """Returns what distinguishes it from every other result."""
+        """Returns a unique identifier of the result."""
         # Resolved, so that a folder named twice (`runs/1` and `runs/../runs/1`) is one run.
         return self.run.folder.resolve(), self.baseline, self.shifted_set
 
@@ -110,7 +110,7 @@ class MethodResult:
             values[SEEDS.index("student.seed")] = result.student.seed
         return tuple(values)
 
-    def is_same(self, other: "MethodResult") -> bool:
+    def is_equal_to(self, other: "MethodResult") -> bool:
         """Returns whether another result has the same learned weights and the same predictions."""
         if self.learned_key != other.learned_key or self.metrics != other.metrics:
             return False
@@ -186,10 +186,10 @@ def with_baselines(results: Sequence[MethodResult], methods: Collection[str] | N
     extended = list({result.identity: result for result in extended}.values())
     if methods is None:
         return extended
-    known = list(dict.fromkeys(result.method for result in extended))
+    names = list(dict.fromkeys(result.method for result in extended))
     for name in methods:
-        if name not in known:
-            raise ComparisonError(f"no run evaluated {name!r}: choose among {', '.join(known)}")
+        if name not in names:
+            raise ComparisonError(f"no run evaluated {name!r}: choose among {', '.join(names)}")
     return [result for result in extended if result.method in methods]
 
 

@@ -46,7 +46,7 @@ class Cell:
     @property
     def results(self) -> list[MethodResult]:
         """Returns one result of each repetition."""
-        return [same[0] for same in self.repetitions.values()]
+        return [members[0] for members in self.repetitions.values()]
 
     def seed_of(self, repetition: Repetition) -> Hashable:
         """Returns the value of the seed in a repetition."""
@@ -55,19 +55,19 @@ class Cell:
     def by_seed(self) -> dict[Hashable, list[MethodResult]]:
         """Returns one result of each repetition, by the value of the seed."""
         groups: dict[Hashable, list[MethodResult]] = {}
-        for repetition, same in self.repetitions.items():
-            groups.setdefault(self.seed_of(repetition), []).append(same[0])
+        for repetition, results in self.repetitions.items():
+            groups.setdefault(self.seed_of(repetition), []).append(results[0])
         return groups
 
     def values(self, metric: str) -> dict[Hashable, float]:
         """Returns the mean of a metric by the value of the seed; without results that lack it."""
         groups: dict[Hashable, list[float]] = {}
-        for repetition, same in self.repetitions.items():
-            values = [self.reader.value(result, metric) for result in same]
-            known = [value for value in values if value is not None]
+        for repetition, results in self.repetitions.items():
+            values = [self.reader.value(result, metric) for result in results]
+            available = [value for value in values if value is not None]
             # Results of one repetition are equal, but one of them may lack a field, so the first that has it counts.
-            if known:
-                groups.setdefault(self.seed_of(repetition), []).append(known[0])
+            if available:
+                groups.setdefault(self.seed_of(repetition), []).append(available[0])
         return {seed: float(np.mean(values)) for seed, values in groups.items()}
 
     def summary(self, metric: str) -> dict[str, Any] | None:
@@ -210,7 +210,7 @@ def _join_baselines(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         place = None
         if row.is_baseline:
-            place = next((place for place, other in enumerate(joined) if _continues(row, other)), None)
+            place = next((place for place, candidate in enumerate(joined) if _continues(row, candidate)), None)
         if place is None:
             joined.append(row)
         else:
@@ -219,8 +219,8 @@ def _join_baselines(rows: Sequence[Row]) -> list[Row]:
 
 
 def _continues(row: Row, other: Row) -> bool:
-    is_same = (row.values, row.settings) == (other.values, other.settings)
-    return is_same and not other.is_baseline and not set(row.cells) & set(other.cells)
+    has_same_label = (row.values, row.settings) == (other.values, other.settings)
+    return has_same_label and not other.is_baseline and not set(row.cells) & set(other.cells)
 
 
 def _grouped(results: Sequence[MethodResult], axes: Sequence[str]) -> dict[Values, list[MethodResult]]:
@@ -281,17 +281,17 @@ def _without_idle(members: Sequence[MethodResult], columns: Sequence[str], keys:
                 group = classes.setdefault(repr(_settings(result, without)), {})
                 values = group.setdefault(repr(_settings(result, [key])), {})
                 values.setdefault((column, result.repetition), result)
-        if all(_are_same(list(group.values())) for group in classes.values()):
+        if all(_are_equal(list(group.values())) for group in classes.values()):
             needed = without
     return needed
 
 
-def _are_same(values: Sequence[Mapping[object, MethodResult]]) -> bool:
+def _are_equal(values: Sequence[Mapping[object, MethodResult]]) -> bool:
     first, *others = values
-    for other in others:
-        shared = [place for place in first if place in other]
+    for group in others:
+        shared = [place for place in first if place in group]
         # Without a repetition in common nothing shows that they are the same, so the setting stays.
-        if not shared or not all(first[place].is_same(other[place]) for place in shared):
+        if not shared or not all(first[place].is_equal_to(group[place]) for place in shared):
             return False
     return True
 
@@ -308,16 +308,16 @@ def _cell(members: Sequence[MethodResult], reader: MetricReader, seed: str, over
     for result in members:
         # What the user averages over makes repetitions as the seeds do.
         averaged = tuple(repr(axis_value(result, axis)) for axis in over)
-        same = repetitions.setdefault((*result.repetition, *averaged), [])
+        equal_results = repetitions.setdefault((*result.repetition, *averaged), [])
         # Equal runs are a repetition once. Unequal ones mean that something outside the config has changed, and a
         # mean over them would pass that change off as the variation of the seeds.
-        if same and not same[0].is_same(result):
+        if equal_results and not equal_results[0].is_equal_to(result):
             raise ComparisonError(
-                f"{same[0].run.folder} and {result.run.folder} have the same config and seeds but different "
+                f"{equal_results[0].run.folder} and {result.run.folder} have the same config and seeds but different "
                 f"predictions, "
                 "so the code or the files changed between them: leave one of them out of a mean over seeds"
             )
-        same.append(result)
+        equal_results.append(result)
     place = SEEDS.index(seed)
     # A seed that varies in the column may be constant in this row, which then repeats another one.
     if len({repetition[place] for repetition in repetitions}) == 1:
@@ -345,12 +345,12 @@ def _has_all(row: Row, smaller: Row) -> bool:
         if column not in row.cells:
             return False
         repetitions = row.cells[column].repetitions
-        for repetition, same in cell.repetitions.items():
-            result = same[0]
+        for repetition, results in cell.repetitions.items():
+            result = results[0]
             # Only the key of what was learned proves that a setting had no effect; see `_split`.
             if repetition not in repetitions or result.learned_key is None:
                 return False
-            if not repetitions[repetition][0].is_same(result):
+            if not repetitions[repetition][0].is_equal_to(result):
                 return False
     return True
 
@@ -381,9 +381,11 @@ def missing_notes(table: ComparisonTable, metrics: Sequence[str] = (TOP1,)) -> l
                 notes.append(f"{row.label}: {name} has {len(cell.repetitions)} of {len(every)} repetitions{lacking}")
             for metric in metrics:
                 # A metric that no seed has is shown as missing in the table, which needs no note.
-                known = len(cell.values(metric))
-                if 0 < known < len(cell.by_seed()):
-                    notes.append(f"{row.label}: {metric} of {name} in {known} of {len(cell.by_seed())} seeds")
+                seeds_with_metric = len(cell.values(metric))
+                if 0 < seeds_with_metric < len(cell.by_seed()):
+                    notes.append(
+                        f"{row.label}: {metric} of {name} in {seeds_with_metric} of {len(cell.by_seed())} seeds"
+                    )
     return notes
 
 

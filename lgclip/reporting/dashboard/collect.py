@@ -302,11 +302,11 @@ def _comparisons(runs: Sequence[Run], reference: int) -> list[Comparison]:
 
 def _incomparable(run: Run, reference: Run, error: ComparisonError) -> str:
     """Returns in one sentence why a run is not compared with the reference."""
-    own = run.result.dataset
-    other = reference.result.dataset
+    data = run.result.dataset
+    reference_data = reference.result.dataset
     # The error names folders and hashes of contents, of which the names of two data sets are enough.
-    if (own.name, own.split) != (other.name, other.split):
-        return f"evaluated on {own.name}, {own.split}; the reference on {other.name}, {other.split}"
+    if (data.name, data.split) != (reference_data.name, reference_data.split):
+        return f"evaluated on {data.name}, {data.split}; the reference on {reference_data.name}, {reference_data.split}"
     return str(error)
 
 

@@ -203,12 +203,12 @@ def _mistaken(run: Run) -> Int[np.ndarray, "c c"]:
 
 
 def _classes(run: Run, mistaken: Int[np.ndarray, "c c"]) -> list[ClassRow]:
-    taken = mistaken.argmax(axis=1).tolist()
+    confused_with = mistaken.argmax(axis=1).tolist()
     rows = []
     for c, row in enumerate(run.per_class):
         times = int(row["confusions"])
         # The argmax of a row of zeros is 0, which would blame class 0.
-        taken_for = taken[c] if times else None
+        taken_for = confused_with[c] if times else None
         rows.append(ClassRow(n=int(row["n"]), right=int(row["correct"]), taken_for=taken_for, times=times))
     return rows
 

@@ -177,8 +177,8 @@ class Tracker:
         if experiment:
             # Before the first value is logged: a definition does not apply to earlier ones.
             for name in metrics:
-                if way := _BETTER.get(name.rpartition("/")[2]):
-                    experiment.define_metric(name, summary=way)
+                if summary_mode := _BETTER.get(name.rpartition("/")[2]):
+                    experiment.define_metric(name, summary=summary_mode)
         self.logger.log_metrics(metrics)
         self.logger.save()
         if experiment:

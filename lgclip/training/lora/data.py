@@ -22,7 +22,7 @@ from lgclip.training.augmentation import center_cropped
 from lgclip.training.loop import StepsFrom
 from lgclip.training.lora.config import LoraTuning, TuningBatch
 
-KEPT_BYTES = 2**30
+CACHE_BYTES = 2**30
 """Maximum number of decoded images of a kind in memory; later ones are decoded each time."""
 
 
@@ -60,19 +60,19 @@ class _TrainingImages:
     def __init__(self, images: Unlabelled, size: int) -> None:
         self.images = images
         self._size = size
-        self._look = center_cropped(size, how="bicubic")
-        self._kept: dict[int, Tensor] = {}
+        self._transform = center_cropped(size, interpolation="bicubic")
+        self._cached: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": {}}  # what is kept is no worker's business
+        return {**vars(self), "_cached": {}}  # a worker gets no cached images
 
     def __call__(self, index: int, *, mirrored: bool) -> Float[Tensor, "3 h w"]:
-        pixels = self._kept.get(index)
+        pixels = self._cached.get(index)
         if pixels is None:
-            pixels = self._look(pil_to_tensor(self.images.load(index)))
+            pixels = self._transform(pil_to_tensor(self.images.load(index)))
             # Only in the main process: each worker would fill its own cache, and rarely sees an image twice.
-            if get_worker_info() is None and len(self._kept) < KEPT_BYTES // pixels.numel():
-                self._kept[index] = pixels
+            if get_worker_info() is None and len(self._cached) < CACHE_BYTES // pixels.numel():
+                self._cached[index] = pixels
         # Kept as bytes, a quarter of the memory. The autoencoder reads -1 to 1.
         pixels = pixels.float() / 127.5 - 1
         # Mirrored after the cache: it changes from pass to pass.
@@ -96,7 +96,7 @@ class Steps(Dataset[TuningBatch]):
         self._world = world
         self._shown = [_TrainingImages(images, pool.size) for images in pool.images]
 
-    def _whole(self, step: int) -> list[tuple[_TrainingImages, int, int]]:
+    def _global_batch(self, step: int) -> list[tuple[_TrainingImages, int, int]]:
         """Returns kind, index in it and pass of each image of a step: equal numbers of each kind."""
         images = []
         for sanitized in self._shown:
@@ -116,7 +116,7 @@ class Steps(Dataset[TuningBatch]):
         seeds = []
         weights = []
         # First the device's shard, then the part of it. Both take every n-th, so that each has images of every kind.
-        local_images = self._whole(step)[self._rank :: self._world]
+        local_images = self._global_batch(step)[self._rank :: self._world]
         for sanitized, place, turn in local_images[part :: self._tuning.accumulate]:
             images = sanitized.images
             # Everything random about an image comes from this and not from a generator: it must not depend on the

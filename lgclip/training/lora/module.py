@@ -151,20 +151,20 @@ class DiffuserLora(LightningModule):
         rate_used = optimizer.param_groups[0]["lr"]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # The global step is counted up only after this hook.
-        done = self.global_step + 1
+        step = self.global_step + 1
         every = max(1, self.tuning.steps // ROWS)
-        if done % every == 0 or done == self.tuning.steps:
-            self._note(done, rate_used)
+        if step % every == 0 or step == self.tuning.steps:
+            self._note(step, rate_used)
 
-    def _note(self, done: int, lr: float) -> None:
+    def _note(self, step: int, lr: float) -> None:
         # The last row may cover fewer steps than the others, so its mean is over those.
         since = int(self.history[-1]["step"]) if self.history else 0
         loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
-        row = {"step": done, "loss": float(loss) / (done - since), "lr": lr}
+        row = {"step": step, "loss": float(loss) / (step - since), "lr": lr}
         self._loss = torch.zeros(())
         self.history.append(row)
         for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in row.items()}, step=done)
+            logger.log_metrics({name: float(value) for name, value in row.items()}, step=step)
 
     def layers(self) -> dict[str, Tensor]:
         """Returns the LoRA weights, by their names in diffusers."""
@@ -263,7 +263,7 @@ def rate(tuning: LoraTuning, step: int) -> float:
         return (step + 1) / tuning.warmup
     if tuning.schedule == "constant":
         return 1.0
-    left = max(1, tuning.steps - tuning.warmup)
+    decay_steps = max(1, tuning.steps - tuning.warmup)
     # The scheduler is called again after the last step, where the cosine must not rise again.
-    progress = min(1.0, (step - tuning.warmup) / left)
+    progress = min(1.0, (step - tuning.warmup) / decay_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))

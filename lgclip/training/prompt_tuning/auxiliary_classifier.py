@@ -243,15 +243,15 @@ def _left_out(
     # A fold is the images with the same place in their classes, so each class loses at most one image at a time.
     for fold in range(min(_FOLDS, int(folds.max()) + 1)):
         out = compared.take(folds == fold)
-        rest = compared.take(folds != fold)
-        # The worth is computed without the left-out images: otherwise they would influence their own evaluation. It
+        remaining = compared.take(folds != fold)
+        # The ranking is computed without the left-out images: they must not influence their own evaluation. It
         # serves every K, so it is outside the inner loop.
-        worth = Medoid().worth(rest, None)
+        rank_scores = Medoid().rank_scores(remaining, None)
         # The text is compared with the features as they are.
         features.append(support.features[folds == fold].double())
         labels.append(out.labels)
         for keep in keeps:
-            means = rest.take(best(rest, worth, keep)).means(renormalize=False)
+            means = remaining.take(best(remaining, rank_scores, keep)).means(renormalize=False)
             scores[keep].append(out.features.double() @ means.double().T)
     return torch.cat(features), torch.cat(labels), {keep: torch.cat(parts) for keep, parts in scores.items()}
 

@@ -201,7 +201,7 @@ class PromptTuningConfig:
         return self.rounds > 0 and (self.auxiliary != "none" or self.synthetic_weight > 0)
 
     @property
-    def goes_on(self) -> bool:
+    def starts_from_previous(self) -> bool:
         """Returns whether a round starts from the previous round's prompt; in the release, text prompts always do."""
         return self.warm_start or (self.release_bugs and self.modality == "text")
 

@@ -21,7 +21,7 @@ from lgclip.runtime.loader_workers import worker_settings
 from lgclip.stages.streams import DECODERS
 from lgclip.training.loop import StepsFrom
 from lgclip.training.prompt_tuning.pool import Images
-from lgclip.training.student.data import KEPT_BYTES
+from lgclip.training.student.data import CACHE_BYTES
 
 
 class Rows(NamedTuple):
@@ -49,22 +49,22 @@ class CachedImages:
     def __init__(self, images: Images, transform: Transform | None) -> None:
         self._images = images
         self._transform = transform
-        self._kept: dict[int, Tensor] = {}
+        self._cached: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process gets this object pickled. Sending the decoded images along would copy up to a gigabyte to
         # each.
-        return {"_images": self._images, "_transform": self._transform, "_kept": {}}
+        return {"_images": self._images, "_transform": self._transform, "_cached": {}}
 
     def __call__(self, index: int) -> Tensor:
         assert self._transform is not None
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._cached:
+            return self._cached[index]
         pixels = self._transform(self._images.load(index))
         # Only the main process keeps images: every worker would fill its own cache, and lose it at the end of a
         # round.
-        if get_worker_info() is None and (len(self._kept) + 1) * pixels.nbytes <= KEPT_BYTES:
-            self._kept[index] = pixels
+        if get_worker_info() is None and (len(self._cached) + 1) * pixels.nbytes <= CACHE_BYTES:
+            self._cached[index] = pixels
         return pixels
 
     def stacked(self, places: Sequence[int]) -> Tensor:
@@ -93,14 +93,14 @@ class _Steps(Dataset[PromptBatch]):
         inputs = []
         sets = []
         local_kinds = []
-        for name, (rows, _, look) in self._streams.items():
+        for name, (rows, _, images) in self._streams.items():
             batch_rows = self._rows(name, step)
             kinds.append(rows.kinds[batch_rows])
             # Every device computes the rows of the entire batch and takes every world-th of them. So the batch does
             # not depend on the number of devices, and no device needs to hear from another.
             local_rows = batch_rows[self._rank :: self._world]
             if len(local_rows):
-                inputs.append(look.stacked(rows.places[local_rows].tolist()))
+                inputs.append(images.stacked(rows.places[local_rows].tolist()))
                 sets.append(rows.sets[local_rows])
                 local_kinds.append(rows.kinds[local_rows])
         # The totals count the entire batch: the loss divides by them, whatever part of it a device has.

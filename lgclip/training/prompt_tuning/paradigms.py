@@ -84,12 +84,12 @@ class Paradigm:
                 f"are "
                 "seen and some are not"
             )
-        if not _whole(self.shots) or self.shots < 1:
+        if not _is_integer(self.shots) or self.shots < 1:
             raise ValueError(
                 f"paradigm.shots={self.shots}: it must be an integer, at least 1; without labels it is paradigm=ul"
             )
         for name in ("split_seed", "shots_seed"):
-            if not _whole(seed := getattr(self, name)) or not 0 <= seed < _LEGACY_SEEDS:
+            if not _is_integer(seed := getattr(self, name)) or not 0 <= seed < _LEGACY_SEEDS:
                 raise ValueError(f"paradigm.{name}={seed}: it must be an integer, at least 0 and below {_LEGACY_SEEDS}")
 
     def divide(self, labels: Sequence[int], num_classes: int, draw_order: Sequence[int] | None = None) -> ClassSplit:
@@ -148,11 +148,11 @@ class Paradigm:
             if seen_classes and (seen_classes[0] < 0 or seen_classes[-1] >= num_classes):
                 raise ValueError(f"paradigm.seen_classes={list(self.seen_classes)}: classes are 0 to {num_classes - 1}")
         if not seen_classes or len(seen_classes) == num_classes:
-            how = f"seen_fraction={self.seen_fraction}"
+            setting = f"seen_fraction={self.seen_fraction}"
             if self.seen_classes is not None:
-                how = f"seen_classes={list(self.seen_classes)}"
+                setting = f"seen_classes={list(self.seen_classes)}"
             raise ValueError(
-                f"paradigm.{how}: of {num_classes} classes {len(seen_classes)} would be seen and "
+                f"paradigm.{setting}: of {num_classes} classes {len(seen_classes)} would be seen and "
                 f"{num_classes - len(seen_classes)} "
                 "unseen, and paradigm=trzsl needs both"
             )
@@ -193,7 +193,7 @@ class Paradigm:
         return None
 
 
-def _whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     # In Python True is an int, and `paradigm.shots=true` would be one shot.
     return isinstance(value, int) and not isinstance(value, bool)
 

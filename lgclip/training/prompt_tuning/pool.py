@@ -120,7 +120,7 @@ class PromptTuningData:
         )
 
     def inputs(self, *, synthetic_labels: bool) -> dict[str, object]:
-        """Returns what a tuned prompt depends on, besides the encoder and the recipe.
+        """Returns the data that a tuned prompt depends on, besides the encoder and the recipe.
 
         Args:
             synthetic_labels: Whether the synthetic images are used.
@@ -150,13 +150,13 @@ class PromptTuningData:
         indices: list[int] = places.tolist()
         return [self.pool.ids[place] for place in indices]
 
-    def support(self, each: int | None) -> SupportSet:
-        """Returns the synthetic images, the first `each` of every class; None returns all.
+    def support(self, per_class: int | None) -> SupportSet:
+        """Returns the synthetic images, the first `per_class` of every class; None returns all.
 
         Raises:
             ValueError: If there are none, or fewer of a class.
         """
-        places = self.chosen(each)
+        places = self.synthetic_indices(per_class)
         assert self.synthetic is not None
         return SupportSet(self.synthetic.features[places], self.synthetic_labels[places], len(self.class_names))
 
@@ -176,7 +176,7 @@ class PromptTuningData:
         moved = normalize(support.features + fitted.offset, dim=1)
         return replace(self, synthetic=replace(self.synthetic, features=moved))
 
-    def chosen(self, each: int | None) -> Int[Tensor, " m"]:
+    def synthetic_indices(self, per_class: int | None) -> Int[Tensor, " m"]:
         """Returns the indices of the synthetic images of `support`.
 
         Raises:
@@ -192,21 +192,21 @@ class PromptTuningData:
                 "this recipe uses synthetic images of each class, and there are none: generate them, or set "
                 "prompt_tuning.auxiliary=none prompt_tuning.synthetic_weight=0"
             )
-        if each is None:
+        if per_class is None:
             return torch.arange(len(self.synthetic_labels))
-        if each > least:
+        if per_class > least:
             raise ValueError(
-                f"prompt_tuning.synthetic_images={each}: class {int(counts.argmin())} has {least}; generate more by "
-                "prompts_per_class or images_per_prompt, or take fewer"
+                f"prompt_tuning.synthetic_images={per_class}: class {int(counts.argmin())} has {least}; generate more "
+                "by prompts_per_class or images_per_prompt, or take fewer"
             )
-        # How many images of its own class come up to each image, itself included: the first `each` of a class are
-        # those where this is at most `each`. Images of different classes may be in any order.
+        # How many images of its own class come up to each image, itself included: the first `per_class` of a class are
+        # those where this is at most `per_class`. Images of different classes may be in any order.
         before = (
             one_hot(self.synthetic_labels, len(self.class_names))
             .cumsum(dim=0)
             .gather(1, self.synthetic_labels[:, None])[:, 0]
         )
-        return (before <= each).nonzero()[:, 0]
+        return (before <= per_class).nonzero()[:, 0]
 
 
 def check_apart(pool: Dataset, test: Dataset) -> None:
@@ -222,8 +222,8 @@ def check_apart(pool: Dataset, test: Dataset) -> None:
     """
     contents = set(test.ids)
     copies = [place for place, name in enumerate(pool.ids) if name in contents]
-    known = {test.where(index) for index in range(len(test))}
-    shared = [place for place in copies if pool.where(place) in known]
+    test_files = {test.where(index) for index in range(len(test))}
+    shared = [place for place in copies if pool.where(place) in test_files]
     if copies and not shared:
         log.warning(
             "dataset=%s: %d of the %d images to train on are copies of evaluated ones, first %s",

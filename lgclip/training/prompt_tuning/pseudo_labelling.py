@@ -163,7 +163,7 @@ def assign_pseudo_labels(
     return PseudoLabels(places, one_hot(columns, probs.shape[1]).bool())
 
 
-def watched(
+def pseudo_label_quality(
     pseudo_labels: PseudoLabels, cosines: Float[Tensor, "u t"], hidden: Int[Tensor, " u"] | None
 ) -> dict[str, float]:
     """Measures the quality of pseudo-labels: for analysis only; its output is never used for training.

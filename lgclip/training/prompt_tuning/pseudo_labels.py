@@ -205,14 +205,14 @@ def _shared_out(probs: Tensor, allowed: Tensor, k: int) -> tuple[Tensor, Tensor]
     labels = [-1] * images
     room = [k] * classes
     # No more images than this can get a label. Stopping there matters: most pairs come after the last that counts.
-    left = min(images, k * classes)
+    remaining = min(images, k * classes)
     for pair in order.tolist():
         place, label = divmod(pair, classes)
         if labels[place] < 0 and room[label]:
             labels[place] = label
             room[label] -= 1
-            left -= 1
-            if not left:
+            remaining -= 1
+            if not remaining:
                 break
     label_of = torch.tensor(labels, device=probs.device)
     places = (label_of >= 0).nonzero().flatten()

@@ -30,14 +30,14 @@ from lgclip.training.prompt_tuning.pseudo_labelling import (
     assign_pseudo_labels,
     auxiliary_scores,
     images_of_class,
-    watched,
+    pseudo_label_quality,
 )
 from lgclip.training.prompt_tuning.pseudo_labels import RELEASE_VALIDATES_FROM, training_part
 from lgclip.training.prompt_tuning.soft_prompts import TextContext, TextPrompt, VisualPrompt, VisualTokens
 
 
 class State(NamedTuple):
-    """Holds what a round passes on to the next.
+    """Holds the state that a round passes on to the next.
 
     Attributes:
         learned_prompts: The prompts' vectors, by name.
@@ -117,9 +117,9 @@ class PromptTuningLoop:
         self.config = config
         # A text prompt learns from stored features, so no image is decoded at all.
         transform = encoder.transform() if config.has_visual else None
-        self._looks = {"real": CachedImages(data.pool, transform)}
+        self._cached_images = {"real": CachedImages(data.pool, transform)}
         if data.synthetic is not None:
-            self._looks["synthetic"] = CachedImages(data.synthetic, transform)
+            self._cached_images["synthetic"] = CachedImages(data.synthetic, transform)
 
     def run(
         self, make_trainer: Callable[..., Trainer], trainer: Trainer, hidden: Sequence[int] | None, logger: Any
@@ -129,7 +129,7 @@ class PromptTuningLoop:
         Args:
             make_trainer: Builds a trainer.
             trainer: An existing trainer, which is returned if no round is left.
-            hidden: True class of each unlabelled image, passed only to `watched`.
+            hidden: True class of each unlabelled image, passed only to `pseudo_label_quality`.
             logger: Logs the metrics of each round.
 
         Returns:
@@ -148,7 +148,7 @@ class PromptTuningLoop:
             module, trainer = self._fit(turn, pseudo_labels, state, make_trainer)
             # On every device, before the branch for the first one: it is a collective operation.
             cosines = self._cosines(module.prompts, trainer)
-            row |= {"losses": module.losses, **watched(pseudo_labels, cosines, truth)}
+            row |= {"losses": module.losses, **pseudo_label_quality(pseudo_labels, cosines, truth)}
             state = State(module.prompts.learned_prompts(), cosines, [*state.rows, row])
             if trainer.is_global_zero:
                 self._keep(turn, state)
@@ -228,7 +228,7 @@ class PromptTuningLoop:
         config = self.config
         folder = self._folder / f"{turn:02}"
         # GRIP starts every round again: a prompt that goes on would keep the errors of earlier pseudo-labels.
-        prompts = self._prompts(state.learned_prompts if config.goes_on else {})
+        prompts = self._prompts(state.learned_prompts if config.starts_from_previous else {})
         labelled = len(self._labelled())
         pseudo_labelled = len(pseudo_labels.places)
         module = PromptRound(prompts, config, weights_of(self.data.paradigm, labelled, pseudo_labelled, config))
@@ -280,21 +280,21 @@ class PromptTuningLoop:
         classes = len(data.class_names)
         class_split = data.class_split
         labelled = self._labelled()
-        known = one_hot(data.labels[labelled], classes).bool()
+        true_classes = one_hot(data.labels[labelled], classes).bool()
         sets = torch.zeros(len(pseudo_labels.sets), classes, dtype=torch.bool)
         # Pseudo-labels are among the target classes, but the loss is over all classes, as in GRIP's release.
         sets[:, list(class_split.targets)] = pseudo_labels.sets
-        kinds = torch.cat([torch.full((len(part),), kind) for kind, part in enumerate((known, sets))])
+        kinds = torch.cat([torch.full((len(part),), kind) for kind, part in enumerate((true_classes, sets))])
         places = torch.cat([class_split.labelled[labelled], class_split.unlabelled[pseudo_labels.places]])
-        rows = {"real": Rows(places, torch.cat([known, sets]), kinds)}
+        rows = {"real": Rows(places, torch.cat([true_classes, sets]), kinds)}
         if config.synthetic_weight:
-            chosen = data.chosen(config.synthetic_images)
+            chosen = data.synthetic_indices(config.synthetic_images)
             synthetic_labels = one_hot(data.synthetic_labels[chosen], classes).bool()
             rows["synthetic"] = Rows(chosen, synthetic_labels, torch.full((len(chosen),), KINDS.index("synthetic")))
         sizes = {"real": config.batch_size, "synthetic": config.synthetic_batch_size}
         # Another order in each round, which depends on the round alone and so survives a resume.
         seed = seed_of("round", config.seed, turn)
-        return Batches(rows, self._looks, sizes, epochs=config.epochs, seed=seed, workers=self._workers)
+        return Batches(rows, self._cached_images, sizes, epochs=config.epochs, seed=seed, workers=self._workers)
 
     @torch.no_grad()
     def _cosines(self, prompts: Prompts, trainer: Trainer) -> Float[Tensor, "u t"]:
@@ -310,7 +310,7 @@ class PromptTuningLoop:
         cosines = torch.zeros(len(class_split.unlabelled), len(classes), device=self._device)
         for start in range(0, len(local_places), size):
             rows = torch.tensor(local_places[start : start + size])
-            pixels = self._looks["real"].stacked(class_split.unlabelled[rows].tolist())
+            pixels = self._cached_images["real"].stacked(class_split.unlabelled[rows].tolist())
             cosines[rows] = prompts.image_features(pixels.to(self._device)) @ classes.T
         # The rows of other devices are zeros here, so the sum is every row once.
         return trainer.strategy.reduce(cosines, reduce_op="sum").cpu()

@@ -148,17 +148,17 @@ class TextPrompt(nn.Module):
             return transformer(tokens, attn_mask=mask)
         assert mask is not None, "places are shared under a causal mask alone"
         prefix = tokens[:1, :shared]
-        rest = tokens[:, shared:]
+        suffix = tokens[:, shared:]
         # open_clip's residual block, written out: queries are of the places that differ alone, keys and values of the
         # shared ones, too. `block` itself cannot do that, since it takes queries and keys from one normed input.
         for block in transformer.resblocks:
-            queries = block.ln_1(rest)
-            keys = torch.cat([block.ln_1(prefix).expand(len(rest), -1, -1), queries], dim=1)
-            rest = rest + block.ls_1(block.attention(queries, keys, keys, attn_mask=mask[shared:]))
-            rest = rest + block.ls_2(block.mlp(block.ln_2(rest)))
+            queries = block.ln_1(suffix)
+            keys = torch.cat([block.ln_1(prefix).expand(len(suffix), -1, -1), queries], dim=1)
+            suffix = suffix + block.ls_1(block.attention(queries, keys, keys, attn_mask=mask[shared:]))
+            suffix = suffix + block.ls_2(block.mlp(block.ln_2(suffix)))
             # After the keys were taken: the others must see the shared places as they came into this block.
             prefix = block(prefix, attn_mask=mask[:shared, :shared])
-        return rest
+        return suffix
 
     def _written(self) -> Phrases:
         """Returns the tokenized sentences of the classes."""
@@ -200,9 +200,9 @@ class TextPrompt(nn.Module):
             slots = slots[:, : max(ends) + 1]
             # Blocks of another class may hold what `_blocks` does not write out, so they share nothing.
             if all(isinstance(block, ResidualAttentionBlock) for block in tower.transformer.resblocks):
-                is_same = ((ids == ids[:1]) & (slots == slots[:1])).all(dim=0).tolist()
+                is_equal = ((ids == ids[:1]) & (slots == slots[:1])).all(dim=0).tolist()
                 # Up to the first place that differs. Each sentence's end stays outside, because it is pooled.
-                shared = min([*ends, *(place for place, same in enumerate(is_same) if not same)])
+                shared = min([*ends, *(place for place, equal in enumerate(is_equal) if not equal)])
         return Phrases(ids.to(self.towers.device), slots.to(self.towers.device), shared)
 
     def _start(self) -> Float[Tensor, "*c n w"]:

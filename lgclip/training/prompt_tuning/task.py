@@ -39,7 +39,7 @@ class PromptTuningSetup:
         check_towers(config, self.encoder, data.scales)
         # Called for its errors alone.
         if config.needs_images:
-            data.chosen(config.synthetic_images)
+            data.synthetic_indices(config.synthetic_images)
         # All rounds are checked now: a pool that is too small for the last one would otherwise fail after hours.
         for turn in range(1, config.rounds + 1):
             images_of_class(config, turn, len(data.class_split.unlabelled), len(data.class_split.targets))

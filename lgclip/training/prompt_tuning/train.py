@@ -89,7 +89,7 @@ def _write(
         kinds = loop.save(state, folder)
     num_synthetic = 0
     if config.needs_images:
-        num_synthetic = len(data.chosen(config.synthetic_images))
+        num_synthetic = len(data.synthetic_indices(config.synthetic_images))
     auxiliary = None
     if loop.auxiliary is not None:
         scores = loop.auxiliary

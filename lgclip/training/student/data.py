@@ -24,10 +24,10 @@ from lgclip.batches import TrainingBatch
 from lgclip.diffuser.base import seed_of
 from lgclip.runtime.loader_workers import worker_settings
 from lgclip.stages.streams import DECODERS
-from lgclip.training.augmentation import Change, seeded
+from lgclip.training.augmentation import PixelTransform, seeded
 from lgclip.training.loop import StepsFrom
 
-KEPT_BYTES = 2**30
+CACHE_BYTES = 2**30
 """Maximum number of decoded images of a stream in memory; later ones are decoded each time."""
 
 
@@ -48,7 +48,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, places: Sequence[int]) -> "Source":
+    def subset(self, places: Sequence[int]) -> "Source":
         """Returns some of the images, by index."""
         ids = [self.ids[place] for place in places]
         labels = [self.labels[place] for place in places]
@@ -62,8 +62,8 @@ class _Placed:
         self._load = load
         self._places = places
 
-    def __call__(self, at: int) -> Image.Image:
-        return self._load(self._places[at])
+    def __call__(self, index: int) -> Image.Image:
+        return self._load(self._places[index])
 
 
 def held_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
@@ -85,11 +85,11 @@ def held_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
     out: set[int] = set()
     for places in of_class.values():
         # Rounded half up, not by `round`, which goes to the even number: classes of 5 and 15 images would differ.
-        wanted = min(len(places) - 1, int(share * len(places) + 0.5))
+        count = min(len(places) - 1, int(share * len(places) + 0.5))
         # A hash of the id, not a random sample: when images are added, most of those held out stay so.
-        out |= set(sorted(places, key=lambda place: seed_of("held out", seed, source.ids[place]))[:wanted])
+        out |= set(sorted(places, key=lambda place: seed_of("held out", seed, source.ids[place]))[:count])
     learned_from = [place for place in range(len(source)) if place not in out]
-    return source.at(learned_from), source.at(sorted(out))
+    return source.subset(learned_from), source.subset(sorted(out))
 
 
 def real_before(step: int, batch_size: int, real_fraction: float) -> int:
@@ -111,20 +111,20 @@ class _Pixels:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._kept: dict[int, Tensor] = {}
+        self._cached: dict[int, Tensor] = {}
         self._bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "_kept": {}, "_bytes": 0}  # what is kept is no worker's business
+        return {"source": self.source, "_cached": {}, "_bytes": 0}  # a worker gets no cached images
 
-    def __call__(self, at: int) -> Tensor:
-        if at in self._kept:
-            return self._kept[at]
-        pixels = pil_to_tensor(self.source.load(at))
+    def __call__(self, index: int) -> Tensor:
+        if index in self._cached:
+            return self._cached[index]
+        pixels = pil_to_tensor(self.source.load(index))
         # Only in the main process: each worker sees other images in each pass, and all would hold a gigabyte.
-        if get_worker_info() is None and self._bytes + pixels.numel() <= KEPT_BYTES:
+        if get_worker_info() is None and self._bytes + pixels.numel() <= CACHE_BYTES:
             self._bytes += pixels.numel()
-            self._kept[at] = pixels
+            self._cached[index] = pixels
         return pixels
 
 
@@ -135,7 +135,7 @@ class _Steps(Dataset[TrainingBatch]):
         self._batch_size = mixed_data.batch_size
         self._mix = mixed_data.real_fraction
         self._seed = mixed_data.seed
-        self._change = mixed_data.change
+        self._augmentation = mixed_data.augmentation
         self._rank = rank
         self._world = world
         self._pixels = {name: _Pixels(source) for name, source in mixed_data.sources.items()}
@@ -168,18 +168,18 @@ class _Steps(Dataset[TrainingBatch]):
         for (name, place, turn), pixels in zip(local_images, decoded, strict=True):
             source = self._pixels[name].source
             with seeded(seed_of("change", self._seed, turn, source.ids[place])):
-                changed.append(self._change(pixels))
+                changed.append(self._augmentation(pixels))
             labels.append(source.labels[place])
         return TrainingBatch(step, torch.stack(changed), torch.tensor(labels), self._batch_size)
 
 
-class _Seen(Dataset[tuple[Tensor, int]]):
+class _EvaluationImages(Dataset[tuple[Tensor, int]]):
     """Provides images for evaluation, without augmentation."""
 
-    def __init__(self, source: Source, places: Sequence[int], look: Change) -> None:
+    def __init__(self, source: Source, places: Sequence[int], eval_transform: PixelTransform) -> None:
         self._pixels = _Pixels(source)
         self._places = places
-        self._look = look
+        self._transform = eval_transform
 
     def __len__(self) -> int:
         return len(self._places)
@@ -188,7 +188,7 @@ class _Seen(Dataset[tuple[Tensor, int]]):
         places = [self._places[index] for index in batch]
         decoded = _decoded([(self._pixels, place) for place in places])
         labels = self._pixels.source.labels
-        return [(self._look(pixels), labels[place]) for pixels, place in zip(decoded, places, strict=True)]
+        return [(self._transform(pixels), labels[place]) for pixels, place in zip(decoded, places, strict=True)]
 
 
 def _decoded(images: Sequence[tuple[_Pixels, int]]) -> list[Tensor]:
@@ -213,8 +213,8 @@ class MixedData(LightningDataModule):
         batch_size: Images per step.
         epochs: Number of epochs.
         seed: Seed of the order and of the augmentation.
-        change: Augmentation of a training image, by torch's random number generator.
-        look: Preprocessing of the others.
+        augmentation: Augmentation of a training image, by torch's random number generator.
+        eval_transform: Preprocessing of the evaluated images.
         evaluated: The images to select on; None for no selection.
         workers: Number of processes that build batches; with 0 the main one does, and decodes in threads.
 
@@ -234,25 +234,25 @@ class MixedData(LightningDataModule):
         batch_size: int,
         epochs: int,
         seed: int,
-        change: Change,
-        look: Change,
+        augmentation: PixelTransform,
+        eval_transform: PixelTransform,
         evaluated: Source | None = None,
         workers: int = 0,
     ) -> None:
         super().__init__()
-        wanted = [name for name, used in (("real", real_fraction > 0), ("synthetic", real_fraction < 1)) if used]
-        for name in wanted:
+        used_kinds = [name for name, used in (("real", real_fraction > 0), ("synthetic", real_fraction < 1)) if used]
+        for name in used_kinds:
             if not len(sources.get(name, ())):
                 raise ValueError(
                     f"student.real_fraction={real_fraction} takes {name} images to learn from, and there is none"
                 )
         # A stream that the mix never takes from must not set the length of an epoch.
-        self.sources = {name: sources[name] for name in wanted}
+        self.sources = {name: sources[name] for name in used_kinds}
         self.real_fraction = real_fraction
         self.batch_size = batch_size
         self.seed = seed
-        self.change = change
-        self.look = look
+        self.augmentation = augmentation
+        self.eval_transform = eval_transform
         self.evaluated = evaluated
         self._workers = workers
         # Rounded up: the last step of an epoch is filled with the next pass, so every image comes at least once.
@@ -292,7 +292,7 @@ class MixedData(LightningDataModule):
             # Not Lightning's distributed sampler, which repeats images until all devices have as many: the accuracy
             # would count some twice.
             share = range(self.trainer.global_rank, len(self.evaluated), self.trainer.world_size)
-            images = _Seen(self.evaluated, share, self.look)
+            images = _EvaluationImages(self.evaluated, share, self.eval_transform)
             self._validation_loader = DataLoader(images, batch_size=self.batch_size, **self._processes())
         return self._validation_loader
 

@@ -21,7 +21,7 @@ from lgclip.encoder.weight_files import checkpoint_content, is_intact, read_trai
 from lgclip.methods.logits import as_unit
 from lgclip.runtime.versions import STORE_SCHEMA
 from lgclip.store.keys import NOT_AN_INPUT, STANDS_FOR, key_inputs
-from lgclip.training.augmentation import Change, center_cropped, normalized
+from lgclip.training.augmentation import PixelTransform, center_cropped, normalized
 
 ABOUT = "student.json"
 WEIGHTS = "model.safetensors"
@@ -90,7 +90,7 @@ class StudentEncoder(Encoder):
         return {"encoder": key_inputs(self), "schema": STORE_SCHEMA}
 
     def stands_for(self) -> dict[str, object]:
-        """Returns what identifies the folder in a key: its weights, their use, and the preprocessing."""
+        """Returns the folder's identity in a key: its weights, their use, and the preprocessing."""
         about = self.about
         # Names of classes change no logit, so a student whose classes are renamed keeps its features. How an image is
         # cropped and scaled does change them.
@@ -133,7 +133,7 @@ class StudentEncoder(Encoder):
 class _Look:
     """Converts an image to the pixels that a student takes."""
 
-    def __init__(self, view: Change, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, view: PixelTransform, mean: Tensor, std: Tensor) -> None:
         self._view = view
         self._mean = mean
         self._std = std

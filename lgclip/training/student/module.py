@@ -104,9 +104,9 @@ class StudentModule(LightningModule):
             # After the step, so that the average has seen the newest weights when the epoch is evaluated.
             self.average.update_parameters(self.network)
         # The global step is counted up only after this hook.
-        done = self.global_step + 1
-        if done % self.mixed_data.steps_per_epoch == 0:
-            self._end_epoch(done // self.mixed_data.steps_per_epoch, optimizer.param_groups[0]["lr"])
+        step = self.global_step + 1
+        if step % self.mixed_data.steps_per_epoch == 0:
+            self._end_epoch(step // self.mixed_data.steps_per_epoch, optimizer.param_groups[0]["lr"])
 
     def _end_epoch(self, epoch: int, lr: float) -> None:
         loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
@@ -151,8 +151,8 @@ class StudentModule(LightningModule):
                 counts += torch.tensor([int((predicted == labels).sum()), len(labels)], device=self.device)
         # Also where the average was evaluated: `train` on a network in training mode changes nothing.
         self.network.train()
-        right, n = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        return right / n
+        correct, n = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        return correct / n
 
     def _network_state(self, network: nn.Module) -> dict[str, Tensor]:
         """Returns a network's tensors, without a frozen body's."""

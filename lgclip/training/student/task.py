@@ -160,15 +160,17 @@ def build_mixed_data(setup: StudentSetup, tower: Tower, workers: int) -> MixedDa
     if student.select_on == "real":
         out = Source(setup.dataset.ids, setup.dataset.labels, setup.dataset.image)
     size = tower.image_size
-    how = tower.interpolation
+    interpolation = tower.interpolation
     return MixedData(
         sources,
         student.real_fraction,
         batch_size=student.batch_size,
         epochs=student.epochs,
         seed=student.seed,
-        change=augmentation(size, student.crop, flip=student.flip, color_jitter=student.color_jitter, how=how),
-        look=center_cropped(size, student.center_crop, how),
+        augmentation=augmentation(
+            size, student.crop, flip=student.flip, color_jitter=student.color_jitter, interpolation=interpolation
+        ),
+        eval_transform=center_cropped(size, student.center_crop, interpolation),
         evaluated=out if len(out) else None,
         workers=workers,
     )

@@ -118,7 +118,7 @@ def _fit(context: RunContext, module: StudentModule, mixed_data: MixedData, fold
 
 
 def _of_network(tower: Tower, network: Network) -> dict[str, object]:
-    """Returns what `StudentEncoder` needs to know of a network and its preprocessing."""
+    """Returns the description of a network and its preprocessing that `StudentEncoder` reads."""
     return {
         "network": asdict(tower.plan),
         "width": network.head.in_features,
@@ -131,7 +131,7 @@ def _of_network(tower: Tower, network: Network) -> dict[str, object]:
 
 
 def _of_images(setup: StudentSetup, mixed_data: MixedData) -> dict[str, object]:
-    """Returns what a student was trained on: the number of images of each kind, and their origin."""
+    """Returns the training data of a student: the number of images of each kind, and their origin."""
     student = setup.student
     # With `select_on=real` the evaluated images are the test set, of which nothing was held out.
     held_out = 0

@@ -114,11 +114,11 @@ def test_import_merges_stores_and_cost_logs(
     towers = files_of_kind(other_sandbox.store, Kind.TOWERS)[0].read_bytes()
     mine = cost_log.read_bytes()
     list(import_archive(other_sandbox.store, archive))
-    same = sandbox.store / cost_log.relative_to(other_sandbox.store)
-    assert cost_log.read_bytes() == mine + same.read_bytes()
+    copied_log = sandbox.store / cost_log.relative_to(other_sandbox.store)
+    assert cost_log.read_bytes() == mine + copied_log.read_bytes()
     assert files_of_kind(other_sandbox.store, Kind.TOWERS)[0].read_bytes() == towers
     list(import_archive(other_sandbox.store, archive))
-    assert cost_log.read_bytes() == mine + same.read_bytes()
+    assert cost_log.read_bytes() == mine + copied_log.read_bytes()
     assert set(computed_counts(evaluate_run(other_sandbox, tmp_path / "again")).values()) == {0}
     assert set(computed_counts(evaluate_run(other_sandbox, tmp_path / "again1", "seed=1")).values()) == {0}
 

@@ -62,8 +62,8 @@ def test_gc_keeps_what_classifiers_were_built_from(
     empty_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = replace(empty_sandbox, store=tmp_path / "store")
-    kept = build_in(sandbox, NAMES)
-    kept.save(tmp_path / "kept.zip")
+    saved = build_in(sandbox, NAMES)
+    saved.save(tmp_path / "kept.zip")
     before = read_tree(sandbox.store)
     build_in(sandbox, [*NAMES, "black square"]).save(tmp_path / "other.lgclip")
     make_older(sandbox.store, 3)
@@ -74,7 +74,7 @@ def test_gc_keeps_what_classifiers_were_built_from(
     # What it was built from is all there: nothing can be generated.
     with monkeypatch.context() as patches:
         patches.setattr("lgclip.stages.runner.Stages.prepare", lambda self: pytest.fail("something is missing"))
-        assert build_in(sandbox, NAMES).image_ids == kept.image_ids
+        assert build_in(sandbox, NAMES).image_ids == saved.image_ids
     with pytest.raises(ValueError, match="none of its images is there"):
         list(collect(sandbox.store, keep=[tmp_path / "other.lgclip"], yes=True))
 

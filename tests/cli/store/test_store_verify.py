@@ -37,12 +37,12 @@ def test_store_of_a_run_is_valid(sandbox: Sandbox) -> None:
     assert read_tree(sandbox.store) == before
 
 
-@pytest.mark.parametrize("what", CORRUPTIONS)
-def test_verify_reports_corruption(what: str, sandbox: Sandbox) -> None:
-    kind, damage, fault = CORRUPTIONS[what]
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_verify_reports_corruption(corruption: str, sandbox: Sandbox) -> None:
+    kind, damage, fault = CORRUPTIONS[corruption]
     damage(files_of_kind(sandbox.store, kind)[0])
     lines = collect_failure(verify(sandbox.store), f"faults in {sandbox.store}; --repair")[:-1]
-    assert len(lines) == (2 if "swapped" in what else 1)
+    assert len(lines) == (2 if "swapped" in corruption else 1)
     path, _, rest = lines[0].partition(": ")
     assert kind_of(path) == kind
     assert re.search(fault, rest), rest
@@ -131,10 +131,10 @@ def test_verify_reports_foreign_files_and_links(sandbox: Sandbox) -> None:
 def test_manifest_is_readable_by_sha256sum(sandbox: Sandbox) -> None:
     list(verify(sandbox.store, manifest=True))
     subprocess.run(["sha256sum", "--check", "--quiet", "--strict", MANIFEST], cwd=sandbox.store, check=True)
-    gone = files_of_kind(sandbox.store, Kind.IMAGE)[0]
-    gone.unlink()
+    deleted = files_of_kind(sandbox.store, Kind.IMAGE)[0]
+    deleted.unlink()
     assert (
-        f"{gone.relative_to(sandbox.store)}: it is in {MANIFEST}"
+        f"{deleted.relative_to(sandbox.store)}: it is in {MANIFEST}"
         in collect_failure(verify(sandbox.store), "1 faults")[0]
     )
     list(verify(sandbox.store, repair=True))

@@ -250,5 +250,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_is_bounded(module: str, name: str, values: str) -> None:
     """Checks that no tensor of shape (n, n) or (n, c, d) is made: both would take more than 1.5 GB here."""
     script = MEASURE.format(module=module, name=name, values=values, n=20_000, c=500)
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 2**20, "in KiB"
+    completed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(completed.stdout) < 2**20, "in KiB"

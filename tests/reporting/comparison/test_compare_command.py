@@ -294,11 +294,11 @@ def test_plain_table_imports_nothing_heavy(sweep: Path) -> None:
         "import sys; from lgclip.cli.main import main; status = main(sys.argv[1:]);"
         "print(status, *[name for name in ('pandas', 'matplotlib', 'torch') if name in sys.modules])"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, "compare", str(sweep)],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "0"
+    assert completed.stdout.splitlines()[-1] == "0"
 
 
 def test_values_and_settings_are_formatted() -> None:

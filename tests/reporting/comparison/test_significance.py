@@ -289,10 +289,10 @@ def test_tables_have_aligned_columns(write: Writer, tmp_path: Path) -> None:
     ]
     first = 100 * np.array([side.metrics.top1 for side in sides[:2]])
     assert means.splitlines()[2].endswith(f"{first.mean():.1f} ± {first.std(ddof=1):.1f}")
-    head, how, columns, *body, _ = tests.splitlines()
+    head, note, columns, *body, _ = tests.splitlines()
     top1 = sides[0].run.result.baselines["clip_text"].top1
     assert head.startswith(f"60 images; the reference is 1-0, clip_text seed=0 prompts_per_class=1: top-1 {top1:.1%} (")
-    assert "a family of 4" in how
+    assert "a family of 4" in note
     assert columns.split()[:4] == ["run", "seed", "prompts_per_class", "method"]
     assert [line.split()[:4] for line in body] == [
         [f"{p}-{s}", str(s), str(p), "lgclip"] for p, s in ((1, 0), (1, 1), (5, 0), (5, 1))

@@ -23,7 +23,7 @@ SMALL = (
 
 @pytest.mark.slow
 def test_table_matches_predictions_of_runs(sandbox: Sandbox, tmp_path: Path) -> None:
-    training = make_image_folder(tmp_path / "training", each=2 * IMAGES_PER_CLASS)
+    training = make_image_folder(tmp_path / "training", per_class=2 * IMAGES_PER_CLASS)
     results = []
     for prompt_tuning, seed in (("zero_shot", 0), ("grip", 0), ("grip", 1)):
         recipe = () if prompt_tuning == "zero_shot" else ("prompt_tuning.rounds=2", "prompt_tuning.shots=2")

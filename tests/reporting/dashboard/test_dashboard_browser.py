@@ -76,16 +76,16 @@ def test_effects_use_otherwise_equal_runs(opened: Open, sweep: schema.Page) -> N
 def test_runs_are_sorted_by_click_or_key(opened: Open, sweep: schema.Page, by_key: str | None) -> None:
     page = opened(sweep)
     button = head(page, "Mean per class").get_by_role("button")
-    for way in ("descending", "ascending"):
+    for order in ("descending", "ascending"):
         if by_key:
             button.press(by_key)
         else:
             button.click()
-        expect(head(page, "Mean per class")).to_have_attribute("aria-sort", way)
+        expect(head(page, "Mean per class")).to_have_attribute("aria-sort", order)
         assert page.locator("#runs th[aria-sort]").count() == 1
         displayed = column(page, "#runs", "Mean per class")
         expected = sorted(run["metrics"]["mean_per_class"] for run in done(sweep) if run["metrics"])
-        expected = expected[::-1] if way == "descending" else expected
+        expected = expected[::-1] if order == "descending" else expected
         assert displayed == [f"{100 * value:.1f}%" for value in expected] + [
             ""
         ]  # the one that failed is last both ways

@@ -101,7 +101,7 @@ def test_prior_images_are_optional_and_weighted(model: Path, tmp_path: Path) -> 
 
     def draw() -> Any:
         requests.append(1)
-        return synthetic_patches(tmp_path / "drawn", each=2)
+        return synthetic_patches(tmp_path / "drawn", per_class=2)
 
     diffuser = Diffuser(str(model), size=32)
     splits = DatasetSplits(lambda **_: ColorPatches())

@@ -35,9 +35,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_diffuser(tmp_path_factory.mktemp("model") / "diffuser")
 
 
-def assert_equal(actual: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert actual.keys() == wanted.keys()
-    assert [name for name, value in wanted.items() if not torch.equal(actual[name], value)] == []
+def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert [name for name, value in expected.items() if not torch.equal(actual[name], value)] == []
 
 
 def put_on(module: DiffuserLora, folder: Path) -> None:

@@ -24,15 +24,15 @@ from lgclip.training.prompt_tuning.auxiliary_classifier import (
 )
 
 CLASSES = 4
-EACH = 6
+PER_CLASS = 6
 WIDTH = 8
 
 
-def random_support(seed: int, noise: float = 1.0, each: int = EACH) -> tuple[SupportSet, torch.Tensor]:
+def random_support(seed: int, noise: float = 1.0, per_class: int = PER_CLASS) -> tuple[SupportSet, torch.Tensor]:
     """Returns synthetic images of four classes and their centers."""
     generator = torch.Generator().manual_seed(seed)
     centers = torch.randn(CLASSES, WIDTH, generator=generator)
-    labels = torch.arange(CLASSES).repeat_interleave(each)
+    labels = torch.arange(CLASSES).repeat_interleave(per_class)
     features = centers[labels] + noise * torch.randn(len(labels), WIDTH, generator=generator)
     return SupportSet(normalize(features, dim=1), labels, CLASSES), normalize(centers, dim=1)
 
@@ -52,7 +52,7 @@ def reference_scores(features: np.ndarray, images: np.ndarray, labels: np.ndarra
     return scores
 
 
-@pytest.mark.parametrize("k", [1, 3, EACH])
+@pytest.mark.parametrize("k", [1, 3, PER_CLASS])
 def test_auxiliary_score_is_the_mean_cosine(k: int) -> None:
     support, _ = random_support(0)
     features = units(1, 9)
@@ -63,8 +63,8 @@ def test_auxiliary_score_is_the_mean_cosine(k: int) -> None:
 def test_all_images_count_by_default() -> None:
     support, _ = random_support(0)
     features = units(1, 9)
-    assert torch.equal(auxiliary(features, support, None), auxiliary(features, support, EACH))
-    fewer = support.take(torch.arange(CLASSES * EACH) >= EACH - 2)  # the first class has two left
+    assert torch.equal(auxiliary(features, support, None), auxiliary(features, support, PER_CLASS))
+    fewer = support.take(torch.arange(CLASSES * PER_CLASS) >= PER_CLASS - 2)  # the first class has two left
     assert torch.allclose(auxiliary(features, fewer, 5)[:, 0], (features @ fewer.features[:2].T).mean(dim=1), atol=1e-6)
 
 
@@ -72,15 +72,15 @@ def test_class_subset_is_renumbered() -> None:
     support, _ = random_support(0)
     subset = of_classes(support, (3, 1))
     assert subset.num_classes == 2
-    assert subset.labels.tolist() == [1] * EACH + [0] * EACH
-    assert torch.equal(subset.features[EACH:], support.features[3 * EACH :])
+    assert subset.labels.tolist() == [1] * PER_CLASS + [0] * PER_CLASS
+    assert torch.equal(subset.features[PER_CLASS:], support.features[3 * PER_CLASS :])
     features = units(2, 5)
     assert torch.allclose(auxiliary(features, subset, 3), auxiliary(features, support, 3)[:, [3, 1]], atol=1e-6)
 
 
-@pytest.mark.parametrize("k", [0, EACH + 1])
+@pytest.mark.parametrize("k", [0, PER_CLASS + 1])
 def test_too_large_k_is_rejected(k: int) -> None:
-    with pytest.raises(ValueError, match=f"K={k} synthetic images of a class: it must be 1 to {EACH}"):
+    with pytest.raises(ValueError, match=f"K={k} synthetic images of a class: it must be 1 to {PER_CLASS}"):
         auxiliary(units(0, 2), random_support(0)[0], k)
 
 
@@ -98,9 +98,9 @@ def test_fused_probabilities_match_numpy(seed: int, temperature: float, weight: 
     aux = softened(two, 0.1)
     assert np.allclose(text, softmax(first.numpy() / temperature, axis=1))
     paper = text.numpy() + weight * aux.numpy()
-    got = fused(text, aux, weight)
-    assert np.allclose(got, paper / paper.sum(axis=1, keepdims=True))
-    assert np.allclose(got.sum(dim=1), 1)
+    scores = fused(text, aux, weight)
+    assert np.allclose(scores, paper / paper.sum(axis=1, keepdims=True))
+    assert np.allclose(scores.sum(dim=1), 1)
 
 
 def test_zero_weight_keeps_the_text() -> None:
@@ -133,8 +133,8 @@ def likelihood(support: SupportSet, text: torch.Tensor, fusion: Fusion) -> tuple
     labels = support.labels.numpy()
     logs = []
     right = 0
-    for fold in range(EACH):
-        out = np.array([label * EACH + fold for label in range(CLASSES)])
+    for fold in range(PER_CLASS):
+        out = np.array([label * PER_CLASS + fold for label in range(CLASSES)])
         rest = np.setdiff1d(np.arange(len(labels)), out)
         by_images = reference_scores(images[out], images[rest], labels[rest], fusion.keep)
         p_text = softmax(images[out] @ text.double().numpy().T / fusion.text_temperature, axis=1)
@@ -166,17 +166,17 @@ def test_tuned_temperatures_are_local_optima() -> None:
     text = normalize(centers + 0.5 * units(9, CLASSES), dim=1)
     fusion = choose(support, text, keeps=[3], weights=[0.0]).fusion
     near = [fusion._replace(text_temperature=fusion.text_temperature * factor) for factor in (0.9, 1.0, 1.1)]
-    logs = [likelihood(support, text, each)[0] for each in near]
+    logs = [likelihood(support, text, candidate)[0] for candidate in near]
     assert logs[1] == max(logs)
     fusion = choose(support, text, keeps=[3], weights=[1e9]).fusion
     near = [fusion._replace(aux_temperature=fusion.aux_temperature * factor) for factor in (0.9, 1.0, 1.1)]
-    logs = [likelihood(support, text, each)[0] for each in near]
+    logs = [likelihood(support, text, candidate)[0] for candidate in near]
     assert logs[1] == max(logs)
 
 
 def test_better_classifier_gets_the_weight() -> None:
     support, centers = random_support(1, noise=0.6)
-    noise = SupportSet(units(7, CLASSES * EACH), support.labels, CLASSES)
+    noise = SupportSet(units(7, CLASSES * PER_CLASS), support.labels, CLASSES)
     useless = units(8, CLASSES)
     assert choose(support, useless, weights=(0.0, 1.0, 4.0)).fusion.weight == 4.0
     assert choose(noise, useless, weights=(0.0, 1.0)).correct < 0.6
@@ -196,8 +196,8 @@ def test_ties_keep_the_first_values() -> None:
 
 def test_fixed_values_are_kept() -> None:
     support, centers = random_support(2)
-    selection = choose(support, centers, keeps=[EACH], weights=[0.7], text_temperature=0.03, aux_temperature=0.04)
-    assert selection.fusion == Fusion(EACH, 0.7, 0.03, 0.04)
+    selection = choose(support, centers, keeps=[PER_CLASS], weights=[0.7], text_temperature=0.03, aux_temperature=0.04)
+    assert selection.fusion == Fusion(PER_CLASS, 0.7, 0.03, 0.04)
 
 
 def test_only_a_text_that_is_nearly_always_right_is_saturated() -> None:
@@ -215,10 +215,10 @@ def test_centering_removes_what_all_images_share() -> None:
     support, centers = random_support(5, noise=0.3)
     shift = 3 * units(60, 1)[0]
     shifted = SupportSet(normalize(support.features + shift, dim=1), support.labels, CLASSES)
-    whole = shifted.means(renormalize=False).mean(dim=0)
-    assert centered_support(shifted).features.mean(dim=0).norm() < 0.2 < 0.6 < whole.norm()
+    shifted_mean = shifted.means(renormalize=False).mean(dim=0)
+    assert centered_support(shifted).features.mean(dim=0).norm() < 0.2 < 0.6 < shifted_mean.norm()
     torch.testing.assert_close(
-        centered_support(shifted).features, normalize(shifted.features - whole, dim=1), rtol=0, atol=0
+        centered_support(shifted).features, normalize(shifted.features - shifted_mean, dim=1), rtol=0, atol=0
     )
     # Real images without the shift are compared with shifted ones: centers alone make them comparable.
     real = normalize(centers.repeat_interleave(20, dim=0) + 0.3 * units(61, 20 * CLASSES), dim=1)
@@ -226,14 +226,14 @@ def test_centering_removes_what_all_images_share() -> None:
     after = auxiliary(centered(real, real.mean(dim=0)), centered_support(shifted), None).argmax(dim=1)
     before = auxiliary(real, shifted, None).argmax(dim=1)
     assert (after == truth).float().mean() >= (before == truth).float().mean()
-    assert choose(shifted, centers, centering=True, keeps=[EACH], weights=[1e9]).correct >= 0.9
+    assert choose(shifted, centers, centering=True, keeps=[PER_CLASS], weights=[1e9]).correct >= 0.9
 
 
 def test_untunable_support_is_rejected() -> None:
     support, centers = random_support(2)
     with pytest.raises(ValueError, match=r"leave one out, classes \[0\] have fewer"):
-        choose(support.take(torch.arange(CLASSES * EACH) >= EACH - 1), centers)
-    for keeps, weights in (([EACH + 1], [1.0]), ([0], [1.0]), ([1], [])):
+        choose(support.take(torch.arange(CLASSES * PER_CLASS) >= PER_CLASS - 1), centers)
+    for keeps, weights in (([PER_CLASS + 1], [1.0]), ([0], [1.0]), ([1], [])):
         with pytest.raises(ValueError, match="nothing to choose from"):
             choose(support, centers, keeps=keeps, weights=weights)
     with pytest.raises(ValueError, match="temperature=0"):

@@ -96,7 +96,7 @@ def test_seen_classes_match_the_release(classes: int, seed: int) -> None:
     state = np.random.get_state()
     try:
         np.random.seed(1)
-        got = Paradigm("trzsl", split_seed=seed).choose_seen_classes(classes)
+        seen_classes = Paradigm("trzsl", split_seed=seed).choose_seen_classes(classes)
         after = np.random.random()
         np.random.seed(1)
         assert after == np.random.random()
@@ -104,7 +104,7 @@ def test_seen_classes_match_the_release(classes: int, seed: int) -> None:
         generated = np.random.choice(range(classes), size=int(classes * 0.62), replace=False)
     finally:
         np.random.set_state(state)
-    assert got == tuple(sorted(generated.tolist()))
+    assert seen_classes == tuple(sorted(generated.tolist()))
 
 
 def test_shots_match_the_release() -> None:

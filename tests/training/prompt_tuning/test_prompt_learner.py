@@ -96,8 +96,8 @@ def test_round_matches_manual_sgd(tmp_path: Path) -> None:
     for step in range(batches.steps):
         batch = batches.steps_of(0, 1)[step]
         share = torch.softmax(batch.inputs @ prompt().T / 0.1, dim=1)
-        each = -(share * batch.sets).sum(dim=1).log()
-        parts = [w * each[batch.kinds == kind] for kind, w in enumerate(weights)]
+        cross_entropies = -(share * batch.sets).sum(dim=1).log()
+        parts = [w * cross_entropies[batch.kinds == kind] for kind, w in enumerate(weights)]
         loss = torch.stack([part.mean() for part in parts if len(part)]).sum()
         (gradient,) = torch.autograd.grad(loss, prompt.vectors)
         lr = 0.05 * (step / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 6)) / 2)
@@ -114,14 +114,18 @@ def streamed(n: int = 10, generated: int = 4, seed: int = 0) -> Batches:
     def rows(count: int, kind: int) -> Rows:
         return Rows(torch.arange(count), one_hot(torch.arange(count) % 3, 3).bool(), torch.full((count,), kind))
 
-    def look(count: int) -> CachedImages:
+    def cached_images(count: int) -> CachedImages:
         names = [str(index) for index in range(count)]
         images = Images(names, torch.arange(count)[:, None] + 0.0, lambda index: None)  # pyright: ignore[reportArgumentType]
         return CachedImages(images, None)
 
     kinds = {"real": rows(n, 1), "synthetic": rows(generated, 2)}
     return Batches(
-        kinds, {"real": look(n), "synthetic": look(generated)}, {"real": 4, "synthetic": 3}, epochs=2, seed=seed
+        kinds,
+        {"real": cached_images(n), "synthetic": cached_images(generated)},
+        {"real": 4, "synthetic": 3},
+        epochs=2,
+        seed=seed,
     )
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from factories import read_csv, read_tree
 from multiprocess_runs import start_process, wait_for_processes
 from prompt_factories import (
-    EACH,
+    PER_CLASS,
     Relabelled,
     encoder_of,
     hidden_labels_of,
@@ -52,9 +52,9 @@ def about(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "prompt_tuning.json").read_text())
 
 
-def assert_equal(results: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert results.keys() == wanted.keys() != set()
-    assert [name for name, value in wanted.items() if not torch.equal(results[name], value)] == []
+def assert_equal(results: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert results.keys() == expected.keys() != set()
+    assert [name for name, value in expected.items() if not torch.equal(results[name], value)] == []
 
 
 def test_prompts_are_saved_atomically(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_hidden_labels_change_nothing(kind: str, tmp_path: Path) -> None:
     assert "precision" in about(seeing)["rounds"][1]
     assert "precision" not in about(blind)["rounds"][1]
     # The unlabelled images' labels the other way round: classes, division and key stay as they are.
-    labels = list(ColorPatches(EACH, "train").labels)
+    labels = list(ColorPatches(PER_CLASS, "train").labels)
     for index, label in zip(tuning_data.class_split.unlabelled.tolist(), hidden[::-1], strict=True):
         labels[index] = label
     if kind != "ssl":  # there, which images are drawn to be labelled depends on the classes' sizes and places
@@ -117,7 +117,7 @@ def test_pool_metadata_has_no_hidden_label(tmp_path: Path) -> None:
     assert (
         len(tuning_data.labels)
         == len(tuning_data.class_split.labelled)
-        == EACH * len(tuning_data.class_split.seen_classes)
+        == PER_CLASS * len(tuning_data.class_split.seen_classes)
     )
     assert (
         set(tuning_data.class_split.targets)
@@ -127,13 +127,13 @@ def test_pool_metadata_has_no_hidden_label(tmp_path: Path) -> None:
 
 
 def test_text_prompts_use_stored_features(tmp_path: Path) -> None:
-    def gone(_: int) -> NoReturn:
+    def fail(_: int) -> NoReturn:
         raise AssertionError("no image is read")
 
     tuning_data = tuning_data_of(tmp_path, images=4)
     assert tuning_data.synthetic is not None
     tuning_data = replace(
-        tuning_data, pool=replace(tuning_data.pool, load=gone), synthetic=replace(tuning_data.synthetic, load=gone)
+        tuning_data, pool=replace(tuning_data.pool, load=fail), synthetic=replace(tuning_data.synthetic, load=fail)
     )
     setup = setup_of(tmp_path, tuning_data, synthetic_weight=1.0, auxiliary="selected")
     assert PromptTraining(setup).is_complete(train_prompts(setup, tmp_path))
@@ -179,8 +179,8 @@ def test_rounds_restart_or_continue(tmp_path: Path) -> None:
 def test_release_templates_and_warm_start(tmp_path: Path) -> None:
     tuning_data = tuning_data_of(tmp_path)
     encoder = encoder_of(tmp_path)
-    assert small_config(release_bugs=True).goes_on
-    assert not small_config(release_bugs=True, modality="visual").goes_on
+    assert small_config(release_bugs=True).starts_from_previous
+    assert not small_config(release_bugs=True, modality="visual").starts_from_previous
     text_features = encoder.load(CPU).texts([f"a photo of a {{}}{name}" for name in NAMES])
     loop = PromptTuningLoop(small_config(release_bugs=True, rounds=0), encoder, tuning_data, tmp_path / "zero", CPU, 0)
     trained, _ = loop.run(one_cpu, one_cpu(logger=False, enable_checkpointing=False), None, False)
@@ -212,8 +212,8 @@ def test_synthetic_images_are_used(tmp_path: Path) -> None:
         "cpl": {"candidate_labels": True, "alpha": 0.6, "beta": 0.5},
     }  # fmt: skip
     results = {
-        name: train_prompts(setup_of(tmp_path, tuning_data, **way), tmp_path, hidden=hidden_labels_of(tuning_data))
-        for name, way in ways.items()
+        name: train_prompts(setup_of(tmp_path, tuning_data, **settings), tmp_path, hidden=hidden_labels_of(tuning_data))
+        for name, settings in ways.items()
     }
     assert len({vectors(folder)["text"].numpy().tobytes() for folder in results.values()}) >= 5, "two may guess alike"
     assert about(results["grip"])["auxiliary"] is None
@@ -265,8 +265,8 @@ def test_prior_also_weights_the_loss(tmp_path: Path) -> None:
     grip = setup_of(tmp_path, easy)
     without = setup_of(tmp_path, easy, auxiliary="selected", synthetic_weight=1.0, prior_weight=0.0)
     # The first round's temperature is fitted on the synthetic images, which changes confidences but no ranking here.
-    wanted = vectors(train_prompts(grip, tmp_path / "grip"))
-    assert_equal(vectors(train_prompts(without, tmp_path / "prior")), wanted)
+    expected = vectors(train_prompts(grip, tmp_path / "grip"))
+    assert_equal(vectors(train_prompts(without, tmp_path / "prior")), expected)
 
 
 def test_auxiliary_rounds_end(tmp_path: Path) -> None:
@@ -336,7 +336,11 @@ def test_invalid_settings_are_rejected_early(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no text tower"):
         PromptTuningSetup(small_config(), Timm("test_vit", checkpoint=None, precision="fp32"), tuning_data)
     streams, pool = encode(
-        build_context(tmp_path / "store"), ColorPatches(EACH, "train"), encoder, SquareCrops(), synthetic_images=None
+        build_context(tmp_path / "store"),
+        ColorPatches(PER_CLASS, "train"),
+        encoder,
+        SquareCrops(),
+        synthetic_images=None,
     )
     with pytest.raises(ValueError, match="choose an encoder with a text tower"):
         PromptTuningData.create(streams.streams[1:], pool, Paradigm(), SquareCrops())
@@ -346,8 +350,8 @@ class PatchSplits(DatasetSplits):
     """Contains test images and a pool of others."""
 
     def __init__(self) -> None:
-        super().__init__(lambda **_: ColorPatches(EACH, "test"))
-        self.unlabeled_pool = ColorPatches(EACH, "train")
+        super().__init__(lambda **_: ColorPatches(PER_CLASS, "test"))
+        self.unlabeled_pool = ColorPatches(PER_CLASS, "train")
 
 
 def test_setup_separates_hidden_labels(tmp_path: Path) -> None:
@@ -369,9 +373,9 @@ def test_diverging_rate_is_reported(tmp_path: Path) -> None:
 
 
 def test_no_test_image_is_used() -> None:
-    check_apart(ColorPatches(EACH, "train"), ColorPatches(EACH, "test"))
+    check_apart(ColorPatches(PER_CLASS, "train"), ColorPatches(PER_CLASS, "test"))
     with pytest.raises(ValueError, match="24 of the 24 images to train on are among the evaluated ones, first image"):
-        check_apart(ColorPatches(EACH, "test"), ColorPatches(EACH, "test"))
+        check_apart(ColorPatches(PER_CLASS, "test"), ColorPatches(PER_CLASS, "test"))
 
 
 def test_aligned_images_move_by_the_mean_difference(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from prompt_factories import EACH, encoder_of, hidden_labels_of, setup_of, train_prompts, tuning_data_of
+from prompt_factories import PER_CLASS, encoder_of, hidden_labels_of, setup_of, train_prompts, tuning_data_of
 from safetensors.torch import load_file
 from student_factories import NAMES, ColorPatches, build_context
 
@@ -39,7 +39,7 @@ def test_visual_prompt_encodes_as_trained(tmp_path: Path) -> None:
     assert learned_prompts.class_features(encoder, NAMES, CPU) is None, "sentences give the class features"
     seen = learned_prompts.encoder(encoder)
     assert seen.inputs() != encoder.inputs()
-    pool = ColorPatches(EACH, "train")
+    pool = ColorPatches(PER_CLASS, "train")
     streams, _ = encode(build_context(tmp_path / "store"), pool, seen, SquareCrops(), synthetic_images=None)
     features = streams.streams[-1].features()[:, 0]
     assert (features - tuning_data.pool.features).abs().max() > 1e-3

@@ -26,15 +26,15 @@ def test_k_grows_as_in_the_release(unlabelled: int, classes: int, rounds: int) -
     if unlabelled < classes:
         return
     num_samples = int(unlabelled / rounds)
-    got = []
+    labels = []
     for n in range(1, rounds + 1):
         per_class = int(n * num_samples / classes)
         if per_class * classes > unlabelled:
             per_class = math.floor(unlabelled / classes)
-        got.append(k_of(n, rounds, unlabelled, classes))
-        assert got[-1] == max(1, per_class)
-        assert got[-1] * classes <= unlabelled
-    assert got == sorted(got)
+        labels.append(k_of(n, rounds, unlabelled, classes))
+        assert labels[-1] == max(1, per_class)
+        assert labels[-1] * classes <= unlabelled
+    assert labels == sorted(labels)
 
 
 def test_k_of_resisc45_in_ten_rounds() -> None:
@@ -114,8 +114,8 @@ def test_pool_order_changes_no_label() -> None:
     probs = random_probs(2, 50, 6)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     places, labels = confident(probs, 4)
-    moved, same = confident(probs[order], 4)
-    assert dict(zip(order[moved].tolist(), same.tolist(), strict=True)) == dict(
+    moved, unchanged = confident(probs[order], 4)
+    assert dict(zip(order[moved].tolist(), unchanged.tolist(), strict=True)) == dict(
         zip(places.tolist(), labels.tolist(), strict=True)
     )
 

@@ -27,8 +27,8 @@ def mixed_data(mix: float = 0.5, *, seed: int = 0, batch_size: int = 6, real: in
         "batch_size": batch_size,
         "epochs": 4,
         "seed": seed,
-        "change": CHANGE,
-        "look": center_cropped(16),
+        "augmentation": CHANGE,
+        "eval_transform": center_cropped(16),
     }
     return MixedData(sources, mix, **settings)
 
@@ -49,13 +49,13 @@ def test_real_fraction_is_exact(mix: Any, batch_size: int, step: int) -> None:
 def test_batches_are_full_and_cover_every_image(mix: float) -> None:
     mixed = mixed_data(mix)
     steps = _Steps(mixed, 0, 1)
-    taken = []
+    counts = []
     for step in range(mixed.steps):
         for image in steps.images(step):
-            taken.append(image)
-    assert len(taken) == mixed.steps * 6
+            counts.append(image)
+    assert len(counts) == mixed.steps * 6
     for kind, n in (("real", 12), ("synthetic", 21)):
-        order = [(place, turn) for name, place, turn in taken if name == kind]
+        order = [(place, turn) for name, place, turn in counts if name == kind]
         assert max(Counter(order).values(), default=1) == 1
         assert [turn for _, turn in order] == [index // n for index in range(len(order))], "one pass after another"
         orders = []
@@ -113,7 +113,7 @@ def test_workers_give_the_same_batches() -> None:
         strategy = type("S", (), {"root_device": torch.device("cpu")})
 
     data = Shapes()
-    few = Source(data.ids, data.labels, data.image).at(range(0, 1200, 100))
+    few = Source(data.ids, data.labels, data.image).subset(range(0, 1200, 100))
     results = []
     for workers in (0, 2):
         mixed = MixedData(
@@ -122,8 +122,8 @@ def test_workers_give_the_same_batches() -> None:
             batch_size=4,
             epochs=2,
             seed=0,
-            change=CHANGE,
-            look=center_cropped(16),
+            augmentation=CHANGE,
+            eval_transform=center_cropped(16),
             workers=workers,
         )
         mixed.trainer = Alone()  # pyright: ignore[reportAttributeAccessIssue]
@@ -135,19 +135,21 @@ def test_workers_give_the_same_batches() -> None:
 
 
 @given(st.integers(1, 40), st.floats(0, 0.9))
-def test_held_out_fraction_is_per_class(each: int, share: float) -> None:
-    learned, out = held_out(source(ColorPatches(each)), share, 0)
-    assert sorted([*learned.ids, *out.ids]) == sorted(ColorPatches(each).ids)
-    expected = min(each - 1, int(share * each + 0.5))
+def test_held_out_fraction_is_per_class(per_class: int, share: float) -> None:
+    learned, out = held_out(source(ColorPatches(per_class)), share, 0)
+    assert sorted([*learned.ids, *out.ids]) == sorted(ColorPatches(per_class).ids)
+    expected = min(per_class - 1, int(share * per_class + 0.5))
     assert Counter(out.labels) == ({} if not expected else dict.fromkeys(range(len(NAMES)), expected))
 
 
 def test_held_out_images_depend_on_ids() -> None:
     data = source(ColorPatches(10))
     _, out = held_out(data, 0.3, 0)
-    _, turned = held_out(data.at(list(range(len(data)))[::-1]), 0.3, 0)
+    _, turned = held_out(data.subset(list(range(len(data)))[::-1]), 0.3, 0)
     assert set(out.ids) == set(turned.ids) != set(held_out(data, 0.3, 1)[1].ids)
-    assert torch.equal(*(torch.tensor(list(s.load(0).tobytes())) for s in (out, data.at([data.ids.index(out.ids[0])]))))
+    assert torch.equal(
+        *(torch.tensor(list(s.load(0).tobytes())) for s in (out, data.subset([data.ids.index(out.ids[0])])))
+    )
 
 
 def test_missing_images_of_a_mixture_are_named() -> None:
@@ -158,8 +160,8 @@ def test_missing_images_of_a_mixture_are_named() -> None:
             batch_size=2,
             epochs=1,
             seed=0,
-            change=CHANGE,
-            look=center_cropped(16),
+            augmentation=CHANGE,
+            eval_transform=center_cropped(16),
         )
 
 

@@ -32,9 +32,9 @@ def about(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "student.json").read_text())
 
 
-def assert_equal(actual: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    assert actual.keys() == wanted.keys()
-    assert [name for name, value in wanted.items() if not torch.equal(actual[name], value)] == []
+def assert_equal(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert [name for name, value in expected.items() if not torch.equal(actual[name], value)] == []
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_weight_average_is_the_recursion(tmp_path: Path, monkeypatch: pytest.Mon
 def test_selection_criterion_is_reported(tmp_path: Path) -> None:
     images = synthetic_patches(tmp_path / "drawn")
     real = ColorPatches(8, "train")
-    for values, on, held in (
+    for values, on, held_out in (
         ({"select_on": "last", "validation": 0.0}, "last", 0),
         ({"select_on": "synthetic"}, "synthetic", 6),
         ({"select_on": "synthetic", "real_fraction": 1.0}, "training", 6),
@@ -163,7 +163,7 @@ def test_selection_criterion_is_reported(tmp_path: Path) -> None:
     ):
         folder = train_student(StudentSetup(small_student(epochs=1, **values), ColorPatches(), images, real), tmp_path)
         metadata = about(folder)
-        assert (metadata["selected_on"], metadata["trained_on"]["held_out"]) == (on, held)
+        assert (metadata["selected_on"], metadata["trained_on"]["held_out"]) == (on, held_out)
         assert (metadata["accuracy"] is None) == (on == "last")
         assert ("selected on the real test images" in StudentTraining.summary(folder)) == (on == "real")
 
@@ -179,7 +179,7 @@ def test_key_depends_on_images_and_recipe(tmp_path: Path) -> None:
     assert plain == key(StudentSetup(small_student(checkpoint_every=7), ColorPatches(9), images, None)), (
         "nothing of this is used"
     )
-    fewer = synthetic_patches(tmp_path / "drawn", each=9)
+    fewer = synthetic_patches(tmp_path / "drawn", per_class=9)
     variants = [
         StudentSetup(small_student(seed=1), ColorPatches(), images),
         StudentSetup(small_student(crop=(0.6, 1.0)), ColorPatches(), images),
