@@ -24,6 +24,8 @@ VALUES = (
 """Values of `conf/evaluate.yaml` that belong to no group."""
 TRAINING_VALUES = ("name", "ema", "checkpoint_every", "corpus")
 """Values that `conf/train.yaml` adds."""
+BUILD_VALUES = ("rejection",)
+"""Values that `conf/build.yaml` adds, of `lgclip build`."""
 PATHS = ("store", "images", "build")
 """Values of `paths`; `build` is the folder of trainings of small models."""
 
@@ -41,7 +43,7 @@ def check_known_settings(cfg: DictConfig) -> None:
     Raises:
         ValueError: If nothing reads a value.
     """
-    known = (*GROUPS, *VALUES, *TRAINING_VALUES)
+    known = (*GROUPS, *VALUES, *TRAINING_VALUES, *BUILD_VALUES)
     unknown = [str(name) for name in cfg if name not in known]
     if unknown:
         referenced = set(_references(cfg))

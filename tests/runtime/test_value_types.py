@@ -198,6 +198,7 @@ def test_values_that_interpolations_use_are_allowed(overrides: list[str]) -> Non
 def test_known_settings_are_those_of_the_entry_scripts() -> None:
     values = set(composed())
     assert values == set(composed(name="generate")) == {*known_settings.GROUPS, *known_settings.VALUES}
+    assert set(composed(name="build")) - values == set(known_settings.BUILD_VALUES)
     training = composed(name="train")
     assert set(training) - values == set(known_settings.TRAINING_VALUES)
     assert set(training.paths) == set(known_settings.PATHS)
