@@ -27,6 +27,8 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+from lgclip.runtime.cores import usable_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*?) -->\n)?^```bash\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINKED = ("evaluate.py", "generate.py", "train.py", "conf", "examples", "benchmarks")
@@ -184,7 +186,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs the commands of the documentation.")
     parser.add_argument("pages", nargs="*", type=Path, help="pages to check; by default all")
     parser.add_argument("--list", action="store_true", help="show the commands without running them")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="commands that run at a time")
+    parser.add_argument("--jobs", type=int, default=min(2, usable_cores()), help="commands that run at a time")
     args = parser.parse_args()
     chosen = [page.resolve() for page in args.pages] or pages()
     selected = [command for page in chosen for command in commands(page)]

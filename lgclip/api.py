@@ -149,8 +149,8 @@ class _Builder:
 
     def __init__(self, overrides: Sequence[str], cfg: DictConfig | None = None) -> None:
         # What is composed is of this machine; the text side is the classifier's, which a file adds to.
-        self._overrides = [override for override in overrides if not override.startswith(_TEXT_FILE)]
-        self._text_files = [override for override in overrides if cfg is None and override.startswith(_TEXT_FILE)]
+        self._overrides = [override for override in overrides if not _names_text_file(override)]
+        self._text_files = [override for override in overrides if cfg is None and _names_text_file(override)]
         self._cfg = cfg
 
     def build(self, names: Mapping[str, str], settings: Mapping[str, Any]) -> "ImageClassifier":
@@ -186,6 +186,10 @@ class _Builder:
         return {"text": {**text, "file": _value_of(override)}}
 
 
+def _names_text_file(override: str) -> bool:
+    return override.lstrip("+").startswith(_TEXT_FILE)
+
+
 def _value_of(override: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -201,7 +205,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     guard_environment()
     register_second_encoders()
     for override in overrides:
-        if override.startswith(("dataset=", "dataset.names=", "ood")):
+        if override.lstrip("+~").startswith(("dataset=", "dataset.names=", "ood")):
             raise ValueError(f"{override}: a classifier is built from its names alone; evaluate.py takes a data set")
     # A program of the user's own may be a Hydra application itself: its state is put back.
     outer = GlobalHydra.instance().hydra

@@ -185,15 +185,15 @@ class Sweeps(Callback):
             return
         is_named = any(str(override).startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
         folder = Path(config.hydra.sweep.dir)
-        if is_named and (before := _begun(folder)) not in (None, jobs):
+        if is_named and (previous := _recorded_jobs(folder)) not in (None, jobs):
             raise SystemExit(
-                f"error: {folder} holds another sweep, of {len(before or [])} jobs: name another folder, "
+                f"error: {folder} holds another sweep, of {len(previous or [])} jobs: name another folder, "
                 "hydra.sweep.dir=DIR, or none; stored results are reused"
             )
         # Hydra's default folder is the time of the start, so the same command would never find its earlier jobs.
         if not is_named and not config.rerun:
-            folder = next((old for old in _earlier(folder) if _begun(old) == jobs), folder)
-        if is_named_by_time(config.hydra.sweep) and _begun(folder) != jobs:
+            folder = next((old for old in _earlier_sweeps(folder) if _recorded_jobs(old) == jobs), folder)
+        if is_named_by_time(config.hydra.sweep) and _recorded_jobs(folder) != jobs:
             folder = claim_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SWEEP, {"jobs": jobs})
@@ -236,7 +236,7 @@ def _without_rerun(job: Sequence[str]) -> list[str]:
     return [override for override in job if not override.startswith("rerun=")]
 
 
-def _begun(folder: Path) -> list[list[str]] | None:
+def _recorded_jobs(folder: Path) -> list[list[str]] | None:
     """Returns the jobs of the sweep in a folder; None if there is none."""
     try:
         return json.loads((folder / SWEEP).read_text(encoding="utf-8"))["jobs"]
@@ -244,6 +244,6 @@ def _begun(folder: Path) -> list[list[str]] | None:
         return None
 
 
-def _earlier(folder: Path) -> list[Path]:
+def _earlier_sweeps(folder: Path) -> list[Path]:
     """Returns the folders of earlier sweeps, the latest first: `folder` is DATE/TIME among them."""
     return sorted((path.parent for path in folder.parent.parent.glob(f"*/*/{SWEEP}")), reverse=True)

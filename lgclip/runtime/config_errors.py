@@ -58,17 +58,17 @@ def _missing_choice(error: HydraException | OmegaConfBaseException) -> str | Non
     """Describes a choice that a config group does not have; None for any other error."""
     if not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
         return None
-    group, _, wanted = error.missing_cfg_file.rpartition("/")
+    group, _, choice = error.missing_cfg_file.rpartition("/")
     if not group or not error.options:
         return None
-    return f"no {group}={wanted}: choose {', '.join(error.options)}" + did_you_mean(wanted, error.options)
+    return f"no {group}={choice}: choose {', '.join(error.options)}" + did_you_mean(choice, error.options)
 
 
-def did_you_mean(wanted: str, known: Sequence[str], prefix: str = "") -> str:
+def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
     """Returns a second line for an error that names the most similar known key; empty if none is similar."""
     # 0.5 instead of difflib's 0.6, as keys are long and users type a part of them: `promts` for `prompts_per_class`.
-    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-    if not close:
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not similar:
         return ""
-    name = f"{prefix}.{close[0]}" if prefix else close[0]
-    return f"\nDid you mean '{name}'?"
+    key = f"{prefix}.{similar[0]}" if prefix else similar[0]
+    return f"\nDid you mean '{key}'?"

@@ -145,9 +145,9 @@ class FeatureExtractionStage(ShardedStage):
 
 def _refused(name_of: Callable[[str], str], error: BadFeatureError) -> str:
     """Builds the error for features that are not unit vectors: the items they belong to, and possible fixes."""
-    named = "; ".join(name_of(item) for item in error.things[:5])
-    if len(error.things) > 5:
-        named += f"; and {len(error.things) - 5} more"
+    named = "; ".join(name_of(item) for item in error.ids[:5])
+    if len(error.ids) > 5:
+        named += f"; and {len(error.ids) - 5} more"
     return (
         f"the encoder gives no direction (NaN, infinite or zero features) for {named}. Nothing of this batch is "
         "stored; try encoder.precision=fp32, or look at the weights"

@@ -40,12 +40,12 @@ class BadFeatureError(StoreError):
     """Reports features that cannot be used.
 
     Args:
-        things: Ids of the items they belong to.
+        ids: Ids of the items they belong to.
     """
 
-    def __init__(self, things: Sequence[str]) -> None:
-        super().__init__(f"the encoder gave features that are not of unit length for {list(things[:5])}")
-        self.things = list(things)
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(f"the encoder gave features that are not of unit length for {list(ids[:5])}")
+        self.ids = list(ids)
 
 
 class FeatureStore:
@@ -113,8 +113,8 @@ class FeatureStore:
         """Returns chunk, row and column of each item's views; -1 where there is none."""
         places = np.full((len(ids), len(views), 3), -1, dtype=np.int32)
         names = _names(ids)
-        for held, index in self._indices.items():
-            columns = [held.index(view) if view in held else -1 for view in views]
+        for stored_views, index in self._indices.items():
+            columns = [stored_views.index(view) if view in stored_views else -1 for view in views]
             if max(columns, default=-1) < 0:
                 continue
             entries = index.find(names)
@@ -122,7 +122,7 @@ class FeatureStore:
                 if column < 0:
                     continue
                 # A view may lie in several chunks; the first index that has it counts, so that a later one with
-                # other views of the same things never replaces it.
+                # other views of the same items never replaces it.
                 new = (entries >= 0) & (places[:, s, 0] < 0)
                 entry = entries[new]
                 places[new, s] = np.column_stack([index.chunks[entry], index.rows[entry], entry * 0 + column])
@@ -151,7 +151,7 @@ class FeatureStore:
         """
         good = _unit(features).all(dim=1)
         if not good.all():
-            raise BadFeatureError([thing for thing, fine in zip(ids, good.tolist(), strict=True) if not fine])
+            raise BadFeatureError([item for item, is_good in zip(ids, good.tolist(), strict=True) if not is_good])
         self._folder.mkdir(parents=True, exist_ok=True)
         if not (self._folder / "inputs.json").exists():
             write_json(self._folder / "inputs.json", self._inputs)
@@ -179,10 +179,10 @@ class FeatureStore:
         if (places < 0).any():
             self.refresh()
             places = self._find(ids, views)
-            gone = self._absent(places)
-            if gone.size:
+            missing = self._absent(places)
+            if missing.size:
                 raise StoreError(
-                    f"{gone.size} of {len(ids)} features are not in the store, first {ids[int(gone[0])]!r}"
+                    f"{missing.size} of {len(ids)} features are not in the store, first {ids[int(missing[0])]!r}"
                 )
         # Sorted by chunk, so that each file is read once however its items are ordered in `ids`. NumPy copies rows ten
         # times as fast as torch.
@@ -210,9 +210,9 @@ class FeatureStore:
         """Returns the feature dimension of the encoder as it was measured; None if it was not."""
         return _width_in(self.towers)
 
-    def width(self, thing: str, view: str) -> int:
+    def width(self, item: str, view: str) -> int:
         """Returns the feature dimension, read from a stored feature."""
-        return self.take([thing], [view]).shape[-1]
+        return self.take([item], [view]).shape[-1]
 
 
 class _Index(NamedTuple):
@@ -315,7 +315,7 @@ def _chunk_header(path: Path, stamp: FileStamp) -> _Chunk | None:
             )
             return None
         if shape[:2] != [len(chunk.names), len(chunk.views)] or not chunk.names.size:
-            raise ValueError(f"{shape} features for {len(chunk.names)} things")
+            raise ValueError(f"{shape} features for {len(chunk.names)} items")
         if not is_intact or content_key(header) != path.stem:
             raise ValueError("it is not what was written")
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, IndexError, ValueError):

@@ -205,7 +205,7 @@ def test_added_class_needs_a_sentence_of_its_own_alone(
     command += ["--override", "trainer.accelerator=cpu"]
     assert main(command) == 1
     assert f"1 of 1 classes have no descriptors in the classifier: {NAMES[2]!r}" in capsys.readouterr().err
-    assert main([*command, "--override", f"text.file='{new}'"]) == 0
+    assert main([*command, "--override", f"++text.file='{new}'"]) == 0
     classifier = lgclip.load(tmp_path / "two", overrides=[f"paths.store={sandbox.store}", "trainer.accelerator=cpu"])
     assert classifier.text is not None
     assert torch.equal(classifier.text, complete)
