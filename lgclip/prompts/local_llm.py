@@ -77,7 +77,7 @@ class LocalLLM(ChatPromptGenerator):
                 finished = [place for place, history in unfinished.items() if is_over or not history.missing]
                 for place in finished:
                     yield place, unfinished.pop(place).result()
-                # Batches are formed anew in each round, so that a batch is not left with a few unfinished classes.
+                # Batches are formed again in each round, so that a batch is not left with a few unfinished classes.
                 histories = list(unfinished.values())
                 for start in range(0, len(histories), self.batch_size):
                     batch = histories[start : start + self.batch_size]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from encoder_families import ENCODERS
+from exported_classifiers import CPU, pictures
 from factories import make_encoder
 from PIL import Image
 from safetensors import safe_open
@@ -32,14 +33,10 @@ from lgclip.methods.prototypes import SupportSet
 from lgclip.methods.scoring import GDA, Affinity, Mean, ScoringRule, WeightedKNN
 from lgclip.methods.selection import First
 
-CPU = torch.device("cpu")
+pytest_plugins = ("exported_fixtures",)
+pytestmark = pytest.mark.usefixtures("without_gpu")
+
 CLASSES = ("blue moon", "green ring", "red star")
-
-
-@pytest.fixture(autouse=True)
-def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides the GPU, so that the classifier's own encoders are fp32 on every machine."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +51,6 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> PairedEncoder:
     """Returns two encoders with the same preprocessing."""
     folder = tmp_path_factory.mktemp("alike")
     return PairedEncoder(OpenClip(str(make_encoder(folder / "first"))), ENCODERS["coca"](folder / "second"))
-
-
-def pictures(count: int, seed: int = 0, size: tuple[int, int] | None = None) -> list[Image.Image]:
-    rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(count):
-        width, height = size or (int(side) for side in rng.integers(40, 120, 2))
-        patches = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((width, height))
-        noisy = np.asarray(patches, np.int64) + rng.integers(-20, 21, (height, width, 3))
-        images.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
-    return images
 
 
 def make_classifier(

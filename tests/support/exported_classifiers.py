@@ -34,12 +34,12 @@ SUFFIXES = {name: kind.suffix for name, kind in FORMATS.items()}
 ROOT = Path(__file__).parents[2]
 
 
-def pictures(count: int, seed: int = 0) -> list[Image.Image]:
-    """Returns images of colored patches with noise, each of another size."""
+def pictures(count: int, seed: int = 0, size: tuple[int, int] | None = None) -> list[Image.Image]:
+    """Returns images of colored patches with noise, of one size or each of another."""
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(count):
-        width, height = (int(side) for side in rng.integers(40, 120, 2))
+        width, height = size or (int(side) for side in rng.integers(40, 120, 2))
         patches = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((width, height))
         noisy = np.asarray(patches, np.int64) + rng.integers(-20, 21, (height, width, 3))
         images.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
